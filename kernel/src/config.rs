@@ -1,0 +1,135 @@
+//! The daemon's settings, fixed when it is first started.
+//!
+//! The launcher makes them of the command line and writes them into a memfd;
+//! every kernel after it reads them from there.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::memfd;
+
+/// Most bytes a settings file may have.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// What callers on TCP may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcpAccess {
+    /// Everything.
+    #[default]
+    All,
+    /// Look.
+    ReadOnly,
+    /// There is no TCP.
+    Off,
+}
+
+/// The settings.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Config {
+    /// The port, 0 without one.
+    pub port: u16,
+    /// What callers on TCP may do.
+    #[serde(default)]
+    pub tcp: TcpAccess,
+    /// Socket files of ours, to be removed at the end.
+    #[serde(default)]
+    pub socket_paths: Vec<PathBuf>,
+    /// File with the keeper's process number.
+    #[serde(default)]
+    pub pid_file: Option<PathBuf>,
+    /// Log everything.
+    #[serde(default)]
+    pub debug: bool,
+    /// Runs as process 1.
+    #[serde(default)]
+    pub init: bool,
+    /// Memory files take splices here.
+    #[serde(default)]
+    pub splices: bool,
+    /// Resource, soft and hard limits as they were before this program raised
+    /// them for itself; children get these.
+    #[serde(default)]
+    pub original_limits: Vec<(u32, u64, u64)>,
+}
+
+impl Config {
+    /// Writes the settings into a memory file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write(&self) -> Result<OwnedFd, Errno> {
+        let text = serde_json::to_vec(self).map_err(|_| Errno::EINVAL)?;
+        let file = memfd::memfd_create("papa-config")?;
+        memfd::write_at(&file, &text, 0)?;
+        Ok(file)
+    }
+
+    /// Reads settings back.
+    ///
+    /// # Errors
+    /// `EBADMSG` for anything else.
+    pub fn read(file: impl AsFd) -> Result<Self, Errno> {
+        let size = memfd::size(&file)?;
+        if size > MAX_CONFIG_BYTES {
+            return Err(Errno::EBADMSG);
+        }
+        let mut text = vec![0; usize::try_from(size).map_err(|_| Errno::EBADMSG)?];
+        memfd::read_at(&file, &mut text, 0)?;
+        serde_json::from_slice(&text).map_err(|_| Errno::EBADMSG)
+    }
+
+    /// Removes the files that say that the daemon runs.
+    pub fn remove_files(&self) {
+        for path in self.socket_paths.iter().chain(&self.pid_file) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The directory for this user's sockets: `$XDG_RUNTIME_DIR/papa`, else
+/// `/run/papa` for root, else `/tmp/papa-UID`.
+#[must_use]
+pub fn runtime_dir() -> PathBuf {
+    let uid = nix::unistd::geteuid();
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_absolute()) {
+        Some(dir) => PathBuf::from(dir).join("papa"),
+        None if uid.is_root() => PathBuf::from("/run/papa"),
+        None => PathBuf::from(format!("/tmp/papa-{uid}")),
+    }
+}
+
+/// Makes the runtime directory, or checks that the one there is ours alone.
+///
+/// # Errors
+/// Says what is wrong with it and what to do.
+pub fn make_runtime_dir(dir: &Path) -> Result<(), String> {
+    if let Err(error) = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+    {
+        return Err(format!("cannot make {}: {error}", dir.display()));
+    }
+    let metadata = fs::symlink_metadata(dir)
+        .map_err(|error| format!("cannot look at {}: {error}", dir.display()))?;
+    let own = nix::unistd::geteuid().as_raw();
+    if !metadata.is_dir() || metadata.uid() != own || metadata.mode() & 0o077 != 0 {
+        return Err(format!(
+            "{} must be a directory of user {own} with mode 0700; remove it or set XDG_RUNTIME_DIR",
+            dir.display()
+        ));
+    }
+    Ok(())
+}
+
+/// The abstract name of the socket for a port.
+#[must_use]
+pub fn abstract_name(port: u16) -> Vec<u8> {
+    format!("papa/{}/{port}", nix::unistd::geteuid()).into_bytes()
+}

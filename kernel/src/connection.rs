@@ -1,0 +1,453 @@
+//! One connection: bytes to requests, answers to bytes.
+//!
+//! Owns its buffers and nothing else; every line becomes an event and waits
+//! for its answer before the next is read. A caller that has said all it will
+//! say (half closed) still gets its answers. A first line that is HTTP or
+//! holds control bytes ends the session before anything runs: a web page can
+//! post text to this machine.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use nix::sys::socket::MsgFlags;
+use papa_protocol::classic;
+use papa_protocol::codec::LineDecoder;
+use papa_protocol::json::reply::encode_error;
+use papa_protocol::json::{ErrorCode, Failure, request};
+use papa_protocol::limits::{MAX_LINE_BYTES, MAX_PENDING_DESCRIPTORS_PER_SESSION};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Notify, mpsc};
+
+use crate::budget::Budget;
+use crate::live::SessionId;
+use crate::owner::Event;
+use crate::owner::session::{Expect, Incoming, Outgoing, Peer};
+use crate::sys::message;
+
+/// Bytes asked for per read.
+const READ_BYTES: usize = 64 * 1024;
+/// Unread input kept while an answer is awaited; more waits in the socket.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// Pieces written by one call.
+const WRITE_PIECES: usize = 16;
+/// A buffer larger than this is given back when it is empty.
+const KEPT_BUFFER_BYTES: usize = 64 * 1024;
+
+/// The two transports.
+#[derive(Debug)]
+pub enum Transport {
+    /// TCP on the loopback interface.
+    Tcp(TcpStream),
+    /// A unix socket, which carries descriptors.
+    Unix(UnixStream),
+}
+
+impl Transport {
+    async fn ready(&self, interest: Interest) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.ready(interest).await,
+            Self::Unix(stream) => stream.ready(interest).await,
+        }
+        .map(drop)
+    }
+
+    fn read(&self, buffer: &mut BytesMut, fds: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+        buffer.reserve(READ_BYTES);
+        match self {
+            Self::Tcp(stream) => stream.try_read_buf(buffer),
+            Self::Unix(stream) => stream.try_io(Interest::READABLE, || {
+                let at = buffer.len();
+                buffer.resize(at + READ_BYTES, 0);
+                let got =
+                    message::receive(stream.as_fd(), &mut buffer[at..], MsgFlags::MSG_DONTWAIT);
+                buffer.truncate(at + got.as_ref().map_or(0, |got| got.length));
+                let got = got?;
+                fds.extend(got.descriptors);
+                // More than may wait are closed: nobody asked for them.
+                fds.truncate(MAX_PENDING_DESCRIPTORS_PER_SESSION);
+                Ok(got.length)
+            }),
+        }
+    }
+
+    fn write(&self, pieces: &[IoSlice<'_>], fd: Option<&OwnedFd>) -> io::Result<usize> {
+        match (self, fd) {
+            (Self::Tcp(stream), _) => stream.try_write_vectored(pieces),
+            (Self::Unix(stream), None) => stream.try_write_vectored(pieces),
+            (Self::Unix(stream), Some(fd)) => stream.try_io(Interest::WRITABLE, || {
+                let first = pieces.first().map_or(&[][..], |piece| piece);
+                Ok(message::send(
+                    stream.as_fd(),
+                    first,
+                    &[fd.as_fd()],
+                    MsgFlags::MSG_DONTWAIT,
+                )?)
+            }),
+        }
+    }
+}
+
+/// What is left to write of one [`Outgoing`].
+#[derive(Debug)]
+struct Writing {
+    pieces: VecDeque<Bytes>,
+    descriptor: Option<OwnedFd>,
+    next: Option<Expect>,
+    batch: bool,
+}
+
+/// What the connection does with the next line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Reads it as the owner expects it.
+    Ready(Expect),
+    /// Leaves it until the owner has answered.
+    Waiting,
+}
+
+/// One connection's task.
+#[derive(Debug)]
+pub struct Connection {
+    id: SessionId,
+    transport: Transport,
+    events: mpsc::Sender<Event>,
+    budget: Rc<Budget>,
+    input: BytesMut,
+    decoder: LineDecoder,
+    fds: VecDeque<OwnedFd>,
+    output: VecDeque<Writing>,
+    output_bytes: usize,
+    state: State,
+    first_line: bool,
+    end_of_input: bool,
+}
+
+impl Connection {
+    /// A connection on `transport`.
+    #[must_use]
+    pub fn new(
+        id: SessionId,
+        transport: Transport,
+        events: mpsc::Sender<Event>,
+        budget: Rc<Budget>,
+    ) -> Self {
+        Self {
+            id,
+            transport,
+            events,
+            budget,
+            input: BytesMut::new(),
+            decoder: LineDecoder::new(MAX_LINE_BYTES),
+            fds: VecDeque::new(),
+            output: VecDeque::new(),
+            output_bytes: 0,
+            state: State::Ready(Expect::Command),
+            first_line: true,
+            end_of_input: false,
+        }
+    }
+
+    /// Serves the connection until it ends.
+    pub async fn run(mut self, peer: Peer, end: Rc<Notify>) {
+        let (outbox, mut inbox) = mpsc::unbounded_channel();
+        let connected = Incoming::Connected { peer, outbox };
+        if self.events.send((self.id, connected)).await.is_ok() {
+            self.queue(Outgoing {
+                pieces: vec![Bytes::from_static(classic::BANNER.as_bytes())],
+                descriptor: None,
+                next: None,
+                batch: false,
+            });
+            tokio::select! {
+                // A transport that fails has nobody left to tell.
+                _ = self.serve(&mut inbox) => {}
+                () = end.notified() => {}
+            }
+            let _ = self.events.send((self.id, Incoming::Gone)).await;
+        }
+        self.budget.close(self.id);
+    }
+
+    async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Outgoing>) -> io::Result<()> {
+        loop {
+            while self.take_line().await? {}
+            self.budget
+                .report(self.id, self.input.len() + self.output_bytes);
+            if self.is_over() {
+                return Ok(());
+            }
+            let mut interest = None;
+            if self.wants_input() {
+                interest = Some(Interest::READABLE);
+            }
+            if !self.output.is_empty() {
+                let writable = Interest::WRITABLE;
+                interest = Some(interest.map_or(writable, |readable| readable | writable));
+            }
+            tokio::select! {
+                biased;
+                outgoing = inbox.recv() => match outgoing {
+                    Some(outgoing) => self.queue(outgoing),
+                    None => return Ok(()),
+                },
+                ready = ready(&self.transport, interest) => {
+                    ready?;
+                    if !self.output.is_empty() {
+                        self.write().await?;
+                    }
+                    if self.wants_input() {
+                        self.read()?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing more will come of this session.
+    fn is_over(&self) -> bool {
+        let drained = self.output.is_empty();
+        match self.state {
+            State::Ready(Expect::Close) => drained,
+            // All lines that came have been taken, and no more will come.
+            State::Ready(_) => drained && self.end_of_input,
+            State::Waiting => false,
+        }
+    }
+
+    fn wants_input(&self) -> bool {
+        if self.end_of_input {
+            return false;
+        }
+        match self.state {
+            State::Ready(Expect::Close) => false,
+            State::Ready(Expect::Command | Expect::Acknowledgement | Expect::Json) => {
+                // A caller that does not read its answers asks nothing more.
+                self.output.is_empty() || self.input.len() < READ_AHEAD_BYTES
+            }
+            // Read all the same, to notice a caller that has gone.
+            State::Ready(Expect::Batch) | State::Waiting => self.input.len() < READ_AHEAD_BYTES,
+        }
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        match self.transport.read(&mut self.input, &mut self.fds) {
+            Ok(0) => self.end_of_input = true,
+            Ok(_) => {
+                // What a telnet or a client types begins with a letter.
+                let strange = |byte: &u8| *byte < b' ' && !b"\r\n\t".contains(byte);
+                if self.first_line && self.input.first().is_some_and(strange) {
+                    self.state = State::Ready(Expect::Close);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Takes one line, if one is there and wanted; true if another may be.
+    async fn take_line(&mut self) -> io::Result<bool> {
+        let State::Ready(expect) = self.state else {
+            return Ok(false);
+        };
+        // Answers are written before the next request is taken, so that what
+        // a caller does not read stays in its own socket. Batches may be
+        // under way: they are acknowledged while they arrive.
+        let unanswered = self.output.iter().any(|writing| writing.next.is_some());
+        if unanswered || matches!(expect, Expect::Batch | Expect::Close) {
+            return Ok(false);
+        }
+        let line = match self.decoder.decode(&mut self.input) {
+            Ok(Some(line)) => line,
+            Ok(None) => {
+                if self.input.is_empty() && self.input.capacity() > KEPT_BUFFER_BYTES {
+                    self.input = BytesMut::new();
+                }
+                return Ok(false);
+            }
+            Err(error) => {
+                self.refuse(expect, &error.to_string());
+                return Ok(false);
+            }
+        };
+        if std::mem::take(&mut self.first_line) {
+            if is_not_for_us(&line) {
+                tracing::warn!(
+                    session = self.id,
+                    "not a papa client (HTTP or control bytes); closed"
+                );
+                self.state = State::Ready(Expect::Close);
+                return Ok(false);
+            }
+            self.budget.has_spoken(self.id);
+        }
+        let event = match expect {
+            Expect::Command => match classic::parse_bytes(&line) {
+                Ok(None) => {
+                    self.answer(Bytes::from_static(classic::PROMPT.as_bytes()), expect);
+                    return Ok(true);
+                }
+                Ok(Some(request)) => Incoming::Classic(Ok(request)),
+                Err(error) => Incoming::Classic(Err(error)),
+            },
+            Expect::Acknowledgement => {
+                Incoming::Acknowledge(line.trim_ascii().eq_ignore_ascii_case(b"q"))
+            }
+            Expect::Json => match request::Request::parse(&line) {
+                Ok(None) => return Ok(true),
+                Ok(Some(request)) => {
+                    let takes = request.op.takes_descriptor();
+                    let fd = if takes { self.fds.pop_front() } else { None };
+                    Incoming::Json(Ok(request), fd)
+                }
+                Err(rejected) => Incoming::Json(Err(rejected), None),
+            },
+            Expect::Batch | Expect::Close => return Ok(false),
+        };
+        self.state = State::Waiting;
+        let sent = self.events.send((self.id, event)).await;
+        sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(false)
+    }
+
+    /// Says why the stream cannot be read on and ends the session.
+    fn refuse(&mut self, expect: Expect, message: &str) {
+        let mut text = BytesMut::new();
+        if expect == Expect::Json {
+            encode_error(None, &Failure::new(ErrorCode::Limit, message), &mut text);
+        } else {
+            classic::finish_error(message, &mut text);
+        }
+        self.answer(text.freeze(), Expect::Close);
+        self.input.clear();
+    }
+
+    fn answer(&mut self, bytes: Bytes, next: Expect) {
+        self.queue(Outgoing {
+            pieces: vec![bytes],
+            descriptor: None,
+            next: Some(next),
+            batch: false,
+        });
+    }
+
+    fn queue(&mut self, outgoing: Outgoing) {
+        if let Some(next) = outgoing.next {
+            self.state = State::Ready(next);
+            if self.end_of_input && next == Expect::Batch {
+                // Nobody will acknowledge what would come.
+                self.state = State::Ready(Expect::Close);
+            }
+        }
+        let pieces: VecDeque<Bytes> = outgoing
+            .pieces
+            .into_iter()
+            .filter(|piece| !piece.is_empty())
+            .collect();
+        self.output_bytes += pieces.iter().map(Bytes::len).sum::<usize>();
+        self.output.push_back(Writing {
+            pieces,
+            descriptor: outgoing.descriptor,
+            next: outgoing.next,
+            batch: outgoing.batch,
+        });
+    }
+
+    /// Writes what the socket takes.
+    async fn write(&mut self) -> io::Result<()> {
+        while let Some(writing) = self.output.front_mut() {
+            while !writing.pieces.is_empty() {
+                let slices: Vec<IoSlice<'_>> = writing
+                    .pieces
+                    .iter()
+                    .take(WRITE_PIECES)
+                    .map(|piece| IoSlice::new(piece))
+                    .collect();
+                let mut written = match self.transport.write(&slices, writing.descriptor.as_ref()) {
+                    Ok(written) => written,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) => return Err(error),
+                };
+                // It goes with the first byte, once.
+                writing.descriptor = None;
+                self.output_bytes -= written;
+                while written > 0 {
+                    let Some(piece) = writing.pieces.front_mut() else {
+                        break;
+                    };
+                    let part = written.min(piece.len());
+                    piece.advance(part);
+                    written -= part;
+                    if piece.is_empty() {
+                        writing.pieces.pop_front();
+                    }
+                }
+            }
+            let Some(done) = self.output.pop_front() else {
+                break;
+            };
+            let report = match (done.batch, done.next) {
+                (true, _) => Some(Incoming::Drained),
+                (false, None) => Some(Incoming::Pushed),
+                (false, Some(_)) => None,
+            };
+            if let Some(report) = report {
+                let sent = self.events.send((self.id, report)).await;
+                sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn ready(transport: &Transport, interest: Option<Interest>) -> io::Result<()> {
+    match interest {
+        Some(interest) => transport.ready(interest).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A browser's request, or something that is not text.
+fn is_not_for_us(line: &[u8]) -> bool {
+    let control = line
+        .iter()
+        .any(|byte| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f);
+    let http = line.trim_ascii_end().len() >= 9 && {
+        let tail = &line.trim_ascii_end()[line.trim_ascii_end().len() - 9..];
+        tail.starts_with(b" HTTP/")
+            && tail[6].is_ascii_digit()
+            && tail[7] == b'.'
+            && tail[8].is_ascii_digit()
+    };
+    control || http
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn browsers_and_tls_are_not_for_us_and_telnet_is() {
+        for line in [
+            "POST / HTTP/1.1",
+            "GET /x HTTP/2.0\r",
+            "a\x01b",
+            "\x16\x03\x01",
+        ] {
+            assert!(is_not_for_us(line.as_bytes()), "{line:?}");
+        }
+        for line in [
+            "",
+            "list processes",
+            "set x HTTP/1.1x",
+            "get HTTP",
+            "help\t",
+        ] {
+            assert!(!is_not_for_us(line.as_bytes()), "{line:?}");
+        }
+    }
+}

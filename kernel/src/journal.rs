@@ -1,0 +1,381 @@
+//! What exists, as records in a memory file that outlives this process.
+//!
+//! Owns the file's layout: a header page, then records one after another,
+//! each `length, checksum, JSON`. Knows nothing of what the records mean.
+//! A reply is sent only after its record is in. Compaction writes the whole
+//! image further along the same sparse file and then moves `start` by one
+//! aligned store; what lies before is given back.
+//!
+//! Invariant: from `start` on, every record up to the first bad checksum was
+//! appended whole. Bytes behind that were never answered for.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::sys::memfd;
+
+/// First bytes of a journal.
+const MAGIC: u64 = u64::from_le_bytes(*b"papajrn1");
+/// Offsets in the header page, each of an aligned word.
+const START: u64 = 8;
+const ATTEMPT: u64 = 16;
+const DEATHS: u64 = 24;
+const SKIPPED: u64 = 32;
+const SUSPECT: u64 = 40;
+/// First byte that may hold a record.
+const FIRST: u64 = 4096;
+/// Bytes before a record's text: length and checksum.
+const PREFIX: usize = 8;
+/// Longest record; above every limit of the wire, below any surprise.
+pub const MAX_RECORD_BYTES: usize = 32 * 1024 * 1024;
+/// The journal is rewritten when it is this many bytes …
+const COMPACT_MIN_BYTES: u64 = 256 * 1024;
+/// … and this many times as long as its live part.
+const COMPACT_RATIO: u64 = 4;
+/// Times recovery may die on one record before it is left out.
+const MAX_DEATHS: u64 = 2;
+
+/// A journal that cannot be used.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// The file is something else.
+    #[error("not a journal of this program")]
+    NotAJournal,
+    /// The record is longer than [`MAX_RECORD_BYTES`].
+    #[error("record of {0} bytes: at most {MAX_RECORD_BYTES} fit")]
+    TooLong(usize),
+    /// The record could not be written as JSON.
+    #[error("record cannot be written")]
+    Encode(#[from] serde_json::Error),
+    /// The system refused.
+    #[error("journal: {0}")]
+    System(#[from] Errno),
+}
+
+/// The open journal.
+#[derive(Debug)]
+pub struct Journal {
+    file: OwnedFd,
+    start: u64,
+    end: u64,
+    /// Bytes the image had after the last compaction.
+    live: u64,
+}
+
+/// A journal as found, record by record.
+#[derive(Debug)]
+pub struct Replay {
+    journal: Journal,
+    at: u64,
+    /// Offset of a record that is left out because recovery died on it.
+    poison: Option<u64>,
+    /// Records left out, this time or before.
+    pub skipped: u64,
+}
+
+impl Journal {
+    /// Writes an empty journal into an empty memory file.
+    ///
+    /// # Errors
+    /// The errno of the write.
+    pub fn create() -> Result<OwnedFd, Errno> {
+        let file = memfd::memfd_create("papa-journal")?;
+        let mut header = [0u8; 64];
+        header[..8].copy_from_slice(&MAGIC.to_le_bytes());
+        header[8..16].copy_from_slice(&FIRST.to_le_bytes());
+        memfd::write_at(&file, &header, 0)?;
+        memfd::set_size(&file, FIRST)?;
+        Ok(file)
+    }
+
+    /// Opens a journal for replay. A record on which recovery has died
+    /// [`MAX_DEATHS`] times is left out.
+    ///
+    /// # Errors
+    /// [`JournalError::NotAJournal`], or what the system said.
+    pub fn replay(file: OwnedFd) -> Result<Replay, JournalError> {
+        let mut header = [0u8; 64];
+        memfd::read_at(&file, &mut header, 0)?;
+        let word = |offset: u64| {
+            let at = usize::try_from(offset).unwrap_or(0);
+            let mut bytes = [0u8; 8];
+            bytes.copy_from_slice(&header[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        if word(0) != MAGIC || word(START) < FIRST {
+            return Err(JournalError::NotAJournal);
+        }
+        let start = word(START);
+        let (attempt, mut deaths, skipped) = (word(ATTEMPT), word(DEATHS), word(SKIPPED));
+        let mut poison = None;
+        if attempt != 0 {
+            // The last recovery did not come past this record. A process may
+            // also have been killed there by chance, so it takes two on the
+            // very same one.
+            deaths = if word(SUSPECT) == attempt {
+                deaths + 1
+            } else {
+                1
+            };
+            set_word(&file, SUSPECT, attempt)?;
+            set_word(&file, DEATHS, deaths)?;
+            if deaths >= MAX_DEATHS {
+                poison = Some(attempt);
+            }
+        }
+        Ok(Replay {
+            journal: Self {
+                file,
+                start,
+                end: start,
+                live: 0,
+            },
+            at: start,
+            poison,
+            skipped,
+        })
+    }
+
+    /// Appends a record; when this returns, the record survives this process.
+    ///
+    /// # Errors
+    /// [`JournalError::TooLong`], or `ENOSPC`/`ENOMEM` from the system; then
+    /// nothing was appended.
+    pub fn append(&mut self, record: &impl Serialize) -> Result<(), JournalError> {
+        let bytes = encode(record)?;
+        if let Err(errno) = memfd::write_at(&self.file, &bytes, self.end) {
+            // A cut record has a bad checksum, but the next one must not be
+            // hidden behind it.
+            let _ = memfd::set_size(&self.file, self.end);
+            return Err(errno.into());
+        }
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Whether enough of the journal is history to be worth rewriting.
+    #[must_use]
+    pub fn wants_compaction(&self) -> bool {
+        let length = self.end - self.start;
+        length > COMPACT_MIN_BYTES && length > self.live.saturating_mul(COMPACT_RATIO)
+    }
+
+    /// Replaces all records by `image`, in one step.
+    ///
+    /// # Errors
+    /// As [`Self::append`]; then the old records are still in force.
+    pub fn compact<'a, R: Serialize + 'a>(
+        &mut self,
+        image: impl Iterator<Item = R>,
+    ) -> Result<(), JournalError> {
+        // On a page of its own, so that all before it can be given back.
+        let begin = self.end.next_multiple_of(4096);
+        let mut at = begin;
+        let mut pending: Vec<u8> = Vec::new();
+        for record in image {
+            pending.extend(encode(&record)?);
+            if pending.len() > 256 * 1024 {
+                memfd::write_at(&self.file, &pending, at)?;
+                at += pending.len() as u64;
+                pending.clear();
+            }
+        }
+        memfd::write_at(&self.file, &pending, at)?;
+        at += pending.len() as u64;
+        // An empty image leaves no bytes, yet `start` must lie in the file.
+        if memfd::size(&self.file)? < begin {
+            memfd::set_size(&self.file, begin)?;
+        }
+        set_word(&self.file, START, begin)?;
+        let _ = memfd::punch_hole(&self.file, FIRST, begin);
+        self.start = begin;
+        self.end = at;
+        self.live = at - begin;
+        Ok(())
+    }
+
+    /// The file, for the keeper.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Bytes in use by records.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+impl Replay {
+    /// The next record's text. Recovery is taken to have died on it if this
+    /// is not called again.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn next_record(&mut self) -> Result<Option<Vec<u8>>, JournalError> {
+        loop {
+            let file = &self.journal.file;
+            // Until the next record is handed out, nothing is to blame.
+            set_word(file, ATTEMPT, 0)?;
+            let mut prefix = [0u8; PREFIX];
+            if memfd::read_at(file, &mut prefix, self.at)? < PREFIX {
+                return Ok(None);
+            }
+            let [a, b, c, d, e, f, g, h] = prefix;
+            let length = u32::from_le_bytes([a, b, c, d]) as usize;
+            let checksum = u32::from_le_bytes([e, f, g, h]);
+            if length == 0 || length > MAX_RECORD_BYTES {
+                return Ok(None);
+            }
+            let mut text = vec![0; length];
+            if memfd::read_at(file, &mut text, self.at + PREFIX as u64)? < length
+                || crc32fast::hash(&text) != checksum
+            {
+                return Ok(None);
+            }
+            let here = self.at;
+            self.at += (PREFIX + length) as u64;
+            if self.poison == Some(here) {
+                self.poison = None;
+                self.skipped += 1;
+                set_word(file, SKIPPED, self.skipped)?;
+                set_word(file, DEATHS, 0)?;
+                continue;
+            }
+            set_word(file, ATTEMPT, here)?;
+            return Ok(Some(text));
+        }
+    }
+
+    /// Ends the replay: recovery has survived. What lies behind the last
+    /// good record is cut off.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn finish(self) -> Result<Journal, JournalError> {
+        let mut journal = self.journal;
+        journal.end = self.at;
+        memfd::set_size(&journal.file, journal.end)?;
+        set_word(&journal.file, ATTEMPT, 0)?;
+        set_word(&journal.file, DEATHS, 0)?;
+        Ok(journal)
+    }
+}
+
+fn set_word(file: impl AsFd, offset: u64, word: u64) -> Result<(), Errno> {
+    memfd::write_at(file, &word.to_le_bytes(), offset)
+}
+
+fn encode(record: &impl Serialize) -> Result<Vec<u8>, JournalError> {
+    let mut bytes = vec![0; PREFIX];
+    serde_json::to_writer(&mut bytes, record)?;
+    let length = bytes.len() - PREFIX;
+    let prefix = u32::try_from(length)
+        .ok()
+        .filter(|_| length <= MAX_RECORD_BYTES)
+        .ok_or(JournalError::TooLong(length))?;
+    let checksum = crc32fast::hash(&bytes[PREFIX..]);
+    bytes[..4].copy_from_slice(&prefix.to_le_bytes());
+    bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read_all(file: &OwnedFd) -> (Vec<String>, Journal) {
+        let mut replay = Journal::replay(file.try_clone().unwrap()).unwrap();
+        let mut found = Vec::new();
+        while let Some(text) = replay.next_record().unwrap() {
+            found.push(serde_json::from_slice(&text).unwrap());
+        }
+        (found, replay.finish().unwrap())
+    }
+
+    #[test]
+    fn a_cut_tail_is_dropped_and_written_over() {
+        let file = Journal::create().unwrap();
+        let (_, mut journal) = read_all(&file);
+        journal.append(&"one").unwrap();
+        journal.append(&"two").unwrap();
+        memfd::set_size(&file, memfd::size(&file).unwrap() - 1).unwrap();
+        let (found, mut journal) = read_all(&file);
+        assert_eq!(found, ["one"]);
+        journal.append(&"three").unwrap();
+        assert_eq!(read_all(&file).0, ["one", "three"]);
+    }
+
+    #[test]
+    fn a_record_that_kills_twice_is_left_out() {
+        let file = Journal::create().unwrap();
+        let (_, mut journal) = read_all(&file);
+        for text in ["one", "bad", "three"] {
+            journal.append(&text).unwrap();
+        }
+        for _ in 0..2 {
+            let mut replay = Journal::replay(file.try_clone().unwrap()).unwrap();
+            replay.next_record().unwrap();
+            replay.next_record().unwrap();
+            // Dies here: neither another record nor finish.
+        }
+        let mut replay = Journal::replay(file.try_clone().unwrap()).unwrap();
+        let mut found: Vec<String> = Vec::new();
+        while let Some(text) = replay.next_record().unwrap() {
+            found.push(serde_json::from_slice(&text).unwrap());
+        }
+        assert_eq!(
+            (found, replay.skipped),
+            (vec!["one".into(), "three".into()], 1)
+        );
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let file = memfd::memfd_create("x").unwrap();
+        assert!(matches!(
+            Journal::replay(file),
+            Err(JournalError::NotAJournal)
+        ));
+    }
+
+    proptest! {
+        /// Against a plain list: appends and compactions in any order, the
+        /// process dying anywhere between.
+        #[test]
+        fn reads_back_what_a_list_would_hold(steps in proptest::collection::vec((0u8..4, "[a-z]{0,200}"), 0..60)) {
+            let file = Journal::create().unwrap();
+            let (_, mut journal) = read_all(&file);
+            let mut model: Vec<String> = Vec::new();
+            for (step, text) in steps {
+                match step {
+                    0 => {
+                        model.truncate(model.len() / 2);
+                        journal.compact(model.iter()).unwrap();
+                    }
+                    1 => journal = read_all(&file).1,
+                    _ => {
+                        journal.append(&text).unwrap();
+                        model.push(text);
+                    }
+                }
+                prop_assert_eq!(&read_all(&file).0, &model);
+            }
+        }
+
+        /// Garbage behind the header neither panics nor is taken for records.
+        #[test]
+        fn garbage_ends_the_replay(garbage in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let file = Journal::create().unwrap();
+            memfd::write_at(&file, &garbage, FIRST).unwrap();
+            let mut replay = Journal::replay(file).unwrap();
+            while replay.next_record().unwrap().is_some() {}
+            replay.finish().unwrap();
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! How descriptors get into the keeper's role across an exec.
+//!
+//! Both who becomes keeper first (the launcher) and who takes the role over
+//! (a kernel whose keeper died) leave their descriptors open across exec and
+//! list them, number by number, in a memfd that arrives as descriptor 3.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::wire::{Key, Kind};
+use crate::sys::{memfd, process};
+
+/// Longest manifest read: far above any descriptor limit times a line.
+const MAX_MANIFEST_BYTES: u64 = 256 * 1024 * 1024;
+
+/// What the keeper's role starts with.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Kind, id and number of every descriptor handed over.
+    pub descriptors: Vec<(u8, u64, RawFd)>,
+    /// Serial and process number of every worker not known to have ended.
+    pub workers: Vec<(u64, i32)>,
+    /// Descriptor to which `ready` or a reason is written once, for whoever
+    /// waits for the daemon to serve.
+    #[serde(default)]
+    pub ready: Option<RawFd>,
+    /// The number of kernels started before, carried on for the back-off.
+    #[serde(default)]
+    pub restarts: u32,
+}
+
+/// Opens every descriptor of `kept` for the coming exec and writes the
+/// manifest that names them.
+///
+/// # Errors
+/// The errno of the call that failed.
+pub fn write<'a>(
+    kept: impl Iterator<Item = (Key, &'a OwnedFd)>,
+    workers: Vec<(u64, i32)>,
+    ready: Option<&OwnedFd>,
+) -> Result<OwnedFd, Errno> {
+    let mut manifest = Manifest {
+        workers,
+        ready: ready.map(AsRawFd::as_raw_fd),
+        ..Manifest::default()
+    };
+    for (key, fd) in kept {
+        // Descriptor 3 is where the manifest itself arrives.
+        let number = if fd.as_raw_fd() > 3 {
+            process::set_inheritable(fd, true)?;
+            fd.as_raw_fd()
+        } else {
+            nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD(4))?
+        };
+        manifest.descriptors.push((key.kind as u8, key.id, number));
+    }
+    if let Some(ready) = ready {
+        process::set_inheritable(ready, true)?;
+    }
+    let text = serde_json::to_vec(&manifest).map_err(|_| Errno::EINVAL)?;
+    let file = memfd::memfd_create("papa-manifest")?;
+    memfd::write_at(&file, &text, 0)?;
+    Ok(file)
+}
+
+/// Reads the manifest and takes the descriptors it names.
+///
+/// # Errors
+/// `EBADMSG` for anything that is not a manifest; descriptors that are not
+/// open are left out.
+pub fn read(file: impl AsFd) -> Result<(Manifest, Vec<(Key, OwnedFd)>), Errno> {
+    let size = memfd::size(&file)?;
+    if size > MAX_MANIFEST_BYTES {
+        return Err(Errno::EBADMSG);
+    }
+    let mut text = vec![0; usize::try_from(size).map_err(|_| Errno::EBADMSG)?];
+    memfd::read_at(&file, &mut text, 0)?;
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|_| Errno::EBADMSG)?;
+    let mut kept = Vec::with_capacity(manifest.descriptors.len());
+    for (kind, id, number) in &manifest.descriptors {
+        if let Some(kind) = Kind::from_number(*kind)
+            && let Ok(fd) = process::take_inherited(*number)
+        {
+            kept.push((Key::new(kind, *id), fd));
+        }
+    }
+    Ok((manifest, kept))
+}

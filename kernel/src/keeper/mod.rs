@@ -1,0 +1,577 @@
+//! The keeper: holds copies of what must not die and restarts the kernel.
+//!
+//! A few hundred lines that read nothing a user typed. It keeps descriptors
+//! by [`Key`], is the only child subreaper, waits for whatever it adopts and
+//! keeps how it ended until the kernel has recorded it. It never decides
+//! anything about workers. When it dies itself, the kernel execs into this
+//! role with all descriptors and goes on (`takeover.rs`).
+//!
+//! Invariant: a descriptor or a registration sent by a kernel that has died
+//! since is received before the next kernel is started.
+//! Source: design "Keeper"; probes `parent.py`, `role.c`, `vk.c`.
+
+pub mod link;
+pub mod manifest;
+pub mod wire;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use nix::sys::socket::MsgFlags;
+use nix::unistd::{ForkResult, Pid};
+
+use self::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
+use crate::sys::pidfd::{Outcome, Target, WaitStatus, wait_id};
+use crate::sys::{message, process};
+
+/// Between two questions whether the kernel is there.
+pub const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a serving kernel may leave a question unanswered.
+const KERNEL_STUCK: Duration = Duration::from_secs(20);
+/// How long a kernel may take to recover.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
+/// How long the next kernel waits for the last words of a dead one: a child
+/// of it that is still between vfork and exec.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// First and longest delay before another kernel when the last one never got
+/// to serve.
+const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+/// Failed first starts after which a daemon that holds nothing gives up.
+const FIRST_START_TRIES: u32 = 3;
+
+/// The name the keeper shows in a process list.
+pub const TITLE: &str = "papa: keeper";
+/// The name the kernel shows in a process list.
+pub const KERNEL_TITLE: &str = "papa: kernel";
+
+/// A running kernel, as the keeper sees it.
+struct Kernel {
+    pid: Pid,
+    socket: OwnedFd,
+    started: Instant,
+    serving: bool,
+    /// When the oldest unanswered question was asked.
+    asked: Option<Instant>,
+    next_ping: Instant,
+    /// Answer to a fetch that the socket had no room for yet.
+    fetch: Option<Option<Key>>,
+    ping_due: bool,
+}
+
+struct Keeper {
+    kept: BTreeMap<Key, OwnedFd>,
+    serials: HashMap<i32, u64>,
+    pids: BTreeMap<u64, i32>,
+    exits: BTreeMap<u64, (WaitStatus, bool)>,
+    signals: Vec<u8>,
+    kernel: Option<Kernel>,
+    /// Sockets of dead kernels not yet at end of file, with their deadline.
+    ended: Vec<(OwnedFd, Instant)>,
+    start_at: Instant,
+    failures: u32,
+    ever_served: bool,
+    exit_code: Option<u8>,
+    ready: Option<OwnedFd>,
+    arguments: Vec<CString>,
+}
+
+/// Runs the keeper until the kernel says to exit; returns the exit code.
+///
+/// `file` is the manifest, `arguments` what to show after the title.
+///
+/// # Errors
+/// A manifest that cannot be read, or a system without signal descriptors.
+pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
+    process::set_name(c"papa-keeper");
+    process::set_child_subreaper()?;
+    let (manifest, kept) = manifest::read(&file)?;
+    drop(file);
+    let ready = manifest
+        .ready
+        .and_then(|number| process::take_inherited(number).ok());
+    let signals = process::signal_descriptor(&[
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ])?;
+    let mut keeper = Keeper {
+        kept: kept.into_iter().collect(),
+        serials: manifest
+            .workers
+            .iter()
+            .map(|(serial, pid)| (*pid, *serial))
+            .collect(),
+        pids: manifest.workers.into_iter().collect(),
+        exits: BTreeMap::new(),
+        signals: Vec::new(),
+        kernel: None,
+        ended: Vec::new(),
+        start_at: Instant::now(),
+        failures: 0,
+        ever_served: false,
+        exit_code: None,
+        ready,
+        arguments,
+    };
+    keeper.reap();
+    loop {
+        if let Some(code) = keeper.finished() {
+            return Ok(code);
+        }
+        keeper.turn(&signals)?;
+    }
+}
+
+impl Keeper {
+    /// One round: wait for something, then deal with all of it.
+    fn turn(&mut self, signals: &SignalFd) -> Result<(), Errno> {
+        let now = Instant::now();
+        let timeout = self.deadline(now).saturating_duration_since(now);
+        // Rounded up, or the last millisecond would be spent spinning.
+        let timeout = timeout.as_millis().saturating_add(1);
+        let timeout = PollTimeout::from(u16::try_from(timeout).unwrap_or(u16::MAX));
+        let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        if let Some(kernel) = &self.kernel {
+            let mut flags = PollFlags::POLLIN;
+            if self.has_outgoing(kernel) {
+                flags |= PollFlags::POLLOUT;
+            }
+            fds.push(PollFd::new(kernel.socket.as_fd(), flags));
+        }
+        fds.extend(
+            self.ended
+                .iter()
+                .map(|(socket, _)| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
+        );
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        drop(fds);
+        while let Ok(Some(info)) = signals.read_signal() {
+            match Signal::try_from(info.ssi_signo.cast_signed()) {
+                Ok(Signal::SIGCHLD) => self.reap(),
+                Ok(signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGUSR2)) => {
+                    #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+                    self.signals.push((signal as i32).cast_unsigned() as u8);
+                }
+                _ => {}
+            }
+        }
+        self.listen_to_kernel();
+        self.hear_last_words();
+        self.speak();
+        self.check_on_kernel();
+        if self.kernel.is_none() && self.ended.is_empty() && Instant::now() >= self.start_at {
+            self.start_kernel();
+        }
+        Ok(())
+    }
+
+    fn deadline(&self, now: Instant) -> Instant {
+        let mut earliest = now + PING_INTERVAL;
+        match &self.kernel {
+            Some(kernel) if !kernel.serving => {
+                earliest = earliest.min(kernel.started + RECOVERY_LIMIT);
+            }
+            Some(kernel) => {
+                earliest = earliest.min(kernel.next_ping);
+                if let Some(asked) = kernel.asked {
+                    earliest = earliest.min(asked + KERNEL_STUCK);
+                }
+            }
+            None => {
+                earliest = match self.ended.iter().map(|(_, until)| *until).max() {
+                    Some(until) => earliest.min(until),
+                    None => earliest.min(self.start_at),
+                };
+            }
+        }
+        earliest.max(now)
+    }
+
+    fn finished(&self) -> Option<u8> {
+        let code = self.exit_code?;
+        self.kernel.is_none().then_some(code)
+    }
+
+    // ---- children ------------------------------------------------------
+
+    /// Waits for everything that has ended. Only the keeper may ask for any
+    /// child: it is the only one here that waits.
+    fn reap(&mut self) {
+        loop {
+            let Ok(Some((pid, _))) = wait_id(Target::Any, true) else {
+                return;
+            };
+            if self
+                .kernel
+                .as_ref()
+                .is_some_and(|kernel| kernel.pid.as_raw() == pid)
+            {
+                if let Ok(Some((_, status))) = wait_id(Target::Pid(pid), false) {
+                    self.kernel_ended(status);
+                }
+                continue;
+            }
+            if let Some(serial) = self.serials.get(&pid).copied()
+                && let Some(pidfd) = self.kept.get(&Key::new(Kind::Pidfd, serial))
+                // By handle: the number may belong to a stranger by now, if
+                // the kernel waited for the worker and the number came back.
+                && let Ok(Some((_, status))) = wait_id(Target::Pidfd(pidfd.as_fd()), false)
+            {
+                self.serials.remove(&pid);
+                self.pids.remove(&serial);
+                self.exits.insert(serial, (status, false));
+                continue;
+            }
+            if wait_id(Target::Pid(pid), false).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn kernel_ended(&mut self, status: WaitStatus) {
+        let Some(kernel) = self.kernel.take() else {
+            return;
+        };
+        for (_, sent) in self.exits.values_mut() {
+            *sent = false;
+        }
+        let now = Instant::now();
+        self.ended.push((kernel.socket, now + LAST_WORDS));
+        self.hear_last_words();
+        if self.exit_code.is_some() {
+            return;
+        }
+        if kernel.serving {
+            self.failures = 0;
+            self.start_at = now;
+        } else {
+            self.failures += 1;
+            let delay = RESTART_DELAY.0 * 2u32.saturating_pow(self.failures.min(16));
+            self.start_at = now + delay.min(RESTART_DELAY.1);
+            if !self.ever_served && self.pids.is_empty() && self.failures >= FIRST_START_TRIES {
+                let how = match status.outcome {
+                    Outcome::Code(code) => format!("exited with code {code}"),
+                    Outcome::Signal { number, .. } => format!("was ended by signal {number}"),
+                };
+                self.say_ready(&format!("the kernel {how} before it could serve"));
+                self.exit_code = Some(1);
+            }
+        }
+        if self.exit_code.is_none() {
+            eprintln!(
+                "papa: keeper: kernel {} {}; starting another",
+                kernel.pid,
+                match status.outcome {
+                    Outcome::Code(code) => format!("exited with code {code}"),
+                    Outcome::Signal { number, .. } => format!("was ended by signal {number}"),
+                }
+            );
+        }
+    }
+
+    fn start_kernel(&mut self) {
+        let now = Instant::now();
+        let retry = now + RESTART_DELAY.1;
+        let (Ok((ours, theirs)), Some(binary)) = (
+            message::seqpacket_pair(),
+            self.kept.get(&Key::new(Kind::Binary, 0)),
+        ) else {
+            self.start_at = retry;
+            return;
+        };
+        match process::fork() {
+            Err(_) => self.start_at = retry,
+            Ok(ForkResult::Parent { child }) => {
+                self.kernel = Some(Kernel {
+                    pid: child,
+                    socket: ours,
+                    started: now,
+                    serving: false,
+                    asked: None,
+                    next_ping: now + PING_INTERVAL,
+                    fetch: None,
+                    ping_due: false,
+                });
+            }
+            Ok(ForkResult::Child) => {
+                // Off the terminal: a Ctrl-C is for the keeper alone.
+                let _ = nix::unistd::setsid();
+                let mut argv = vec![CString::from(KERNEL_C_TITLE)];
+                argv.extend(self.arguments.iter().cloned());
+                let errno = process::exec(
+                    binary.as_fd(),
+                    theirs.as_fd(),
+                    &argv,
+                    &environment_for_kernel(),
+                );
+                eprintln!("papa: keeper: cannot start the kernel: {errno}");
+                std::process::exit(1);
+            }
+        }
+    }
+
+    /// Asks a quiet kernel whether it is there and replaces a stuck one.
+    fn check_on_kernel(&mut self) {
+        let now = Instant::now();
+        let Some(kernel) = &mut self.kernel else {
+            return;
+        };
+        if kernel.serving && now >= kernel.next_ping {
+            kernel.next_ping = now + PING_INTERVAL;
+            if kernel.asked.is_none() {
+                kernel.ping_due = true;
+            }
+        }
+        let late = if kernel.serving {
+            kernel
+                .asked
+                .is_some_and(|asked| now >= asked + KERNEL_STUCK)
+        } else {
+            now >= kernel.started + RECOVERY_LIMIT
+        };
+        if !late {
+            return;
+        }
+        if process::is_traced(kernel.pid) {
+            kernel.asked = Some(now);
+            kernel.started = now;
+            return;
+        }
+        eprintln!(
+            "papa: keeper: kernel {} does not answer; replacing it",
+            kernel.pid
+        );
+        // Its number cannot be reused: it is our child and not waited for.
+        let _ = nix::sys::signal::kill(kernel.pid, Signal::SIGKILL);
+        kernel.asked = Some(now);
+        kernel.started = now;
+    }
+
+    // ---- messages ------------------------------------------------------
+
+    fn listen_to_kernel(&mut self) {
+        while let Some(kernel) = &self.kernel {
+            match receive(kernel.socket.as_fd()) {
+                Heard::Message(message, descriptors) => self.obey(message, descriptors, true),
+                Heard::Nothing | Heard::End => return,
+            }
+        }
+    }
+
+    /// Takes what dead kernels still had to say, until end of file or deadline.
+    fn hear_last_words(&mut self) {
+        let now = Instant::now();
+        let mut open = Vec::new();
+        for (socket, until) in std::mem::take(&mut self.ended) {
+            let end = loop {
+                match receive(socket.as_fd()) {
+                    Heard::Message(message, descriptors) => self.obey(message, descriptors, false),
+                    Heard::Nothing => break false,
+                    Heard::End => break true,
+                }
+            };
+            if end {
+                continue;
+            }
+            if now < until {
+                open.push((socket, until));
+            }
+            // Past the deadline the socket is closed: a child that has not
+            // registered by now fails to, and never execs.
+        }
+        self.ended.extend(open);
+    }
+
+    fn obey(&mut self, message: ToKeeper, descriptors: Vec<OwnedFd>, live: bool) {
+        match message {
+            ToKeeper::Put(keys) => self.kept.extend(keys.into_iter().zip(descriptors)),
+            ToKeeper::Drop(keys) => {
+                for key in keys {
+                    self.kept.remove(&key);
+                    if key.kind == Kind::Pidfd {
+                        self.exits.remove(&key.id);
+                        if let Some(pid) = self.pids.remove(&key.id)
+                            && self.serials.get(&pid) == Some(&key.id)
+                        {
+                            self.serials.remove(&pid);
+                        }
+                    }
+                }
+            }
+            ToKeeper::Register { serial, pid } => {
+                if let Some(pidfd) = descriptors.into_iter().next() {
+                    self.kept.insert(Key::new(Kind::Pidfd, serial), pidfd);
+                    self.pids.insert(serial, pid);
+                    self.serials.insert(pid, serial);
+                }
+            }
+            ToKeeper::Confirm(serial) => {
+                self.exits.remove(&serial);
+            }
+            ToKeeper::Fetch(after) => {
+                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                    kernel.fetch = Some(after);
+                    // Whatever was told to an earlier program in that process
+                    // is told again.
+                    if after.is_none() {
+                        for (_, sent) in self.exits.values_mut() {
+                            *sent = false;
+                        }
+                        kernel.serving = false;
+                        kernel.started = Instant::now();
+                        kernel.asked = None;
+                    }
+                }
+            }
+            ToKeeper::Pong => {
+                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                    kernel.asked = None;
+                }
+            }
+            ToKeeper::Serving => {
+                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                    kernel.serving = true;
+                    kernel.next_ping = Instant::now() + PING_INTERVAL;
+                    self.failures = 0;
+                    if !self.ever_served {
+                        self.ever_served = true;
+                        self.say_ready("ready");
+                        link::notify_service_manager();
+                    }
+                }
+            }
+            ToKeeper::Exiting(code) => self.exit_code = Some(code),
+        }
+    }
+
+    fn has_outgoing(&self, kernel: &Kernel) -> bool {
+        kernel.fetch.is_some()
+            || kernel.ping_due
+            || (kernel.serving
+                && (!self.signals.is_empty() || self.exits.values().any(|(_, sent)| !sent)))
+    }
+
+    /// Sends what is due, as far as the socket has room.
+    fn speak(&mut self) {
+        let Some(kernel) = &mut self.kernel else {
+            return;
+        };
+        let socket = kernel.socket.as_fd();
+        if let Some(after) = kernel.fetch {
+            let range = match after {
+                None => self.kept.range(..),
+                Some(key) => self
+                    .kept
+                    .range((std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded)),
+            };
+            let (keys, fds): (Vec<Key>, Vec<BorrowedFd<'_>>) = range
+                .take(MAX_KEYS)
+                .map(|(key, fd)| (*key, fd.as_fd()))
+                .unzip();
+            let message = if keys.is_empty() {
+                ToKernel::Fetched
+            } else {
+                ToKernel::Entries(keys)
+            };
+            if !send(socket, &message, &fds) {
+                return;
+            }
+            kernel.fetch = None;
+        }
+        if kernel.ping_due && send(socket, &ToKernel::Ping, &[]) {
+            kernel.ping_due = false;
+            kernel.asked = Some(Instant::now());
+        }
+        if !kernel.serving {
+            return;
+        }
+        for (serial, (status, sent)) in self.exits.iter_mut().filter(|(_, (_, sent))| !sent) {
+            let message = ToKernel::Exit {
+                serial: *serial,
+                status: *status,
+            };
+            if !send(socket, &message, &[]) {
+                return;
+            }
+            *sent = true;
+        }
+        while let Some(number) = self.signals.first() {
+            if !send(socket, &ToKernel::Signal(*number), &[]) {
+                return;
+            }
+            self.signals.remove(0);
+        }
+    }
+
+    /// Tells whoever waits for the daemon that it serves, or why it does not.
+    fn say_ready(&mut self, text: &str) {
+        if let Some(ready) = self.ready.take() {
+            // Whoever asked may have gone; then nobody minds.
+            let _ = nix::unistd::write(&ready, text.as_bytes());
+        }
+    }
+}
+
+const KERNEL_C_TITLE: &std::ffi::CStr = c"papa: kernel";
+
+/// Variables meant for the daemon itself are not for workers that inherit the
+/// kernel's environment.
+fn environment_for_kernel() -> Vec<CString> {
+    let own = [
+        "NOTIFY_SOCKET=",
+        "LISTEN_FDS=",
+        "LISTEN_PID=",
+        "LISTEN_FDNAMES=",
+    ];
+    process::environment()
+        .into_iter()
+        .filter(|entry| {
+            !own.iter()
+                .any(|name| entry.as_bytes().starts_with(name.as_bytes()))
+        })
+        .collect()
+}
+
+enum Heard {
+    Message(ToKeeper, Vec<OwnedFd>),
+    Nothing,
+    End,
+}
+
+fn receive(socket: BorrowedFd<'_>) -> Heard {
+    let mut buffer = [0u8; MAX_MESSAGE];
+    loop {
+        match message::receive(socket, &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(got) if got.length == 0 => return Heard::End,
+            Ok(got) => {
+                if let Some(message) = ToKeeper::decode(&buffer[..got.length]) {
+                    return Heard::Message(message, got.descriptors);
+                }
+            }
+            Err(Errno::EAGAIN) => return Heard::Nothing,
+            Err(_) => return Heard::End,
+        }
+    }
+}
+
+fn send(socket: BorrowedFd<'_>, message: &ToKernel, descriptors: &[BorrowedFd<'_>]) -> bool {
+    message::send(
+        socket,
+        &message.encode(),
+        descriptors,
+        MsgFlags::MSG_DONTWAIT,
+    )
+    .is_ok()
+}

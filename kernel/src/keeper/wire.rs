@@ -1,0 +1,344 @@
+//! What keeper and kernel say to each other: fixed binary messages on a
+//! socket that keeps message boundaries, descriptors attached.
+//!
+//! The keeper reads nothing else, and nothing a user typed ever gets here.
+//! Numbers are little-endian. Unknown kinds of message are ignored, so that
+//! either side may be the newer one.
+
+use std::os::fd::OwnedFd;
+
+use crate::sys::pidfd::{Outcome, Usage, WaitStatus};
+
+/// What a kept descriptor is. The numbers are part of the hand-over between
+/// versions and are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// The daemon's settings, a memfd.
+    Config = 1,
+    /// The record of what exists, a memfd.
+    Journal = 2,
+    /// One of the kernel's own listeners; the id says which.
+    Control = 3,
+    /// The program file.
+    Binary = 4,
+    /// A worker's handle; the id is its serial, as for the next three.
+    Pidfd = 16,
+    /// Read end of a worker's standard output.
+    Out = 17,
+    /// Read end of a worker's standard error.
+    Err = 18,
+    /// A worker's unacknowledged output, a memfd.
+    Reel = 19,
+    /// A listener made for workers; the id is its own.
+    Socket = 32,
+    /// A descriptor held for a client.
+    Held = 33,
+}
+
+impl Kind {
+    pub(super) fn from_number(number: u8) -> Option<Self> {
+        [
+            Self::Config,
+            Self::Journal,
+            Self::Control,
+            Self::Binary,
+            Self::Pidfd,
+            Self::Out,
+            Self::Err,
+            Self::Reel,
+            Self::Socket,
+            Self::Held,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == number)
+    }
+
+    /// Whether the id of such a descriptor is a worker's serial.
+    #[must_use]
+    pub fn is_worker(self) -> bool {
+        matches!(self, Self::Pidfd | Self::Out | Self::Err | Self::Reel)
+    }
+}
+
+/// Names one kept descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// What it is.
+    pub kind: Kind,
+    /// Which one.
+    pub id: u64,
+}
+
+impl Key {
+    /// A key of `kind` and `id`.
+    #[must_use]
+    pub fn new(kind: Kind, id: u64) -> Self {
+        Self { kind, id }
+    }
+}
+
+/// Bytes of one encoded key.
+const KEY_BYTES: usize = 9;
+/// Most keys in one message; each may bring a descriptor.
+pub const MAX_KEYS: usize = crate::sys::message::MAX_DESCRIPTORS;
+/// Longest message either side sends.
+pub const MAX_MESSAGE: usize = 16 + MAX_KEYS * KEY_BYTES;
+
+/// Kernel to keeper.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ToKeeper {
+    /// Keep the attached descriptors under these keys.
+    Put(Vec<Key>),
+    /// Let these go.
+    Drop(Vec<Key>),
+    /// A worker announces itself (sent by the child, pidfd attached).
+    Register {
+        /// Its serial.
+        serial: u64,
+        /// Its number.
+        pid: i32,
+    },
+    /// Send the descriptors after this key (or from the start).
+    Fetch(Option<Key>),
+    /// The exit of this serial is recorded; forget it.
+    Confirm(u64),
+    /// Answer to [`ToKernel::Ping`].
+    Pong,
+    /// Recovery is done, clients are served.
+    Serving,
+    /// The kernel is about to exit on purpose; exit with this code too.
+    Exiting(u8),
+}
+
+/// Keeper to kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ToKernel {
+    /// Some of the kept descriptors, attached; ask again after the last one.
+    Entries(Vec<Key>),
+    /// There are no more.
+    Fetched,
+    /// An adopted worker has ended.
+    Exit {
+        /// Its serial.
+        serial: u64,
+        /// How it ended.
+        status: WaitStatus,
+    },
+    /// Are you there?
+    Ping,
+    /// The keeper was sent this signal.
+    Signal(u8),
+}
+
+fn put_keys(bytes: &mut Vec<u8>, keys: &[Key]) {
+    for key in keys {
+        bytes.push(key.kind as u8);
+        bytes.extend(key.id.to_le_bytes());
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*head)
+}
+
+fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+    take::<8>(bytes).map(u64::from_le_bytes)
+}
+
+fn take_i32(bytes: &mut &[u8]) -> Option<i32> {
+    take::<4>(bytes).map(i32::from_le_bytes)
+}
+
+fn take_keys(bytes: &mut &[u8]) -> Option<Vec<Key>> {
+    let mut keys = Vec::with_capacity(bytes.len() / KEY_BYTES);
+    while !bytes.is_empty() {
+        let [kind] = take::<1>(bytes)?;
+        let id = take_u64(bytes)?;
+        keys.push(Key::new(Kind::from_number(kind)?, id));
+    }
+    (keys.len() <= MAX_KEYS).then_some(keys)
+}
+
+impl ToKeeper {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(16);
+        match self {
+            Self::Put(keys) => {
+                bytes.push(1);
+                put_keys(&mut bytes, keys);
+            }
+            Self::Drop(keys) => {
+                bytes.push(2);
+                put_keys(&mut bytes, keys);
+            }
+            Self::Register { serial, pid } => {
+                bytes.push(crate::sys::spawn::REGISTER);
+                bytes.extend(serial.to_le_bytes());
+                bytes.extend(pid.to_le_bytes());
+            }
+            Self::Fetch(after) => {
+                bytes.push(4);
+                put_keys(&mut bytes, after.as_slice());
+            }
+            Self::Confirm(serial) => {
+                bytes.push(5);
+                bytes.extend(serial.to_le_bytes());
+            }
+            Self::Pong => bytes.push(6),
+            Self::Serving => bytes.push(7),
+            Self::Exiting(code) => bytes.extend([8, *code]),
+        }
+        bytes
+    }
+
+    /// Reads a message; `None` for one this version does not know.
+    #[must_use]
+    pub fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let rest = &mut bytes;
+        let [kind] = take::<1>(rest)?;
+        Some(match kind {
+            1 => Self::Put(take_keys(rest)?),
+            2 => Self::Drop(take_keys(rest)?),
+            crate::sys::spawn::REGISTER => Self::Register {
+                serial: take_u64(rest)?,
+                pid: take_i32(rest)?,
+            },
+            4 => Self::Fetch(take_keys(rest)?.first().copied()),
+            5 => Self::Confirm(take_u64(rest)?),
+            6 => Self::Pong,
+            7 => Self::Serving,
+            8 => Self::Exiting(take::<1>(rest)?[0]),
+            _ => return None,
+        })
+    }
+}
+
+impl ToKernel {
+    /// The message's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(64);
+        match self {
+            Self::Entries(keys) => {
+                bytes.push(1);
+                put_keys(&mut bytes, keys);
+            }
+            Self::Fetched => bytes.push(2),
+            Self::Exit { serial, status } => {
+                bytes.push(3);
+                bytes.extend(serial.to_le_bytes());
+                let (kind, number): (u8, i32) = match status.outcome {
+                    Outcome::Code(code) => (0, code),
+                    Outcome::Signal { number, core } => (1 + u8::from(core), number),
+                };
+                bytes.push(kind);
+                bytes.extend(number.to_le_bytes());
+                if let Some(usage) = status.usage {
+                    for word in [usage.user_us, usage.system_us, usage.max_rss_kib] {
+                        bytes.extend(word.to_le_bytes());
+                    }
+                }
+            }
+            Self::Ping => bytes.push(4),
+            Self::Signal(number) => bytes.extend([5, *number]),
+        }
+        bytes
+    }
+
+    /// Reads a message; `None` for one this version does not know.
+    #[must_use]
+    pub fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let rest = &mut bytes;
+        let [kind] = take::<1>(rest)?;
+        Some(match kind {
+            1 => Self::Entries(take_keys(rest)?),
+            2 => Self::Fetched,
+            3 => {
+                let serial = take_u64(rest)?;
+                let [how] = take::<1>(rest)?;
+                let number = take_i32(rest)?;
+                let outcome = match how {
+                    0 => Outcome::Code(number),
+                    how => Outcome::Signal {
+                        number,
+                        core: how == 2,
+                    },
+                };
+                let usage = match (take_u64(rest), take_u64(rest), take_u64(rest)) {
+                    (Some(user_us), Some(system_us), Some(max_rss_kib)) => Some(Usage {
+                        user_us,
+                        system_us,
+                        max_rss_kib,
+                    }),
+                    _ => None,
+                };
+                Self::Exit {
+                    serial,
+                    status: WaitStatus { outcome, usage },
+                }
+            }
+            4 => Self::Ping,
+            5 => Self::Signal(take::<1>(rest)?[0]),
+            _ => return None,
+        })
+    }
+}
+
+/// Descriptors with their keys, as fetched or handed over.
+pub type Kept = Vec<(Key, OwnedFd)>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_reads_back() {
+        let key = Key::new(Kind::Reel, u64::MAX);
+        for message in [
+            ToKeeper::Put(vec![key, Key::new(Kind::Out, 1)]),
+            ToKeeper::Drop(vec![key]),
+            ToKeeper::Register { serial: 9, pid: -3 },
+            ToKeeper::Fetch(None),
+            ToKeeper::Fetch(Some(key)),
+            ToKeeper::Confirm(5),
+            ToKeeper::Pong,
+            ToKeeper::Serving,
+            ToKeeper::Exiting(2),
+        ] {
+            assert_eq!(ToKeeper::decode(&message.encode()), Some(message));
+        }
+        for (outcome, usage) in [
+            (Outcome::Code(255), None),
+            (
+                Outcome::Signal {
+                    number: 9,
+                    core: true,
+                },
+                Some(Usage {
+                    user_us: 1,
+                    system_us: 2,
+                    max_rss_kib: 3,
+                }),
+            ),
+        ] {
+            let message = ToKernel::Exit {
+                serial: 1,
+                status: WaitStatus { outcome, usage },
+            };
+            assert_eq!(ToKernel::decode(&message.encode()), Some(message));
+        }
+    }
+
+    #[test]
+    fn what_is_cut_or_unknown_is_ignored() {
+        assert_eq!(ToKeeper::decode(&[]), None);
+        assert_eq!(ToKeeper::decode(&[200, 1]), None);
+        assert_eq!(ToKernel::decode(&[3, 1, 2]), None);
+        assert_eq!(ToKeeper::decode(&[1, 250, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+}

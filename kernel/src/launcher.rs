@@ -1,0 +1,276 @@
+//! From the command line to the keeper: binds, so that errors are said where
+//! they were made, detaches if asked, and execs into the keeper's role.
+
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::socket::SockType;
+use nix::unistd::ForkResult;
+
+use crate::cli::Args;
+use crate::config::{Config, TcpAccess, abstract_name, make_runtime_dir, runtime_dir};
+use crate::journal::Journal;
+use crate::keeper::wire::{Key, Kind};
+use crate::keeper::{self, manifest};
+use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, local_port, open_listener};
+use crate::sys::{memfd, process};
+
+/// First descriptor a service manager passes; `sd_listen_fds(3)`.
+const LISTEN_FDS_START: i32 = 3;
+/// Most descriptors taken from a service manager.
+const MAX_LISTEN_FDS: i32 = 16;
+/// The mask a detached daemon runs under, as papa 1.0.6 set it.
+const DAEMON_UMASK: u32 = 0o027;
+
+/// Binds everything and becomes the keeper; returns only with an error.
+///
+/// # Errors
+/// Says what is in the way.
+pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
+    let mut config = Config {
+        port: args.port,
+        tcp: args.tcp,
+        debug: args.debug,
+        init: std::process::id() == 1,
+        splices: splices_work(),
+        ..Config::default()
+    };
+    let log = args.log_file.as_deref().map(open_log).transpose()?;
+    let mut controls = inherited_listeners();
+    if controls.is_empty() {
+        bind_public(&args, &mut config, &mut controls)?;
+    } else if let Some(port) = controls
+        .iter()
+        .find_map(|fd| local_port(fd).ok().filter(|port| *port != 0))
+    {
+        config.port = port;
+    }
+    if config.port != 0 {
+        bind_private(&mut config, &mut controls)?;
+    }
+    config.pid_file = args.pid_file.map(std::path::absolute).transpose()?;
+
+    let ready = if args.daemonize {
+        Some(detach(log.as_ref())?)
+    } else {
+        if let Some(log) = &log {
+            redirect(log, &[2])?;
+        }
+        None
+    };
+    if let Some(path) = &config.pid_file {
+        write_pid_file(path)?;
+    }
+    config.original_limits = process::raise_limits();
+    let become_keeper = || -> Result<Errno, Errno> {
+        let binary = process::own_binary()?;
+        let mut kept = vec![
+            (Key::new(Kind::Config, 0), config.write()?),
+            (Key::new(Kind::Journal, 0), Journal::create()?),
+            (
+                Key::new(Kind::Binary, 0),
+                binary.try_clone().map_err(|_| Errno::EMFILE)?,
+            ),
+        ];
+        for (id, fd) in controls.into_iter().enumerate() {
+            kept.push((Key::new(Kind::Control, id as u64), fd));
+        }
+        let file = manifest::write(
+            kept.iter().map(|(key, fd)| (*key, fd)),
+            Vec::new(),
+            ready.as_ref(),
+        )?;
+        Ok(process::exec(
+            binary.as_fd(),
+            file.as_fd(),
+            &title(keeper::TITLE, &config),
+            &process::environment(),
+        ))
+    };
+    let errno = become_keeper().unwrap_or_else(|errno| errno);
+    config.remove_files();
+    Err(anyhow!("cannot start the keeper: {errno}"))
+}
+
+/// The argument vector that shows in a process list.
+#[must_use]
+pub fn title(role: &str, config: &Config) -> Vec<CString> {
+    let what = match config.socket_paths.first() {
+        Some(path) if config.port == 0 => path.display().to_string(),
+        _ => config.port.to_string(),
+    };
+    [role.to_owned(), what]
+        .into_iter()
+        .filter_map(|text| CString::new(text).ok())
+        .collect()
+}
+
+fn stream(backlog: i32, umask: Option<u32>) -> Options<'static> {
+    Options {
+        kind: SockType::Stream,
+        backlog,
+        interface: None,
+        reuseport: false,
+        umask,
+        nonblocking: true,
+    }
+}
+
+/// The port, or the unix socket asked for in its place.
+fn bind_public(
+    args: &Args,
+    config: &mut Config,
+    controls: &mut Vec<OwnedFd>,
+) -> anyhow::Result<()> {
+    if let Some(path) = &args.unix_socket {
+        let path = std::path::absolute(path)?;
+        config.port = 0;
+        controls.push(bind_path(&path)?);
+        config.socket_paths.push(path);
+        return Ok(());
+    }
+    if args.tcp == TcpAccess::Off {
+        if args.port == 0 {
+            bail!("--tcp off needs a port to name the socket by, or --unix-socket PATH");
+        }
+        return Ok(());
+    }
+    let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.port);
+    let fd = open_listener(Address::Internet(v4), &stream(CONTROL_BACKLOG, None))
+        .map_err(|errno| bind_error(&v4.to_string(), errno))?;
+    config.port = local_port(&fd).context("getsockname")?;
+    controls.push(fd);
+    let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), config.port);
+    match open_listener(Address::Internet(v6), &stream(CONTROL_BACKLOG, None)) {
+        Ok(fd) => controls.push(fd),
+        // A machine without IPv6, or a port just chosen by the system that
+        // happens to be taken there: 127.0.0.1 serves.
+        Err(errno) if errno != Errno::EADDRINUSE || args.port == 0 => {}
+        Err(errno) => return Err(bind_error(&v6.to_string(), errno)),
+    }
+    Ok(())
+}
+
+fn bind_error(address: &str, errno: Errno) -> anyhow::Error {
+    let hint = match errno {
+        Errno::EADDRINUSE => {
+            ": is another papa running? Ask it with `telnet localhost PORT`, or choose a port with -p"
+        }
+        Errno::EACCES => ": choose a port above 1023 with -p",
+        _ => "",
+    };
+    anyhow!("bind {address}: {}{hint}", errno.desc())
+}
+
+/// The socket only this user can reach, by path and by abstract name.
+fn bind_private(config: &mut Config, controls: &mut Vec<OwnedFd>) -> anyhow::Result<()> {
+    let name = abstract_name(config.port);
+    let fd = open_listener(Address::Abstract(&name), &stream(CONTROL_BACKLOG, None))
+        .map_err(|errno| bind_error(&format!("@{}", String::from_utf8_lossy(&name)), errno))?;
+    controls.push(fd);
+    let dir = runtime_dir();
+    make_runtime_dir(&dir).map_err(|error| anyhow!(error))?;
+    let path = dir.join(format!("{}.sock", config.port));
+    controls.push(bind_path(&path)?);
+    config.socket_paths.push(path);
+    Ok(())
+}
+
+/// Binds a path; a socket there that nobody answers at is removed.
+fn bind_path(path: &Path) -> anyhow::Result<OwnedFd> {
+    if let Ok(metadata) = fs::symlink_metadata(path) {
+        if !metadata.file_type().is_socket() {
+            bail!("{}: is in the way and is not a socket", path.display());
+        }
+        if UnixStream::connect(path).is_ok() {
+            bail!("{}: another papa serves it", path.display());
+        }
+        fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    open_listener(Address::Path(path), &stream(CONTROL_BACKLOG, Some(0o177)))
+        .map_err(|errno| bind_error(&path.display().to_string(), errno))
+}
+
+/// Listeners a service manager has bound for us.
+fn inherited_listeners() -> Vec<OwnedFd> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<i32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id().cast_signed()) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0).clamp(0, MAX_LISTEN_FDS);
+    (LISTEN_FDS_START..LISTEN_FDS_START + count)
+        .filter_map(|number| process::take_inherited(number).ok())
+        .collect()
+}
+
+fn open_log(path: &Path) -> anyhow::Result<OwnedFd> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map(OwnedFd::from)
+        .with_context(|| format!("open the log {}", path.display()))
+}
+
+fn write_pid_file(path: &PathBuf) -> anyhow::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, format!("{}\n", std::process::id()))
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("write the pid file {}", path.display()))
+}
+
+/// Leaves the terminal. The parent waits here until the daemon serves and
+/// exits; the child returns with the end to say so on.
+fn detach(log: Option<&OwnedFd>) -> anyhow::Result<OwnedFd> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    if let ForkResult::Parent { .. } = process::fork()? {
+        drop(write);
+        let mut text = String::new();
+        let _ = std::io::Read::read_to_string(&mut fs::File::from(read), &mut text);
+        match text.as_str() {
+            "ready" => std::process::exit(0),
+            "" => bail!("the daemon ended before it could serve; its log says more (--log-file)"),
+            reason => bail!("{reason}; its log says more (--log-file)"),
+        }
+    }
+    nix::unistd::setsid()?;
+    nix::unistd::chdir("/")?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(DAEMON_UMASK));
+    let null = OwnedFd::from(
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?,
+    );
+    redirect(&null, &[0, 1])?;
+    redirect(log.unwrap_or(&null), &[2])?;
+    Ok(write)
+}
+
+fn redirect(to: &OwnedFd, numbers: &[i32]) -> anyhow::Result<()> {
+    for number in numbers {
+        process::put_at(to, *number)
+            .with_context(|| format!("redirect descriptor {number} to {}", to.as_raw_fd()))?;
+    }
+    Ok(())
+}
+
+/// Whether a memory file takes splices here.
+fn splices_work() -> bool {
+    let check = || -> Result<bool, Errno> {
+        let file = memfd::memfd_create("papa-check")?;
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        nix::unistd::write(&write, b"x")?;
+        Ok(memfd::splice_at(&read, &file, 0, 1)? == 1)
+    };
+    check().unwrap_or(false)
+}

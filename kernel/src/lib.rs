@@ -1,0 +1,37 @@
+//! The papa kernel: holds what must never die.
+//!
+//! It starts processes, keeps sockets, values and descriptors, and returns
+//! output and exit codes. It does not stop, signal or restart processes and
+//! knows nothing of watchers; that is the manager's.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `main.rs`, `cli.rs`, `launcher.rs` | arguments, binding, into the keeper's role |
+//! | `keeper/` | holds descriptor copies, restarts the kernel, reaps |
+//! | `run.rs`, `recover.rs` | the kernel's role; the one start path |
+//! | `server.rs`, `connection.rs`, `budget.rs` | callers, their bytes, their bounds |
+//! | `owner/` | the event loop and both dialects |
+//! | `verbs/` | what requests do |
+//! | `table.rs`, `journal.rs` | what exists, and its record |
+//! | `live.rs`, `reel.rs` | a process's descriptors and its output |
+//! | `takeover.rs` | changing the program or the role |
+//! | `sys/` | the system, and the only `unsafe` |
+
+pub mod budget;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod journal;
+pub mod keeper;
+pub mod launcher;
+pub mod live;
+pub mod logging;
+pub mod owner;
+pub mod recover;
+pub mod reel;
+pub mod run;
+pub mod server;
+pub mod sys;
+pub mod table;
+pub mod takeover;
+mod verbs;

@@ -1,0 +1,316 @@
+//! The descriptors of one process and how its output stands.
+//!
+//! The table says what exists; this is what the running kernel holds for it:
+//! handle, pipes, reel, and who reads. Everything here can be rebuilt from
+//! the keeper's descriptors.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use papa_protocol::process::{Ends, Ledger};
+use papa_protocol::record::Stream;
+
+use crate::reel::{Capture, Reel};
+
+/// A connection's number; never reused within one kernel.
+pub type SessionId = u64;
+
+/// What a readiness report is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The process with this serial has ended.
+    Pidfd(u64),
+    /// One of its streams has something or is at its end.
+    Pipe(u64, Stream),
+    /// The keeper said something or has gone.
+    Keeper,
+    /// A signal arrived.
+    Signal,
+}
+
+const KEEPER_TOKEN: u64 = u64::MAX;
+const SIGNAL_TOKEN: u64 = u64::MAX - 1;
+
+impl Source {
+    fn token(self) -> u64 {
+        match self {
+            Self::Pidfd(serial) => serial << 2,
+            Self::Pipe(serial, stream) => serial << 2 | u64::from(stream.number()),
+            Self::Keeper => KEEPER_TOKEN,
+            Self::Signal => SIGNAL_TOKEN,
+        }
+    }
+
+    fn from_token(token: u64) -> Self {
+        match (token, Stream::from_number(token & 3)) {
+            (KEEPER_TOKEN, _) => Self::Keeper,
+            (SIGNAL_TOKEN, _) => Self::Signal,
+            (token, Some(stream)) => Self::Pipe(token >> 2, stream),
+            (token, None) => Self::Pidfd(token >> 2),
+        }
+    }
+}
+
+/// All descriptors of all processes behind one: a process costs no task and
+/// no entry in the runtime's own poll.
+#[derive(Debug)]
+pub struct Poller {
+    epoll: Epoll,
+}
+
+/// Most reports taken at once.
+pub const MAX_REPORTS: usize = 256;
+
+impl Poller {
+    /// An empty set.
+    ///
+    /// # Errors
+    /// The errno of `epoll_create1(2)`.
+    pub fn new() -> Result<Self, Errno> {
+        Ok(Self {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+        })
+    }
+
+    /// Starts watching `fd` for input.
+    ///
+    /// # Errors
+    /// The errno of `epoll_ctl(2)`; `EEXIST` if it is watched already.
+    pub fn add(&self, fd: impl AsFd, source: Source) -> Result<(), Errno> {
+        self.epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.token()))
+    }
+
+    /// Stops watching `fd`. Needed before every close: the keeper's copy
+    /// would keep a closed descriptor in the set.
+    pub fn remove(&self, fd: impl AsFd) {
+        // Not being watched is what is wanted.
+        let _ = self.epoll.delete(fd);
+    }
+
+    /// What is ready now, without waiting.
+    ///
+    /// # Errors
+    /// The errno of `epoll_wait(2)`.
+    pub fn ready(&self) -> Result<Vec<Source>, Errno> {
+        let mut events = [EpollEvent::empty(); MAX_REPORTS];
+        let count = match self.epoll.wait(&mut events, 0u8) {
+            Err(Errno::EINTR) => 0,
+            other => other?,
+        };
+        Ok(events[..count]
+            .iter()
+            .map(|event| Source::from_token(event.data()))
+            .collect())
+    }
+}
+
+impl std::os::fd::AsRawFd for Poller {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.epoll.0)
+    }
+}
+
+/// One reader of a process's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader {
+    /// Its session.
+    pub session: SessionId,
+    /// The subscription in that session.
+    pub sub: u64,
+}
+
+/// What the kernel holds for one process.
+#[derive(Debug)]
+pub struct Live {
+    /// Its handle, until the exit is known.
+    pub pidfd: Option<OwnedFd>,
+    /// Read end of its standard output, until that ends.
+    pub out: Option<OwnedFd>,
+    /// Read end of its standard error, until that ends.
+    pub err: Option<OwnedFd>,
+    /// Where the streams ended.
+    pub ends: Ends,
+    /// Its output; none if nothing is captured.
+    pub reel: Option<Reel>,
+    /// This process is the parent, so it is the one to wait.
+    pub own_child: bool,
+    /// The keeper is the parent and will tell of the exit.
+    pub adopted: bool,
+    /// Since when it is being found out how it ended.
+    pub lookup_since: Option<Instant>,
+    /// The pipes were made larger.
+    pub large_pipes: bool,
+    /// Where the output of a closed reel went.
+    pub closed: Ledger,
+    /// Has ended and not been waited for, so that its number stays taken.
+    pub zombie: bool,
+    /// A consumer knows of the exit.
+    pub exit_acknowledged: bool,
+    /// Since the exit the pipes were found empty: what comes now is late
+    /// output of others.
+    pub drained: bool,
+    /// First position no consumer was sent yet.
+    pub delivered_to: u64,
+    /// Bytes consumers were sent, each counted once.
+    pub delivered: u64,
+    /// Who reads.
+    pub readers: Vec<Reader>,
+    /// The one who acknowledges, where there is one.
+    pub consumer: Option<Reader>,
+    /// When a consumer last acknowledged or became one.
+    pub last_ack: Option<Instant>,
+    /// When the reel was found full with the pipes unread.
+    pub full_since: Option<Instant>,
+    /// The consumer did not acknowledge in time; the oldest goes until it
+    /// does.
+    pub stalled: bool,
+    /// The pipes are not watched.
+    pub paused: bool,
+}
+
+impl Live {
+    /// A process with these descriptors.
+    #[must_use]
+    pub fn new(
+        pidfd: Option<OwnedFd>,
+        out: Option<OwnedFd>,
+        err: Option<OwnedFd>,
+        reel: Option<Reel>,
+    ) -> Self {
+        let start = reel.as_ref().map_or(0, Reel::start);
+        let kept_back = reel
+            .as_ref()
+            .map_or(0, |reel| reel.start() - reel.dropped());
+        Self {
+            pidfd,
+            out,
+            err,
+            ends: Ends::default(),
+            reel,
+            own_child: true,
+            adopted: false,
+            lookup_since: None,
+            large_pipes: false,
+            closed: Ledger::default(),
+            zombie: false,
+            exit_acknowledged: false,
+            drained: false,
+            delivered_to: start,
+            delivered: kept_back,
+            readers: Vec::new(),
+            consumer: None,
+            last_ack: None,
+            full_since: None,
+            stalled: false,
+            paused: false,
+        }
+    }
+
+    /// The read end of `stream`, while it is open.
+    #[must_use]
+    pub fn pipe(&self, stream: Stream) -> Option<BorrowedFd<'_>> {
+        match stream {
+            Stream::Out => self.out.as_ref(),
+            Stream::Err => self.err.as_ref(),
+        }
+        .map(AsFd::as_fd)
+    }
+
+    /// Takes what one stream has into the reel.
+    ///
+    /// # Errors
+    /// As [`Reel::capture`].
+    pub fn capture(&mut self, stream: Stream, now_us: u64) -> Result<Capture, Errno> {
+        let pipe = match stream {
+            Stream::Out => self.out.as_ref(),
+            Stream::Err => self.err.as_ref(),
+        };
+        match (pipe, &mut self.reel) {
+            (Some(pipe), Some(reel)) => reel.capture(pipe, stream, now_us),
+            _ => Ok(Capture::Empty),
+        }
+    }
+
+    /// Position one past everything captured.
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        self.reel.as_ref().map_or(0, Reel::committed)
+    }
+
+    /// First position still kept.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.reel.as_ref().map_or(0, Reel::start)
+    }
+
+    /// Whether both streams are at their end (or were never captured).
+    #[must_use]
+    pub fn streams_ended(&self) -> bool {
+        self.out.is_none() && self.err.is_none()
+    }
+
+    /// Where the output went so far.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        let Some(reel) = &self.reel else {
+            return self.closed;
+        };
+        Ledger {
+            captured: reel.committed(),
+            delivered: self.delivered,
+            acknowledged: reel.start() - reel.dropped(),
+            dropped: reel.dropped(),
+        }
+    }
+
+    /// Closes the reel; what was not acknowledged counts as dropped.
+    pub fn close_reel(&mut self) {
+        let mut ledger = self.ledger();
+        ledger.dropped = ledger.captured - ledger.acknowledged;
+        self.closed = ledger;
+        self.reel = None;
+    }
+
+    /// Counts bytes sent to a consumer, each once.
+    pub fn count_delivered(&mut self, start: u64, end: u64) {
+        let from = start.max(self.delivered_to);
+        if end > from {
+            self.delivered += end - from;
+            self.delivered_to = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_read_back() {
+        for source in [
+            Source::Pidfd(0),
+            Source::Pidfd(1 << 60),
+            Source::Pipe(3, Stream::Out),
+            Source::Pipe(3, Stream::Err),
+            Source::Keeper,
+            Source::Signal,
+        ] {
+            assert_eq!(Source::from_token(source.token()), source);
+        }
+    }
+
+    #[test]
+    fn a_removed_pipe_reports_no_more_even_if_a_copy_stays_open() {
+        let poller = Poller::new().unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let _copy = read.try_clone().unwrap();
+        poller.add(&read, Source::Pipe(1, Stream::Out)).unwrap();
+        nix::unistd::write(&write, b"x").unwrap();
+        assert_eq!(poller.ready().unwrap(), [Source::Pipe(1, Stream::Out)]);
+        poller.remove(&read);
+        assert_eq!(poller.ready().unwrap(), []);
+    }
+}

@@ -1,0 +1,67 @@
+//! `papa`: arguments to a role, a role to an exit code.
+//!
+//! The program has three roles: the launcher a person starts, the keeper it
+//! becomes, and the kernel the keeper starts. The last two are told by the
+//! first argument and find what they need at descriptor 3.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use papa_kernel::cli::Args;
+use papa_kernel::keeper::{self, KERNEL_TITLE, TITLE};
+use papa_kernel::sys::process::{settle, take_inherited};
+use papa_kernel::{launcher, run};
+
+/// Exit code for a failure.
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    if let Err(errno) = settle() {
+        eprintln!("papa: cannot settle: {errno}");
+        return ExitCode::from(FAILED);
+    }
+    let role = std::env::args_os().next().unwrap_or_default();
+    let code = if role == TITLE {
+        keep()
+    } else if role == KERNEL_TITLE {
+        serve()
+    } else {
+        match launcher::launch(Args::parse()) {
+            Ok(never) => match never {},
+            Err(error) => {
+                eprintln!("papa: {error:#}");
+                FAILED
+            }
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn keep() -> u8 {
+    let arguments = std::env::args_os()
+        .skip(1)
+        .filter_map(|argument| {
+            use std::os::unix::ffi::OsStringExt;
+            std::ffi::CString::new(argument.into_vec()).ok()
+        })
+        .collect();
+    let code = take_inherited(3).and_then(|manifest| keeper::run(manifest, arguments));
+    code.unwrap_or_else(|errno| {
+        eprintln!("papa: keeper: {errno}");
+        FAILED
+    })
+}
+
+fn serve() -> u8 {
+    match take_inherited(3) {
+        Ok(socket) => {
+            let error = run::kernel(socket);
+            eprintln!("papa: kernel: {error:#}");
+            FAILED
+        }
+        Err(errno) => {
+            eprintln!("papa: kernel: started by hand? Start `papa` without arguments ({errno})");
+            FAILED
+        }
+    }
+}

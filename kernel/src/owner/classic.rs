@@ -1,0 +1,217 @@
+//! The classic dialect: typed requests to verbs, results to text.
+
+use bytes::BytesMut;
+use papa_protocol::classic::{self, Error, Kind, Request};
+use papa_protocol::name::NamePattern;
+use papa_protocol::text::ByteString;
+
+use super::Owner;
+use super::session::Expect;
+use crate::live::SessionId;
+
+impl Owner {
+    /// Answers one classic line.
+    pub(super) fn on_classic(&mut self, id: SessionId, request: Result<Request, Error>) {
+        let mut out = BytesMut::new();
+        let mut next = Expect::Command;
+        match request.and_then(|request| self.run_classic(id, request)) {
+            Ok(Answer::Text(text)) => classic::finish(&text, &mut out),
+            Ok(Answer::Raw(text, then)) => {
+                out.extend_from_slice(text.as_bytes());
+                next = then;
+            }
+            Ok(Answer::Json) => {
+                papa_protocol::json::reply::encode_ok(None, &self.hello(), &mut out);
+                next = Expect::Json;
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.json = true;
+                }
+            }
+            Err(error) => classic::finish_error(&error.to_string(), &mut out),
+        }
+        if let Some(session) = self.sessions.get(&id) {
+            session.reply(out, next);
+        }
+        self.ready_sessions.insert(id);
+    }
+
+    fn run_classic(&mut self, id: SessionId, request: Request) -> Result<Answer, Error> {
+        let text = match request {
+            Request::List(Kind::Processes, names) => lines(
+                self.list_processes(&names, &[])
+                    .iter()
+                    .map(classic::process_line),
+            ),
+            Request::List(Kind::Sockets, names) => {
+                lines(self.list_sockets(&names).iter().map(classic::socket_line))
+            }
+            Request::List(Kind::Values, names) => {
+                lines(self.find_values(&names).iter().map(|name| {
+                    let value = self
+                        .table
+                        .values
+                        .get(name)
+                        .map_or(&[][..], ByteString::as_bytes);
+                    classic::value_line(name, value)
+                }))
+            }
+            Request::Remove(Kind::Processes, names) => {
+                self.remove_processes(id, &names, &[], false)?;
+                String::new()
+            }
+            Request::Remove(Kind::Sockets, names) => {
+                self.remove_sockets(id, &names, false)?;
+                String::new()
+            }
+            Request::Remove(Kind::Values, names) => {
+                self.remove_values(id, &names)?;
+                String::new()
+            }
+            Request::Watch(names) => {
+                let serials = self
+                    .table
+                    .find_processes(&names)
+                    .map_err(|pattern: &NamePattern| Error::NotFound(pattern.clone()))?;
+                if serials.is_empty() {
+                    return Err(Error::NothingToWatch);
+                }
+                self.watch(id, &serials)?;
+                let mut head = BytesMut::new();
+                classic::watching(serials.len(), &mut head);
+                let head = String::from_utf8_lossy(&head).into_owned();
+                return Ok(Answer::Raw(head, Expect::Batch));
+            }
+            Request::MakeSocket(make) => {
+                let (socket, _) = self.make_socket(id, make)?;
+                self.describe_socket(socket)
+                    .map_or(String::new(), |socket| classic::socket_line(&socket))
+            }
+            Request::MakeProcess { make, watch } => {
+                let (serial, _) = self.make_process(id, *make)?;
+                let line = self
+                    .describe_process(serial)
+                    .map_or(String::new(), |process| classic::process_line(&process));
+                if watch {
+                    self.watch(id, &[serial])?;
+                    return Ok(Answer::Raw(line + "\n", Expect::Batch));
+                }
+                line
+            }
+            Request::Set(name, value) => {
+                let value = value.map(|value| ByteString::from(value.into_bytes()));
+                self.set_value(id, name, value)?;
+                String::new()
+            }
+            Request::Get(name) => self
+                .table
+                .values
+                .get(&name)
+                .map_or(String::new(), |value| classic::value_text(value.as_bytes())),
+            Request::Help(text) => text.into_owned(),
+            Request::Quit => {
+                return Ok(Answer::Raw(classic::QUIT_REPLY.to_owned(), Expect::Close));
+            }
+            Request::ExitIfIdle => {
+                self.may_write(id)?;
+                if self.is_idle() {
+                    self.ask_exit();
+                    return Ok(Answer::Raw(classic::EXITING.to_owned(), Expect::Close));
+                }
+                classic::NOT_IDLE.to_owned()
+            }
+            Request::Json => return Ok(Answer::Json),
+        };
+        Ok(Answer::Text(text))
+    }
+
+    /// A batch of watched output was answered: it may go, and exits in it are
+    /// known. In a claimed namespace it was only looked at.
+    pub(super) fn on_watch_acknowledged(&mut self, id: SessionId, stop: bool) {
+        let Some(batch) = self
+            .sessions
+            .get_mut(&id)
+            .and_then(|session| session.watch_batch.take())
+        else {
+            return;
+        };
+        for (serial, position, closed) in batch {
+            let counts = self.watch_acknowledges(id, serial);
+            if counts {
+                self.acknowledge(serial, position);
+            }
+            if closed {
+                self.end_watch_of(id, serial);
+                if counts {
+                    self.forget_watched(serial);
+                }
+            }
+        }
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        // A session has at most one watch: it takes no command meanwhile.
+        let nothing_left = session.subs.values().all(|sub| sub.cursors.is_empty());
+        let mut out = BytesMut::new();
+        let next = if nothing_left {
+            classic::finish(classic::NOTHING_LEFT, &mut out);
+            Expect::Command
+        } else if stop {
+            classic::finish(classic::STOPPED, &mut out);
+            Expect::Command
+        } else {
+            Expect::Batch
+        };
+        session.reply(out, next);
+        if next == Expect::Command {
+            let subs = std::mem::take(&mut session.subs);
+            for sub in subs.into_values() {
+                self.detach(id, sub.cursors.into_keys());
+            }
+        }
+        self.ready_sessions.insert(id);
+    }
+
+    fn end_watch_of(&mut self, id: SessionId, serial: u64) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            for sub in session.subs.values_mut() {
+                sub.cursors.remove(&serial);
+            }
+        }
+        self.detach(id, std::iter::once(serial));
+    }
+
+    /// The end of a process is known and its output read: it is forgotten.
+    /// Late writers are read on, so that they do not die of a broken pipe.
+    fn forget_watched(&mut self, serial: u64) {
+        if self
+            .live
+            .get(&serial)
+            .is_some_and(crate::live::Live::streams_ended)
+        {
+            self.forget(serial);
+        } else {
+            self.remove_process(serial);
+        }
+    }
+}
+
+/// How a classic request is answered.
+enum Answer {
+    /// Text and a prompt.
+    Text(String),
+    /// Text as it is.
+    Raw(String, Expect),
+    /// The switch to JSON.
+    Json,
+}
+
+fn lines(lines: impl Iterator<Item = String>) -> String {
+    let mut text = String::new();
+    for line in lines {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&line);
+    }
+    text
+}

@@ -1,0 +1,503 @@
+//! How processes end and how their output gets into reels.
+//!
+//! An exit is seen through the pidfd, whoever still holds the pipes; the end
+//! of a stream is seen on the pipe, whoever still runs. A child of ours is
+//! looked at first and waited for later: its number stays taken until its
+//! exit was acknowledged. One the keeper adopted is told of by the keeper.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use papa_protocol::json::push::EventType;
+use papa_protocol::limits::STALL_LIMIT;
+use papa_protocol::process::{Exit, Overflow, Rusage};
+use papa_protocol::record::Stream;
+use tracing::{info, warn};
+
+use super::{Deadline, Owner, now_us};
+use crate::keeper::wire::{Key, Kind, ToKeeper};
+use crate::live::Source;
+use crate::reel::Capture;
+use crate::sys::memfd::splice_away;
+use crate::sys::pidfd::{Outcome, Target, WaitStatus, exit_info, wait_id};
+use crate::sys::process::{parent_of, set_pipe_size};
+use crate::table::Entry;
+
+/// Ended processes whose numbers are kept from being reused; the oldest is
+/// let go when there are more.
+const MAX_ZOMBIES: usize = 1024;
+/// How long the keeper gets to tell how an adopted process ended, before the
+/// system is asked, which knows less.
+const KEEPER_TELLS: Duration = Duration::from_millis(500);
+/// Between two attempts to find out how a process ended.
+const LOOKUP_INTERVAL: Duration = Duration::from_millis(50);
+/// After this the exit is recorded as unknown.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
+/// How long to wait when the system had no memory for output.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// A pipe found this full is made larger.
+const LOUD_BYTES: usize = 64 * 1024;
+/// Size of a loud process's pipes.
+const LARGE_PIPE_BYTES: i32 = 1 << 20;
+/// Full splices after an exit that hold more than a pipe can.
+const DRAIN_ROUNDS: u32 = 3;
+/// Bytes of unwanted output thrown away per report.
+const DISCARD_BYTES: usize = 1 << 20;
+
+impl Owner {
+    // ---- exits ---------------------------------------------------------
+
+    /// The handle says that the process has ended.
+    pub(super) fn on_exit_seen(&mut self, serial: u64, now_us: u64) {
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        let Some(pidfd) = &live.pidfd else {
+            return;
+        };
+        if live.own_child {
+            match wait_id(Target::Pidfd(pidfd.as_fd()), true) {
+                Ok(Some((_, status))) => {
+                    live.zombie = true;
+                    self.zombies.push_back(serial);
+                    self.record_exit(serial, Some(status), now_us);
+                    self.bound_zombies();
+                    return;
+                }
+                Ok(None) => return,
+                Err(_) => live.own_child = false,
+            }
+        }
+        let now = Instant::now();
+        live.lookup_since = Some(now);
+        let wait = if live.adopted {
+            KEEPER_TELLS
+        } else {
+            Duration::ZERO
+        };
+        self.poller.get_ref().remove(pidfd);
+        self.deadlines
+            .insert((now + wait, Deadline::ExitLookup(serial)));
+    }
+
+    /// The keeper says how a process ended.
+    pub(super) fn on_exit_told(&mut self, serial: u64, status: WaitStatus, now_us: u64) {
+        if self
+            .table
+            .process(serial)
+            .is_some_and(|row| row.exit.is_none())
+        {
+            self.record_exit(serial, Some(status), now_us);
+        }
+        let told = self.link.tell(&ToKeeper::Confirm(serial));
+        self.check_keeper(told);
+    }
+
+    /// Nobody has said how a process ended; the system may know.
+    pub(super) fn on_exit_lookup(&mut self, serial: u64, now: Instant) {
+        if self
+            .table
+            .process(serial)
+            .is_none_or(|row| row.exit.is_some())
+        {
+            return;
+        }
+        let Some(live) = self.live.get(&serial) else {
+            return;
+        };
+        let found = live
+            .pidfd
+            .as_ref()
+            .and_then(|pidfd| exit_info(pidfd).ok().flatten());
+        let since = live.lookup_since.unwrap_or(now);
+        let hopeless = !self.has_exit_info && !live.adopted;
+        if found.is_some() || hopeless || now.duration_since(since) > LOOKUP_LIMIT {
+            if found.is_none() {
+                warn!(serial, "how this process ended is not known");
+            }
+            self.record_exit(serial, found, now_us());
+        } else {
+            self.deadlines
+                .insert((now + LOOKUP_INTERVAL, Deadline::ExitLookup(serial)));
+        }
+    }
+
+    fn record_exit(&mut self, serial: u64, status: Option<WaitStatus>, now_us: u64) {
+        let exit = exit_of(status, now_us);
+        if let Some(row) = self.table.process(serial) {
+            info!(serial, pid = row.pid, name = %row.make.name, code = exit.classic_code(), "ended");
+        }
+        self.commit_fact(Entry::Exit { serial, exit });
+        if let Some(live) = self.live.get(&serial)
+            && let Some(pidfd) = &live.pidfd
+        {
+            self.poller.get_ref().remove(pidfd);
+        }
+        // What it wrote before it ended is in the pipes: take it first, so
+        // that no reader sees the end before the last words.
+        for stream in [Stream::Out, Stream::Err] {
+            self.on_output(serial, stream, now_us);
+        }
+        self.note_drained(serial);
+        self.announce(serial, EventType::Exited);
+        self.mark_readers(serial);
+        self.forget_if_done(serial);
+    }
+
+    fn bound_zombies(&mut self) {
+        while self.zombies.len() > MAX_ZOMBIES {
+            if let Some(serial) = self.zombies.pop_front() {
+                self.wait_for(serial);
+            }
+        }
+    }
+
+    /// Waits for an ended child, which frees its number.
+    pub(crate) fn wait_for(&mut self, serial: u64) {
+        if let Some(live) = self.live.get_mut(&serial)
+            && live.zombie
+        {
+            live.zombie = false;
+            if let Some(pidfd) = &live.pidfd {
+                let _ = wait_id(Target::Pidfd(pidfd.as_fd()), false);
+            }
+        }
+    }
+
+    /// Forgets a process that has ended if nobody needs anything of it.
+    pub(crate) fn forget_if_done(&mut self, serial: u64) {
+        let (Some(row), Some(live)) = (self.table.process(serial), self.live.get(&serial)) else {
+            return;
+        };
+        if row.exit.is_none() || !live.streams_ended() {
+            return;
+        }
+        if row.removing || (live.exit_acknowledged && live.start() == live.committed()) {
+            self.forget(serial);
+        }
+    }
+
+    /// Takes a process off the list and closes all it had.
+    pub(crate) fn forget(&mut self, serial: u64) {
+        self.announce(serial, EventType::Removed);
+        let Some(mut live) = self.live.remove(&serial) else {
+            return;
+        };
+        if live.zombie {
+            self.zombies.retain(|other| *other != serial);
+            if let Some(pidfd) = &live.pidfd {
+                let _ = wait_id(Target::Pidfd(pidfd.as_fd()), false);
+            }
+        }
+        for fd in [&live.pidfd, &live.out, &live.err].into_iter().flatten() {
+            self.unwatch(fd);
+        }
+        for reader in std::mem::take(&mut live.readers) {
+            self.drop_cursor(reader, serial);
+        }
+        live.close_reel();
+        let ledger = live.closed;
+        drop(live);
+        self.commit_fact(Entry::Forget { serial, ledger });
+        self.unkeep(&[
+            Key::new(Kind::Pidfd, serial),
+            Key::new(Kind::Out, serial),
+            Key::new(Kind::Err, serial),
+            Key::new(Kind::Reel, serial),
+        ]);
+    }
+
+    /// Gives up a process's output; it runs on, its pipes are read and what
+    /// comes is thrown away, so that nobody dies of a broken pipe.
+    pub(crate) fn remove_process(&mut self, serial: u64) {
+        if self.table.process(serial).is_none_or(|row| row.removing) {
+            return;
+        }
+        self.commit_fact(Entry::Removing { serial });
+        if let Some(live) = self.live.get_mut(&serial) {
+            live.close_reel();
+            for reader in std::mem::take(&mut live.readers) {
+                self.drop_cursor(reader, serial);
+            }
+        }
+        self.unkeep(&[Key::new(Kind::Reel, serial)]);
+        self.resume(serial);
+        if self
+            .table
+            .process(serial)
+            .is_some_and(|row| row.exit.is_some())
+        {
+            self.wait_for(serial);
+            self.zombies.retain(|other| *other != serial);
+            for stream in [Stream::Out, Stream::Err] {
+                self.on_output(serial, stream, now_us());
+            }
+        }
+        self.forget_if_done(serial);
+    }
+
+    /// Starts watching everything recovery found.
+    pub(super) fn watch_recovered(&mut self) {
+        let now = now_us();
+        let serials: Vec<u64> = self.live.keys().copied().collect();
+        let own = std::process::id().cast_signed();
+        for serial in serials {
+            let (Some(row), Some(live)) = (self.table.process(serial), self.live.get_mut(&serial))
+            else {
+                continue;
+            };
+            let ended = row.exit.is_some();
+            let parent = parent_of(row.pid.cast_signed());
+            live.own_child = parent == Some(own);
+            live.adopted = !live.own_child && parent.is_none_or(|pid| pid == self.keeper_pid);
+            if ended && live.own_child {
+                live.zombie = true;
+                self.zombies.push_back(serial);
+            }
+            if let (false, Some(pidfd)) = (ended, &live.pidfd) {
+                let _ = self.poller.get_ref().add(pidfd, Source::Pidfd(serial));
+            }
+            live.paused = true;
+            self.resume(serial);
+            if ended {
+                for stream in [Stream::Out, Stream::Err] {
+                    self.on_output(serial, stream, now);
+                }
+                self.note_drained(serial);
+                self.forget_if_done(serial);
+            } else if self
+                .live
+                .get(&serial)
+                .is_some_and(|live| live.pidfd.is_none())
+            {
+                self.record_exit(serial, None, now);
+            }
+        }
+    }
+
+    // ---- output --------------------------------------------------------
+
+    /// A stream has something, or is at its end.
+    pub(super) fn on_output(&mut self, serial: u64, stream: Stream, now_us: u64) {
+        let Some(row) = self.table.process(serial) else {
+            return;
+        };
+        let (removing, ended, overflow) = (row.removing, row.exit.is_some(), row.make.overflow);
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        if live.paused || live.pipe(stream).is_none() {
+            return;
+        }
+        if removing || live.reel.is_none() {
+            self.discard(serial, stream);
+            return;
+        }
+        let mut rounds = 0;
+        loop {
+            let Some(live) = self.live.get_mut(&serial) else {
+                return;
+            };
+            match live.capture(stream, now_us) {
+                Ok(Capture::Bytes(bytes)) => {
+                    if bytes >= LOUD_BYTES && !live.large_pipes {
+                        live.large_pipes = true;
+                        for pipe in [&live.out, &live.err].into_iter().flatten() {
+                            set_pipe_size(pipe, LARGE_PIPE_BYTES);
+                        }
+                    }
+                    self.mark_readers(serial);
+                    self.bound_reel(serial, overflow);
+                    let paused = self.live.get(&serial).is_none_or(|live| live.paused);
+                    // After the exit nothing reports the pipe to be empty, so
+                    // it is asked until it says so. Somebody else may go on
+                    // writing; what has come by then holds all the process
+                    // itself can have left.
+                    rounds += 1;
+                    if ended && !paused && rounds == DRAIN_ROUNDS {
+                        if let Some(live) = self.live.get_mut(&serial) {
+                            live.drained = true;
+                        }
+                        return;
+                    }
+                    if !ended || paused {
+                        return;
+                    }
+                }
+                Ok(Capture::Empty) => {
+                    if ended {
+                        self.note_drained(serial);
+                    }
+                    return;
+                }
+                Ok(Capture::End) => {
+                    self.end_stream(serial, stream);
+                    return;
+                }
+                Err(errno) => {
+                    warn!(serial, %errno, "output stays in the pipe for now");
+                    self.pause(serial);
+                    self.deadlines
+                        .insert((Instant::now() + RETRY_INTERVAL, Deadline::Retry(serial)));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Keeps a reel within its limits by the process's policy.
+    fn bound_reel(&mut self, serial: u64, overflow: Overflow) {
+        let now = Instant::now();
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        let Some(reel) = &mut live.reel else {
+            return;
+        };
+        if !reel.is_full() {
+            return;
+        }
+        let wait = match overflow {
+            Overflow::Block => true,
+            Overflow::DropOldest => false,
+            Overflow::Auto => live.consumer.is_some() && !live.stalled,
+        };
+        if wait {
+            live.full_since = Some(now);
+            self.pause(serial);
+            if overflow == Overflow::Auto {
+                self.deadlines
+                    .insert((now + STALL_LIMIT, Deadline::Stall(serial)));
+            }
+        } else if reel.is_over() {
+            match reel.drop_oldest() {
+                Ok(_) => {}
+                Err(errno) => warn!(serial, %errno, "the oldest output could not be dropped"),
+            }
+        }
+    }
+
+    /// A reel has been full for the stall limit: has its consumer moved?
+    pub(super) fn on_stall_deadline(&mut self, serial: u64, now: Instant) {
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        let Some(full_since) = live.full_since else {
+            return;
+        };
+        let last = live.last_ack.map_or(full_since, |ack| ack.max(full_since));
+        if live.consumer.is_some() && now < last + STALL_LIMIT {
+            self.deadlines
+                .insert((last + STALL_LIMIT, Deadline::Stall(serial)));
+            return;
+        }
+        live.stalled = live.consumer.is_some();
+        warn!(
+            serial,
+            "its consumer does not acknowledge; the oldest output goes"
+        );
+        if let Some(reel) = &mut live.reel {
+            let _ = reel.drop_oldest();
+        }
+        self.resume(serial);
+    }
+
+    /// Throws away what an unwanted stream has.
+    fn discard(&mut self, serial: u64, stream: Stream) {
+        let Some(live) = self.live.get(&serial) else {
+            return;
+        };
+        let Some(pipe) = live.pipe(stream) else {
+            return;
+        };
+        match splice_away(pipe, &self.fixed.null, DISCARD_BYTES) {
+            Ok(0) => self.end_stream(serial, stream),
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(errno) => {
+                warn!(serial, %errno, "unwanted output cannot be read");
+                self.end_stream(serial, stream);
+            }
+        }
+    }
+
+    fn end_stream(&mut self, serial: u64, stream: Stream) {
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        let position = live.committed();
+        let (slot, end, kind) = match stream {
+            Stream::Out => (&mut live.out, &mut live.ends.out, Kind::Out),
+            Stream::Err => (&mut live.err, &mut live.ends.err, Kind::Err),
+        };
+        *end = Some(position);
+        if let Some(pipe) = slot.take() {
+            self.poller.get_ref().remove(&pipe);
+        }
+        self.unkeep(&[Key::new(kind, serial)]);
+        self.note_drained(serial);
+        self.mark_readers(serial);
+        self.forget_if_done(serial);
+    }
+
+    /// Notes that what the process itself wrote has all been taken.
+    fn note_drained(&mut self, serial: u64) {
+        let ended = self
+            .table
+            .process(serial)
+            .is_some_and(|row| row.exit.is_some());
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        if !ended || live.drained || live.paused {
+            return;
+        }
+        // Every open pipe is known to be empty only if it says so itself.
+        let empty = [Stream::Out, Stream::Err].into_iter().all(|stream| {
+            live.pipe(stream)
+                .is_none_or(|pipe| crate::sys::process::is_empty(pipe))
+        });
+        if empty {
+            live.drained = true;
+            self.mark_readers(serial);
+        }
+    }
+
+    /// A consumer says that output before `position` may go.
+    pub(crate) fn acknowledge(&mut self, serial: u64, position: u64) {
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        live.last_ack = Some(Instant::now());
+        live.stalled = false;
+        let Some(reel) = &mut live.reel else {
+            return;
+        };
+        if let Err(errno) = reel.acknowledge(position) {
+            warn!(serial, %errno, "an acknowledgement could not be recorded");
+        }
+        if live.paused && !reel.is_full() {
+            self.resume(serial);
+        }
+        self.forget_if_done(serial);
+    }
+}
+
+fn exit_of(status: Option<WaitStatus>, stamp_us: u64) -> Exit {
+    let (code, signal, core) = match status.map(|status| status.outcome) {
+        Some(Outcome::Code(code)) => (Some(code), None, false),
+        Some(Outcome::Signal { number, core }) => (None, Some(number), core),
+        None => (None, None, false),
+    };
+    Exit {
+        code,
+        signal,
+        core,
+        stamp_us,
+        rusage: status.and_then(|status| status.usage).map(|usage| Rusage {
+            user_us: usage.user_us,
+            system_us: usage.system_us,
+            max_rss_kib: usage.max_rss_kib,
+        }),
+    }
+}

@@ -1,0 +1,259 @@
+//! The JSON dialect: typed requests to verbs, results to lines.
+
+use std::os::fd::OwnedFd;
+
+use bytes::BytesMut;
+use papa_protocol::json::reply::{self, encode_error, encode_ok};
+use papa_protocol::json::request::{Delivery, Id, Op, Rejected, Request};
+use papa_protocol::json::{ErrorCode, Failure};
+use papa_protocol::record::Serial;
+use serde::Serialize;
+
+use super::Owner;
+use super::session::Expect;
+use crate::live::SessionId;
+use crate::reel::DATA_OFFSET;
+use crate::verbs::{VerbError, fail};
+
+impl Owner {
+    /// Answers one JSON line.
+    pub(super) fn on_json(
+        &mut self,
+        id: SessionId,
+        request: Result<Request, Rejected>,
+        descriptor: Option<OwnedFd>,
+    ) {
+        let mut out = BytesMut::new();
+        let mut sent = None;
+        match request {
+            Err(rejected) => encode_error(rejected.id.as_ref(), &rejected.failure, &mut out),
+            Ok(request) => {
+                let mut answer = Answer {
+                    id: request.id.as_ref(),
+                    out: &mut out,
+                    descriptor: None,
+                };
+                if let Err(error) = self.run_json(id, request.op, descriptor, &mut answer) {
+                    encode_error(request.id.as_ref(), &Failure::from(error), &mut out);
+                } else {
+                    sent = answer.descriptor;
+                }
+            }
+        }
+        if let Some(session) = self.sessions.get(&id) {
+            session.reply_with(out, sent, Expect::Json);
+        }
+        self.ready_sessions.insert(id);
+    }
+
+    fn run_json(
+        &mut self,
+        id: SessionId,
+        op: Op,
+        descriptor: Option<OwnedFd>,
+        answer: &mut Answer<'_>,
+    ) -> Result<(), VerbError> {
+        let done = reply::Done {};
+        match op {
+            Op::Hello(op) => {
+                let hello = self.hello();
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    tracing::info!(session = id, client = ?op.client, "hello");
+                    session.client = op.client;
+                }
+                answer.ok(&hello);
+            }
+            Op::Status(_) => answer.ok(&self.status()),
+            Op::ValueSet(op) => {
+                self.set_value(id, op.name, Some(op.value))?;
+                answer.ok(&done);
+            }
+            Op::ValueGet(op) => {
+                let value = self.table.values.get(&op.name).cloned();
+                answer.ok(&reply::ValueReply { value });
+            }
+            Op::ValueList(op) => {
+                let values = self
+                    .find_values(&op.names)
+                    .into_iter()
+                    .filter_map(|name| {
+                        let value = self.table.values.get(&name)?.clone();
+                        Some((name, value))
+                    })
+                    .collect();
+                answer.ok(&reply::Values { values });
+            }
+            Op::ValueRemove(op) => {
+                let removed = self.remove_values(id, &op.names)?;
+                answer.ok(&reply::Removed { removed });
+            }
+            Op::SocketMake(op) => {
+                let (socket, created) = self.make_socket(id, op)?;
+                let socket = self.describe_socket(socket).ok_or_else(vanished)?;
+                answer.ok(&reply::SocketMade { socket, created });
+            }
+            Op::SocketList(op) => answer.ok(&reply::SocketsReply {
+                sockets: self.list_sockets(&op.names),
+            }),
+            Op::SocketRemove(op) => {
+                let removed = self.remove_sockets(id, &op.names, op.force)?;
+                answer.ok(&reply::Removed { removed });
+            }
+            Op::SocketFetch(op) => {
+                self.may_change(id, &op.name, false)?;
+                let fd = self.socket_descriptor(&op.name)?;
+                self.answer_with(id, answer, &done, fd)?;
+            }
+            Op::ProcessMake(op) => {
+                let (serial, created) = self.make_process(id, *op)?;
+                let process = self.describe_process(serial).ok_or_else(vanished)?;
+                answer.ok(&reply::ProcessMade { process, created });
+            }
+            Op::ProcessList(op) => answer.ok(&reply::Processes {
+                processes: self.list_processes(&op.names, &op.serials),
+            }),
+            Op::ProcessRemove(op) => {
+                let removed = self.remove_processes(id, &op.names, &op.serials, op.force)?;
+                answer.ok(&reply::Removed { removed });
+            }
+            Op::ProcessPidfd(op) => {
+                self.may_change_serial(id, op.serial)?;
+                let fd = self.pidfd_descriptor(op.serial)?;
+                self.answer_with(id, answer, &done, fd)?;
+            }
+            Op::OutputConsume(op) => {
+                let inline = op.bytes == Delivery::Inline;
+                let sub = self.consume(id, op.names, inline, op.force)?;
+                answer.ok(&reply::Subscribed { sub });
+            }
+            Op::OutputFollow(op) => {
+                let sub = self.follow(id, op.names, op.from)?;
+                answer.ok(&reply::Subscribed { sub });
+            }
+            Op::OutputStop(op) => {
+                self.stop_subscription(id, op.sub)?;
+                answer.ok(&done);
+            }
+            Op::OutputReel(op) => {
+                let fd = self.reel_descriptor(id, op.serial)?;
+                let reel = reply::Reel {
+                    data_offset: DATA_OFFSET,
+                };
+                self.answer_with(id, answer, &reel, fd)?;
+            }
+            Op::OutputAck(op) => {
+                self.acknowledge_all(id, op.acks)?;
+                answer.ok(&done);
+            }
+            Op::ExitAck(op) => {
+                self.acknowledge_exits(id, op.serials)?;
+                answer.ok(&done);
+            }
+            Op::Hold(op) => {
+                let fd = descriptor.ok_or_else(|| {
+                    fail(
+                        ErrorCode::NoDescriptor,
+                        "hold: no descriptor came along; send one with the line (SCM_RIGHTS) on the unix socket",
+                    )
+                })?;
+                self.hold(id, op.name, fd)?;
+                answer.ok(&done);
+            }
+            Op::Fetch(op) => {
+                self.may_change(id, &op.name, false)?;
+                let fd = self.fetch_held(&op.name)?;
+                self.answer_with(id, answer, &done, fd)?;
+            }
+            Op::HoldList(op) => answer.ok(&reply::HeldReply {
+                held: self.list_held(&op.names),
+            }),
+            Op::HoldDrop(op) => {
+                let removed = self.drop_held(id, &op.names)?;
+                answer.ok(&reply::Removed { removed });
+            }
+            Op::Claim(op) => {
+                let epoch = self.claim(id, &op.namespace, op.holder, op.force)?;
+                answer.ok(&reply::Claimed { epoch });
+            }
+            Op::ClaimRelease(op) => {
+                self.release_claim(id, &op.namespace)?;
+                answer.ok(&done);
+            }
+            Op::ClaimList(_) => answer.ok(&reply::Claims {
+                claims: self.list_claims(),
+            }),
+            Op::Subscribe(op) => {
+                let sub = self.subscribe_changes(id, op.names)?;
+                answer.ok(&reply::Subscribed { sub });
+            }
+            Op::KernelExit(_) => {
+                self.may_write(id)?;
+                if !self.is_idle() {
+                    return Err(fail(
+                        ErrorCode::Denied,
+                        "not idle: there are processes, sockets, values or held descriptors",
+                    ));
+                }
+                self.ask_exit();
+                answer.ok(&done);
+            }
+        }
+        Ok(())
+    }
+
+    /// A handle to a process lets its holder signal it.
+    fn may_change_serial(&self, id: SessionId, Serial(serial): Serial) -> Result<(), VerbError> {
+        match self.table.process(serial) {
+            Some(row) => self.may_change(id, &row.make.name, false),
+            None => Err(crate::verbs::output::no_process(serial)),
+        }
+    }
+
+    fn answer_with<T: Serialize>(
+        &self,
+        id: SessionId,
+        answer: &mut Answer<'_>,
+        ok: &T,
+        fd: OwnedFd,
+    ) -> Result<(), VerbError> {
+        if self
+            .sessions
+            .get(&id)
+            .is_some_and(|session| session.peer.tcp)
+        {
+            return Err(fail(
+                ErrorCode::Unsupported,
+                "descriptors cannot be sent over TCP; use the unix socket",
+            ));
+        }
+        if answer.id.is_none() {
+            return Err(fail(
+                ErrorCode::Invalid,
+                "a request for a descriptor needs an id, so that its answer can carry it",
+            ));
+        }
+        answer.ok(ok);
+        answer.descriptor = Some(fd);
+        Ok(())
+    }
+}
+
+/// Where an answer goes.
+struct Answer<'a> {
+    id: Option<&'a Id>,
+    out: &'a mut BytesMut,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Answer<'_> {
+    /// A success is answered only to a request with an id.
+    fn ok<T: Serialize>(&mut self, ok: &T) {
+        if self.id.is_some() {
+            encode_ok(self.id, ok, self.out);
+        }
+    }
+}
+
+fn vanished() -> VerbError {
+    fail(ErrorCode::Internal, "it has vanished meanwhile")
+}

@@ -1,0 +1,606 @@
+//! The event loop: owns everything the kernel knows and does it in turn.
+//!
+//! Connections, the poller and deadlines bring events; every handler is an
+//! ordinary function that runs to completion. What the handlers of requests
+//! do is in `verbs/`, what they read and answer in `classic.rs` and `json.rs`,
+//! how output reaches readers in `deliver.rs`, exits in `exits.rs`.
+//! Invariant: a change is in the journal before it is answered.
+
+mod classic;
+mod deliver;
+mod exits;
+mod json;
+pub mod session;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use papa_protocol::json::push::{Push, Shutdown};
+use papa_protocol::limits;
+use papa_protocol::name::Name;
+use papa_protocol::record::Stream;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use self::session::{Incoming, Session};
+use crate::budget::Budget;
+use crate::config::Config;
+use crate::journal::{Journal, JournalError};
+use crate::keeper::link::KeeperLink;
+use crate::keeper::wire::{Key, Kind, ToKeeper, ToKernel};
+use crate::live::{Live, Poller, SessionId, Source};
+use crate::table::{Entry, Table};
+use crate::takeover;
+
+/// Events that may wait for the loop; a full queue slows the connections.
+pub const EVENT_QUEUE: usize = 1024;
+/// Events handled before the other sources get their turn.
+const EVENTS_PER_TURN: usize = 256;
+/// How long the keeper may say nothing before it is taken to be stuck: it
+/// asks every ten seconds.
+const KEEPER_SILENCE: Duration = Duration::from_secs(40);
+/// How long a keeper that was silent gets to say something after all.
+const KEEPER_GRACE: Duration = Duration::from_secs(15);
+/// A second TERM within this ends the kernel though processes are left.
+const SHUTDOWN_WINDOW: Duration = Duration::from_secs(5);
+
+/// An event of a connection.
+pub type Event = (SessionId, Incoming);
+
+/// Something to do at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Deadline {
+    /// Has the consumer of this process's full reel acknowledged meanwhile?
+    Stall(u64),
+    /// How did this process end, if the keeper has not said so?
+    ExitLookup(u64),
+    /// Try again to take this process's output: the system had no memory.
+    Retry(u64),
+    /// Has the keeper said anything?
+    KeeperSilence,
+}
+
+/// The kernel's descriptors that no process or client made.
+#[derive(Debug)]
+pub struct Fixed {
+    /// The settings.
+    pub config: OwnedFd,
+    /// The program file.
+    pub binary: OwnedFd,
+    /// The kernel's own listeners by id.
+    pub controls: Vec<(u64, OwnedFd)>,
+    /// `/dev/null`, for reading and writing.
+    pub null: OwnedFd,
+}
+
+/// A claim whose holder is connected.
+pub(crate) type LiveClaims = HashMap<Name, SessionId>;
+
+/// Everything.
+#[derive(Debug)]
+pub struct Owner {
+    pub(crate) config: Config,
+    pub(crate) fixed: Fixed,
+    pub(crate) link: KeeperLink,
+    pub(crate) keeper_pid: i32,
+    pub(crate) journal: Journal,
+    pub(crate) skipped_records: u64,
+    pub(crate) table: Table,
+    pub(crate) live: HashMap<u64, Live>,
+    pub(crate) socket_fds: HashMap<u64, OwnedFd>,
+    pub(crate) held_fds: HashMap<u64, OwnedFd>,
+    pub(crate) poller: Rc<AsyncFd<Poller>>,
+    pub(crate) signals: SignalFd,
+    pub(crate) sessions: BTreeMap<SessionId, Session>,
+    pub(crate) claims: LiveClaims,
+    pub(crate) budget: Rc<Budget>,
+    pub(crate) deadlines: BTreeSet<(Instant, Deadline)>,
+    /// Zombies by the order in which they ended.
+    pub(crate) zombies: std::collections::VecDeque<u64>,
+    /// Sessions that may have something to send.
+    pub(crate) ready_sessions: BTreeSet<SessionId>,
+    pub(crate) has_exit_info: bool,
+    last_keeper_word: Instant,
+    keeper_suspected: bool,
+    last_term: Option<Instant>,
+    exit_when_idle: bool,
+}
+
+/// What [`Owner::new`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Settings.
+    pub config: Config,
+    /// Descriptors nobody made.
+    pub fixed: Fixed,
+    /// The line to the keeper.
+    pub link: KeeperLink,
+    /// Open journal.
+    pub journal: Journal,
+    /// Records left out in recoveries.
+    pub skipped_records: u64,
+    /// What exists.
+    pub table: Table,
+    /// Descriptors of processes.
+    pub live: HashMap<u64, Live>,
+    /// Descriptors of sockets.
+    pub socket_fds: HashMap<u64, OwnedFd>,
+    /// Descriptors held for clients.
+    pub held_fds: HashMap<u64, OwnedFd>,
+}
+
+impl Owner {
+    /// Puts recovered parts to work.
+    ///
+    /// # Errors
+    /// The errno of the poller, or of watching a descriptor.
+    pub fn new(parts: Parts) -> Result<Self, Errno> {
+        let signals = crate::sys::process::signal_descriptor(&[
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGHUP,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+        ])?;
+        let poller = Poller::new()?;
+        poller.add(parts.link.as_fd(), Source::Keeper)?;
+        poller.add(&signals, Source::Signal)?;
+        let poller = crate::sys::runtime::watch(poller).map_err(|_| Errno::ENOMEM)?;
+        let now = Instant::now();
+        let mut owner = Self {
+            config: parts.config,
+            fixed: parts.fixed,
+            link: parts.link,
+            keeper_pid: nix::unistd::getppid().as_raw(),
+            journal: parts.journal,
+            skipped_records: parts.skipped_records,
+            table: parts.table,
+            live: parts.live,
+            socket_fds: parts.socket_fds,
+            held_fds: parts.held_fds,
+            poller: Rc::new(poller),
+            signals,
+            sessions: BTreeMap::new(),
+            claims: HashMap::new(),
+            budget: Rc::new(Budget::new(limits::SESSION_BUDGET_BYTES)),
+            deadlines: BTreeSet::new(),
+            zombies: std::collections::VecDeque::new(),
+            ready_sessions: BTreeSet::new(),
+            has_exit_info: crate::sys::pidfd::has_exit_info(),
+            last_keeper_word: now,
+            keeper_suspected: false,
+            last_term: None,
+            exit_when_idle: false,
+        };
+        owner
+            .deadlines
+            .insert((now + KEEPER_SILENCE, Deadline::KeeperSilence));
+        owner.watch_recovered();
+        Ok(owner)
+    }
+
+    /// Runs until the kernel is to end.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) -> ! {
+        let poller = Rc::clone(&self.poller);
+        loop {
+            let deadline = self.deadlines.first().map(|(at, _)| *at);
+            tokio::select! {
+                biased;
+                event = events.recv() => {
+                    if let Some((session, event)) = event {
+                        self.on_incoming(session, event);
+                    }
+                    for _ in 0..EVENTS_PER_TURN {
+                        let Ok((session, event)) = events.try_recv() else { break };
+                        self.on_incoming(session, event);
+                    }
+                    // The poller must get its turn however busy clients are.
+                    self.on_ready();
+                }
+                ready = poller.readable() => {
+                    self.on_ready();
+                    if let Ok(mut guard) = ready {
+                        // Level-triggered underneath: asking again finds
+                        // what is left.
+                        if poller.get_ref().ready().is_ok_and(|left| left.is_empty()) {
+                            guard.clear_ready();
+                        }
+                    }
+                }
+                () = sleep_until(deadline) => {}
+            }
+            self.on_deadlines();
+            self.deliver();
+            if self.journal.wants_compaction() {
+                self.compact();
+            }
+            self.exit_if_asked();
+        }
+    }
+
+    // ---- events --------------------------------------------------------
+
+    fn on_incoming(&mut self, id: SessionId, event: Incoming) {
+        if let Incoming::Connected { peer, outbox } = event {
+            self.exit_when_idle = false;
+            self.sessions.insert(id, Session::new(id, peer, outbox));
+            return;
+        }
+        if !self.sessions.contains_key(&id) {
+            return;
+        }
+        match event {
+            Incoming::Connected { .. } => {}
+            Incoming::Classic(request) => self.on_classic(id, request),
+            Incoming::Acknowledge(stop) => self.on_watch_acknowledged(id, stop),
+            Incoming::Json(request, descriptor) => self.on_json(id, request, descriptor),
+            Incoming::Drained => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.busy = false;
+                }
+                self.ready_sessions.insert(id);
+            }
+            Incoming::Pushed => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.queued = session.queued.saturating_sub(1);
+                }
+            }
+            Incoming::Gone => self.on_gone(id),
+        }
+    }
+
+    fn on_gone(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.remove(&id) else {
+            return;
+        };
+        self.ready_sessions.remove(&id);
+        self.claims.retain(|_, holder| *holder != id);
+        for sub in session.subs.into_values() {
+            self.detach(id, sub.cursors.into_keys());
+        }
+    }
+
+    fn on_ready(&mut self) {
+        let Ok(sources) = self.poller.get_ref().ready() else {
+            return;
+        };
+        let now_us = now_us();
+        for source in sources {
+            match source {
+                Source::Pidfd(serial) => self.on_exit_seen(serial, now_us),
+                Source::Pipe(serial, stream) => self.on_output(serial, stream, now_us),
+                Source::Keeper => self.on_keeper(),
+                Source::Signal => self.on_signals(),
+            }
+        }
+    }
+
+    fn on_deadlines(&mut self) {
+        let now = Instant::now();
+        while let Some((at, what)) = self.deadlines.first().copied()
+            && at <= now
+        {
+            self.deadlines.pop_first();
+            match what {
+                Deadline::Stall(serial) => self.on_stall_deadline(serial, now),
+                Deadline::ExitLookup(serial) => self.on_exit_lookup(serial, now),
+                Deadline::Retry(serial) => self.resume(serial),
+                Deadline::KeeperSilence => self.on_keeper_silence(now),
+            }
+        }
+    }
+
+    // ---- keeper and signals -------------------------------------------
+
+    fn on_keeper(&mut self) {
+        loop {
+            match self.link.try_receive() {
+                Ok(Some(message)) => {
+                    self.last_keeper_word = Instant::now();
+                    self.keeper_suspected = false;
+                    match message {
+                        ToKernel::Ping => {
+                            let told = self.link.tell(&ToKeeper::Pong);
+                            self.check_keeper(told);
+                        }
+                        ToKernel::Exit { serial, status } => {
+                            self.on_exit_told(serial, status, now_us());
+                        }
+                        ToKernel::Signal(number) => self.on_signal(i32::from(number)),
+                        ToKernel::Entries(_) | ToKernel::Fetched => {}
+                    }
+                }
+                Err(Errno::EAGAIN) => return,
+                Ok(None) | Err(_) => self.become_keeper("it has died"),
+            }
+        }
+    }
+
+    fn on_keeper_silence(&mut self, now: Instant) {
+        let pid = nix::unistd::Pid::from_raw(self.keeper_pid);
+        let due = self.last_keeper_word + KEEPER_SILENCE;
+        let next = if now < due {
+            due
+        } else if crate::sys::process::is_traced(pid) {
+            self.last_keeper_word = now;
+            now + KEEPER_SILENCE
+        } else if self.keeper_suspected {
+            // Our parent for as long as it lives, so the number is its.
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            self.become_keeper("it does not answer");
+        } else {
+            // Once more: the whole machine may have stood still.
+            self.keeper_suspected = true;
+            now + KEEPER_GRACE
+        };
+        self.deadlines.insert((next, Deadline::KeeperSilence));
+    }
+
+    /// A message to the keeper that did not get through means that it is gone
+    /// or stuck; then this process takes its place.
+    pub(crate) fn check_keeper(&mut self, told: Result<(), Errno>) {
+        match told {
+            Ok(()) => {}
+            Err(Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM) => {
+                error!("the keeper could not be sent a descriptor");
+            }
+            Err(_) => self.become_keeper("it cannot be reached"),
+        }
+    }
+
+    /// Execs into the keeper's role; every descriptor goes along.
+    pub(crate) fn become_keeper(&mut self, why: &str) -> ! {
+        warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
+        let errno = takeover::become_keeper(self);
+        error!(%errno, "cannot take the keeper's place");
+        // Going on without a keeper would break the promise at the next
+        // fault without anybody knowing; but ending would break it now.
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let errno = takeover::become_keeper(self);
+            error!(%errno, "cannot take the keeper's place");
+        }
+    }
+
+    fn on_signals(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            self.on_signal(info.ssi_signo.cast_signed());
+        }
+    }
+
+    fn on_signal(&mut self, number: i32) {
+        match Signal::try_from(number) {
+            Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => self.on_terminate(signal),
+            Ok(Signal::SIGUSR2) => {
+                info!("starting this program anew");
+                let errno = takeover::exec_again(self);
+                error!(%errno, "cannot start this program anew");
+            }
+            _ => {}
+        }
+    }
+
+    fn on_terminate(&mut self, signal: Signal) {
+        let now = Instant::now();
+        let again = self
+            .last_term
+            .is_some_and(|last| now.duration_since(last) < SHUTDOWN_WINDOW);
+        self.last_term = Some(now);
+        let running = self
+            .table
+            .processes()
+            .filter(|row| row.exit.is_none())
+            .count();
+        if running == 0 || again {
+            info!(running, "ending");
+            self.exit(0);
+        }
+        warn!(
+            running,
+            "processes are left, so the kernel stays; the same signal again within 5 s ends it and leaves them"
+        );
+        let holders: BTreeSet<SessionId> = self.claims.values().copied().collect();
+        if holders.is_empty() && self.config.init {
+            // As process 1 with nobody to decide: everybody is asked to end.
+            for live in self.live.values() {
+                if let Some(pidfd) = &live.pidfd {
+                    let _ = crate::sys::pidfd::pidfd_send_signal(pidfd, signal as i32);
+                }
+            }
+        }
+        for id in holders {
+            let mut line = bytes::BytesMut::new();
+            Push::Shutdown(Shutdown {
+                signal: signal as i32,
+            })
+            .encode(&mut line);
+            self.push(id, line);
+        }
+    }
+
+    // ---- ending --------------------------------------------------------
+
+    /// Whether nothing would be lost by ending.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.table.processes().all(|row| !row.is_listed())
+            && self.table.sockets().next().is_none()
+            && self.table.values.is_empty()
+            && self.table.held.is_empty()
+    }
+
+    /// Ends once the last session has closed, if it is idle then.
+    pub(crate) fn ask_exit(&mut self) {
+        self.exit_when_idle = true;
+    }
+
+    fn exit_if_asked(&mut self) {
+        if self.exit_when_idle && self.sessions.is_empty() && self.is_idle() {
+            info!("idle, as asked: ending");
+            self.exit(0);
+        }
+    }
+
+    fn exit(&mut self, code: u8) -> ! {
+        let _ = self.link.tell(&ToKeeper::Exiting(code));
+        self.config.remove_files();
+        std::process::exit(i32::from(code));
+    }
+
+    // ---- journal -------------------------------------------------------
+
+    /// Records a change and makes it.
+    ///
+    /// # Errors
+    /// The record could not be written; then nothing has changed.
+    pub(crate) fn commit(&mut self, entry: Entry) -> Result<(), JournalError> {
+        self.journal.append(&entry)?;
+        self.table.apply(entry);
+        Ok(())
+    }
+
+    /// Records a change that has happened whether or not it can be recorded.
+    pub(crate) fn commit_fact(&mut self, entry: Entry) {
+        if let Err(error) = self.journal.append(&entry) {
+            error!(%error, "a change could not be recorded");
+        }
+        self.table.apply(entry);
+    }
+
+    fn compact(&mut self) {
+        if let Err(error) = self.journal.compact(self.table.image()) {
+            error!(%error, "the journal could not be compacted");
+        }
+    }
+
+    // ---- small things shared by the handlers ---------------------------
+
+    /// Gives the keeper copies.
+    pub(crate) fn keep(&mut self, entries: &[(Key, BorrowedFd<'_>)]) -> Result<(), Errno> {
+        self.link.put(entries)
+    }
+
+    /// Lets the keeper's copies go.
+    pub(crate) fn unkeep(&mut self, keys: &[Key]) {
+        let told = self.link.drop_keys(keys);
+        self.check_keeper(told);
+    }
+
+    /// The descriptors that would have to move if this process changed role.
+    pub(crate) fn all_descriptors(&self) -> Vec<(Key, &OwnedFd)> {
+        let mut all = vec![
+            (Key::new(Kind::Config, 0), &self.fixed.config),
+            (Key::new(Kind::Binary, 0), &self.fixed.binary),
+        ];
+        all.extend(
+            self.fixed
+                .controls
+                .iter()
+                .map(|(id, fd)| (Key::new(Kind::Control, *id), fd)),
+        );
+        all.extend(
+            self.socket_fds
+                .iter()
+                .map(|(id, fd)| (Key::new(Kind::Socket, *id), fd)),
+        );
+        all.extend(
+            self.held_fds
+                .iter()
+                .map(|(id, fd)| (Key::new(Kind::Held, *id), fd)),
+        );
+        for (serial, live) in &self.live {
+            let own = [
+                (Kind::Pidfd, live.pidfd.as_ref()),
+                (Kind::Out, live.out.as_ref()),
+                (Kind::Err, live.err.as_ref()),
+                (Kind::Reel, live.reel.as_ref().map(crate::reel::Reel::file)),
+            ];
+            all.extend(
+                own.into_iter()
+                    .filter_map(|(kind, fd)| Some((Key::new(kind, *serial), fd?))),
+            );
+        }
+        all
+    }
+
+    /// Sends a push, or ends a session that does not read.
+    pub(crate) fn push(&mut self, id: SessionId, line: bytes::BytesMut) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        if !session.push(line) {
+            warn!(session = id, "does not read what is pushed; closing it");
+            session.close();
+            self.on_gone(id);
+        }
+    }
+
+    /// Estimated descriptors in use, for refusing what would exhaust them.
+    pub(crate) fn descriptors_in_use(&self) -> u64 {
+        let processes = self.live.len() * 4;
+        let others = self.socket_fds.len() + self.held_fds.len() + self.sessions.len();
+        (processes + others + 32) as u64
+    }
+
+    /// Watches the streams of a process again.
+    pub(crate) fn resume(&mut self, serial: u64) {
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        if !live.paused {
+            return;
+        }
+        live.paused = false;
+        live.full_since = None;
+        for stream in [Stream::Out, Stream::Err] {
+            if let Some(pipe) = live.pipe(stream)
+                && let Err(errno) = self
+                    .poller
+                    .get_ref()
+                    .add(pipe, Source::Pipe(serial, stream))
+            {
+                error!(serial, %errno, "a stream cannot be watched");
+            }
+        }
+    }
+
+    /// Stops watching the streams of a process: whoever writes will wait.
+    pub(crate) fn pause(&mut self, serial: u64) {
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        live.paused = true;
+        for stream in [Stream::Out, Stream::Err] {
+            if let Some(pipe) = live.pipe(stream) {
+                self.poller.get_ref().remove(pipe);
+            }
+        }
+    }
+
+    /// A descriptor of the poller's set that is about to be closed.
+    pub(crate) fn unwatch(&self, fd: impl AsFd) {
+        self.poller.get_ref().remove(fd);
+    }
+}
+
+/// The time of day in microseconds since the epoch.
+#[must_use]
+pub fn now_us() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        })
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

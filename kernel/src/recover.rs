@@ -1,0 +1,241 @@
+//! Descriptors and journal to a running kernel: the one way it starts.
+//!
+//! A first start recovers nothing; after a crash, a kill or an exec this
+//! takes the same path. What the keeper has and the journal does not know is
+//! closed: nobody was ever told of it. A process meant but never registered
+//! never ran.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use papa_protocol::limits::REEL_BYTES;
+use papa_protocol::process::{Ledger, Stderr, Stdout};
+use thiserror::Error;
+
+use crate::config::Config;
+use crate::journal::{Journal, JournalError};
+use crate::keeper::link::KeeperLink;
+use crate::keeper::wire::{Key, Kind};
+use crate::live::Live;
+use crate::owner::{Fixed, Parts, now_us};
+use crate::reel::Reel;
+use crate::table::{Entry, ProcessRow, Table};
+
+/// A kernel that cannot start.
+#[derive(Debug, Error)]
+pub enum RecoverError {
+    /// The keeper lacks something every kernel needs.
+    #[error("the keeper has no {0}")]
+    Missing(&'static str),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The system refused.
+    #[error("{0}: {1}")]
+    System(&'static str, Errno),
+}
+
+/// Descriptors from the keeper, by kind and id.
+struct Fetched(HashMap<Key, OwnedFd>);
+
+impl Fetched {
+    fn take(&mut self, kind: Kind, id: u64) -> Option<OwnedFd> {
+        self.0.remove(&Key::new(kind, id))
+    }
+}
+
+/// Fetches everything and puts it together.
+///
+/// # Errors
+/// The keeper, the journal or the system is not as it must be; the keeper
+/// then tries again.
+pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
+    let kept = link
+        .fetch_all()
+        .map_err(|errno| RecoverError::System("fetch from the keeper", errno))?;
+    let mut fetched = Fetched(kept.into_iter().collect());
+    let config_file = fetched
+        .take(Kind::Config, 0)
+        .ok_or(RecoverError::Missing("settings"))?;
+    let config =
+        Config::read(&config_file).map_err(|errno| RecoverError::System("settings", errno))?;
+    crate::logging::start(&config);
+    let binary = fetched
+        .take(Kind::Binary, 0)
+        .ok_or(RecoverError::Missing("program"))?;
+    let file = fetched
+        .take(Kind::Journal, 0)
+        .ok_or(RecoverError::Missing("journal"))?;
+
+    let mut table = Table::default();
+    let mut replay = Journal::replay(file)?;
+    while let Some(text) = replay.next_record()? {
+        match serde_json::from_slice::<Entry>(&text) {
+            Ok(entry) => table.apply(entry),
+            Err(error) => {
+                replay.skipped += 1;
+                tracing::error!(%error, "a journal record is left out");
+            }
+        }
+    }
+    let skipped_records = replay.skipped;
+    let mut journal = replay.finish()?;
+    let mut record = |table: &mut Table, entry: Entry| -> Result<(), JournalError> {
+        journal.append(&entry)?;
+        table.apply(entry);
+        Ok(())
+    };
+    let now = now_us();
+    let first_started_us = match table.first_started_us {
+        0 => now,
+        first => first,
+    };
+    let boot = Entry::Boot {
+        incarnation: table.incarnation + 1,
+        first_started_us,
+    };
+    record(&mut table, boot)?;
+
+    let mut live = HashMap::new();
+    let rows: Vec<ProcessRow> = table.processes().cloned().collect();
+    for row in rows {
+        match recover_process(&row, &mut fetched, now) {
+            Some((found, pid)) => {
+                live.insert(row.serial, found);
+                if row.pid == 0 {
+                    let serial = row.serial;
+                    record(&mut table, Entry::Started { serial, pid })?;
+                }
+            }
+            None => record(
+                &mut table,
+                Entry::Forget {
+                    serial: row.serial,
+                    ledger: Ledger::default(),
+                },
+            )?,
+        }
+    }
+    let mut socket_fds = HashMap::new();
+    let rows: Vec<(u64, bool)> = table
+        .sockets()
+        .map(|row| (row.id, row.number.is_some()))
+        .collect();
+    for (id, held) in rows {
+        if let Some(fd) = fetched.take(Kind::Socket, id) {
+            socket_fds.insert(id, fd);
+        } else if held {
+            tracing::error!(id, "a socket's descriptor is missing");
+            record(&mut table, Entry::Unsocket { id })?;
+        }
+    }
+    let mut held_fds = HashMap::new();
+    let rows: Vec<_> = table
+        .held
+        .iter()
+        .map(|(name, row)| (name.clone(), row.id))
+        .collect();
+    for (name, id) in rows {
+        match fetched.take(Kind::Held, id) {
+            Some(fd) => {
+                held_fds.insert(id, fd);
+            }
+            None => record(&mut table, Entry::Unhold { name })?,
+        }
+    }
+    let mut controls = Vec::new();
+    let mut strangers = Vec::new();
+    for (key, fd) in fetched.0 {
+        if key.kind == Kind::Control {
+            controls.push((key.id, fd));
+        } else {
+            strangers.push(key);
+        }
+    }
+    controls.sort_by_key(|(id, _)| *id);
+    link.drop_keys(&strangers)
+        .map_err(|errno| RecoverError::System("tell the keeper", errno))?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(|error| {
+            let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+            RecoverError::System("open /dev/null", errno)
+        })?;
+    tracing::info!(
+        incarnation = table.incarnation,
+        processes = live.len(),
+        sockets = socket_fds.len(),
+        strangers = strangers.len(),
+        "recovered"
+    );
+    Ok(Parts {
+        config,
+        fixed: Fixed {
+            config: config_file,
+            binary,
+            controls,
+            null: null.into(),
+        },
+        link,
+        journal,
+        skipped_records,
+        table,
+        live,
+        socket_fds,
+        held_fds,
+    })
+}
+
+/// What the keeper has of one process, with its number. `None` for one that
+/// never ran.
+fn recover_process(row: &ProcessRow, fetched: &mut Fetched, now: u64) -> Option<(Live, u32)> {
+    let serial = row.serial;
+    let pidfd = fetched.take(Kind::Pidfd, serial);
+    if pidfd.is_none() && row.exit.is_none() && row.pid == 0 {
+        for kind in [Kind::Out, Kind::Err, Kind::Reel] {
+            // Closed here; the keeper's copies go with the strangers.
+            fetched.take(kind, serial);
+        }
+        return None;
+    }
+    let pid = match (row.pid, &pidfd) {
+        (0, Some(pidfd)) => pid_of(pidfd).unwrap_or(0),
+        (pid, _) => pid,
+    };
+    let limit = row.make.reel_bytes.map_or(REEL_BYTES, |size| size.0);
+    let out = fetched.take(Kind::Out, serial);
+    let err = fetched.take(Kind::Err, serial);
+    let reel = fetched
+        .take(Kind::Reel, serial)
+        .filter(|_| !row.removing)
+        .and_then(|file| {
+            Reel::recover(file, limit, now)
+                .inspect_err(|errno| tracing::error!(serial, %errno, "a reel cannot be read"))
+                .ok()
+        });
+    let mut live = Live::new(pidfd, out, err, reel);
+    // A stream that was captured and has no pipe any more is at its end.
+    let captured = limit > 0;
+    let position = live.committed();
+    if captured && row.make.stdout == Stdout::Pipe && live.out.is_none() {
+        live.ends.out = Some(position);
+    }
+    if captured && row.make.stderr == Stderr::Pipe && live.err.is_none() {
+        live.ends.err = Some(position);
+    }
+    Some((live, pid))
+}
+
+/// The number behind a handle. Source: `pidfd_open(2)`, fdinfo.
+fn pid_of(pidfd: &OwnedFd) -> Option<u32> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("Pid:"))?
+        .trim()
+        .parse()
+        .ok()
+}

@@ -1,0 +1,541 @@
+//! One process's captured, unacknowledged output, in a memory file.
+//!
+//! Owns the bytes between pipe and reader; knows nothing of processes or
+//! clients. The file is linear and sparse: the byte at position p lies at
+//! `DATA_OFFSET + p`, the file's size is the commit, and what has been
+//! acknowledged or dropped is given back as holes. It is filled by splice,
+//! because a process killed between a read and its store would lose what it
+//! had read; the intent word says which stream a splice not yet indexed
+//! belongs to. A small index (end, stream, stamp) lies before the data.
+//!
+//! Invariant: `start <= committed`, records are contiguous from `start` to
+//! `committed`, and all of it can be read back from the file alone.
+//! Source: design "Output"; probes `crash.c`, `small.c`.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use papa_protocol::record::{Record, Stream};
+
+use crate::sys::memfd;
+
+/// File offset of position 0.
+pub const DATA_OFFSET: u64 = 1 << 20;
+/// Where the ring of index entries begins.
+const INDEX_OFFSET: u64 = 4096;
+/// Bytes of one index entry.
+const ENTRY: u64 = 16;
+/// Entries in the ring: what fits before the data. A reel that has this many
+/// records counts as full.
+const MAX_RECORDS: u64 = (DATA_OFFSET - INDEX_OFFSET) / ENTRY;
+/// Header words.
+const MAGIC_AT: u64 = 0;
+const INTENT_AT: u64 = 8;
+const START_AT: u64 = 16;
+const MAGIC: u64 = u64::from_le_bytes(*b"paparel1");
+
+/// Most bytes taken from a pipe in one go, so that one loud process does not
+/// starve the others.
+const MAX_SPLICE: usize = 1 << 20;
+/// A record grows instead of a new one being made while it is shorter than
+/// this and …
+const JOIN_BYTES: u64 = 4096;
+/// … younger than this, so that a process that writes byte by byte costs no
+/// index entry per byte.
+const JOIN_US: u64 = 1_000;
+/// Acknowledged bytes are given back in steps of this many.
+const PUNCH_STEP: u64 = 256 * 1024;
+/// A step back of the clock up to this is held; a larger one is followed.
+const CLOCK_STEP_US: u64 = 1_000_000;
+
+/// What came of looking at a pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capture {
+    /// This many bytes were taken.
+    Bytes(usize),
+    /// Nothing is there now.
+    Empty,
+    /// Every writer has closed it.
+    End,
+}
+
+/// The store itself.
+#[derive(Debug)]
+pub struct Reel {
+    file: OwnedFd,
+    limit: u64,
+    /// First byte still kept.
+    start: u64,
+    /// One past the last byte kept.
+    committed: u64,
+    dropped: u64,
+    records: VecDeque<Record>,
+    /// Slot number of `records[0]`, counted without end.
+    first_slot: u64,
+    punched: u64,
+    intent: u32,
+    /// Last stamp given, in microseconds since the epoch.
+    last_stamp: u64,
+    /// The file refuses splices; bytes are read and written instead.
+    copying: bool,
+}
+
+impl Reel {
+    /// Makes an empty reel that keeps about `limit` bytes.
+    ///
+    /// # Errors
+    /// The errno of `memfd_create(2)`.
+    pub fn create(limit: u64) -> Result<Self, Errno> {
+        let file = memfd::memfd_create("papa-reel")?;
+        // Sized without a page: the header is written with the first output.
+        memfd::set_size(&file, DATA_OFFSET)?;
+        Ok(Self::empty(file, limit))
+    }
+
+    fn empty(file: OwnedFd, limit: u64) -> Self {
+        Self {
+            file,
+            limit,
+            start: 0,
+            committed: 0,
+            dropped: 0,
+            records: VecDeque::new(),
+            first_slot: 0,
+            punched: 0,
+            intent: 0,
+            last_stamp: 0,
+            copying: false,
+        }
+    }
+
+    /// Reads a reel back; `now_us` is the stamp for bytes taken but not yet
+    /// indexed.
+    ///
+    /// # Errors
+    /// What the system says when the file cannot be read.
+    pub fn recover(file: OwnedFd, limit: u64, now_us: u64) -> Result<Self, Errno> {
+        let mut reel = Self::empty(file, limit);
+        reel.committed = memfd::size(&reel.file)?.saturating_sub(DATA_OFFSET);
+        let mut header = [0u8; 40];
+        memfd::read_at(&reel.file, &mut header, 0)?;
+        let word = |at: u64| {
+            let at = usize::try_from(at).unwrap_or(0);
+            let mut bytes = [0u8; 8];
+            bytes.copy_from_slice(&header[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        if word(MAGIC_AT) == MAGIC {
+            reel.intent = u32::try_from(word(INTENT_AT)).unwrap_or(0);
+            reel.start = word(START_AT).min(reel.committed);
+            reel.first_slot = word(START_AT + 8);
+            reel.dropped = word(START_AT + 16);
+        }
+        reel.punched = reel.start;
+        let mut end = reel.start;
+        let mut buffer = vec![0u8; usize::try_from(ENTRY * 256).unwrap_or(4096)];
+        let mut slot = reel.first_slot;
+        'ring: while slot < reel.first_slot + MAX_RECORDS {
+            // Up to the end of the ring at most, so that one read suffices.
+            let here = slot % MAX_RECORDS;
+            let count = (MAX_RECORDS - here).min(256);
+            let bytes = usize::try_from(count * ENTRY).unwrap_or(0);
+            memfd::read_at(
+                &reel.file,
+                &mut buffer[..bytes],
+                INDEX_OFFSET + here * ENTRY,
+            )?;
+            for entry in buffer[..bytes].chunks_exact(16) {
+                let record = decode(entry);
+                // Older laps of the ring end at or before what is kept.
+                if record.end <= end || record.end > reel.committed {
+                    break 'ring;
+                }
+                end = record.end;
+                reel.last_stamp = record.stamp_us;
+                reel.records.push_back(record);
+            }
+            slot += count;
+        }
+        if end < reel.committed {
+            // Spliced, and killed before the index entry.
+            let stream = Stream::from_number(u64::from(reel.intent)).unwrap_or(Stream::Out);
+            let end = reel.committed;
+            reel.add_record(stream, end, now_us)?;
+        }
+        Ok(reel)
+    }
+
+    /// Takes what is in `pipe`, at most [`MAX_SPLICE`] bytes.
+    ///
+    /// # Errors
+    /// `ENOSPC`/`ENOMEM` when the system has no memory for it; the bytes
+    /// then stay in the pipe.
+    pub fn capture(
+        &mut self,
+        pipe: impl AsFd,
+        stream: Stream,
+        now_us: u64,
+    ) -> Result<Capture, Errno> {
+        if self.intent != u32::from(stream.number()) {
+            self.intent = u32::from(stream.number());
+            let mut words = [0u8; 16];
+            words[..8].copy_from_slice(&MAGIC.to_le_bytes());
+            words[8..].copy_from_slice(&u64::from(self.intent).to_le_bytes());
+            memfd::write_at(&self.file, &words, MAGIC_AT)?;
+        }
+        let offset = DATA_OFFSET + self.committed;
+        let taken = if self.copying {
+            self.copy(&pipe, offset)
+        } else {
+            match memfd::splice_at(&pipe, &self.file, offset, MAX_SPLICE) {
+                Err(Errno::EINVAL) => {
+                    self.copying = true;
+                    self.copy(&pipe, offset)
+                }
+                other => other,
+            }
+        };
+        match taken {
+            Ok(0) => Ok(Capture::End),
+            Ok(bytes) => {
+                self.committed += bytes as u64;
+                self.add_record(stream, self.committed, now_us)?;
+                Ok(Capture::Bytes(bytes))
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(Capture::Empty),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn copy(&self, pipe: impl AsFd, offset: u64) -> Result<usize, Errno> {
+        let mut buffer = vec![0u8; 64 * 1024];
+        let length = nix::unistd::read(pipe.as_fd(), &mut buffer)?;
+        memfd::write_at(&self.file, &buffer[..length], offset)?;
+        Ok(length)
+    }
+
+    fn add_record(&mut self, stream: Stream, end: u64, now_us: u64) -> Result<(), Errno> {
+        let stamp_us = if now_us < self.last_stamp && self.last_stamp - now_us < CLOCK_STEP_US {
+            self.last_stamp
+        } else {
+            now_us
+        };
+        let previous_end = match self.records.len() {
+            0 | 1 => self.start,
+            length => self.records[length - 2].end,
+        };
+        if let Some(last) = self.records.back_mut()
+            && last.stream == stream
+            && end - previous_end <= JOIN_BYTES
+            && stamp_us.saturating_sub(last.stamp_us) < JOIN_US
+        {
+            last.end = end;
+        } else {
+            self.last_stamp = stamp_us;
+            self.records.push_back(Record {
+                end,
+                stream,
+                stamp_us,
+            });
+        }
+        let slot = self.first_slot + self.records.len() as u64 - 1;
+        let Some(last) = self.records.back() else {
+            return Ok(());
+        };
+        memfd::write_at(
+            &self.file,
+            &encode(last),
+            INDEX_OFFSET + (slot % MAX_RECORDS) * ENTRY,
+        )
+    }
+
+    /// Whether another splice would go past the limits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.committed - self.start >= self.limit || self.records.len() as u64 >= MAX_RECORDS - 1
+    }
+
+    /// Whether more is kept than the limits allow.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.committed - self.start > self.limit || self.records.len() as u64 >= MAX_RECORDS - 1
+    }
+
+    /// Lets everything before `position` go. Positions already gone change
+    /// nothing; one past the end counts as the end. Returns the bytes freed.
+    ///
+    /// # Errors
+    /// What the system says when the header cannot be written.
+    pub fn acknowledge(&mut self, position: u64) -> Result<u64, Errno> {
+        let position = position.min(self.committed);
+        if position <= self.start {
+            return Ok(0);
+        }
+        let freed = position - self.start;
+        self.move_start(position, 0)?;
+        Ok(freed)
+    }
+
+    /// Drops the oldest records until the limits hold, but never the newest
+    /// one. Returns the bytes lost.
+    ///
+    /// # Errors
+    /// What the system says when the header cannot be written.
+    pub fn drop_oldest(&mut self) -> Result<u64, Errno> {
+        let mut position = self.start;
+        let mut records = 0;
+        let count = self.records.len();
+        while records + 1 < count
+            && (self.committed - position > self.limit
+                || (count - records) as u64 >= MAX_RECORDS - 1)
+        {
+            position = self.records[records].end;
+            records += 1;
+        }
+        let lost = position - self.start;
+        if lost > 0 {
+            self.move_start(position, lost)?;
+        }
+        Ok(lost)
+    }
+
+    fn move_start(&mut self, position: u64, lost: u64) -> Result<(), Errno> {
+        let mut gone = 0;
+        while self
+            .records
+            .get(gone)
+            .is_some_and(|record| record.end <= position)
+        {
+            gone += 1;
+        }
+        let first_slot = self.first_slot + gone as u64;
+        let dropped = self.dropped + lost;
+        let mut words = [0u8; 24];
+        words[..8].copy_from_slice(&position.to_le_bytes());
+        words[8..16].copy_from_slice(&first_slot.to_le_bytes());
+        words[16..].copy_from_slice(&dropped.to_le_bytes());
+        memfd::write_at(&self.file, &words, START_AT)?;
+        self.records.drain(..gone);
+        self.first_slot = first_slot;
+        self.dropped = dropped;
+        self.start = position;
+        if self.records.is_empty() && self.records.capacity() > 64 {
+            self.records.shrink_to_fit();
+        }
+        self.give_back();
+        Ok(())
+    }
+
+    fn give_back(&mut self) {
+        let drained = self.start == self.committed;
+        if self.start - self.punched < PUNCH_STEP && !(drained && self.start > self.punched) {
+            return;
+        }
+        // A hole costs nothing to be late with, so a refusal is no error.
+        let from = (DATA_OFFSET + self.punched) / 4096 * 4096;
+        let to = if drained {
+            (DATA_OFFSET + self.start).next_multiple_of(4096)
+        } else {
+            (DATA_OFFSET + self.start) / 4096 * 4096
+        };
+        let _ = memfd::punch_hole(&self.file, from, to);
+        self.punched = self.start;
+    }
+
+    /// The records from `position` on; the first one may have begun before.
+    pub fn records_from(&self, position: u64) -> impl Iterator<Item = &Record> {
+        let skip = self
+            .records
+            .partition_point(|record| record.end <= position);
+        self.records.range(skip..)
+    }
+
+    /// Reads kept bytes from `position` into `buffer`; fills it if so many
+    /// are there.
+    ///
+    /// # Errors
+    /// The errno of `pread(2)`.
+    pub fn read(&self, buffer: &mut [u8], position: u64) -> Result<usize, Errno> {
+        memfd::read_at(&self.file, buffer, DATA_OFFSET + position)
+    }
+
+    /// First position still kept: what lies before was acknowledged or
+    /// dropped.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// One past the last byte captured, which is also how many ever were.
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    /// Bytes lost to overflow.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// The limit in bytes.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// The file itself, for a change of role.
+    #[must_use]
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    /// The file, for the keeper and for consumers that move bytes themselves.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn encode(record: &Record) -> [u8; 16] {
+    let mut entry = [0u8; 16];
+    entry[..8].copy_from_slice(&record.end.to_le_bytes());
+    let word = record.stamp_us << 2 | u64::from(record.stream.number());
+    entry[8..].copy_from_slice(&word.to_le_bytes());
+    entry
+}
+
+fn decode(entry: &[u8]) -> Record {
+    let word = |at: usize| {
+        let mut bytes = [0u8; 8];
+        bytes.copy_from_slice(&entry[at..at + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    Record {
+        end: word(0),
+        stream: if word(8) & 3 == u64::from(Stream::Err.number()) {
+            Stream::Err
+        } else {
+            Stream::Out
+        },
+        stamp_us: word(8) >> 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap()
+    }
+
+    fn all(reel: &Reel) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(reel.committed() - reel.start()).unwrap()];
+        reel.read(&mut bytes, reel.start()).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn bytes_spliced_but_not_indexed_belong_to_the_intended_stream() {
+        let (read, write) = pipe();
+        let mut reel = Reel::create(1000).unwrap();
+        nix::unistd::write(&write, b"one").unwrap();
+        reel.capture(&read, Stream::Err, 5).unwrap();
+        // Killed between the splice and the index entry.
+        nix::unistd::write(&write, b"two").unwrap();
+        memfd::splice_at(&read, reel.as_fd(), DATA_OFFSET + 3, 100).unwrap();
+        let file = reel.as_fd().try_clone_to_owned().unwrap();
+        let again = Reel::recover(file, 1000, 2_000_000).unwrap();
+        assert_eq!(all(&again), b"onetwo");
+        let streams: Vec<_> = again.records_from(0).map(|r| (r.end, r.stream)).collect();
+        assert_eq!(streams, [(3, Stream::Err), (6, Stream::Err)]);
+    }
+
+    #[test]
+    fn a_small_step_back_of_the_clock_is_held_a_large_one_followed() {
+        let (read, write) = pipe();
+        let mut reel = Reel::create(1000).unwrap();
+        for stamp in [10_000_000, 9_500_000, 3_000_000] {
+            nix::unistd::write(&write, b"x").unwrap();
+            reel.capture(&read, Stream::Out, stamp).unwrap();
+            // Different streams in between keep the records apart.
+            nix::unistd::write(&write, b"y").unwrap();
+            reel.capture(&read, Stream::Err, stamp).unwrap();
+        }
+        let stamps: Vec<_> = reel
+            .records_from(0)
+            .filter(|record| record.stream == Stream::Out)
+            .map(|record| record.stamp_us)
+            .collect();
+        assert_eq!(stamps, [10_000_000, 10_000_000, 3_000_000]);
+    }
+
+    #[test]
+    fn byte_by_byte_costs_few_records() {
+        let (read, write) = pipe();
+        let mut reel = Reel::create(1 << 20).unwrap();
+        for _ in 0..3000 {
+            nix::unistd::write(&write, b"x").unwrap();
+            reel.capture(&read, Stream::Out, 77).unwrap();
+        }
+        assert_eq!(reel.records_from(0).count(), 1);
+    }
+
+    proptest! {
+        /// Against a plain string: captures of both streams, acknowledgements,
+        /// drops and recoveries in any order.
+        #[test]
+        fn holds_what_a_string_would(steps in proptest::collection::vec((0u8..6, 1usize..9000), 1..80)) {
+            let (read, write) = pipe();
+            let limit = 20_000u64;
+            let mut reel = Reel::create(limit).unwrap();
+            let mut model: Vec<(u8, bool)> = Vec::new();
+            let mut start = 0usize;
+            let mut stamp = 1_000;
+            let mut dropped = 0;
+            for (step, amount) in steps {
+                stamp += 5_000;
+                match step {
+                    0..=2 => {
+                        let byte = u8::try_from(amount % 251).unwrap();
+                        let bytes = vec![byte; amount];
+                        nix::unistd::write(&write, &bytes).unwrap();
+                        let stream = if step == 0 { Stream::Err } else { Stream::Out };
+                        prop_assert_eq!(reel.capture(&read, stream, stamp).unwrap(), Capture::Bytes(amount));
+                        model.extend(bytes.iter().map(|b| (*b, step == 0)));
+                    }
+                    3 => {
+                        let position = start + amount % (model.len() - start + 1);
+                        reel.acknowledge(position as u64).unwrap();
+                        start = position;
+                    }
+                    4 => {
+                        let lost = reel.drop_oldest().unwrap();
+                        start += usize::try_from(lost).unwrap();
+                        dropped += lost;
+                    }
+                    _ => {
+                        let file = reel.as_fd().try_clone_to_owned().unwrap();
+                        reel = Reel::recover(file, limit, stamp).unwrap();
+                    }
+                }
+                prop_assert_eq!(reel.start(), start as u64);
+                prop_assert_eq!(reel.committed(), model.len() as u64);
+                prop_assert_eq!(reel.dropped(), dropped);
+                let expected: Vec<u8> = model[start..].iter().map(|(byte, _)| *byte).collect();
+                prop_assert_eq!(all(&reel), expected);
+                let mut at = start;
+                for record in reel.records_from(start as u64) {
+                    let end = usize::try_from(record.end).unwrap();
+                    prop_assert!(end > at);
+                    prop_assert!(model[at..end].iter().all(|(_, err)| *err == (record.stream == Stream::Err)));
+                    at = end;
+                }
+                prop_assert_eq!(at, model.len());
+            }
+        }
+    }
+}

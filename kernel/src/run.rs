@@ -1,0 +1,63 @@
+//! The kernel's role: recover, listen, serve.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use anyhow::{Context, Error};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use crate::keeper::link::KeeperLink;
+use crate::keeper::wire::ToKeeper;
+use crate::owner::{EVENT_QUEUE, Owner};
+use crate::recover::recover;
+use crate::server::{Listener, Server};
+use crate::sys::process;
+use crate::sys::socket::local_port;
+
+/// Runs the kernel on the line to its keeper; returns only if it cannot.
+#[must_use]
+pub fn kernel(socket: OwnedFd) -> Error {
+    process::set_name(c"papa-kernel");
+    let start = || -> anyhow::Result<Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime")?;
+        let local = LocalSet::new();
+        let link = KeeperLink::new(socket).context("the keeper's socket")?;
+        let parts = recover(link)?;
+        Ok(local.block_on(&runtime, serve(parts)))
+    };
+    start().unwrap_or_else(|error| error)
+}
+
+async fn serve(parts: crate::owner::Parts) -> Error {
+    let start = || -> anyhow::Result<(Owner, Vec<Listener>)> {
+        let owner = Owner::new(parts).context("watch what there is")?;
+        let mut listeners = Vec::new();
+        for (_, fd) in &owner.fixed.controls {
+            let tcp = local_port(fd).is_ok_and(|port| port != 0);
+            let copy = fd.try_clone().context("copy a listener")?;
+            listeners.push(Listener::new(copy, tcp).context("listen")?);
+        }
+        Ok((owner, listeners))
+    };
+    let (mut owner, listeners) = match start() {
+        Ok(started) => started,
+        Err(error) => return error,
+    };
+    let (events, inbox) = mpsc::channel(EVENT_QUEUE);
+    let server = Server::new(events, Rc::clone(&owner.budget));
+    for listener in listeners {
+        tokio::task::spawn_local(server.clone().run(listener));
+    }
+    let told = owner.link.tell(&ToKeeper::Serving);
+    owner.check_keeper(told);
+    tracing::info!(
+        port = owner.config.port,
+        pid = std::process::id(),
+        "serving"
+    );
+    owner.run(inbox).await
+}

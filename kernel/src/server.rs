@@ -1,0 +1,179 @@
+//! Accepting callers: who they are, whether they may, how many.
+//!
+//! A caller on a unix socket is who the system says it is; one on TCP is
+//! looked up by its connection before the banner is sent. Only the daemon's
+//! own user and root are served.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use papa_protocol::limits::MAX_SESSIONS;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use crate::budget::Budget;
+use crate::connection::{Connection, Transport};
+use crate::live::SessionId;
+use crate::owner::Event;
+use crate::owner::session::Peer;
+use crate::sys::diag::tcp_holder;
+use crate::sys::process::descriptor_limit;
+
+/// How long to wait when no descriptor is left for another caller.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Part of the descriptor limit that sessions may use.
+const SESSION_SHARE: u64 = 4;
+/// The number that stands for users a namespace does not know.
+const OVERFLOW_UID: u32 = 65_534;
+
+/// One of the kernel's own listeners.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP on the loopback interface.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Takes a listening descriptor.
+    ///
+    /// # Errors
+    /// It is no listener of either kind, or the runtime refuses it.
+    pub fn new(fd: OwnedFd, tcp: bool) -> io::Result<Self> {
+        if tcp {
+            let listener = std::net::TcpListener::from(fd);
+            listener.set_nonblocking(true)?;
+            Ok(Self::Tcp(TcpListener::from_std(listener)?))
+        } else {
+            let listener = std::os::unix::net::UnixListener::from(fd);
+            listener.set_nonblocking(true)?;
+            Ok(Self::Unix(UnixListener::from_std(listener)?))
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Transport, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, theirs) = listener.accept().await?;
+                Ok((Transport::Tcp(stream), Some(theirs)))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Transport::Unix(stream), None))
+            }
+        }
+    }
+}
+
+/// What every listener's task shares.
+#[derive(Debug, Clone)]
+pub struct Server {
+    events: mpsc::Sender<Event>,
+    budget: Rc<Budget>,
+    next_session: Rc<Cell<SessionId>>,
+    most_sessions: usize,
+}
+
+impl Server {
+    /// A server that reports to `events`.
+    #[must_use]
+    pub fn new(events: mpsc::Sender<Event>, budget: Rc<Budget>) -> Self {
+        let share = usize::try_from(descriptor_limit() / SESSION_SHARE).unwrap_or(MAX_SESSIONS);
+        Self {
+            events,
+            budget,
+            next_session: Rc::new(Cell::new(1)),
+            most_sessions: share.clamp(8, MAX_SESSIONS),
+        }
+    }
+
+    /// Serves one listener for ever.
+    pub async fn run(self, listener: Listener) {
+        loop {
+            match listener.accept().await {
+                Ok((transport, theirs)) => self.admit(transport, theirs),
+                Err(error) => {
+                    debug!(%error, "accept");
+                    if is_exhaustion(&error) {
+                        warn!(%error, "no descriptor for another caller");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn admit(&self, transport: Transport, theirs: Option<SocketAddr>) {
+        let peer = match identify(&transport, theirs) {
+            Ok(peer) => peer,
+            Err(reason) => {
+                warn!(reason, "caller refused");
+                return;
+            }
+        };
+        if !self.budget.make_room(self.most_sessions) {
+            warn!(
+                limit = self.most_sessions,
+                "caller refused: too many sessions"
+            );
+            return;
+        }
+        let id = self.next_session.get();
+        self.next_session.set(id + 1);
+        debug!(
+            session = id,
+            uid = peer.uid,
+            pid = peer.pid,
+            tcp = peer.tcp,
+            "caller"
+        );
+        let end = self.budget.open(id);
+        let connection =
+            Connection::new(id, transport, self.events.clone(), Rc::clone(&self.budget));
+        tokio::task::spawn_local(connection.run(peer, end));
+    }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    )
+}
+
+/// Who is at the other end, if it is someone we serve.
+fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, &'static str> {
+    let own = nix::unistd::geteuid().as_raw();
+    let (uid, pid, tcp) = match transport {
+        Transport::Unix(stream) => {
+            let credentials = getsockopt(&stream.as_fd(), PeerCredentials)
+                .map_err(|_| "its user cannot be told")?;
+            (credentials.uid(), Some(credentials.pid()), false)
+        }
+        Transport::Tcp(stream) => {
+            // An answer must not wait for the next one.
+            let _ = stream.set_nodelay(true);
+            let ours = stream.local_addr().map_err(|_| "it has gone")?;
+            let theirs = theirs.ok_or("its address cannot be told")?;
+            let holder = tcp_holder(theirs, ours).map_err(|_| "its user cannot be told")?;
+            if holder.inode == 0 {
+                return Err("it has gone");
+            }
+            (holder.uid, None, true)
+        }
+    };
+    if uid == OVERFLOW_UID && own != OVERFLOW_UID {
+        return Err("it belongs to another user namespace");
+    }
+    if uid != own && uid != 0 {
+        return Err("it belongs to another user");
+    }
+    Ok(Peer { uid, pid, tcp })
+}

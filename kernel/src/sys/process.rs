@@ -1,0 +1,269 @@
+//! This process itself: its name, limits, signals, role, and exec.
+//!
+//! Source: `prctl(2)`, `execveat(2)`, `setrlimit(2)`, `signalfd(2)`.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction};
+use nix::sys::stat::Mode;
+use nix::unistd::{ForkResult, Pid};
+
+/// First acts of the program, before anything could depend on them: children
+/// must be waitable, broken pipes must be errors, signals must arrive, and
+/// descriptors 0 to 2 must be open so that no file of ours lands there.
+///
+/// # Errors
+/// The errno of the call that failed.
+pub fn settle() -> Result<(), Errno> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no Rust handler is installed or replaced, only dispositions.
+    unsafe {
+        sigaction(Signal::SIGCHLD, &default)?;
+        // Writes to a closed peer are answered with EPIPE, reels past a file
+        // size limit with EFBIG; children get the defaults back.
+        sigaction(Signal::SIGPIPE, &ignore)?;
+        sigaction(Signal::SIGXFSZ, &ignore)?;
+    }
+    SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    for number in 0..=2 {
+        // SAFETY: only asks for flags; a closed number answers EBADF.
+        let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+        if !open {
+            let null = nix::fcntl::open(c"/dev/null", OFlag::O_RDWR, Mode::empty())?;
+            // The lowest free number is the one just found closed.
+            std::mem::forget(null);
+        }
+    }
+    Ok(())
+}
+
+/// Makes orphans of our descendants our children.
+///
+/// # Errors
+/// The errno of `prctl(2)`.
+pub fn set_child_subreaper() -> Result<(), Errno> {
+    nix::sys::prctl::set_child_subreaper(true)
+}
+
+/// Sets the short name shown by `ps -e` and `top`.
+pub fn set_name(name: &CStr) {
+    // A name is decoration; failing to set it changes nothing.
+    let _ = nix::sys::prctl::set_name(name);
+}
+
+/// Raises the soft limits on descriptors and file size to the hard ones and
+/// returns what they were, to be given back to children.
+#[must_use]
+pub fn raise_limits() -> Vec<(u32, u64, u64)> {
+    [Resource::RLIMIT_NOFILE, Resource::RLIMIT_FSIZE]
+        .into_iter()
+        .filter_map(|resource| {
+            let (soft, hard) = getrlimit(resource).ok()?;
+            if soft != hard {
+                setrlimit(resource, hard, hard).ok()?;
+            }
+            Some((resource as u32, soft, hard))
+        })
+        .collect()
+}
+
+/// The hard limit on descriptors, or the soft one where that is all there is.
+#[must_use]
+pub fn descriptor_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft)
+}
+
+/// Takes the descriptor inherited at `number` and makes it close-on-exec.
+///
+/// # Errors
+/// `EBADF` when nothing is open there.
+pub fn take_inherited(number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: only asks for flags; a closed number answers EBADF.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    // SAFETY: open as just checked; callers take each inherited number once,
+    // at start, before anything else could own it.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    set_inheritable(&fd, false)?;
+    Ok(fd)
+}
+
+/// Whether an exec hands `fd` on.
+///
+/// # Errors
+/// The errno of `fcntl(2)`.
+pub fn set_inheritable(fd: impl AsFd, inheritable: bool) -> Result<(), Errno> {
+    let flags = if inheritable {
+        FdFlag::empty()
+    } else {
+        FdFlag::FD_CLOEXEC
+    };
+    fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)
+}
+
+/// Makes `number` (0, 1 or 2) another name for `fd`.
+///
+/// # Errors
+/// The errno of `dup2(2)`.
+pub fn put_at(fd: impl AsFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: only the standard descriptors are replaced, which no OwnedFd of
+    // this program owns.
+    Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
+}
+
+/// The program file of this process, held open: it can be started again even
+/// if the path has another file by then.
+///
+/// # Errors
+/// The errno of `open(2)`.
+pub fn own_binary() -> Result<OwnedFd, Errno> {
+    nix::fcntl::open(
+        c"/proc/self/exe",
+        OFlag::O_PATH | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+/// Replaces this process's program by `binary`; `first` arrives as
+/// descriptor 3. Returns only on failure.
+///
+/// # Errors
+/// The errno of `dup2(2)` or `execveat(2)`.
+pub fn exec(
+    binary: BorrowedFd<'_>,
+    first: BorrowedFd<'_>,
+    argv: &[CString],
+    env: &[CString],
+) -> Errno {
+    // The binary must not sit at 3, where `first` goes.
+    let binary = match fcntl(binary, FcntlArg::F_DUPFD_CLOEXEC(4)) {
+        Ok(number) => number,
+        Err(errno) => return errno,
+    };
+    // SAFETY: `binary` is a fresh duplicate; descriptor 3 is replaced on
+    // purpose: on success this program ends here, and callers have nothing
+    // that must survive a failure at 3 (they exit).
+    unsafe {
+        let result = if first.as_raw_fd() == 3 {
+            libc::fcntl(3, libc::F_SETFD, 0)
+        } else {
+            libc::dup2(first.as_raw_fd(), 3)
+        };
+        if result < 0 {
+            return Errno::last();
+        }
+    }
+    let all = SigSet::empty();
+    let _ = all.thread_set_mask();
+    match nix::unistd::execveat(
+        // SAFETY: `binary` was duplicated above and stays open for the call.
+        unsafe { BorrowedFd::borrow_raw(binary) },
+        c"",
+        argv,
+        env,
+        nix::fcntl::AtFlags::AT_EMPTY_PATH,
+    ) {
+        Err(errno) => errno,
+        Ok(never) => match never {},
+    }
+}
+
+/// The environment of this process, for an exec.
+#[must_use]
+pub fn environment() -> Vec<CString> {
+    use std::os::unix::ffi::OsStringExt;
+    std::env::vars_os()
+        .filter_map(|(name, value)| {
+            let mut entry = name.into_vec();
+            entry.push(b'=');
+            entry.extend(value.into_vec());
+            CString::new(entry).ok()
+        })
+        .collect()
+}
+
+/// Forks. Only for processes with a single thread.
+///
+/// # Errors
+/// The errno of `fork(2)`.
+pub fn fork() -> Result<ForkResult, Errno> {
+    // SAFETY: the launcher and the keeper have one thread, so the child may
+    // go on as the parent would.
+    unsafe { nix::unistd::fork() }
+}
+
+/// Blocks `signals` and returns a descriptor to read them from.
+///
+/// # Errors
+/// The errno of `signalfd(2)`.
+pub fn signal_descriptor(signals: &[Signal]) -> Result<nix::sys::signalfd::SignalFd, Errno> {
+    let mut set = SigSet::empty();
+    for signal in signals {
+        set.add(*signal);
+    }
+    set.thread_block()?;
+    nix::sys::signalfd::SignalFd::with_flags(
+        &set,
+        nix::sys::signalfd::SfdFlags::SFD_CLOEXEC | nix::sys::signalfd::SfdFlags::SFD_NONBLOCK,
+    )
+}
+
+/// Whether a debugger holds `pid`; such a process is slow on purpose.
+#[must_use]
+pub fn is_traced(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| {
+        text.lines()
+            .find_map(|line| line.strip_prefix("TracerPid:"))
+            .is_some_and(|tracer| tracer.trim() != "0")
+    })
+}
+
+/// The number of the parent of `pid`, if the process exists.
+#[must_use]
+pub fn parent_of(pid: i32) -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+/// Asks the system for `bytes` of pipe capacity; a refusal leaves it as it is.
+pub fn set_pipe_size(pipe: impl AsFd, bytes: i32) {
+    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(bytes));
+}
+
+/// Whether nothing is in `pipe` now (end of file is not nothing).
+#[must_use]
+pub fn is_empty(pipe: BorrowedFd<'_>) -> bool {
+    let mut fds = [nix::poll::PollFd::new(pipe, nix::poll::PollFlags::POLLIN)];
+    nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO) == Ok(0)
+}
+
+/// Gives `pipe` to `uid`, so that a worker of that user can open
+/// `/dev/stdout`.
+///
+/// # Errors
+/// The errno of `fchown(2)`.
+pub fn set_owner(pipe: impl AsFd, uid: u32) -> Result<(), Errno> {
+    nix::unistd::fchown(pipe, Some(nix::unistd::Uid::from_raw(uid)), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_is_found_and_nobody_traces_us() {
+        let own = std::process::id().cast_signed();
+        assert_eq!(parent_of(own), Some(nix::unistd::getppid().as_raw()));
+        assert!(!is_traced(Pid::from_raw(own)) || std::env::var_os("UNDER_DEBUGGER").is_some());
+    }
+}

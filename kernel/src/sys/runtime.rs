@@ -1,0 +1,19 @@
+//! Descriptors handed to the runtime's poll.
+
+use std::io;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::live::Poller;
+
+/// Has the runtime watch the poller.
+///
+/// # Errors
+/// The runtime cannot watch another descriptor.
+pub fn watch(poller: Poller) -> io::Result<AsyncFd<Poller>> {
+    // SAFETY: a Poller owns its epoll descriptor from its making to its drop
+    // and always answers the same number.
+    unsafe { AsyncFd::register_with_interest(poller, Interest::READABLE) }
+        .map_err(|error| error.into_parts().1)
+}

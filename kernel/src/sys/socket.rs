@@ -1,0 +1,164 @@
+//! Listening sockets, made with every option before bind.
+//!
+//! Source: `socket(7)`, `ip(7)`, `unix(7)`.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{BindToDevice, ReuseAddr, ReusePort};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname,
+    listen, setsockopt, socket,
+};
+use nix::sys::stat::{Mode, umask};
+
+/// Backlog of the kernel's own listeners: callers wait here while a killed
+/// kernel is replaced instead of being refused.
+pub const CONTROL_BACKLOG: i32 = 4096;
+
+/// Everything about a socket that must be said before or at bind.
+#[derive(Debug, Clone)]
+pub struct Options<'a> {
+    /// What kind of socket.
+    pub kind: SockType,
+    /// Length of the accept queue; only stream and seqpacket listen.
+    pub backlog: i32,
+    /// Device to bind to.
+    pub interface: Option<&'a str>,
+    /// Several sockets may share the port.
+    pub reuseport: bool,
+    /// Mask for the mode of a socket file.
+    pub umask: Option<u32>,
+    /// Set `O_NONBLOCK`, which all holders share.
+    pub nonblocking: bool,
+}
+
+/// Where to bind.
+#[derive(Debug, Clone, Copy)]
+pub enum Address<'a> {
+    /// An internet address.
+    Internet(SocketAddr),
+    /// A path; a stale file there is the caller's to remove.
+    Path(&'a Path),
+    /// A name in the abstract namespace.
+    Abstract(&'a [u8]),
+}
+
+/// Makes, binds and (where the kind listens) starts listening.
+///
+/// # Errors
+/// The errno of the call that failed.
+pub fn open_listener(address: Address<'_>, options: &Options<'_>) -> Result<OwnedFd, Errno> {
+    let family = match address {
+        Address::Internet(SocketAddr::V4(_)) => AddressFamily::Inet,
+        Address::Internet(SocketAddr::V6(_)) => AddressFamily::Inet6,
+        Address::Path(_) | Address::Abstract(_) => AddressFamily::Unix,
+    };
+    let mut flags = SockFlag::SOCK_CLOEXEC;
+    if options.nonblocking {
+        flags |= SockFlag::SOCK_NONBLOCK;
+    }
+    let fd = socket(family, options.kind, flags, None)?;
+    match address {
+        Address::Internet(address) => {
+            setsockopt(&fd, ReuseAddr, &true)?;
+            if options.reuseport {
+                setsockopt(&fd, ReusePort, &true)?;
+            }
+            if let Some(device) = options.interface {
+                setsockopt(&fd, BindToDevice, &device.into())?;
+            }
+            bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+        }
+        Address::Path(path) => {
+            let address = UnixAddr::new(path)?;
+            // The mask is the process's, but so is its only thread.
+            let before = options
+                .umask
+                .map(|mask| umask(Mode::from_bits_truncate(mask)));
+            let bound = bind(fd.as_raw_fd(), &address);
+            if let Some(before) = before {
+                umask(before);
+            }
+            bound?;
+        }
+        Address::Abstract(name) => bind(fd.as_raw_fd(), &UnixAddr::new_abstract(name)?)?,
+    }
+    if matches!(options.kind, SockType::Stream | SockType::SeqPacket) {
+        let backlog = Backlog::new(options.backlog).unwrap_or(Backlog::MAXALLOWABLE);
+        listen(&fd, backlog)?;
+    }
+    Ok(fd)
+}
+
+/// The port an internet socket is bound to, 0 for others.
+///
+/// # Errors
+/// The errno of `getsockname(2)`.
+pub fn local_port(fd: impl AsFd) -> Result<u16, Errno> {
+    let address: SockaddrStorage = getsockname(fd.as_fd().as_raw_fd())?;
+    Ok(address
+        .as_sockaddr_in()
+        .map(nix::sys::socket::SockaddrIn::port)
+        .or_else(|| {
+            address
+                .as_sockaddr_in6()
+                .map(nix::sys::socket::SockaddrIn6::port)
+        })
+        .unwrap_or(0))
+}
+
+/// Whether someone accepts connections at the abstract `name`.
+#[must_use]
+pub fn abstract_answers(name: &[u8]) -> bool {
+    std::os::unix::net::SocketAddr::from_abstract_name(name)
+        .and_then(|address| std::os::unix::net::UnixStream::connect_addr(&address))
+        .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Options<'static> {
+        Options {
+            kind: SockType::Stream,
+            backlog: 5,
+            interface: None,
+            reuseport: false,
+            umask: None,
+            nonblocking: false,
+        }
+    }
+
+    #[test]
+    fn two_share_a_port_only_when_both_said_so_before_bind() {
+        let shared = Options {
+            reuseport: true,
+            ..options()
+        };
+        let any = "127.0.0.1:0".parse().unwrap();
+        let first = open_listener(Address::Internet(any), &shared).unwrap();
+        let port = local_port(&first).unwrap();
+        let same = SocketAddr::from(([127, 0, 0, 1], port));
+        assert!(open_listener(Address::Internet(same), &shared).is_ok());
+        assert_eq!(
+            open_listener(Address::Internet(same), &options()).unwrap_err(),
+            Errno::EADDRINUSE
+        );
+    }
+
+    #[test]
+    fn datagram_sockets_are_bound_and_do_not_listen() {
+        let datagram = Options {
+            kind: SockType::Datagram,
+            ..options()
+        };
+        let any = "127.0.0.1:0".parse().unwrap();
+        let fd = open_listener(Address::Internet(any), &datagram).unwrap();
+        assert_ne!(local_port(&fd).unwrap(), 0);
+    }
+}

@@ -1,0 +1,66 @@
+//! What the kernel says of itself.
+
+use papa_protocol::json::status::{Counts, HelloReply, Memory, StatusReply};
+use papa_protocol::json::{FEATURE_PIDFD_INFO, FEATURE_SPLICE, PROTOCOL};
+use papa_protocol::limits::{SESSION_BUDGET_BYTES, advertised};
+
+use crate::owner::{Owner, now_us};
+use crate::table;
+
+/// The program's version.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+impl Owner {
+    /// Answers `hello`.
+    pub(crate) fn hello(&self) -> HelloReply {
+        let mut features = Vec::new();
+        if self.config.splices {
+            features.push(FEATURE_SPLICE.to_owned());
+        }
+        if self.has_exit_info {
+            features.push(FEATURE_PIDFD_INFO.to_owned());
+        }
+        HelloReply {
+            papa: VERSION.to_owned(),
+            protocol: PROTOCOL,
+            pid: std::process::id(),
+            keeper: self.keeper_pid.unsigned_abs(),
+            incarnation: self.table.incarnation,
+            features,
+            limits: advertised(),
+        }
+    }
+
+    /// Answers `status`.
+    pub(crate) fn status(&self) -> StatusReply {
+        let mut ledger = self.table.forgotten;
+        for live in self.live.values() {
+            table::add(&mut ledger, &live.ledger());
+        }
+        let listed = || self.table.processes().filter(|row| row.is_listed());
+        StatusReply {
+            version: VERSION.to_owned(),
+            pid: std::process::id(),
+            keeper: self.keeper_pid.unsigned_abs(),
+            uid: nix::unistd::geteuid().as_raw(),
+            started_us: self.table.first_started_us,
+            uptime_ms: now_us().saturating_sub(self.table.first_started_us) / 1000,
+            incarnation: self.table.incarnation,
+            counts: Counts {
+                processes: listed().count() as u64,
+                running: listed().filter(|row| row.exit.is_none()).count() as u64,
+                sockets: self.table.sockets().count() as u64,
+                values: self.table.values.len() as u64,
+                held: self.table.held.len() as u64,
+                claims: self.list_claims().len() as u64,
+                sessions: self.sessions.len() as u64,
+            },
+            memory: Memory {
+                budget_bytes: SESSION_BUDGET_BYTES as u64,
+                used_bytes: self.budget.used() as u64,
+            },
+            ledger,
+            skipped_records: self.skipped_records,
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Processes: started, listed, given up.
+//!
+//! Starting goes: intent into the journal, pipes and reel to the keeper,
+//! vfork. The child registers itself with the keeper; whatever dies when, a
+//! process that runs is known. Source: design "Spawn".
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use papa_protocol::classic::{Error, process_line};
+use papa_protocol::json::ErrorCode;
+use papa_protocol::json::push::EventType;
+use papa_protocol::json::request::ProcessMake;
+use papa_protocol::limits::{MAX_PROCESSES, REEL_BYTES};
+use papa_protocol::name::NamePattern;
+use papa_protocol::process::{Process, Stderr, Stdout};
+use papa_protocol::record::Serial;
+
+use super::{VerbError, fail, limit, not_recorded, refused, words};
+use crate::keeper::wire::{Key, Kind};
+use crate::live::{Live, SessionId, Source};
+use crate::owner::{Owner, now_us};
+use crate::reel::Reel;
+use crate::sys::process::{descriptor_limit, set_owner};
+use crate::sys::spawn::{Failure, Step, vfork_exec};
+use crate::table::{Entry, ProcessRow, known};
+
+/// Descriptors left free so that clients still get in and the kernel can be
+/// asked what uses them, as a part of the limit and at least.
+const RESERVED: (u64, u64) = (16, 64);
+
+/// The pipes of a process about to be started.
+#[derive(Debug, Default)]
+pub(crate) struct Pipes {
+    /// Our ends.
+    pub out: Option<OwnedFd>,
+    pub err: Option<OwnedFd>,
+    /// The child's ends.
+    pub child_out: Option<OwnedFd>,
+    pub child_err: Option<OwnedFd>,
+}
+
+impl Owner {
+    /// Starts a process, or answers the equal one there is (then `false`).
+    ///
+    /// # Errors
+    /// One of that name is different, a parameter names nothing, or the
+    /// start failed; nothing is left of it then.
+    pub(crate) fn make_process(
+        &mut self,
+        session: SessionId,
+        mut make: ProcessMake,
+    ) -> Result<(u64, bool), VerbError> {
+        self.may_change(session, &make.name, make.force)?;
+        make.force = false;
+        let account = self.resolve_account(&mut make)?;
+        if let Some(row) = self.table.process_named(&make.name) {
+            let same = ProcessMake {
+                tag: row.make.tag.clone(),
+                ..make.clone()
+            } == row.make;
+            if same {
+                return Ok((row.serial, false));
+            }
+            let line = self
+                .describe_process(row.serial)
+                .map_or(String::new(), |process| process_line(&process));
+            return Err(Error::ProcessExists {
+                name: make.name,
+                line,
+            });
+        }
+        if self.live.len() >= MAX_PROCESSES {
+            return Err(limit("processes", MAX_PROCESSES));
+        }
+        self.check_descriptor_room(12)?;
+        let prepared = self.prepare(&make, &account)?;
+        let reel_bytes = make.reel_bytes.map_or(REEL_BYTES, |size| size.0);
+        let pipes = open_pipes(&make, reel_bytes, account.uid)
+            .map_err(|errno| refused("open the pipes", errno))?;
+        let captures = pipes.out.is_some() || pipes.err.is_some();
+        let reel = captures
+            .then(|| Reel::create(reel_bytes))
+            .transpose()
+            .map_err(|errno| refused("make the reel", errno))?;
+
+        let serial = self.table.next_serial.max(1);
+        let name = make.name.clone();
+        let row = ProcessRow {
+            serial,
+            make,
+            uid: account.uid,
+            gid: account.gid,
+            started_us: now_us(),
+            pid: 0,
+            exit: None,
+            removing: false,
+        };
+        self.commit(Entry::Intent(Box::new(row)))
+            .map_err(|error| not_recorded(&error))?;
+        let mut copies: Vec<(Key, BorrowedFd<'_>)> = Vec::with_capacity(3);
+        for (kind, fd) in [(Kind::Out, &pipes.out), (Kind::Err, &pipes.err)] {
+            if let Some(fd) = fd {
+                copies.push((Key::new(kind, serial), fd.as_fd()));
+            }
+        }
+        if let Some(reel) = &reel {
+            copies.push((Key::new(Kind::Reel, serial), reel.as_fd()));
+        }
+        let started = match self.link.put(&copies) {
+            Ok(()) => {
+                let plan = prepared.plan(self, serial, &pipes);
+                vfork_exec(plan).map_err(|failure| prepared.explain(failure))
+            }
+            Err(errno) => Err(refused("tell the keeper", errno)),
+        };
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.commit_fact(Entry::Forget {
+                    serial,
+                    ledger: papa_protocol::process::Ledger::default(),
+                });
+                self.unkeep(&[
+                    Key::new(Kind::Pidfd, serial),
+                    Key::new(Kind::Out, serial),
+                    Key::new(Kind::Err, serial),
+                    Key::new(Kind::Reel, serial),
+                ]);
+                return Err(error);
+            }
+        };
+        let pid = started.pid.unsigned_abs();
+        self.commit_fact(Entry::Started { serial, pid });
+        tracing::info!(session, serial, pid, %name, "process made");
+        let live = Live::new(Some(started.pidfd), pipes.out, pipes.err, reel);
+        self.watch_process(serial, &live);
+        self.live.insert(serial, live);
+        self.include_new(serial);
+        self.announce(serial, EventType::Made);
+        Ok((serial, true))
+    }
+
+    fn watch_process(&self, serial: u64, live: &Live) {
+        let poller = self.poller.get_ref();
+        let mut result = Ok(());
+        if let Some(pidfd) = &live.pidfd {
+            result = result.and(poller.add(pidfd, Source::Pidfd(serial)));
+        }
+        for stream in papa_protocol::record::Stream::ALL {
+            if let Some(pipe) = live.pipe(stream) {
+                result = result.and(poller.add(pipe, Source::Pipe(serial, stream)));
+            }
+        }
+        if let Err(errno) = result {
+            tracing::error!(serial, %errno, "a process cannot be watched");
+        }
+    }
+
+    /// A process as listed.
+    pub(crate) fn describe_process(&self, serial: u64) -> Option<Process> {
+        let row = self.table.process(serial)?;
+        let live = self.live.get(&serial);
+        Some(Process {
+            serial: Serial(serial),
+            name: row.make.name.clone(),
+            pid: row.pid,
+            running: row.exit.is_none(),
+            started_us: row.started_us,
+            argv: row.make.argv.clone(),
+            shell: row.make.shell,
+            uid: row.uid,
+            gid: row.gid,
+            working_dir: row.make.working_dir.clone(),
+            tag: row.make.tag.clone(),
+            exit: row.exit.clone(),
+            ends: live.map(|live| live.ends).unwrap_or_default(),
+            ledger: live.map(Live::ledger).unwrap_or_default(),
+            overflow: row.make.overflow,
+            reel_bytes: row.make.reel_bytes.map_or(REEL_BYTES, |size| size.0),
+            consumer: live.is_some_and(|live| live.consumer.is_some()),
+        })
+    }
+
+    /// Processes that match by name or serial, sorted by name; unknown names
+    /// are left out, nothing at all means all.
+    pub(crate) fn list_processes(
+        &self,
+        patterns: &[NamePattern],
+        serials: &[Serial],
+    ) -> Vec<Process> {
+        let mut found = if patterns.is_empty() && !serials.is_empty() {
+            Vec::new()
+        } else {
+            known(patterns, |patterns| self.table.find_processes(patterns))
+        };
+        found.extend(serials.iter().map(|serial| serial.0));
+        let mut seen = std::collections::HashSet::new();
+        found
+            .into_iter()
+            .filter(|serial| seen.insert(*serial))
+            .filter_map(|serial| self.describe_process(serial))
+            .collect()
+    }
+
+    /// Gives up the output of processes; they run on.
+    ///
+    /// # Errors
+    /// A plain name or serial names nothing; then nothing is removed.
+    pub(crate) fn remove_processes(
+        &mut self,
+        session: SessionId,
+        patterns: &[NamePattern],
+        serials: &[Serial],
+        force: bool,
+    ) -> Result<u64, VerbError> {
+        let mut found = if patterns.is_empty() && !serials.is_empty() {
+            Vec::new()
+        } else {
+            self.table
+                .find_processes(patterns)
+                .map_err(|pattern| Error::NotFound(pattern.clone()))?
+        };
+        for Serial(serial) in serials {
+            if self.table.process(*serial).is_none() {
+                return Err(super::output::no_process(*serial));
+            }
+            found.push(*serial);
+        }
+        for serial in &found {
+            if let Some(row) = self.table.process(*serial) {
+                self.may_change(session, &row.make.name, force)?;
+            }
+        }
+        for serial in &found {
+            self.remove_process(*serial);
+        }
+        Ok(found.len() as u64)
+    }
+
+    /// Refuses what would use up the descriptors that are kept for clients.
+    pub(crate) fn check_descriptor_room(&self, wanted: u64) -> Result<(), VerbError> {
+        let limit = descriptor_limit();
+        let reserved = (limit / RESERVED.0).max(RESERVED.1);
+        if self.descriptors_in_use() + wanted + reserved > limit {
+            return Err(fail(
+                ErrorCode::Limit,
+                &format!(
+                    "too many open files: about {} of {limit} descriptors are in use and {reserved} are reserved; raise the limit (ulimit -n) before starting papa",
+                    self.descriptors_in_use()
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn open_pipes(make: &ProcessMake, reel_bytes: u64, uid: Option<u32>) -> Result<Pipes, Errno> {
+    let mut pipes = Pipes::default();
+    if reel_bytes == 0 {
+        return Ok(pipes);
+    }
+    let open = || -> Result<(OwnedFd, OwnedFd), Errno> {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        // Only our end: the flag belongs to the end, and the worker's writes
+        // must wait as on any pipe.
+        fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        if let Some(uid) = uid {
+            // A user who may not give files away runs everything as itself.
+            let _ = set_owner(&write, uid);
+        }
+        Ok((read, write))
+    };
+    if make.stdout == Stdout::Pipe {
+        let (read, write) = open()?;
+        (pipes.out, pipes.child_out) = (Some(read), Some(write));
+    }
+    if make.stderr == Stderr::Pipe {
+        let (read, write) = open()?;
+        (pipes.err, pipes.child_err) = (Some(read), Some(write));
+    }
+    Ok(pipes)
+}
+
+/// What a failed start is called.
+pub(crate) fn explain(failure: Failure, command: &str, directory: &str) -> VerbError {
+    let Failure { step, errno } = failure;
+    match (step, errno) {
+        (Step::Exec, Errno::ENOENT) => Error::BadCommand(command.to_owned()),
+        (Step::Directory, Errno::ENOENT) => Error::BadWorkingDir(directory.to_owned()),
+        (Step::Exec, errno) => fail(
+            ErrorCode::SpawnFailed,
+            &format!("Bad command - {}: {command:?}", words(errno)),
+        ),
+        (Step::Directory, errno) => fail(
+            ErrorCode::SpawnFailed,
+            &format!("Bad working_dir - {}: {directory:?}", words(errno)),
+        ),
+        (step, errno) => {
+            let what = match step {
+                Step::Clone => "make a process",
+                Step::Session => "start a session",
+                Step::Descriptors => "place the descriptors",
+                Step::Limits => "set the limits",
+                Step::Priority => "set nice or oom_score_adj",
+                Step::Group => "set the groups",
+                Step::User => "set the user",
+                Step::Register => "tell the keeper",
+                Step::Directory | Step::Exec | Step::Killed => "start",
+            };
+            fail(
+                ErrorCode::SpawnFailed,
+                &format!("cannot {what}: {}", words(errno)),
+            )
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Sockets made for workers: bound once, kept whatever happens to us.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::SockType;
+use papa_protocol::classic::{Error, socket_line};
+use papa_protocol::json::ErrorCode;
+use papa_protocol::json::push::{Event, EventType};
+use papa_protocol::json::request::SocketMake;
+use papa_protocol::limits::MAX_SOCKETS;
+use papa_protocol::name::NamePattern;
+use papa_protocol::socket::{DEFAULT_BACKLOG, Family, SocketInfo, SocketType};
+
+use super::held::duplicate_failed;
+use super::{VerbError, fail, limit, not_recorded, refused};
+use crate::keeper::wire::{Key, Kind};
+use crate::live::SessionId;
+use crate::owner::Owner;
+use crate::sys::socket::{Address, Options, local_port, open_listener};
+use crate::table::{Entry, SocketRow, known};
+
+/// The first number a socket gets: above what programs use by themselves,
+/// below the descriptor limits they run under.
+pub(crate) const FIRST_NUMBER: u32 = 100;
+/// Most bytes of the hosts file looked at.
+const MAX_HOSTS_BYTES: u64 = 1 << 20;
+
+impl Owner {
+    /// Makes a socket, or answers the equal one there is (then `false`).
+    ///
+    /// # Errors
+    /// One of that name or path is different, or binding failed.
+    pub(crate) fn make_socket(
+        &mut self,
+        session: SessionId,
+        mut make: SocketMake,
+    ) -> Result<(u64, bool), VerbError> {
+        self.may_change(session, &make.name, make.force)?;
+        make.force = false;
+        settle_defaults(&mut make)?;
+        if let Some(row) = self.table.socket_named(&make.name) {
+            if is_same(&row.make, row.port, &make) {
+                return Ok((row.id, false));
+            }
+            return Err(Error::SocketExists {
+                name: make.name.clone(),
+                line: socket_line(&describe(row)),
+            });
+        }
+        if self.table.sockets().count() >= MAX_SOCKETS {
+            return Err(limit("sockets", MAX_SOCKETS));
+        }
+        self.check_descriptor_room(1)?;
+        if let Some(path) = &make.path {
+            if self
+                .table
+                .sockets()
+                .any(|row| row.make.path.as_ref() == Some(path))
+            {
+                return Err(Error::PathExists(path.display()));
+            }
+            remove_stale_path(path.as_path())?;
+        }
+        let fd = open(&make, None)?;
+        let port = local_port(&fd).map_err(|errno| refused("getsockname", errno))?;
+        let id = self.table.next_id;
+        let number = (!make.reuseport).then(|| self.table.free_socket_number(FIRST_NUMBER));
+        let key = Key::new(Kind::Socket, id);
+        // With reuseport the kernel holds no listener: it would be dealt
+        // connections that nobody accepts.
+        if number.is_some() {
+            self.keep(&[(key, fd.as_fd())])
+                .map_err(|errno| refused("keep the socket", errno))?;
+        }
+        let name = make.name.clone();
+        let row = SocketRow {
+            id,
+            make,
+            port,
+            number,
+        };
+        if let Err(error) = self.commit(Entry::Socket(Box::new(row))) {
+            self.unkeep(&[key]);
+            return Err(not_recorded(&error));
+        }
+        if number.is_some() {
+            self.socket_fds.insert(id, fd);
+        }
+        tracing::info!(session, %name, "socket made");
+        self.announce_socket(id, EventType::SocketMade);
+        Ok((id, true))
+    }
+
+    /// Sockets that match, described; unknown names are left out.
+    pub(crate) fn list_sockets(&self, patterns: &[NamePattern]) -> Vec<SocketInfo> {
+        known(patterns, |patterns| self.table.find_sockets(patterns))
+            .into_iter()
+            .filter_map(|id| self.table.socket(id).map(describe))
+            .collect()
+    }
+
+    /// One socket, described.
+    pub(crate) fn describe_socket(&self, id: u64) -> Option<SocketInfo> {
+        self.table.socket(id).map(describe)
+    }
+
+    /// Closes sockets and removes their paths.
+    ///
+    /// # Errors
+    /// A plain name names nothing; then nothing is removed.
+    pub(crate) fn remove_sockets(
+        &mut self,
+        session: SessionId,
+        patterns: &[NamePattern],
+        force: bool,
+    ) -> Result<u64, VerbError> {
+        let ids = self
+            .table
+            .find_sockets(patterns)
+            .map_err(|pattern| Error::NotFound(pattern.clone()))?;
+        for id in &ids {
+            if let Some(row) = self.table.socket(*id) {
+                self.may_change(session, &row.make.name, force)?;
+            }
+        }
+        for id in &ids {
+            self.announce_socket(*id, EventType::SocketRemoved);
+            let path = self.table.socket(*id).and_then(|row| row.make.path.clone());
+            self.commit(Entry::Unsocket { id: *id })
+                .map_err(|error| not_recorded(&error))?;
+            self.socket_fds.remove(id);
+            self.unkeep(&[Key::new(Kind::Socket, *id)]);
+            if let Some(path) = path {
+                let _ = std::fs::remove_file(path.as_path());
+            }
+        }
+        Ok(ids.len() as u64)
+    }
+
+    /// A copy of a socket's descriptor.
+    ///
+    /// # Errors
+    /// `not_found`, or `unsupported` for one that the kernel holds none of.
+    pub(crate) fn socket_descriptor(&self, name: &str) -> Result<OwnedFd, VerbError> {
+        let row = self
+            .table
+            .socket_named(name)
+            .ok_or_else(|| Error::SocketNotFound(name.to_owned()))?;
+        let fd = self.socket_fds.get(&row.id).ok_or_else(|| {
+            fail(
+                ErrorCode::Unsupported,
+                &format!("{name} shares its port (reuseport): each process gets its own socket"),
+            )
+        })?;
+        fd.try_clone().map_err(|error| duplicate_failed(&error))
+    }
+
+    fn announce_socket(&mut self, id: u64, kind: EventType) {
+        let Some(row) = self.table.socket(id) else {
+            return;
+        };
+        let event = Event {
+            sub: 0,
+            seq: 0,
+            kind,
+            name: row.make.name.clone(),
+            serial: None,
+            process: None,
+            socket: Some(describe(row)),
+        };
+        self.push_event(&event);
+    }
+}
+
+/// Fills in what was left out, so that equal requests compare equal.
+fn settle_defaults(make: &mut SocketMake) -> Result<(), VerbError> {
+    let family = make.effective_family();
+    make.family = Some(family);
+    make.backlog = Some(make.backlog.unwrap_or(DEFAULT_BACKLOG));
+    if family == Family::Unix {
+        let absolute = make
+            .path
+            .as_ref()
+            .is_some_and(|path| path.as_bytes().starts_with(b"/"));
+        if !absolute {
+            return Err(Error::PathNotAbsolute);
+        }
+        make.host = None;
+        make.port = None;
+        make.interface = None;
+        make.reuseport = false;
+    } else {
+        make.path = None;
+        make.umask = None;
+        let host = family
+            .default_host(make.interface.is_some())
+            .unwrap_or_default();
+        make.host.get_or_insert_with(|| host.to_owned());
+        make.port.get_or_insert(0);
+    }
+    Ok(())
+}
+
+/// Whether a request asks for the socket there is; port 0 fits any.
+fn is_same(have: &SocketMake, port: u16, want: &SocketMake) -> bool {
+    let wanted_port = want.port.unwrap_or(0);
+    if wanted_port != 0 && wanted_port != port {
+        return false;
+    }
+    let mut want = want.clone();
+    want.port = have.port;
+    // As in papa 1.0.6, which could not tell afterwards either.
+    want.reuseport = have.reuseport;
+    *have == want
+}
+
+pub(crate) fn describe(row: &SocketRow) -> SocketInfo {
+    let make = &row.make;
+    let family = make.effective_family();
+    SocketInfo {
+        name: make.name.clone(),
+        family,
+        socket_type: make.socket_type,
+        backlog: make.backlog.unwrap_or(DEFAULT_BACKLOG),
+        path: make.path.clone(),
+        umask: make.umask,
+        host: make.host.clone(),
+        port: (family != Family::Unix).then_some(row.port),
+        interface: make.interface.clone(),
+        reuseport: make.reuseport,
+        nonblocking: make.nonblocking,
+        fileno: row.number,
+    }
+}
+
+/// Opens a socket as asked; `port` replaces the one asked for.
+pub(crate) fn open(make: &SocketMake, port: Option<u16>) -> Result<OwnedFd, VerbError> {
+    let options = Options {
+        kind: match make.socket_type {
+            SocketType::Stream => SockType::Stream,
+            SocketType::Dgram => SockType::Datagram,
+            SocketType::Raw => SockType::Raw,
+            SocketType::Rdm => SockType::Rdm,
+            SocketType::Seqpacket => SockType::SeqPacket,
+        },
+        backlog: i32::try_from(make.backlog.unwrap_or(DEFAULT_BACKLOG)).unwrap_or(i32::MAX),
+        interface: make.interface.as_deref(),
+        reuseport: make.reuseport,
+        umask: make.umask.map(papa_protocol::socket::Umask::bits),
+        nonblocking: make.nonblocking,
+    };
+    if let Some(path) = &make.path {
+        return open_listener(Address::Path(path.as_path()), &options).map_err(|errno| {
+            Error::BindPathFailed {
+                errno: errno as i32,
+                reason: errno.desc().to_owned(),
+            }
+        });
+    }
+    let host = make.host.as_deref().unwrap_or_default();
+    let port = port.or(make.port).unwrap_or(0);
+    let address = resolve(host, make.effective_family() == Family::Inet6)?;
+    open_listener(Address::Internet(SocketAddr::new(address, port)), &options).map_err(|errno| {
+        Error::BindFailed {
+            host: host.to_owned(),
+            port,
+            errno: errno as i32,
+            reason: errno.desc().to_owned(),
+        }
+    })
+}
+
+/// An address, `localhost`, or a name in the hosts file. No name server is
+/// asked: a slow one would hold up everybody.
+fn resolve(host: &str, v6: bool) -> Result<IpAddr, VerbError> {
+    let fits = |address: &IpAddr| address.is_ipv6() == v6;
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Some(address).filter(fits).ok_or_else(|| {
+            let family = if v6 { "inet6" } else { "inet" };
+            fail(
+                ErrorCode::Invalid,
+                &format!("host {host:?} is not an address of family {family}"),
+            )
+        });
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(if v6 {
+            IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)
+        } else {
+            IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)
+        });
+    }
+    let mut text = String::new();
+    if let Ok(file) = std::fs::File::open("/etc/hosts") {
+        let _ = std::io::Read::read_to_string(
+            &mut std::io::Read::take(file, MAX_HOSTS_BYTES),
+            &mut text,
+        );
+    }
+    let found = text.lines().find_map(|line| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let address: IpAddr = words.next()?.parse().ok().filter(fits)?;
+        words
+            .any(|name| name.eq_ignore_ascii_case(host))
+            .then_some(address)
+    });
+    found.ok_or_else(|| {
+        fail(
+            ErrorCode::Invalid,
+            &format!("host {host:?}: expected an address, localhost, or a name in /etc/hosts"),
+        )
+    })
+}
+
+/// A socket file nobody listens on any more may go; anything else may not.
+fn remove_stale_path(path: &std::path::Path) -> Result<(), VerbError> {
+    use std::os::unix::fs::FileTypeExt;
+    let failed = |errno: i32, reason: &str| Error::BindPathFailed {
+        errno,
+        reason: reason.to_owned(),
+    };
+    match std::fs::symlink_metadata(path) {
+        Err(_) => Ok(()),
+        Ok(metadata) if metadata.file_type().is_socket() => {
+            std::fs::remove_file(path).map_err(|error| {
+                failed(
+                    error.raw_os_error().unwrap_or(0),
+                    "cannot remove the old socket",
+                )
+            })
+        }
+        Ok(_) => Err(failed(
+            Errno::EADDRINUSE as i32,
+            "a file that is not a socket is in the way",
+        )),
+    }
+}

@@ -1,0 +1,81 @@
+//! What `hello` and `status` answer.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::process::Ledger;
+
+/// Of `hello`, and the first line after the switch to JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloReply {
+    /// Version of the kernel.
+    pub papa: String,
+    /// Version of the dialect, [`crate::json::PROTOCOL`].
+    pub protocol: u32,
+    /// The kernel's process id.
+    pub pid: u32,
+    /// The keeper's process id.
+    pub keeper: u32,
+    /// How often this kernel has been started, crashes and upgrades included; never falls while its processes live.
+    pub incarnation: u64,
+    /// What this kernel and system can do.
+    pub features: Vec<String>,
+    /// The bounds a client should know, as [`crate::limits::advertised`] lists them.
+    pub limits: BTreeMap<String, u64>,
+}
+
+/// Of `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReply {
+    /// Version of the kernel.
+    pub version: String,
+    /// The kernel's process id.
+    pub pid: u32,
+    /// The keeper's process id.
+    pub keeper: u32,
+    /// The user both run as.
+    pub uid: u32,
+    /// When the first kernel of this incarnation's line started, in microseconds since the epoch.
+    pub started_us: u64,
+    /// How long ago that was.
+    pub uptime_ms: u64,
+    /// As in `hello`.
+    pub incarnation: u64,
+    /// How many of what there is.
+    pub counts: Counts,
+    /// What sessions use of their budget.
+    pub memory: Memory,
+    /// All processes' output since the first start, forgotten ones included.
+    pub ledger: Ledger,
+    /// Journal records a recovery died of twice and left out.
+    pub skipped_records: u64,
+}
+
+/// How many of what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Processes known.
+    pub processes: u64,
+    /// Those of them that run.
+    pub running: u64,
+    /// Sockets.
+    pub sockets: u64,
+    /// Values.
+    pub values: u64,
+    /// Held descriptors.
+    pub held: u64,
+    /// Namespaces with a claim, vacant ones included.
+    pub claims: u64,
+    /// Connections.
+    pub sessions: u64,
+}
+
+/// What sessions use of their budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// [`crate::limits::SESSION_BUDGET_BYTES`].
+    pub budget_bytes: u64,
+    /// Unread input and unsent output of all sessions.
+    pub used_bytes: u64,
+}

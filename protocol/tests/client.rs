@@ -1,0 +1,1 @@
+//! The client against a kernel played by the test.

@@ -1,0 +1,490 @@
+//! One kernel of a test's own, with everything below it killed at the end.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{Classic, Json, procfs, wait_for};
+
+/// Set in the environment of whatever a test starts, so that its strays can be told from another test's.
+const MARK: &str = "PAPA_TEST_DIRECTORY";
+
+/// Rounds of looking for leftovers before the clean-up gives up; each round kills what the last one missed.
+const CLEANUP_ROUNDS: usize = 50;
+
+/// Where a binary of this workspace is: what cargo names, else beside the test binary.
+///
+/// # Panics
+/// When it has not been built.
+pub fn binary(name: &str) -> PathBuf {
+    let named = match name {
+        "papa" => option_env!("CARGO_BIN_EXE_papa"),
+        "papactl" => option_env!("CARGO_BIN_EXE_papactl"),
+        "papa-manager" => option_env!("CARGO_BIN_EXE_papa-manager"),
+        _ => None,
+    };
+    if let Some(path) = named {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a test binary knows its path");
+    let path = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("test binaries live in PROFILE/deps")
+        .join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: build the workspace first (`cargo build`)",
+        path.display()
+    );
+    path
+}
+
+/// A port nobody listens on at this moment.
+///
+/// # Panics
+/// When the loopback interface has none.
+pub fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("the loopback interface has a free port")
+        .port()
+}
+
+/// A command whose runtime directory is private to a test.
+pub fn private_command(program: &Path, directory: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env("XDG_RUNTIME_DIR", directory)
+        .env(MARK, directory)
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_PID")
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null());
+    command
+}
+
+/// How to start a kernel.
+#[derive(Debug, Default)]
+pub struct KernelBuilder {
+    arguments: Vec<String>,
+    port: Option<u16>,
+    program: Option<PathBuf>,
+    wrapper: Vec<String>,
+}
+
+impl KernelBuilder {
+    /// One more command line argument.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// A port of the test's choosing; by default the system chooses.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// Another binary than the one cargo built.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
+    }
+
+    /// A program that starts the kernel, such as `prlimit --nofile=64`.
+    #[must_use]
+    pub fn wrapper(mut self, words: &[&str]) -> Self {
+        self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// Starts it and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn start(self) -> Kernel {
+        let directory = tempfile::Builder::new()
+            .prefix("papa-test-")
+            .tempdir()
+            .expect("a temporary directory can be made");
+        let program = self.program.unwrap_or_else(|| binary("papa"));
+        let mut command = match self.wrapper.split_first() {
+            None => private_command(&program, directory.path()),
+            Some((first, rest)) => {
+                let mut command = private_command(Path::new(first), directory.path());
+                command.args(rest).arg(&program);
+                command
+            }
+        };
+        let log = fs::File::create(directory.path().join("kernel.log"))
+            .expect("the kernel's log can be made");
+        let errors = log.try_clone().expect("a descriptor can be duplicated");
+        let child = command
+            .arg("--port")
+            .arg(self.port.unwrap_or(0).to_string())
+            .args(&self.arguments)
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .expect("the kernel can be started");
+        let mut kernel = Kernel {
+            started: i32::try_from(child.id()).expect("a pid fits"),
+            child,
+            port: 0,
+            seen: HashSet::new(),
+            directory,
+        };
+        kernel.wait_until_serving();
+        kernel
+    }
+}
+
+/// A running kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    child: Child,
+    /// The pid of the process that was started: the first keeper.
+    started: i32,
+    port: u16,
+    /// Every pid that was once keeper or kernel, for the clean-up.
+    seen: HashSet<i32>,
+    directory: TempDir,
+}
+
+impl Kernel {
+    /// A kernel with nothing special about it.
+    ///
+    /// # Panics
+    /// When it does not serve in time.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    /// A kernel with arguments.
+    pub fn builder() -> KernelBuilder {
+        KernelBuilder::default()
+    }
+
+    #[track_caller]
+    fn wait_until_serving(&mut self) {
+        let runtime = self.runtime_dir();
+        let port = wait_for("the kernel has made its unix socket", || {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("the kernel ended at once, {status}\n{}", self.log());
+            }
+            fs::read_dir(&runtime).ok()?.find_map(|entry| {
+                let name = entry.ok()?.file_name();
+                name.to_str()?.strip_suffix(".sock")?.parse().ok()
+            })
+        });
+        self.port = port;
+        let status = wait_for("the kernel answers", || self.try_status());
+        self.remember(&status);
+    }
+
+    /// The TCP port it serves.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its scratch directory; gone at the end.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A path below the scratch directory, as text.
+    ///
+    /// # Panics
+    /// When the temporary directory's name is not UTF-8.
+    pub fn path(&self, name: &str) -> String {
+        let path = self.directory.path().join(name);
+        path.to_str().expect("the path is UTF-8").to_owned()
+    }
+
+    /// Where its sockets are.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.directory.path().join("papa")
+    }
+
+    /// Its unix socket.
+    pub fn socket_path(&self) -> PathBuf {
+        self.runtime_dir().join(format!("{}.sock", self.port))
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read(self.directory.path().join("kernel.log")).map_or_else(
+            |error| error.to_string(),
+            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+
+    /// A classic session over TCP.
+    #[track_caller]
+    pub fn classic(&self) -> Classic {
+        Classic::tcp(self.port)
+    }
+
+    /// A JSON session over the unix socket.
+    ///
+    /// # Panics
+    /// When nobody answers.
+    #[track_caller]
+    pub fn json(&self) -> Json {
+        Json::unix(&self.socket_path()).expect("the kernel speaks JSON")
+    }
+
+    /// `status`, when somebody answers.
+    pub fn try_status(&self) -> Option<Value> {
+        let mut session = Json::unix(&self.socket_path()).ok()?;
+        session.call("status", json!({})).ok()?.ok()
+    }
+
+    fn remember(&mut self, status: &Value) {
+        for key in ["pid", "keeper"] {
+            if let Some(pid) = status[key].as_i64() {
+                self.seen.insert(i32::try_from(pid).unwrap_or_default());
+            }
+        }
+    }
+
+    /// `status`, waiting while the kernel is away.
+    ///
+    /// # Panics
+    /// When it does not answer in time.
+    #[track_caller]
+    pub fn status(&mut self) -> Value {
+        let status = wait_for("the kernel answers", || self.try_status());
+        self.remember(&status);
+        status
+    }
+
+    /// The pid of the kernel process now.
+    #[track_caller]
+    pub fn pid(&mut self) -> i32 {
+        pid_of(&self.status(), "pid")
+    }
+
+    /// The pid of the keeper process now.
+    #[track_caller]
+    pub fn keeper(&mut self) -> i32 {
+        pid_of(&self.status(), "keeper")
+    }
+
+    /// Kills the kernel process and waits until another serves.
+    ///
+    /// # Panics
+    /// When none does.
+    #[track_caller]
+    pub fn kill_kernel(&mut self) {
+        let before = self.status();
+        procfs::signal(pid_of(&before, "pid"), Signal::SIGKILL);
+        self.wait_for_successor(&before);
+    }
+
+    /// Kills the keeper process and waits until the roles are filled again.
+    ///
+    /// # Panics
+    /// When they are not.
+    #[track_caller]
+    pub fn kill_keeper(&mut self) {
+        let before = self.status();
+        let keeper = pid_of(&before, "keeper");
+        procfs::signal(keeper, Signal::SIGKILL);
+        if keeper == self.started {
+            // Ours to wait for; the status says nothing new.
+            let _ = self.child.wait();
+        }
+        self.wait_for_successor(&before);
+    }
+
+    /// Asks for a re-exec and waits until it has happened.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn upgrade(&mut self) {
+        let before = self.status();
+        procfs::signal(pid_of(&before, "pid"), Signal::SIGUSR2);
+        self.wait_for_successor(&before);
+    }
+
+    #[track_caller]
+    fn wait_for_successor(&mut self, before: &Value) {
+        let status = wait_for("a recovered kernel serves", || {
+            let now = self.try_status()?;
+            let changed = ["pid", "keeper", "incarnation"]
+                .iter()
+                .any(|key| now[*key] != before[*key]);
+            let filled = ["pid", "keeper"]
+                .iter()
+                .all(|key| now[*key].as_i64().is_some_and(is_alive));
+            (changed && filled).then_some(now)
+        });
+        self.remember(&status);
+    }
+
+    /// Waits until the process that was started has ended, and gives its exit code.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    #[track_caller]
+    pub fn wait_exit(&mut self) -> Option<i32> {
+        let child = &mut self.child;
+        let status = wait_for("the daemon has ended", || child.try_wait().ok().flatten());
+        status.code()
+    }
+
+    /// Every process of this test that is alive, but for the one asking.
+    pub fn processes(&self) -> HashSet<i32> {
+        let mut roots = self.seen.clone();
+        roots.insert(self.started);
+        below(self.directory.path(), &roots)
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "--- log of the kernel on port {}\n{}---",
+                self.port,
+                self.log()
+            );
+        }
+        let mut roots = self.seen.clone();
+        roots.insert(self.started);
+        end_everything(self.directory.path(), &roots);
+        let _ = self.child.wait();
+    }
+}
+
+/// A scratch directory that is the runtime directory of daemons started by hand; they end with it.
+#[derive(Debug)]
+pub struct Scratch {
+    directory: TempDir,
+}
+
+impl Scratch {
+    /// A fresh one.
+    ///
+    /// # Panics
+    /// When the temporary folder takes no directory.
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("papa-test-").tempdir();
+        Self {
+            directory: directory.expect("a temporary directory can be made"),
+        }
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A path below it, as text.
+    ///
+    /// # Panics
+    /// When the temporary directory's name is not UTF-8.
+    pub fn path(&self, name: &str) -> String {
+        let path = self.directory.path().join(name);
+        path.to_str().expect("the path is UTF-8").to_owned()
+    }
+
+    /// The kernel's command, its runtime directory here.
+    pub fn papa(&self) -> Command {
+        private_command(&binary("papa"), self.directory())
+    }
+
+    /// The unix socket of a kernel here on this port.
+    pub fn socket_path(&self, port: u16) -> PathBuf {
+        self.directory().join("papa").join(format!("{port}.sock"))
+    }
+
+    /// `status` of the kernel here on this port, waiting until it serves.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    #[track_caller]
+    pub fn status(&self, port: u16) -> Value {
+        wait_for("the kernel answers", || {
+            let mut session = Json::unix(&self.socket_path(port)).ok()?;
+            session.call("status", json!({})).ok()?.ok()
+        })
+    }
+
+    /// What runs here.
+    pub fn processes(&self) -> HashSet<i32> {
+        below(self.directory.path(), &HashSet::new())
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        end_everything(self.directory.path(), &HashSet::new());
+    }
+}
+
+/// What is alive of a test: by ancestry from these roots, or by the mark in its environment.
+fn below(directory: &Path, roots: &HashSet<i32>) -> HashSet<i32> {
+    let mark = format!("{MARK}={}", directory.display());
+    let mut found: HashSet<i32> = roots.clone();
+    found.extend(
+        procfs::pids()
+            .into_iter()
+            .filter(|pid| procfs::environment(*pid).contains(&mark)),
+    );
+    found.retain(|pid| procfs::alive(*pid));
+    for root in found.clone() {
+        found.extend(procfs::descendants(root));
+    }
+    found.retain(|pid| procfs::alive(*pid));
+    found.remove(&i32::try_from(std::process::id()).unwrap_or_default());
+    found
+}
+
+/// Keeper and kernel restart each other, so everything is stopped before anything is killed.
+fn end_everything(directory: &Path, roots: &HashSet<i32>) {
+    for _ in 0..CLEANUP_ROUNDS {
+        let found = below(directory, roots);
+        if found.is_empty() {
+            break;
+        }
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in &found {
+                procfs::signal(*pid, signal);
+            }
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn is_alive(pid: i64) -> bool {
+    i32::try_from(pid).is_ok_and(procfs::alive)
+}
+
+#[track_caller]
+fn pid_of(status: &Value, key: &str) -> i32 {
+    let pid = status[key]
+        .as_i64()
+        .unwrap_or_else(|| panic!("status has {key}: {status}"));
+    i32::try_from(pid).expect("a pid fits")
+}

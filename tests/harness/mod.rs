@@ -1,0 +1,130 @@
+//! What every black-box suite starts from: a kernel of its own, clients that speak raw bytes, and a clean-up.
+//!
+//! Owns the processes of one test: a kernel in a private runtime directory, and everything below it, killed when
+//! the value is dropped. Knows the wire only as far as a test must (`classic`, `json`); it deliberately does not
+//! use `papa-protocol`, so that a mistake shared by client and kernel still shows.
+//!
+//! Used as a module, `#[path = "../harness/mod.rs"] mod harness;`, rather than as a crate: only a test target of
+//! the kernel sees `CARGO_BIN_EXE_papa`, and the manager's suites find the same binary beside their own.
+//!
+//! Invariant: nothing waits by sleeping until it probably works; every wait is [`wait_until`] with a deadline.
+
+// Every suite compiles the whole harness and uses a part of it.
+#![allow(dead_code, unused_imports, unreachable_pub)]
+
+mod classic;
+mod collect;
+mod json;
+mod kernel;
+pub mod procfs;
+mod python;
+
+use std::time::{Duration, Instant};
+
+pub use classic::Classic;
+pub use collect::Collector;
+pub use json::{Json, Push};
+pub use kernel::{Kernel, KernelBuilder, Scratch, binary, free_port, private_command};
+pub use python::Venv;
+
+/// How long a condition may take before the test fails: far above what any of them needs on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Pause between two looks at a condition that has no event to wait for.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Waits until `condition` holds, and fails the test naming `what` after [`PATIENCE`].
+///
+/// # Panics
+/// When the condition does not hold in time.
+#[track_caller]
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    wait_until_for(what, PATIENCE, condition);
+}
+
+/// [`wait_until`] with a time limit of its own.
+///
+/// # Panics
+/// When the condition does not hold in time.
+#[track_caller]
+pub fn wait_until_for(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        assert!(
+            Instant::now() < deadline,
+            "waited {patience:?} in vain until {what}"
+        );
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Waits until `get` gives a value, and fails the test naming `what` after [`PATIENCE`].
+///
+/// # Panics
+/// When there is no value in time.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    wait_until(what, || {
+        found = get();
+        found.is_some()
+    });
+    found.expect("the wait ended with a value")
+}
+
+/// Says that this test cannot run here; in CI that is a failure, since nobody would read the line.
+///
+/// # Panics
+/// When the environment says `CI=true`.
+pub fn skipped(why: &str) {
+    println!("skipped: {why}");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "skipped in CI: {why}"
+    );
+}
+
+/// True for root: some things (another uid, a network namespace) can only be tried with privileges.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Compares two texts and prints both as blocks when they differ.
+///
+/// # Panics
+/// When they differ.
+#[track_caller]
+pub fn assert_same(what: &str, expected: &str, got: &str) {
+    assert!(
+        expected == got,
+        "{what} differs\n--- expected\n{expected}\n--- got\n{got}\n---"
+    );
+}
+
+/// The same for bytes that may be long: says where they first differ.
+///
+/// # Panics
+/// When they differ.
+#[track_caller]
+pub fn assert_same_bytes(what: &str, expected: &[u8], got: &[u8]) {
+    if expected == got {
+        return;
+    }
+    let at = expected
+        .iter()
+        .zip(got)
+        .position(|(expected, got)| expected != got)
+        .unwrap_or(expected.len().min(got.len()));
+    let around = |bytes: &[u8]| {
+        let from = at.saturating_sub(40);
+        let to = (at + 40).min(bytes.len());
+        String::from_utf8_lossy(bytes.get(from..to).unwrap_or_default()).into_owned()
+    };
+    panic!(
+        "{what}: expected {} bytes, got {}; they differ at {at}\n--- expected\n{}\n--- got\n{}\n---",
+        expected.len(),
+        got.len(),
+        around(expected),
+        around(got)
+    );
+}

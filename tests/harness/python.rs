@@ -1,0 +1,104 @@
+//! A private Python environment with the original client, its server, and Circus, made once per target folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{binary, skipped};
+
+/// What the interoperation tests install. Pinned: these are the versions we promise to work with, and the
+/// libraries under Circus that still suit it.
+const REQUIREMENTS: &str = "papa==1.0.6\ncircus==0.17.2\npsutil==7.2.2\npyzmq==27.3.0\ntornado==6.6.1\nsetuptools==65.5.0\n";
+
+/// The environment.
+#[derive(Debug)]
+pub struct Venv {
+    root: PathBuf,
+}
+
+impl Venv {
+    /// Makes the environment, or finds it made; none (and a note) when Python or the packages are not to be had.
+    ///
+    /// `PAPA_TEST_PYTHON` may name the interpreter to start from.
+    ///
+    /// # Panics
+    /// In CI, when it cannot be made.
+    pub fn get() -> Option<Self> {
+        match Self::make() {
+            Ok(venv) => Some(venv),
+            Err(why) => {
+                skipped(&why);
+                None
+            }
+        }
+    }
+
+    fn make() -> Result<Self, String> {
+        let profile = binary("papa")
+            .parent()
+            .and_then(Path::parent)
+            .ok_or("the target folder is unknown")?
+            .to_owned();
+        let root = profile.join("interop-venv");
+        fs::create_dir_all(&profile).map_err(|error| error.to_string())?;
+        let lock = fs::File::create(profile.join("interop-venv.lock"))
+            .map_err(|error| error.to_string())?;
+        // Suites run at the same time, in several processes: one installs, the others wait.
+        let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+            .map_err(|(_, error)| format!("lock of the Python environment: {error}"))?;
+        let stamp = root.join("installed.txt");
+        if fs::read_to_string(&stamp).is_ok_and(|text| text == REQUIREMENTS) {
+            return Ok(Self { root });
+        }
+        let _ = fs::remove_dir_all(&root);
+        let python = std::env::var("PAPA_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        run(Command::new(python).args(["-m", "venv"]).arg(&root))?;
+        let requirements = root.join("requirements.txt");
+        fs::write(&requirements, REQUIREMENTS).map_err(|error| error.to_string())?;
+        let pip = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-build-isolation",
+        ];
+        // papa is a source package only: what builds it comes first.
+        run(Command::new(root.join("bin/python"))
+            .args(pip)
+            .arg("setuptools==65.5.0")
+            .arg("wheel"))?;
+        run(Command::new(root.join("bin/python"))
+            .args(pip)
+            .arg("-r")
+            .arg(&requirements))?;
+        fs::write(&stamp, REQUIREMENTS).map_err(|error| error.to_string())?;
+        Ok(Self { root })
+    }
+
+    /// Its interpreter.
+    pub fn python(&self) -> PathBuf {
+        self.root.join("bin/python")
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command
+        .output()
+        .map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    ))
+}

@@ -1,0 +1,18 @@
+//! The kernel from outside: its binary, its sockets, its processes. One file per behaviour.
+//!
+//! One test target rather than twenty: the harness is compiled and linked once.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod crash;
+mod dialect;
+mod lifecycle;
+mod output;
+mod processes;
+mod safety;
+mod sessions;
+mod sockets;
+mod spawn;
+mod values;
+mod watching;

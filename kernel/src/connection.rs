@@ -6,6 +6,7 @@
 //! holds control bytes ends the session before anything runs: a web page can
 //! post text to this machine.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,12 +31,22 @@ use crate::sys::message;
 
 /// Bytes asked for per read.
 const READ_BYTES: usize = 64 * 1024;
+
+/// Where reads land before they are taken apart; one for all connections, so
+/// that a silent one holds no buffer.
+pub type Scratch = Rc<RefCell<Box<[u8]>>>;
+
+/// A buffer for [`Connection::new`].
+#[must_use]
+pub fn scratch() -> Scratch {
+    Rc::new(RefCell::new(vec![0; READ_BYTES].into_boxed_slice()))
+}
 /// Unread input kept while an answer is awaited; more waits in the socket.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 /// Pieces written by one call.
 const WRITE_PIECES: usize = 16;
 /// A buffer larger than this is given back when it is empty.
-const KEPT_BUFFER_BYTES: usize = 64 * 1024;
+const KEPT_BUFFER_BYTES: usize = 4 * 1024;
 
 /// The two transports.
 #[derive(Debug)]
@@ -55,17 +66,23 @@ impl Transport {
         .map(drop)
     }
 
-    fn read(&self, buffer: &mut BytesMut, fds: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
-        buffer.reserve(READ_BYTES);
+    fn read(&self, scratch: &mut [u8], fds: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.try_read_buf(buffer),
+            Self::Tcp(stream) => {
+                let length = stream.try_read(scratch)?;
+                if length > 0 && length < scratch.len() {
+                    // A short read has emptied the socket. Telling the runtime
+                    // spares a read that would find nothing; what comes later
+                    // is reported anew.
+                    let _ = stream.try_io(Interest::READABLE, || {
+                        Err::<(), _>(io::ErrorKind::WouldBlock.into())
+                    });
+                }
+                Ok(length)
+            }
+            // Here a short read may just end before the next descriptor.
             Self::Unix(stream) => stream.try_io(Interest::READABLE, || {
-                let at = buffer.len();
-                buffer.resize(at + READ_BYTES, 0);
-                let got =
-                    message::receive(stream.as_fd(), &mut buffer[at..], MsgFlags::MSG_DONTWAIT);
-                buffer.truncate(at + got.as_ref().map_or(0, |got| got.length));
-                let got = got?;
+                let got = message::receive(stream.as_fd(), scratch, MsgFlags::MSG_DONTWAIT)?;
                 fds.extend(got.descriptors);
                 // More than may wait are closed: nobody asked for them.
                 fds.truncate(MAX_PENDING_DESCRIPTORS_PER_SESSION);
@@ -116,6 +133,7 @@ pub struct Connection {
     transport: Transport,
     events: mpsc::Sender<Event>,
     budget: Rc<Budget>,
+    scratch: Scratch,
     input: BytesMut,
     decoder: LineDecoder,
     fds: VecDeque<OwnedFd>,
@@ -134,12 +152,14 @@ impl Connection {
         transport: Transport,
         events: mpsc::Sender<Event>,
         budget: Rc<Budget>,
+        scratch: Scratch,
     ) -> Self {
         Self {
             id,
             transport,
             events,
             budget,
+            scratch,
             input: BytesMut::new(),
             decoder: LineDecoder::new(MAX_LINE_BYTES),
             fds: VecDeque::new(),
@@ -234,9 +254,11 @@ impl Connection {
     }
 
     fn read(&mut self) -> io::Result<()> {
-        match self.transport.read(&mut self.input, &mut self.fds) {
+        let mut scratch = self.scratch.borrow_mut();
+        match self.transport.read(&mut scratch, &mut self.fds) {
             Ok(0) => self.end_of_input = true,
-            Ok(_) => {
+            Ok(length) => {
+                self.input.extend_from_slice(&scratch[..length]);
                 // What a telnet or a client types begins with a letter.
                 let strange = |byte: &u8| *byte < b' ' && !b"\r\n\t".contains(byte);
                 if self.first_line && self.input.first().is_some_and(strange) {

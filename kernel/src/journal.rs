@@ -92,7 +92,7 @@ impl Journal {
     }
 
     /// Opens a journal for replay. A record on which recovery has died
-    /// [`MAX_DEATHS`] times is left out.
+    /// `MAX_DEATHS` times is left out.
     ///
     /// # Errors
     /// [`JournalError::NotAJournal`], or what the system said.

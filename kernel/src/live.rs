@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use papa_protocol::process::{Ends, Ledger};
+use papa_protocol::limits::STALL_LIMIT;
+use papa_protocol::process::{Ends, Ledger, Overflow};
 use papa_protocol::record::Stream;
 
 use crate::reel::{Capture, Reel};
@@ -122,6 +123,17 @@ pub struct Reader {
     pub sub: u64,
 }
 
+/// Whether a full reel makes its writer wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// The oldest output goes instead.
+    No,
+    /// Until then.
+    Until(Instant),
+    /// As long as it takes.
+    ForEver,
+}
+
 /// What the kernel holds for one process.
 #[derive(Debug)]
 pub struct Live {
@@ -147,8 +159,6 @@ pub struct Live {
     pub closed: Ledger,
     /// Has ended and not been waited for, so that its number stays taken.
     pub zombie: bool,
-    /// A consumer knows of the exit.
-    pub exit_acknowledged: bool,
     /// Since the exit the pipes were found empty: what comes now is late
     /// output of others.
     pub drained: bool,
@@ -160,7 +170,8 @@ pub struct Live {
     pub readers: Vec<Reader>,
     /// The one who acknowledges, where there is one.
     pub consumer: Option<Reader>,
-    /// When a consumer last acknowledged or became one.
+    /// When a consumer last acknowledged, became one, or may have had to do
+    /// with a kernel before this one.
     pub last_ack: Option<Instant>,
     /// When the reel was found full with the pipes unread.
     pub full_since: Option<Instant>,
@@ -196,7 +207,6 @@ impl Live {
             large_pipes: false,
             closed: Ledger::default(),
             zombie: false,
-            exit_acknowledged: false,
             drained: false,
             delivered_to: start,
             delivered: kept_back,
@@ -219,17 +229,25 @@ impl Live {
         .map(AsFd::as_fd)
     }
 
-    /// Takes what one stream has into the reel.
+    /// Takes what one stream has into the reel: no more than there is room for
+    /// if the writer `waits` when it is full.
     ///
     /// # Errors
     /// As [`Reel::capture`].
-    pub fn capture(&mut self, stream: Stream, now_us: u64) -> Result<Capture, Errno> {
+    pub fn capture(&mut self, stream: Stream, waits: bool, now_us: u64) -> Result<Capture, Errno> {
         let pipe = match stream {
             Stream::Out => self.out.as_ref(),
             Stream::Err => self.err.as_ref(),
         };
         match (pipe, &mut self.reel) {
-            (Some(pipe), Some(reel)) => reel.capture(pipe, stream, now_us),
+            (Some(pipe), Some(reel)) => {
+                let most = if waits {
+                    reel.filling_step()
+                } else {
+                    reel.dropping_step()
+                };
+                reel.capture(pipe, stream, most, now_us)
+            }
             _ => Ok(Capture::Empty),
         }
     }
@@ -238,6 +256,27 @@ impl Live {
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.reel.as_ref().map_or(0, Reel::committed)
+    }
+
+    /// Whether the writer waits once the reel is full, and if so until when:
+    /// while a consumer acknowledges, and as long after it was last heard of
+    /// (it may be on its way back).
+    #[must_use]
+    pub fn waits_until(&self, overflow: Overflow, now: Instant) -> Waits {
+        let patience = match (overflow, self.last_ack) {
+            (Overflow::Block, _) => return Waits::ForEver,
+            (Overflow::DropOldest, _) => return Waits::No,
+            (Overflow::Auto, _) if self.stalled => return Waits::No,
+            (Overflow::Auto, None) => return Waits::No,
+            (Overflow::Auto, Some(ack)) if self.consumer.is_none() => ack + STALL_LIMIT,
+            // Acknowledging is due only from when it is full.
+            (Overflow::Auto, Some(ack)) => self.full_since.unwrap_or(now).max(ack) + STALL_LIMIT,
+        };
+        if patience > now {
+            Waits::Until(patience)
+        } else {
+            Waits::No
+        }
     }
 
     /// First position still kept.

@@ -6,7 +6,7 @@
 //! acknowledged or dropped is given back as holes. It is filled by splice,
 //! because a process killed between a read and its store would lose what it
 //! had read; the intent word says which stream a splice not yet indexed
-//! belongs to. A small index (end, stream, stamp) lies before the data.
+//! belongs to. A small index (end, stream, 1 << 20, stamp) lies before the data.
 //!
 //! Invariant: `start <= committed`, records are contiguous from `start` to
 //! `committed`, and all of it can be read back from the file alone.
@@ -38,6 +38,14 @@ const MAGIC: u64 = u64::from_le_bytes(*b"paparel1");
 /// Most bytes taken from a pipe in one go, so that one loud process does not
 /// starve the others.
 const MAX_SPLICE: usize = 1 << 20;
+/// Parts in which a reel is filled.
+const FILLING_STEPS: u64 = 4;
+/// … but not smaller than this many bytes.
+const MIN_FILLING_STEP: u64 = 64 * 1024;
+/// Steps in which a full reel turns over.
+const DROPPING_STEPS: u64 = 8;
+/// … but not smaller than this many bytes.
+const MIN_DROPPING_STEP: u64 = 4096;
 /// A record grows instead of a new one being made while it is shorter than
 /// this and …
 const JOIN_BYTES: u64 = 4096;
@@ -166,7 +174,7 @@ impl Reel {
         Ok(reel)
     }
 
-    /// Takes what is in `pipe`, at most [`MAX_SPLICE`] bytes.
+    /// Takes what is in `pipe`, at most `most` bytes and [`MAX_SPLICE`].
     ///
     /// # Errors
     /// `ENOSPC`/`ENOMEM` when the system has no memory for it; the bytes
@@ -175,6 +183,7 @@ impl Reel {
         &mut self,
         pipe: impl AsFd,
         stream: Stream,
+        most: u64,
         now_us: u64,
     ) -> Result<Capture, Errno> {
         if self.intent != u32::from(stream.number()) {
@@ -185,13 +194,14 @@ impl Reel {
             memfd::write_at(&self.file, &words, MAGIC_AT)?;
         }
         let offset = DATA_OFFSET + self.committed;
+        let most = usize::try_from(most).map_or(MAX_SPLICE, |most| most.clamp(1, MAX_SPLICE));
         let taken = if self.copying {
-            self.copy(&pipe, offset)
+            self.copy(&pipe, offset, most)
         } else {
-            match memfd::splice_at(&pipe, &self.file, offset, MAX_SPLICE) {
+            match memfd::splice_at(&pipe, &self.file, offset, most) {
                 Err(Errno::EINVAL) => {
                     self.copying = true;
-                    self.copy(&pipe, offset)
+                    self.copy(&pipe, offset, most)
                 }
                 other => other,
             }
@@ -208,8 +218,8 @@ impl Reel {
         }
     }
 
-    fn copy(&self, pipe: impl AsFd, offset: u64) -> Result<usize, Errno> {
-        let mut buffer = vec![0u8; 64 * 1024];
+    fn copy(&self, pipe: impl AsFd, offset: u64, most: usize) -> Result<usize, Errno> {
+        let mut buffer = vec![0u8; most.min(64 * 1024)];
         let length = nix::unistd::read(pipe.as_fd(), &mut buffer)?;
         memfd::write_at(&self.file, &buffer[..length], offset)?;
         Ok(length)
@@ -248,6 +258,21 @@ impl Reel {
             &encode(last),
             INDEX_OFFSET + (slot % MAX_RECORDS) * ENTRY,
         )
+    }
+
+    /// Bytes to take at a time while there is room: a part of the whole, so
+    /// that the consumer works on one part while the next comes in.
+    #[must_use]
+    pub fn filling_step(&self) -> u64 {
+        let room = self.limit.saturating_sub(self.committed - self.start);
+        room.min((self.limit / FILLING_STEPS).max(MIN_FILLING_STEP))
+    }
+
+    /// Bytes to take at a time where the oldest goes: a part of the whole, so
+    /// that what goes for it is no more than a part either.
+    #[must_use]
+    pub fn dropping_step(&self) -> u64 {
+        (self.limit / DROPPING_STEPS).max(MIN_DROPPING_STEP)
     }
 
     /// Whether another splice would go past the limits.
@@ -443,7 +468,7 @@ mod tests {
         let (read, write) = pipe();
         let mut reel = Reel::create(1000).unwrap();
         nix::unistd::write(&write, b"one").unwrap();
-        reel.capture(&read, Stream::Err, 5).unwrap();
+        reel.capture(&read, Stream::Err, 1 << 20, 5).unwrap();
         // Killed between the splice and the index entry.
         nix::unistd::write(&write, b"two").unwrap();
         memfd::splice_at(&read, reel.as_fd(), DATA_OFFSET + 3, 100).unwrap();
@@ -460,10 +485,10 @@ mod tests {
         let mut reel = Reel::create(1000).unwrap();
         for stamp in [10_000_000, 9_500_000, 3_000_000] {
             nix::unistd::write(&write, b"x").unwrap();
-            reel.capture(&read, Stream::Out, stamp).unwrap();
+            reel.capture(&read, Stream::Out, 1 << 20, stamp).unwrap();
             // Different streams in between keep the records apart.
             nix::unistd::write(&write, b"y").unwrap();
-            reel.capture(&read, Stream::Err, stamp).unwrap();
+            reel.capture(&read, Stream::Err, 1 << 20, stamp).unwrap();
         }
         let stamps: Vec<_> = reel
             .records_from(0)
@@ -479,7 +504,7 @@ mod tests {
         let mut reel = Reel::create(1 << 20).unwrap();
         for _ in 0..3000 {
             nix::unistd::write(&write, b"x").unwrap();
-            reel.capture(&read, Stream::Out, 77).unwrap();
+            reel.capture(&read, Stream::Out, 1 << 20, 77).unwrap();
         }
         assert_eq!(reel.records_from(0).count(), 1);
     }
@@ -504,7 +529,7 @@ mod tests {
                         let bytes = vec![byte; amount];
                         nix::unistd::write(&write, &bytes).unwrap();
                         let stream = if step == 0 { Stream::Err } else { Stream::Out };
-                        prop_assert_eq!(reel.capture(&read, stream, stamp).unwrap(), Capture::Bytes(amount));
+                        prop_assert_eq!(reel.capture(&read, stream, 1 << 20, stamp).unwrap(), Capture::Bytes(amount));
                         model.extend(bytes.iter().map(|b| (*b, step == 0)));
                     }
                     3 => {

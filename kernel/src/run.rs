@@ -59,5 +59,10 @@ async fn serve(parts: crate::owner::Parts) -> Error {
         pid = std::process::id(),
         "serving"
     );
-    owner.run(inbox).await
+    // As a task beside the connections': an event then reaches it without a
+    // detour through the runtime's own poll.
+    match tokio::task::spawn_local(owner.run(server, inbox)).await {
+        Ok(never) => match never {},
+        Err(error) => anyhow::anyhow!("the event loop has ended: {error}"),
+    }
 }

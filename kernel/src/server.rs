@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use papa_protocol::limits::MAX_SESSIONS;
 use tokio::net::{TcpListener, UnixListener};
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use crate::budget::Budget;
-use crate::connection::{Connection, Transport};
+use crate::connection::{Connection, Scratch, Transport, scratch};
 use crate::live::SessionId;
 use crate::owner::Event;
 use crate::owner::session::Peer;
@@ -77,6 +78,7 @@ impl Listener {
 pub struct Server {
     events: mpsc::Sender<Event>,
     budget: Rc<Budget>,
+    scratch: Scratch,
     next_session: Rc<Cell<SessionId>>,
     most_sessions: usize,
 }
@@ -89,6 +91,7 @@ impl Server {
         Self {
             events,
             budget,
+            scratch: scratch(),
             next_session: Rc::new(Cell::new(1)),
             most_sessions: share.clamp(8, MAX_SESSIONS),
         }
@@ -113,7 +116,11 @@ impl Server {
     fn admit(&self, transport: Transport, theirs: Option<SocketAddr>) {
         let peer = match identify(&transport, theirs) {
             Ok(peer) => peer,
-            Err(reason) => {
+            Err(Refusal::Gone) => {
+                debug!("a caller has gone");
+                return;
+            }
+            Err(Refusal::Because(reason)) => {
                 warn!(reason, "caller refused");
                 return;
             }
@@ -135,8 +142,13 @@ impl Server {
             "caller"
         );
         let end = self.budget.open(id);
-        let connection =
-            Connection::new(id, transport, self.events.clone(), Rc::clone(&self.budget));
+        let connection = Connection::new(
+            id,
+            transport,
+            self.events.clone(),
+            Rc::clone(&self.budget),
+            Rc::clone(&self.scratch),
+        );
         tokio::task::spawn_local(connection.run(peer, end));
     }
 }
@@ -148,32 +160,43 @@ fn is_exhaustion(error: &io::Error) -> bool {
     )
 }
 
+/// Why a caller is not served.
+enum Refusal {
+    /// It has closed the connection already: nobody is there to be told.
+    Gone,
+    /// It may not.
+    Because(&'static str),
+}
+
 /// Who is at the other end, if it is someone we serve.
-fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, &'static str> {
+fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, Refusal> {
     let own = nix::unistd::geteuid().as_raw();
     let (uid, pid, tcp) = match transport {
         Transport::Unix(stream) => {
             let credentials = getsockopt(&stream.as_fd(), PeerCredentials)
-                .map_err(|_| "its user cannot be told")?;
+                .map_err(|_| Refusal::Because("its user cannot be told"))?;
             (credentials.uid(), Some(credentials.pid()), false)
         }
         Transport::Tcp(stream) => {
             // An answer must not wait for the next one.
             let _ = stream.set_nodelay(true);
-            let ours = stream.local_addr().map_err(|_| "it has gone")?;
-            let theirs = theirs.ok_or("its address cannot be told")?;
-            let holder = tcp_holder(theirs, ours).map_err(|_| "its user cannot be told")?;
+            let ours = stream.local_addr().map_err(|_| Refusal::Gone)?;
+            let theirs = theirs.ok_or(Refusal::Because("its address cannot be told"))?;
+            let holder = tcp_holder(theirs, ours).map_err(|errno| match errno {
+                Errno::ENOENT => Refusal::Gone,
+                _ => Refusal::Because("its user cannot be told"),
+            })?;
             if holder.inode == 0 {
-                return Err("it has gone");
+                return Err(Refusal::Gone);
             }
             (holder.uid, None, true)
         }
     };
     if uid == OVERFLOW_UID && own != OVERFLOW_UID {
-        return Err("it belongs to another user namespace");
+        return Err(Refusal::Because("it belongs to another user namespace"));
     }
     if uid != own && uid != 0 {
-        return Err("it belongs to another user");
+        return Err(Refusal::Because("it belongs to another user"));
     }
     Ok(Peer { uid, pid, tcp })
 }

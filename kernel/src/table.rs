@@ -71,6 +71,12 @@ pub enum Entry {
         /// How.
         exit: Exit,
     },
+    /// Its consumer knows of a process's exit: the name is free, the rest
+    /// stays until the output is read.
+    ExitKnown {
+        /// Which.
+        serial: u64,
+    },
     /// Nobody wants a process's output any more; when it has ended it is
     /// forgotten.
     Removing {
@@ -150,6 +156,9 @@ pub struct ProcessRow {
     /// How it ended.
     #[serde(default)]
     pub exit: Option<Exit>,
+    /// Its consumer knows how it ended.
+    #[serde(default)]
+    pub exit_known: bool,
     /// Nobody wants its output.
     #[serde(default)]
     pub removing: bool,
@@ -160,6 +169,12 @@ impl ProcessRow {
     #[must_use]
     pub fn is_listed(&self) -> bool {
         !(self.removing && self.exit.is_some())
+    }
+
+    /// Whether its name is taken by it.
+    #[must_use]
+    pub fn has_name(&self) -> bool {
+        self.is_listed() && !self.exit_known
     }
 }
 
@@ -253,7 +268,7 @@ impl Table {
             }
             Entry::Intent(row) => {
                 self.next_serial = self.next_serial.max(row.serial + 1);
-                if row.is_listed() {
+                if row.has_name() {
                     self.process_names.insert(row.make.name.clone(), row.serial);
                 }
                 self.processes.insert(row.serial, *row);
@@ -266,6 +281,12 @@ impl Table {
             Entry::Exit { serial, exit } => {
                 if let Some(row) = self.processes.get_mut(&serial) {
                     row.exit = Some(exit);
+                }
+                self.release_name(serial);
+            }
+            Entry::ExitKnown { serial } => {
+                if let Some(row) = self.processes.get_mut(&serial) {
+                    row.exit_known = true;
                 }
                 self.release_name(serial);
             }
@@ -314,10 +335,11 @@ impl Table {
         }
     }
 
-    /// A name is free again once its process is no longer listed.
+    /// A name is free again once its process has ended and nobody needs it by
+    /// name.
     fn release_name(&mut self, serial: u64) {
         if let Some(row) = self.processes.get(&serial)
-            && !row.is_listed()
+            && !row.has_name()
             && self.process_names.get(&row.make.name) == Some(&serial)
         {
             self.process_names.remove(&row.make.name);
@@ -384,7 +406,7 @@ impl Table {
         self.processes.get(&serial)
     }
 
-    /// The listed process of this name.
+    /// The process that has this name.
     #[must_use]
     pub fn process_named(&self, name: &str) -> Option<&ProcessRow> {
         self.processes.get(self.process_names.get(name)?)
@@ -526,6 +548,7 @@ mod tests {
             started_us: 1,
             pid: 0,
             exit: None,
+            exit_known: false,
             removing: false,
         }))
     }

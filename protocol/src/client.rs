@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::codec::DecodeError;
 use crate::json::push::{End, Event, Exited, Lost, OutputHeader, Shutdown};
 use crate::json::reply::{ErrorCode, Failure};
-use crate::json::request::{Hello, Op, Operation};
+use crate::json::request::{ClaimList, Op, Operation};
 use crate::json::status::HelloReply;
 use crate::name::Name;
 
@@ -318,7 +318,8 @@ impl Client {
     /// # Errors
     /// As [`Self::call`].
     pub async fn barrier(&self) -> Result<(), ClientError> {
-        self.call(Hello::default()).await.map(drop)
+        // Any question will do; this one has the shortest answer.
+        self.call(ClaimList {}).await.map(drop)
     }
 
     /// Who answered when the present connection was made, or the last one if there is none.

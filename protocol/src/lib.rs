@@ -1,7 +1,7 @@
 //! The wire between the papa kernel and its clients.
 //!
 //! Owns what both sides must agree on: the classic line dialect of papa 1.0.6, the JSON dialect, every bound, and
-//! the incremental decoders. Opens no sockets (but for [`client`], behind the feature of that name) and reads no
+//! the incremental decoders. Opens no sockets (but for `client`, behind the feature of that name) and reads no
 //! clock. Nothing that arrives from a peer can panic here or grow past a named limit.
 //! Source: protocol/README.md, the normative text.
 //!

@@ -150,7 +150,7 @@ pub fn advertised() -> BTreeMap<String, u64> {
         .into_iter()
         .map(|(name, limit)| (name.to_owned(), u64::try_from(limit).unwrap_or(u64::MAX)))
         .collect();
-    limits.insert("reel_bytes".to_owned(), MAX_REEL_BYTES);
+    limits.insert("max_reel_bytes".to_owned(), MAX_REEL_BYTES);
     limits.insert(
         "stall_ms".to_owned(),
         u64::try_from(STALL_LIMIT.as_millis()).unwrap_or(u64::MAX),

@@ -1,4 +1,8 @@
 //! The classic dialect as papa 1.0.6 was observed to speak it, and what any line at all may do to the parser.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests panic like the tests themselves"
+)]
 
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -406,4 +410,16 @@ proptest! {
         prop_assert!(!classic::process_line(&process).chars().any(char::is_control));
         prop_assert!(!classic::value_line(&name("a"), &value).chars().any(char::is_control));
     }
+}
+
+#[test]
+fn a_default_spelt_out_is_the_same_request() {
+    assert_eq!(
+        make_process("m p p1 bufsize=1m stdout=1 stderr=1 /bin/true"),
+        make_process("m p p1 /bin/true")
+    );
+    assert_eq!(
+        make_socket("m s s1 port=0 backlog=5 type=stream"),
+        make_socket("m s s1")
+    );
 }

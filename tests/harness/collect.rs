@@ -3,7 +3,7 @@
 //! Survives the kernel: what it has *acknowledged* it has kept, so after a reconnect it expects the stream to go
 //! on exactly there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,23 @@ pub struct Collected {
 }
 
 impl Collected {
+    /// Keeps what is new of these bytes; what is known must be the same.
+    #[track_caller]
+    fn add(&mut self, start: u64, bytes: &[u8]) {
+        let again = usize::try_from(self.position.saturating_sub(start)).unwrap_or(usize::MAX);
+        let (known, new) = bytes.split_at(again.min(bytes.len()));
+        if !known.is_empty() {
+            // The store is shifted against positions by what was dropped.
+            let from = usize::try_from(start.saturating_sub(self.dropped)).unwrap_or(usize::MAX);
+            assert_eq!(
+                self.bytes.get(from..from.saturating_add(known.len())),
+                Some(known),
+                "what comes again is the same"
+            );
+        }
+        self.bytes.extend_from_slice(new);
+    }
+
     /// The bytes of one stream only.
     pub fn stream(&self, wanted: u64) -> Vec<u8> {
         let mut start = 0;
@@ -51,6 +68,8 @@ pub struct Collector {
     path: PathBuf,
     patterns: Vec<String>,
     session: Option<Json>,
+    /// Serials whose next output may begin before what we have: the first after a reconnect.
+    resumed: HashSet<u64>,
     /// By serial.
     pub seen: HashMap<u64, Collected>,
     /// Whether bytes are kept or only counted.
@@ -66,6 +85,7 @@ impl Collector {
             path: path.to_owned(),
             patterns: patterns.iter().map(|text| (*text).to_owned()).collect(),
             session: None,
+            resumed: HashSet::new(),
             seen: HashMap::new(),
             keep: true,
             connections: 0,
@@ -93,6 +113,7 @@ impl Collector {
             });
             self.session = Some(session);
             self.connections += 1;
+            self.resumed = self.seen.keys().copied().collect();
             self.notice_forgotten();
         }
         self.session.as_mut()
@@ -153,15 +174,17 @@ impl Collector {
             let start = output["start"].as_u64().expect("output has a start");
             let length = output["length"].as_u64().expect("output has a length");
             let keep = self.keep;
+            let resumed = self.resumed.remove(&serial);
             let seen = self.seen.entry(serial).or_default();
+            // What comes again is what a lost connection took the acknowledgement of.
             assert!(
-                start >= seen.position,
-                "serial {serial}: output at {start} comes again, {} was acknowledged",
+                start >= seen.position || resumed,
+                "serial {serial}: output at {start} comes again within a connection, {} was acknowledged",
                 seen.position
             );
-            seen.dropped += start - seen.position;
+            seen.dropped += start.saturating_sub(seen.position);
             if keep {
-                seen.bytes.extend_from_slice(&push.bytes);
+                seen.add(start, &push.bytes);
                 let mut previous = start;
                 for record in output["records"].as_array().expect("output has records") {
                     let numbers: Vec<u64> = record
@@ -175,7 +198,9 @@ impl Collector {
                     };
                     assert!(end > previous, "records rise: {output}");
                     previous = end;
-                    seen.records.push((end, stream, stamp));
+                    if end > seen.position {
+                        seen.records.push((end, stream, stamp));
+                    }
                 }
                 assert_eq!(
                     previous,
@@ -183,7 +208,7 @@ impl Collector {
                     "records cover the batch: {output}"
                 );
             }
-            seen.position = start + length;
+            seen.position = seen.position.max(start + length);
             let position = seen.position;
             self.acknowledge(
                 "output.ack",

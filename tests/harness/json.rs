@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use super::PATIENCE;
 use super::classic::BANNER;
 
-/// How much one read from the socket may bring.
-const READ_BYTES: usize = 1 << 20;
+/// The least room a read from the socket finds; clearing a buffer for every read would cost more than the reading.
+const READ_BYTES: usize = 256 << 10;
 
 /// Something the kernel sent unasked.
 #[derive(Debug, Clone)]
@@ -50,6 +50,8 @@ pub struct Json {
     buffer: Vec<u8>,
     /// Where in `buffer` the unread part starts.
     start: usize,
+    /// Where it ends; what follows is room.
+    end: usize,
     pushes: VecDeque<Push>,
     descriptors: VecDeque<OwnedFd>,
     next_id: u64,
@@ -81,6 +83,7 @@ impl Json {
             stream,
             buffer: Vec::new(),
             start: 0,
+            end: 0,
             pushes: VecDeque::new(),
             descriptors: VecDeque::new(),
             next_id: 0,
@@ -116,23 +119,26 @@ impl Json {
     }
 
     fn unread(&self) -> &[u8] {
-        self.buffer.get(self.start..).unwrap_or_default()
+        self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
     /// One read; end of file is an error, since a session has no business ending here.
     fn fill(&mut self) -> std::io::Result<()> {
-        if self.start > READ_BYTES {
-            self.buffer.drain(..self.start);
+        if self.buffer.len() - self.end < READ_BYTES {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
             self.start = 0;
+            let wanted = self.end + READ_BYTES;
+            if self.buffer.len() < wanted {
+                self.buffer.resize(wanted * 2, 0);
+            }
         }
-        let old = self.buffer.len();
-        self.buffer.resize(old + READ_BYTES, 0);
-        let result = self.read_at(old);
-        self.buffer
-            .truncate(old + result.as_ref().copied().unwrap_or(0));
-        match result? {
+        match self.read_at(self.end)? {
             0 => Err(ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
+            count => {
+                self.end += count;
+                Ok(())
+            }
         }
     }
 

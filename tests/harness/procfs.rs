@@ -121,10 +121,21 @@ pub fn status_line(pid: i32, key: &str) -> Option<String> {
     Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// Proportional share of memory in KiB.
+/// Proportional share of memory in KiB: shared pages count as many times less as processes share them.
 pub fn pss_kib(pid: i32) -> Option<u64> {
+    memory_kib(pid, "Pss")
+}
+
+/// Memory of its own that no file backs, in KiB: does not depend on who else runs the same program.
+pub fn anonymous_kib(pid: i32) -> Option<u64> {
+    memory_kib(pid, "Anonymous")
+}
+
+fn memory_kib(pid: i32, key: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
 }
 

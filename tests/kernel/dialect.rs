@@ -122,7 +122,9 @@ fn a_claim_keeps_others_out_and_fences_the_predecessor() {
     )["epoch"]
         .as_u64()
         .unwrap();
-    let mut second = kernel.json();
+    // Over TCP: on the unix socket the kernel sees that it is the same process, and one manager may well have several
+    // sessions.
+    let mut second = Json::tcp(kernel.port()).unwrap();
     let refused = second
         .call(
             "claim",
@@ -287,4 +289,14 @@ fn bytes_that_are_not_text_survive_the_round_trip() {
     let seen = crate::harness::Collector::new(&kernel.socket_path(), &["p"])
         .finish(process["serial"].as_u64().unwrap());
     assert_eq!(seen.bytes, [120, 255, 10, 121]);
+}
+
+#[test]
+fn sessions_of_one_process_share_its_claim() {
+    let kernel = Kernel::start();
+    let mut first = kernel.json();
+    first.ok("claim", json!({"namespace": "app", "holder": "manager"}));
+    let mut log_thread = kernel.json();
+    log_thread.ok("value.set", json!({"name": "app.v", "value": "x"}));
+    log_thread.make_process("app.p", &["/bin/sleep", "60"], json!({}));
 }

@@ -101,7 +101,6 @@ fn a_unix_path_of_the_users_choosing() {
     let mut child = scratch
         .papa()
         .args(["--unix-socket", &path])
-        .args(["--port", "0"])
         .stderr(Stdio::null())
         .spawn()
         .unwrap();

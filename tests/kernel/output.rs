@@ -181,14 +181,15 @@ fn a_gibibyte_through_one_process() {
         "yes 'a line whose length is prime...' | head -c {}",
         mib << 20
     );
+    let mut session = kernel.json();
+    // First the consumer: without one the oldest output goes.
+    session.ok("output.consume", json!({"names": ["big"]}));
     let process =
         kernel
             .json()
             .make_process("big", &["/bin/sh", "-c", &script], json!({"env": path()}));
     let serial = serial(&process);
     let pattern = b"a line whose length is prime...\n".repeat(4096);
-    let mut session = kernel.json();
-    session.ok("output.consume", json!({"names": ["big"]}));
     let mut position = 0_u64;
     let (mut ends, mut exits) = (0, 0);
     let start = Instant::now();
@@ -236,7 +237,7 @@ fn a_consumer_that_comes_and_goes_loses_nothing() {
     let kernel = Kernel::start();
     let process = kernel.json().make_process(
         "p",
-        &["seq", "400000"],
+        &["seq", "2000000"],
         json!({"env": path(), "overflow": "block"}),
     );
     let serial = serial(&process);
@@ -247,15 +248,19 @@ fn a_consumer_that_comes_and_goes_loses_nothing() {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
-        for _ in 0..(random >> 60) {
+        for _ in 0..=(random >> 62) {
             collector.step(Duration::from_millis(20));
         }
         collector.disconnect();
     }
-    assert!(collector.connections > 3);
+    assert!(
+        collector.connections > 3,
+        "only {} connections",
+        collector.connections
+    );
     let seen = &collector.seen[&serial];
     assert_eq!(seen.dropped, 0);
-    assert_same_bytes("all numbers", &numbers(1, 400_000), &seen.bytes);
+    assert_same_bytes("all numbers", &numbers(1, 2_000_000), &seen.bytes);
 }
 
 #[test]
@@ -294,7 +299,7 @@ fn a_reader_that_lags_gets_a_gap_that_is_counted() {
     let kernel = Kernel::start();
     let process = kernel.json().make_process(
         "p",
-        &["seq", "200000"],
+        &["seq", "2000000"],
         json!({"env": path(), "overflow": "drop_oldest", "reel_bytes": 65536}),
     );
     let serial = serial(&process);
@@ -305,7 +310,7 @@ fn a_reader_that_lags_gets_a_gap_that_is_counted() {
             .is_some_and(|process| process["running"] == false)
     });
     let seen = Collector::new(&kernel.socket_path(), &["p"]).finish(serial);
-    let all = numbers(1, 200_000);
+    let all = numbers(1, 2_000_000);
     assert!(seen.dropped > 0);
     assert_eq!(seen.dropped + seen.bytes.len() as u64, all.len() as u64);
     assert!(all.ends_with(&seen.bytes), "what is left is the end");
@@ -321,7 +326,7 @@ fn a_blocked_writer_waits_for_as_long_as_it_takes() {
     let kernel = Kernel::start();
     let process = kernel.json().make_process(
         "p",
-        &["seq", "100000"],
+        &["seq", "2000000"],
         json!({"env": path(), "overflow": "block", "reel_bytes": 65536}),
     );
     let worker = i32::try_from(process["pid"].as_i64().unwrap()).unwrap();
@@ -332,7 +337,7 @@ fn a_blocked_writer_waits_for_as_long_as_it_takes() {
     std::thread::sleep(STALL_LIMIT + Duration::from_millis(300));
     assert!(procfs::alive(worker), "it waits");
     let seen = Collector::new(&kernel.socket_path(), &["p"]).finish(serial(&process));
-    assert_same_bytes("all of it", &numbers(1, 100_000), &seen.bytes);
+    assert_same_bytes("all of it", &numbers(1, 2_000_000), &seen.bytes);
 }
 
 #[test]

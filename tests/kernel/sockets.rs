@@ -58,7 +58,9 @@ fn an_inet_socket_listens_at_once_on_a_number_from_100() {
     assert_eq!(client.ask("list sockets"), line);
     assert_eq!(fileno(&client.ask("make socket more")), FIRST_FILENO + 1);
     client.ask("remove sockets web");
-    TcpListener::bind(("127.0.0.1", port(&line))).expect("the port is free again");
+    wait_until("the port is free again", || {
+        TcpListener::bind(("127.0.0.1", port(&line))).is_ok()
+    });
 }
 
 #[test]

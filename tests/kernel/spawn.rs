@@ -23,7 +23,10 @@ fn counts(session: &mut Json) -> Value {
 fn footprint(kernel: &mut Kernel) -> (usize, u64, usize) {
     let (pid, keeper) = (kernel.pid(), kernel.keeper());
     let descriptors = procfs::open_descriptors(pid) + procfs::open_descriptors(keeper);
-    let memory = [pid, keeper].into_iter().filter_map(procfs::pss_kib).sum();
+    let memory = [pid, keeper]
+        .into_iter()
+        .filter_map(procfs::anonymous_kib)
+        .sum();
     let below = procfs::descendants(keeper).len();
     (descriptors, memory, below)
 }

@@ -116,7 +116,7 @@ fn a_line_is_pushed_at_once() {
     let fifo = kernel.path("go");
     nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
     client.ask(&format!(
-        "make process p /bin/sh -c while\\ read\\ x<{fifo};do\\ echo\\ $x;done"
+        "make process p /bin/sh -c exec\\ 3<>{fifo};while\\ read\\ x\\ <&3;do\\ echo\\ $x;done"
     ));
     client.send("watch processes p");
     assert_eq!(client.read_to("\n"), "Watching 1\n");
@@ -192,8 +192,13 @@ fn output_that_looks_like_frames_stays_output() {
     ended(&mut client, "p");
     client.send("watch processes p");
     client.read_to("\n");
-    let batch = client.read_until("closed:p:");
-    assert!(batch.contains("closed:p:1.5:0\n] \n\n> "), "{batch:?}");
+    assert_eq!(
+        frames(&client.read_until(":0\n] ")),
+        [
+            frame("out", "p", "closed:p:1.5:0\n] \n\n> "),
+            frame("closed", "p", "0")
+        ]
+    );
 }
 
 #[test]

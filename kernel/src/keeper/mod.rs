@@ -171,7 +171,11 @@ impl Keeper {
         self.hear_last_words();
         self.speak();
         self.check_on_kernel();
-        if self.kernel.is_none() && self.ended.is_empty() && Instant::now() >= self.start_at {
+        if self.exit_code.is_none()
+            && self.kernel.is_none()
+            && self.ended.is_empty()
+            && Instant::now() >= self.start_at
+        {
             self.start_kernel();
         }
         Ok(())

@@ -10,8 +10,8 @@ use papa_protocol::json::push::{End, Event, EventType, Exited, OutputHeader, Pus
 use papa_protocol::limits::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS};
 use papa_protocol::record::{Record, Serial, Stream};
 
-use super::Owner;
 use super::session::{Cursor, Expect, SubKind, Subscription, WatchBatch};
+use super::{Deadline, Owner};
 use crate::live::{Live, Reader, SessionId};
 use crate::table::ProcessRow;
 
@@ -32,6 +32,13 @@ impl Owner {
         };
         if session.busy {
             return;
+        }
+        if let Some(until) = session.hold_until {
+            if std::time::Instant::now() < until {
+                self.deadlines.insert((until, Deadline::FirstBatch(id)));
+                return;
+            }
+            session.hold_until = None;
         }
         let mut batch = Batch::default();
         let mut watched: Option<WatchBatch> = None;
@@ -144,7 +151,7 @@ impl Owner {
     }
 
     /// Of several classic watchers one counts as the consumer; when it goes,
-    /// the next does. With none left a waiting writer need wait no more.
+    /// the next does.
     fn elect_consumer(&mut self, serial: u64) {
         let Some(live) = self.live.get(&serial) else {
             return;
@@ -159,17 +166,8 @@ impl Owner {
                     .process(serial)
                     .is_some_and(|row| !self.is_claimed_by_other(reader.session, &row.make.name))
         });
-        let overflow = self.table.process(serial).map(|row| row.make.overflow);
         if let Some(live) = self.live.get_mut(&serial) {
             live.consumer = next;
-            let waits = live.full_since.is_some()
-                && overflow != Some(papa_protocol::process::Overflow::Block);
-            if next.is_none() && waits {
-                if let Some(reel) = &mut live.reel {
-                    let _ = reel.drop_oldest();
-                }
-                self.resume(serial);
-            }
         }
     }
 

@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use papa_protocol::json::push::EventType;
-use papa_protocol::limits::STALL_LIMIT;
 use papa_protocol::process::{Exit, Overflow, Rusage};
 use papa_protocol::record::Stream;
 use tracing::{info, warn};
 
 use super::{Deadline, Owner, now_us};
 use crate::keeper::wire::{Key, Kind, ToKeeper};
-use crate::live::Source;
+use crate::live::{Source, Waits};
 use crate::reel::Capture;
 use crate::sys::memfd::splice_away;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, exit_info, wait_id};
@@ -173,7 +172,7 @@ impl Owner {
         if row.exit.is_none() || !live.streams_ended() {
             return;
         }
-        if row.removing || (live.exit_acknowledged && live.start() == live.committed()) {
+        if row.removing || (row.exit_known && live.start() == live.committed()) {
             self.forget(serial);
         }
     }
@@ -258,6 +257,8 @@ impl Owner {
             if let (false, Some(pidfd)) = (ended, &live.pidfd) {
                 let _ = self.poller.get_ref().add(pidfd, Source::Pidfd(serial));
             }
+            // Its consumer, if it had one, may be on its way back.
+            live.last_ack = Some(Instant::now());
             live.paused = true;
             self.resume(serial);
             if ended {
@@ -299,7 +300,8 @@ impl Owner {
             let Some(live) = self.live.get_mut(&serial) else {
                 return;
             };
-            match live.capture(stream, now_us) {
+            let waits = live.waits_until(overflow, Instant::now()) != Waits::No;
+            match live.capture(stream, waits, now_us) {
                 Ok(Capture::Bytes(bytes)) => {
                     if bytes >= LOUD_BYTES && !live.large_pipes {
                         live.large_pipes = true;
@@ -352,50 +354,45 @@ impl Owner {
         let Some(live) = self.live.get_mut(&serial) else {
             return;
         };
+        let waits = live.waits_until(overflow, now);
         let Some(reel) = &mut live.reel else {
             return;
         };
-        if !reel.is_full() {
-            return;
-        }
-        let wait = match overflow {
-            Overflow::Block => true,
-            Overflow::DropOldest => false,
-            Overflow::Auto => live.consumer.is_some() && !live.stalled,
-        };
-        if wait {
-            live.full_since = Some(now);
-            self.pause(serial);
-            if overflow == Overflow::Auto {
-                self.deadlines
-                    .insert((now + STALL_LIMIT, Deadline::Stall(serial)));
+        match waits {
+            Waits::No if reel.is_over() => {
+                if let Err(errno) = reel.drop_oldest() {
+                    warn!(serial, %errno, "the oldest output could not be dropped");
+                }
             }
-        } else if reel.is_over() {
-            match reel.drop_oldest() {
-                Ok(_) => {}
-                Err(errno) => warn!(serial, %errno, "the oldest output could not be dropped"),
+            Waits::ForEver if reel.is_full() => self.pause(serial),
+            Waits::Until(deadline) if reel.is_full() => {
+                live.full_since = Some(now);
+                self.pause(serial);
+                self.deadlines.insert((deadline, Deadline::Stall(serial)));
             }
+            Waits::No | Waits::ForEver | Waits::Until(_) => {}
         }
     }
 
-    /// A reel has been full for the stall limit: has its consumer moved?
+    /// A full reel's writer has waited as long as it should, unless its
+    /// consumer has moved.
     pub(super) fn on_stall_deadline(&mut self, serial: u64, now: Instant) {
-        let Some(live) = self.live.get_mut(&serial) else {
+        let overflow = self.table.process(serial).map(|row| row.make.overflow);
+        let (Some(overflow), Some(live)) = (overflow, self.live.get_mut(&serial)) else {
             return;
         };
-        let Some(full_since) = live.full_since else {
+        if live.full_since.is_none() {
             return;
-        };
-        let last = live.last_ack.map_or(full_since, |ack| ack.max(full_since));
-        if live.consumer.is_some() && now < last + STALL_LIMIT {
-            self.deadlines
-                .insert((last + STALL_LIMIT, Deadline::Stall(serial)));
+        }
+        if let Waits::Until(deadline) = live.waits_until(overflow, now) {
+            self.deadlines.insert((deadline, Deadline::Stall(serial)));
             return;
         }
         live.stalled = live.consumer.is_some();
         warn!(
             serial,
-            "its consumer does not acknowledge; the oldest output goes"
+            consumer = live.stalled,
+            "nobody acknowledges; the oldest output goes"
         );
         if let Some(reel) = &mut live.reel {
             let _ = reel.drop_oldest();

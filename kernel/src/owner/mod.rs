@@ -10,9 +10,11 @@ mod classic;
 mod deliver;
 mod exits;
 mod json;
+mod runtime_dir;
 pub mod session;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +37,7 @@ use crate::journal::{Journal, JournalError};
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Key, Kind, ToKeeper, ToKernel};
 use crate::live::{Live, Poller, SessionId, Source};
+use crate::server::Server;
 use crate::table::{Entry, Table};
 use crate::takeover;
 
@@ -42,6 +45,8 @@ use crate::takeover;
 pub const EVENT_QUEUE: usize = 1024;
 /// Events handled before the other sources get their turn.
 const EVENTS_PER_TURN: usize = 256;
+/// Turns of clients alone after which the poller is asked all the same.
+const TURNS_PER_POLL: u32 = 16;
 /// How long the keeper may say nothing before it is taken to be stuck: it
 /// asks every ten seconds.
 const KEEPER_SILENCE: Duration = Duration::from_secs(40);
@@ -62,6 +67,10 @@ pub enum Deadline {
     ExitLookup(u64),
     /// Try again to take this process's output: the system had no memory.
     Retry(u64),
+    /// A watcher has had time to read what its watch started with.
+    FirstBatch(SessionId),
+    /// Is the private socket's path still there?
+    RuntimeDir,
     /// Has the keeper said anything?
     KeeperSilence,
 }
@@ -106,6 +115,8 @@ pub struct Owner {
     /// Sessions that may have something to send.
     pub(crate) ready_sessions: BTreeSet<SessionId>,
     pub(crate) has_exit_info: bool,
+    /// Serves listeners made later.
+    server: Option<Server>,
     last_keeper_word: Instant,
     keeper_suspected: bool,
     last_term: Option<Instant>,
@@ -173,6 +184,7 @@ impl Owner {
             zombies: std::collections::VecDeque::new(),
             ready_sessions: BTreeSet::new(),
             has_exit_info: crate::sys::pidfd::has_exit_info(),
+            server: None,
             last_keeper_word: now,
             keeper_suspected: false,
             last_term: None,
@@ -185,9 +197,12 @@ impl Owner {
         Ok(owner)
     }
 
-    /// Runs until the kernel is to end.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) -> ! {
+    /// Runs until the kernel is to end; `server` takes listeners made later.
+    pub async fn run(mut self, server: Server, mut events: mpsc::Receiver<Event>) -> Infallible {
+        self.server = Some(server);
+        self.look_after_runtime_dir();
         let poller = Rc::clone(&self.poller);
+        let mut turns = 0;
         loop {
             let deadline = self.deadlines.first().map(|(at, _)| *at);
             tokio::select! {
@@ -201,9 +216,14 @@ impl Owner {
                         self.on_incoming(session, event);
                     }
                     // The poller must get its turn however busy clients are.
-                    self.on_ready();
+                    turns += 1;
+                    if turns >= TURNS_PER_POLL {
+                        turns = 0;
+                        self.on_ready();
+                    }
                 }
                 ready = poller.readable() => {
+                    turns = 0;
                     self.on_ready();
                     if let Ok(mut guard) = ready {
                         // Level-triggered underneath: asking again finds
@@ -291,6 +311,10 @@ impl Owner {
                 Deadline::Stall(serial) => self.on_stall_deadline(serial, now),
                 Deadline::ExitLookup(serial) => self.on_exit_lookup(serial, now),
                 Deadline::Retry(serial) => self.resume(serial),
+                Deadline::FirstBatch(session) => {
+                    self.ready_sessions.insert(session);
+                }
+                Deadline::RuntimeDir => self.on_runtime_dir(now),
                 Deadline::KeeperSilence => self.on_keeper_silence(now),
             }
         }

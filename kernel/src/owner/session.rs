@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use papa_protocol::classic;
@@ -13,6 +14,9 @@ use crate::live::SessionId;
 
 /// Most pushes a session may have unwritten before it is taken to be dead.
 pub const MAX_QUEUED_PUSHES: usize = 16_384;
+
+/// How long the first batch of a classic watch is held back.
+pub const FIRST_BATCH_DELAY: Duration = Duration::from_millis(20);
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +186,10 @@ pub struct Session {
     /// Subscriptions by number.
     pub subs: BTreeMap<u64, Subscription>,
     next_sub: u64,
+    /// Until when the first batch of a watch is held back: the classic client
+    /// reads the line a watch starts with and then waits for the socket, so
+    /// what it read along with that line it would never look at.
+    pub hold_until: Option<Instant>,
     /// The unacknowledged classic batch.
     pub watch_batch: Option<WatchBatch>,
     /// Namespaces that were claimed away from it.
@@ -202,6 +210,7 @@ impl Session {
             queued: 0,
             subs: BTreeMap::new(),
             next_sub: 1,
+            hold_until: None,
             watch_batch: None,
             lost: HashSet::new(),
         }

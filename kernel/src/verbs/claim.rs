@@ -35,7 +35,25 @@ impl Owner {
     /// has claimed.
     pub(crate) fn is_claimed_by_other(&self, session: SessionId, name: &str) -> bool {
         self.claim_of(name)
-            .is_some_and(|(namespace, _)| self.claims.get(namespace) != Some(&session))
+            .is_some_and(|(namespace, _)| !self.holds(session, namespace))
+    }
+
+    /// Whether `session` speaks for the live holder of a claim: it is the one
+    /// that claimed, or another of the same process.
+    fn holds(&self, session: SessionId, namespace: &Name) -> bool {
+        self.claims
+            .get(namespace)
+            .is_some_and(|holder| self.is_same_process(session, *holder))
+    }
+
+    /// Whether two sessions are of one process, as far as the system tells.
+    pub(crate) fn is_same_process(&self, one: SessionId, other: SessionId) -> bool {
+        let peer = |id| self.sessions.get(&id).map(|session| session.peer);
+        one == other
+            || matches!(
+                (peer(one), peer(other)),
+                (Some(one), Some(other)) if one.pid.is_some() && one == other
+            )
     }
 
     /// Whether `session` may change things called `name`.
@@ -53,7 +71,7 @@ impl Owner {
         let Some((namespace, holder)) = self.claim_of(name) else {
             return Ok(());
         };
-        if self.claims.get(namespace) == Some(&session) {
+        if self.holds(session, namespace) {
             return Ok(());
         }
         let lost = self

@@ -1,6 +1,7 @@
 //! Who reads what: watches, consumers, followers, changes.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use papa_protocol::json::ErrorCode;
 use papa_protocol::json::request::FollowFrom;
@@ -9,10 +10,11 @@ use papa_protocol::name::NamePattern;
 use papa_protocol::record::Serial;
 
 use super::held::duplicate_failed;
-use super::{VerbError, fail, limit};
+use super::{VerbError, fail, limit, not_recorded};
 use crate::live::{Reader, SessionId};
 use crate::owner::Owner;
-use crate::owner::session::{SubKind, Subscription};
+use crate::owner::session::{FIRST_BATCH_DELAY, SubKind, Subscription};
+use crate::table::Entry;
 
 impl Owner {
     fn subscribe_session(
@@ -41,6 +43,9 @@ impl Owner {
     /// The session has too many subscriptions.
     pub(crate) fn watch(&mut self, session: SessionId, serials: &[u64]) -> Result<(), VerbError> {
         let sub = self.subscribe_session(session, SubKind::Watch, Vec::new())?;
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.hold_until = Some(Instant::now() + FIRST_BATCH_DELAY);
+        }
         let reader = Reader { session, sub };
         for serial in serials {
             let start = self.live.get(serial).map_or(0, crate::live::Live::start);
@@ -203,7 +208,7 @@ impl Owner {
     /// Acknowledges exits as a consumer; unknown serials are done already.
     ///
     /// # Errors
-    /// `denied` for a process another session consumes or that still runs.
+    /// `denied` for a process another client consumes or that still runs.
     pub(crate) fn acknowledge_exits(
         &mut self,
         session: SessionId,
@@ -224,7 +229,7 @@ impl Owner {
                 .live
                 .get(&serial)
                 .and_then(|live| live.consumer)
-                .is_some_and(|consumer| consumer.session != session);
+                .is_some_and(|consumer| !self.is_same_process(consumer.session, session));
             if other {
                 return Err(fail(
                     ErrorCode::Denied,
@@ -233,9 +238,8 @@ impl Owner {
             }
             self.wait_for(serial);
             self.zombies.retain(|zombie| *zombie != serial);
-            if let Some(live) = self.live.get_mut(&serial) {
-                live.exit_acknowledged = true;
-            }
+            self.commit(Entry::ExitKnown { serial })
+                .map_err(|error| not_recorded(&error))?;
             self.forget_if_done(serial);
         }
         Ok(())

@@ -95,6 +95,7 @@ impl Owner {
             started_us: now_us(),
             pid: 0,
             exit: None,
+            exit_known: false,
             removing: false,
         };
         self.commit(Entry::Intent(Box::new(row)))
@@ -196,12 +197,30 @@ impl Owner {
             known(patterns, |patterns| self.table.find_processes(patterns))
         };
         found.extend(serials.iter().map(|serial| serial.0));
-        let mut seen = std::collections::HashSet::new();
-        found
+        // Those that have ended and given up their name, but not all of their
+        // output yet.
+        if serials.is_empty() {
+            found.extend(
+                self.table
+                    .processes()
+                    .filter(|row| row.is_listed() && !row.has_name())
+                    .filter(|row| {
+                        patterns.is_empty()
+                            || patterns
+                                .iter()
+                                .any(|pattern| pattern.matches(&row.make.name))
+                    })
+                    .map(|row| row.serial),
+            );
+        }
+        found.sort_unstable();
+        found.dedup();
+        let mut listed: Vec<Process> = found
             .into_iter()
-            .filter(|serial| seen.insert(*serial))
             .filter_map(|serial| self.describe_process(serial))
-            .collect()
+            .collect();
+        listed.sort_by(|one, other| one.name.cmp(&other.name));
+        listed
     }
 
     /// Gives up the output of processes; they run on.

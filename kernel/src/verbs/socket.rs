@@ -95,10 +95,14 @@ impl Owner {
 
     /// Sockets that match, described; unknown names are left out.
     pub(crate) fn list_sockets(&self, patterns: &[NamePattern]) -> Vec<SocketInfo> {
-        known(patterns, |patterns| self.table.find_sockets(patterns))
-            .into_iter()
-            .filter_map(|id| self.table.socket(id).map(describe))
-            .collect()
+        let mut listed: Vec<SocketInfo> =
+            known(patterns, |patterns| self.table.find_sockets(patterns))
+                .into_iter()
+                .filter_map(|id| self.table.socket(id).map(describe))
+                .collect();
+        listed.sort_by(|one, other| one.name.cmp(&other.name));
+        listed.dedup_by(|one, other| one.name == other.name);
+        listed
     }
 
     /// One socket, described.

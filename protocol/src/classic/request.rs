@@ -9,11 +9,11 @@ use crate::classic::error::Error;
 use crate::classic::help;
 use crate::json::SWITCH_WORD;
 use crate::json::request::ops::{ProcessMake, SocketMake};
-use crate::limits::MAX_BACKLOG;
+use crate::limits::{MAX_BACKLOG, REEL_BYTES};
 use crate::name::{Name, NamePattern};
 use crate::process::{Account, Rlimit, Sockets, Stderr, Stdout};
 use crate::size::ByteSize;
-use crate::socket::{Umask, quoted};
+use crate::socket::{DEFAULT_BACKLOG, Umask, quoted};
 use crate::text::ByteString;
 use crate::words;
 
@@ -290,7 +290,8 @@ fn make_socket(words: Vec<String>) -> Result<SocketMake, Error> {
             "family" => make.family = Some(value.parse().map_err(Error::BadOption)?),
             "type" => make.socket_type = value.parse().map_err(Error::BadOption)?,
             "backlog" => {
-                make.backlog = Some(number(&key, &value, u64::from(MAX_BACKLOG))?);
+                make.backlog = Some(number(&key, &value, u64::from(MAX_BACKLOG))?)
+                    .filter(|backlog| *backlog != DEFAULT_BACKLOG);
             }
             "path" => make.path = not_blank(value).map(ByteString::from),
             "umask" => {
@@ -298,7 +299,10 @@ fn make_socket(words: Vec<String>) -> Result<SocketMake, Error> {
                 make.umask = Umask::new(u64::from(bits));
             }
             "host" => make.host = not_blank(value),
-            "port" => make.port = Some(number(&key, &value, u64::from(u16::MAX))?),
+            "port" => {
+                make.port =
+                    Some(number(&key, &value, u64::from(u16::MAX))?).filter(|port| *port != 0);
+            }
             "interface" => make.interface = not_blank(value),
             // Any text but the empty one means yes, as in papa 1.0.6; "0" is read as people mean it.
             "reuseport" => make.reuseport = !matches!(value.as_str(), "" | "0"),
@@ -369,6 +373,10 @@ fn make_process(words: Vec<String>) -> Result<Request, Error> {
         make.stdout = Stdout::Null;
         make.stderr = Stderr::Null;
     }
+    // The default spelt out is the same request.
+    make.reel_bytes = make
+        .reel_bytes
+        .filter(|bytes| *bytes != ByteSize(REEL_BYTES));
     make.check_fields()?;
     Ok(Request::MakeProcess { make, watch })
 }

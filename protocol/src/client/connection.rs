@@ -77,7 +77,11 @@ impl Connection {
         self.push(None, &Op::from(hello), None);
         let mut banner_seen = false;
         loop {
-            self.flush()?;
+            match self.flush() {
+                // Whoever hung up may have said why; reading tells.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.outgoing.clear(),
+                result => result?,
+            }
             if !banner_seen {
                 banner_seen = self.take_banner()?;
             }

@@ -1,7 +1,7 @@
 //! Sequences and maps that are counted while they are read.
 //!
 //! A line is bounded, but `["","",…]` of eight mebibytes would become a hundred as a list of strings; counting
-//! while reading keeps what a request costs near what it may hold.
+//! while reading keeps what a request costs near what it may hold. Also here: fields whose default may be spelt out.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +13,8 @@ use crate::limits;
 use crate::name::{Name, NamePattern};
 use crate::process::{Account, Rlimit};
 use crate::record::Serial;
+use crate::size::ByteSize;
+use crate::socket::DEFAULT_BACKLOG;
 use crate::text::ByteString;
 
 /// Collects a sequence of at most `limit` elements.
@@ -146,4 +148,24 @@ pub(crate) fn positions<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<Serial, u64>, D::Error> {
     map(deserializer, limits::MAX_NAMES_PER_REQUEST)
+}
+
+/// The size of a reel; the default is the same request as none.
+pub(crate) fn reel_bytes<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ByteSize>, D::Error> {
+    let bytes = Option::<ByteSize>::deserialize(deserializer)?;
+    Ok(bytes.filter(|bytes| *bytes != ByteSize(limits::REEL_BYTES)))
+}
+
+/// The length of an accept queue; the default is the same request as none.
+pub(crate) fn backlog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let backlog = Option::<u32>::deserialize(deserializer)?;
+    Ok(backlog.filter(|backlog| *backlog != DEFAULT_BACKLOG))
+}
+
+/// A port; 0 is the same request as none.
+pub(crate) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let port = Option::<u16>::deserialize(deserializer)?;
+    Ok(port.filter(|port| *port != 0))
 }

@@ -16,6 +16,7 @@ use crate::json::reply::{self, ErrorCode, Failure};
 use crate::json::status;
 use crate::limits::MAX_ID_BYTES;
 use crate::socket::quoted;
+use crate::text::escape_control;
 
 mod check;
 pub mod ops;
@@ -105,6 +106,14 @@ impl Request {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);
         }
+        // Serde would take an array for a struct, field by field.
+        if line.trim_ascii_start().first() != Some(&b'{') {
+            let message = "expected one JSON object per line, such as {\"id\":1,\"op\":\"status\"}";
+            return Err(Rejected {
+                id: None,
+                failure: Failure::new(ErrorCode::Invalid, message),
+            });
+        }
         let envelope: Envelope<'_> = serde_json::from_slice(line).map_err(|error| Rejected {
             id: None,
             failure: invalid(&error),
@@ -185,8 +194,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Word<'a> {
     }
 }
 
+/// The parser's words; a request is one line, so only the column says where.
 fn invalid(error: &serde_json::Error) -> Failure {
-    Failure::new(ErrorCode::Invalid, &error.to_string())
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let message = match text.strip_suffix(&place) {
+        Some(what) => format!("{what} (column {})", error.column()),
+        None => text,
+    };
+    Failure::new(ErrorCode::Invalid, &escape_control(&message))
 }
 
 fn parse_op<O: Operation>(line: &[u8]) -> Result<O, Failure> {

@@ -82,7 +82,11 @@ pub struct SocketMake {
     #[serde(default, rename = "type")]
     pub socket_type: SocketType,
     /// Length of the accept queue, 5 unless said otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounded::backlog",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub backlog: Option<u32>,
     /// Absolute path of a unix socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,7 +98,11 @@ pub struct SocketMake {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     /// Port to bind; 0 or none lets the system choose.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounded::port",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub port: Option<u16>,
     /// The only interface to accept from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -224,7 +232,11 @@ pub struct ProcessMake {
     #[serde(default, skip_serializing_if = "is_default")]
     pub overflow: Overflow,
     /// How much unacknowledged output is kept, [`crate::limits::REEL_BYTES`] unless said otherwise; 0 captures nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "bounded::reel_bytes",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub reel_bytes: Option<ByteSize>,
     /// Leave `$(socket.NAME.fileno)` in the arguments as it is.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -1,0 +1,38 @@
+//! Any header, index and data in a reel's file: recovery neither panics nor shows a record beyond what is there.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+use papa_kernel::reel::{DATA_OFFSET, Reel};
+use papa_kernel::sys::memfd;
+
+/// Where the index begins: behind the header page.
+const INDEX: u64 = 4096;
+/// Longest data tried.
+const MOST_DATA: usize = 1 << 16;
+
+fuzz_target!(|input: (&[u8], &[u8], &[u8], u64)| {
+    let (header, index, data, position) = input;
+    let Ok(file) = memfd::memfd_create("fuzz") else { return };
+    let data = &data[..data.len().min(MOST_DATA)];
+    memfd::set_size(&file, DATA_OFFSET + data.len() as u64).expect("a sparse file");
+    memfd::write_at(&file, &header[..header.len().min(64)], 0).expect("memory");
+    memfd::write_at(&file, &index[..index.len().min(1 << 16)], INDEX).expect("memory");
+    memfd::write_at(&file, data, DATA_OFFSET).expect("memory");
+    let Ok(mut reel) = Reel::recover(file, 1 << 16, 1) else { return };
+    check(&reel);
+    let _ = reel.acknowledge(position);
+    check(&reel);
+    let _ = reel.drop_oldest();
+    check(&reel);
+});
+
+fn check(reel: &Reel) {
+    assert!(reel.start() <= reel.committed());
+    let mut end = reel.start();
+    for record in reel.records_from(reel.start()) {
+        assert!(record.end > end);
+        end = record.end;
+    }
+    assert_eq!(end, reel.committed());
+}

@@ -1,0 +1,76 @@
+//! Keeps the private socket's path alive: something may clean the runtime
+//! directory up under a daemon that runs for months.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::SockType;
+use tracing::{info, warn};
+
+use super::{Deadline, Owner};
+use crate::config::make_runtime_dir;
+use crate::keeper::wire::{Key, Kind};
+use crate::server::Listener;
+use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, open_listener};
+
+/// Between two looks at the path.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Owner {
+    /// Starts looking after the path, if there is one.
+    pub(super) fn look_after_runtime_dir(&mut self) {
+        if self.config.port != 0 && !self.config.socket_paths.is_empty() {
+            self.deadlines
+                .insert((Instant::now() + LOOK_INTERVAL, Deadline::RuntimeDir));
+        }
+    }
+
+    /// Makes the directory and the socket anew if they are gone.
+    pub(super) fn on_runtime_dir(&mut self, now: Instant) {
+        self.deadlines
+            .insert((now + LOOK_INTERVAL, Deadline::RuntimeDir));
+        let Some(path) = self.config.socket_paths.first().cloned() else {
+            return;
+        };
+        if path.exists() {
+            return;
+        }
+        match self.bind_again(&path) {
+            Ok(()) => info!(path = %path.display(), "the private socket is back"),
+            Err(error) => warn!(path = %path.display(), error, "the private socket is gone"),
+        }
+    }
+
+    fn bind_again(&mut self, path: &Path) -> Result<(), String> {
+        if let Some(dir) = path.parent() {
+            make_runtime_dir(dir)?;
+        }
+        let options = Options {
+            kind: SockType::Stream,
+            backlog: CONTROL_BACKLOG,
+            interface: None,
+            reuseport: false,
+            umask: Some(0o177),
+            nonblocking: true,
+        };
+        let fd = open_listener(Address::Path(path), &options)
+            .map_err(|errno| errno.desc().to_owned())?;
+        let id = self
+            .fixed
+            .controls
+            .iter()
+            .map(|(id, _)| id + 1)
+            .max()
+            .unwrap_or(0);
+        let copy = fd.try_clone().map_err(|error| error.to_string())?;
+        let listener = Listener::new(copy, false).map_err(|error| error.to_string())?;
+        let kept = self.keep(&[(Key::new(Kind::Control, id), fd.as_fd())]);
+        self.check_keeper(kept);
+        self.fixed.controls.push((id, fd));
+        if let Some(server) = self.server.clone() {
+            tokio::task::spawn_local(server.run(listener));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+//! `papactl`: what a person types to run and watch services.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use papa_manager::cli::Papactl;
+use papa_manager::commands;
+
+fn main() -> ExitCode {
+    commands::run(&Papactl::parse())
+}

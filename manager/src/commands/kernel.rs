@@ -1,0 +1,276 @@
+//! Finding, starting and ending the kernel.
+//!
+//! Owns the order of the usual places: the kernel's private socket, its abstract socket, its TCP port; and what is
+//! said when something else sits there. The conversation itself is `papa_protocol::client`'s.
+//! Source: manager/README.md, "papactl up".
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use nix::unistd::Uid;
+use papa_protocol::client::{Address, Client, ClientError, Options};
+use papa_protocol::json::request::ops;
+use tokio::time::timeout;
+
+use crate::commands::programs::{Background, ProgramError};
+use crate::config::KernelEndpoint;
+use crate::runtime_dir::{DEFAULT_KERNEL_PORT, RuntimeDir, abstract_kernel_socket};
+
+/// How long a kernel may take to greet and to answer: it does nothing slow.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A kernel that answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// Where it answered.
+    pub address: Address,
+    /// Its process.
+    pub pid: u32,
+    /// How many processes it runs.
+    pub running: u64,
+}
+
+/// Why there is no usable kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Something listens where the kernel would, and is not one.
+    #[error(
+        "{address}: {source}; if an original papa or another program listens there, end it or name another place as papa_endpoint in [circus]"
+    )]
+    Unusable {
+        /// The place.
+        address: Address,
+        /// What happened.
+        #[source]
+        source: ClientError,
+    },
+    /// The kernel was found and then failed.
+    #[error("the kernel at {address}: {source}")]
+    Failed {
+        /// The kernel.
+        address: Address,
+        /// What happened.
+        #[source]
+        source: ClientError,
+    },
+    /// An address nobody can be at.
+    #[error("kernel address {text:?}: expected /path, @name or tcp://host:port")]
+    Address {
+        /// As given.
+        text: String,
+    },
+    /// No kernel answers although one was just started.
+    #[error("papa was started but does not answer at any of {0}")]
+    Silent(String),
+    /// It cannot be started.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The system refused something basic.
+    #[error("talking to the kernel: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Where to look for the kernel, best first; `endpoint` is what the configuration names.
+///
+/// # Errors
+/// The configuration names a host that is neither an address nor `localhost`.
+pub fn candidates(
+    directory: &RuntimeDir,
+    endpoint: Option<&KernelEndpoint>,
+) -> Result<Vec<Address>, KernelError> {
+    let (port, tcp) = match endpoint {
+        None => (
+            DEFAULT_KERNEL_PORT,
+            Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_KERNEL_PORT))),
+        ),
+        Some(endpoint @ KernelEndpoint::Tcp(_, port)) => (*port, parse(&endpoint.to_string())?),
+        Some(other) => return Ok(vec![parse(&other.to_string())?]),
+    };
+    // Descriptors pass over unix sockets only, so these come first. They are only ever those of this machine.
+    let local = match &tcp {
+        Address::Tcp(address) => address.ip().is_loopback(),
+        Address::Unix(_) | Address::Abstract(_) => true,
+    };
+    let mut addresses = Vec::new();
+    if local {
+        addresses.push(Address::Unix(directory.kernel_socket(port)));
+        addresses.push(Address::Abstract(
+            abstract_kernel_socket(Uid::effective(), port).into_bytes(),
+        ));
+    }
+    addresses.push(tcp);
+    Ok(addresses)
+}
+
+/// Reads an address as the manager's status and `--kernel` write it.
+pub(super) fn parse(text: &str) -> Result<Address, KernelError> {
+    text.parse().map_err(|_| KernelError::Address {
+        text: text.to_owned(),
+    })
+}
+
+/// Looks for a kernel at `addresses`.
+pub(super) fn find(addresses: &[Address]) -> Result<Option<Kernel>, KernelError> {
+    block_on(async {
+        for address in addresses {
+            match connect(address).await {
+                Ok(client) => return describe(address, &client).await.map(Some),
+                Err(error) if is_absent(&error) => {}
+                Err(source) => {
+                    return Err(KernelError::Unusable {
+                        address: address.clone(),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(None)
+    })?
+}
+
+/// Starts a kernel for `endpoint` and waits until it serves.
+pub(super) fn start(
+    directory: &RuntimeDir,
+    endpoint: Option<&KernelEndpoint>,
+    patience: Duration,
+) -> Result<Kernel, KernelError> {
+    let mut arguments = vec!["--daemonize".to_owned()];
+    let port = match endpoint {
+        Some(KernelEndpoint::Tcp(_, port)) => {
+            arguments.extend(["--port".to_owned(), port.to_string()]);
+            *port
+        }
+        Some(KernelEndpoint::Unix(path)) => {
+            arguments.extend([
+                "--unix-socket".to_owned(),
+                path.to_string_lossy().into_owned(),
+            ]);
+            DEFAULT_KERNEL_PORT
+        }
+        Some(KernelEndpoint::Abstract(_)) | None => DEFAULT_KERNEL_PORT,
+    };
+    let log = directory.kernel_log(port);
+    arguments.extend(["--log-file".to_owned(), log.to_string_lossy().into_owned()]);
+    Background::start("papa", arguments, &log)?.wait(patience)?;
+    let addresses = candidates(directory, endpoint)?;
+    find(&addresses)?.ok_or_else(|| {
+        let places: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        KernelError::Silent(places.join(", "))
+    })
+}
+
+/// Asks the kernel at the first of `addresses` that answers to end, which it does only when it holds nothing. False
+/// if none answers.
+pub(super) fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
+    block_on(async {
+        for address in addresses {
+            let failed = |source| KernelError::Failed {
+                address: address.clone(),
+                source,
+            };
+            let client = match connect(address).await {
+                Ok(client) => client,
+                Err(error) if is_absent(&error) => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            return match client.call(ops::KernelExit {}).await {
+                // It may be gone before its answer is read.
+                Ok(_) | Err(ClientError::Lost | ClientError::Closed) => Ok(true),
+                Err(error) => Err(failed(error)),
+            };
+        }
+        Ok(false)
+    })?
+}
+
+async fn connect(address: &Address) -> Result<Client, ClientError> {
+    let options = Options {
+        client: format!("papactl {}", std::process::id()),
+        call_timeout: ANSWER_TIMEOUT,
+        ..Options::default()
+    };
+    let connected = timeout(
+        ANSWER_TIMEOUT,
+        Client::connect(vec![address.clone()], options),
+    );
+    match connected.await {
+        // The stream of pushes is not wanted: nothing is subscribed to.
+        Ok(Ok((client, _))) => Ok(client),
+        Ok(Err(ClientError::Connect(mut attempts))) if attempts.len() == 1 => {
+            Err(attempts.remove(0).1)
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(ClientError::Timeout(ANSWER_TIMEOUT)),
+    }
+}
+
+async fn describe(address: &Address, client: &Client) -> Result<Kernel, KernelError> {
+    let status = client
+        .call(ops::Status {})
+        .await
+        .map_err(|source| KernelError::Failed {
+            address: address.clone(),
+            source,
+        })?;
+    Ok(Kernel {
+        address: address.clone(),
+        pid: status.pid,
+        running: status.counts.running,
+    })
+}
+
+/// Whether nobody listens, as opposed to somebody who answers wrongly.
+fn is_absent(error: &ClientError) -> bool {
+    match error {
+        ClientError::Io(error) => matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        ),
+        _ => false,
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    Ok(runtime.block_on(work))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(endpoint: Option<&KernelEndpoint>) -> Vec<String> {
+        let directory = RuntimeDir::locate_for(Uid::from_raw(7), Some("/run/user/7".as_ref()));
+        let addresses = candidates(&directory, endpoint).unwrap();
+        addresses.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_private_socket_comes_first() {
+        let uid = Uid::effective();
+        let found = places(None);
+        assert_eq!(found.len(), 3);
+        assert!(
+            found[0].ends_with("/run/user/7/papa/20202.sock"),
+            "{found:?}"
+        );
+        assert!(
+            found[1].ends_with(&format!("papa/{uid}/20202")),
+            "{found:?}"
+        );
+        assert!(found[2].ends_with("127.0.0.1:20202"), "{found:?}");
+    }
+
+    #[test]
+    fn the_configured_place_is_the_only_one() {
+        let unix = KernelEndpoint::Unix("/x/k.sock".into());
+        assert_eq!(places(Some(&unix)).len(), 1);
+        let other_port = KernelEndpoint::Tcp("localhost".into(), 7);
+        assert!(places(Some(&other_port))[0].ends_with("papa/7.sock"));
+        let remote = KernelEndpoint::Tcp("192.0.2.1".into(), 7);
+        assert_eq!(places(Some(&remote)).len(), 1);
+    }
+}

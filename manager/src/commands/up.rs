@@ -1,0 +1,309 @@
+//! `papactl up`: finds or starts the kernel and the manager, and waits until every watcher is up.
+//!
+//! Owns the order of these steps and what is said about each. A manager that already runs is left alone.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::cli::{Common, UpArgs};
+use crate::commands::kernel::{self, Kernel};
+use crate::commands::programs::{self, Background};
+use crate::commands::{CommandError, check, print, print_json, status_of_all, table};
+use crate::config::{self, Config, Surroundings};
+use crate::control::client::{ManagerClient, ManagerError};
+use crate::control::message::{ManagerStatus, StatusReply, WatcherState, WatcherStatus};
+use crate::runtime_dir::RuntimeDir;
+
+/// How often to look again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a watcher may be in trouble before waiting for it ends: back-off goes on for ever, a person does not.
+const TROUBLE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Most warnings printed before the work begins; `check` prints all.
+const MAX_WARNINGS: usize = 10;
+
+/// Runs the verb.
+pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
+    let config = config::load(&args.file, &Surroundings::current()?)?;
+    if let Some(wanted) = &common.namespace
+        && *wanted != config.namespace
+    {
+        return Err(CommandError::Usage(format!(
+            "--namespace {wanted:?}: {} says namespace {:?}; set it in [circus]",
+            args.file.display(),
+            config.namespace
+        )));
+    }
+    if !common.json {
+        check::print_warnings(&config.warnings, MAX_WARNINGS);
+    }
+    let directory = RuntimeDir::locate();
+    directory.ensure()?;
+    let deadline = Instant::now() + common.timeout();
+
+    if let Some((client, status)) = running_manager(common, &directory, &config)? {
+        return report_running(common, args, &config, client, status);
+    }
+    let (kernel, kernel_started) = provide_kernel(common, &directory, &config)?;
+    if !common.json {
+        print(&kernel_line(&kernel, kernel_started))?;
+    }
+    if args.foreground {
+        return Err(become_manager(&config));
+    }
+    let mut client = start_manager(common, &directory, &config, deadline)?;
+    let status = status_of_all(common, &mut client)?;
+    if !common.json {
+        let pid = status.manager.as_ref().map_or(0, |manager| manager.pid);
+        let log = directory.manager_log(&config.namespace);
+        print(&format!(
+            "manager: started, pid {pid}, log {}\n",
+            log.display()
+        ))?;
+    }
+    let status = if args.no_wait {
+        status
+    } else {
+        wait_until_up(common, &mut client, deadline)?
+    };
+    finish(
+        common,
+        &config,
+        args.no_wait,
+        &status,
+        &json!({
+            "address": kernel.address.to_string(),
+            "pid": kernel.pid,
+            "started": kernel_started,
+        }),
+    )
+}
+
+fn running_manager(
+    common: &Common,
+    directory: &RuntimeDir,
+    config: &Config,
+) -> Result<Option<(ManagerClient, StatusReply)>, CommandError> {
+    let mut client = match ManagerClient::connect(directory, &config.namespace) {
+        Ok(client) => client,
+        Err(ManagerError::NotRunning { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match status_of_all(common, &mut client) {
+        Ok(status) => Ok(Some((client, status))),
+        // It was just ending.
+        Err(ManagerError::Gone) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn report_running(
+    common: &Common,
+    args: &UpArgs,
+    config: &Config,
+    mut client: ManagerClient,
+    mut status: StatusReply,
+) -> Result<(), CommandError> {
+    let Some(manager) = status.manager.clone() else {
+        return Err(CommandError::Failed(
+            "the manager does not say what it runs".to_owned(),
+        ));
+    };
+    if args.foreground {
+        return Err(CommandError::Failed(format!(
+            "a manager already runs for namespace {:?}, pid {}; `papactl quit` ends it and leaves the workers",
+            config.namespace, manager.pid
+        )));
+    }
+    if !same_file(Path::new(&manager.config), &config.path) {
+        return Err(CommandError::Failed(format!(
+            "the manager of namespace {:?}, pid {}, runs {}; `papactl quit` first, or set another namespace in [circus]",
+            config.namespace, manager.pid, manager.config
+        )));
+    }
+    if !common.json {
+        print(&running_lines(&manager))?;
+    }
+    if !args.no_wait {
+        status = wait_until_up(common, &mut client, Instant::now() + common.timeout())?;
+    }
+    let kernel = json!({"address": manager.kernel, "pid": manager.kernel_pid, "started": false});
+    finish(common, config, args.no_wait, &status, &kernel)
+}
+
+fn running_lines(manager: &ManagerStatus) -> String {
+    let pid = manager
+        .kernel_pid
+        .map_or_else(|| "not connected".to_owned(), |pid| format!("pid {pid}"));
+    format!(
+        "kernel:  running, {pid}, {}\nmanager: already running, pid {}\n",
+        manager.kernel, manager.pid
+    )
+}
+
+fn provide_kernel(
+    common: &Common,
+    directory: &RuntimeDir,
+    config: &Config,
+) -> Result<(Kernel, bool), CommandError> {
+    let endpoint = config.kernel.as_ref();
+    let addresses = kernel::candidates(directory, endpoint)?;
+    match kernel::find(&addresses)? {
+        Some(kernel) => Ok((kernel, false)),
+        None => Ok((kernel::start(directory, endpoint, common.timeout())?, true)),
+    }
+}
+
+fn kernel_line(kernel: &Kernel, started: bool) -> String {
+    if started {
+        format!("kernel:  started, pid {}, {}\n", kernel.pid, kernel.address)
+    } else {
+        let noun = if kernel.running == 1 {
+            "process"
+        } else {
+            "processes"
+        };
+        format!(
+            "kernel:  running, pid {}, {}, {} {noun}\n",
+            kernel.pid, kernel.address, kernel.running
+        )
+    }
+}
+
+/// Replaces this program by the manager; returns only if that fails.
+fn become_manager(config: &Config) -> CommandError {
+    let program = match programs::find("papa-manager") {
+        Ok(program) => program,
+        Err(error) => return error.into(),
+    };
+    let source = process::Command::new(&program).arg(&config.path).exec();
+    programs::ProgramError::Start { program, source }.into()
+}
+
+fn start_manager(
+    common: &Common,
+    directory: &RuntimeDir,
+    config: &Config,
+    deadline: Instant,
+) -> Result<ManagerClient, CommandError> {
+    let log = directory.manager_log(&config.namespace);
+    // No --kernel: the manager looks in the same places, and again in all of them if the kernel comes back.
+    let arguments: [OsString; 4] = [
+        "--own-session".into(),
+        "--log-file".into(),
+        log.clone().into(),
+        config.path.clone().into(),
+    ];
+    let mut manager = Background::start("papa-manager", arguments, &log)?;
+    loop {
+        match ManagerClient::connect(directory, &config.namespace) {
+            Ok(client) => return Ok(client),
+            Err(ManagerError::NotRunning { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        manager.check_alive()?;
+        if Instant::now() >= deadline {
+            return Err(manager.late(common.timeout()).into());
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Asks until no watcher is on its way any more, or only ones in trouble are, or the time is up.
+fn wait_until_up(
+    common: &Common,
+    client: &mut ManagerClient,
+    deadline: Instant,
+) -> Result<StatusReply, CommandError> {
+    let mut troubled: HashMap<String, Instant> = HashMap::new();
+    loop {
+        let status = status_of_all(common, client)?;
+        let now = Instant::now();
+        let mut waiting = false;
+        for watcher in &status.watchers {
+            if is_settled(watcher) {
+                continue;
+            }
+            if watcher.message.is_none() {
+                troubled.remove(&watcher.name);
+                waiting = true;
+            } else {
+                let since = *troubled.entry(watcher.name.clone()).or_insert(now);
+                waiting |= now.duration_since(since) < TROUBLE_PATIENCE;
+            }
+        }
+        if !waiting || now >= deadline {
+            return Ok(status);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn is_settled(watcher: &WatcherStatus) -> bool {
+    match watcher.state {
+        // A message beside all workers is history.
+        WatcherState::Active => {
+            watcher.message.is_none() || watcher.workers.len() >= watcher.numprocesses as usize
+        }
+        WatcherState::Stopped => true,
+        WatcherState::Starting | WatcherState::Stopping => false,
+    }
+}
+
+/// Prints the watchers; fails if one that should be up is not.
+fn finish(
+    common: &Common,
+    config: &Config,
+    no_wait: bool,
+    status: &StatusReply,
+    kernel: &serde_json::Value,
+) -> Result<(), CommandError> {
+    let down: Vec<_> = status
+        .watchers
+        .iter()
+        .filter(|watcher| {
+            !is_settled(watcher)
+                || (watcher.state == WatcherState::Stopped && watcher.message.is_some())
+        })
+        .map(|watcher| table::printable(&watcher.name))
+        .collect();
+    if common.json {
+        print_json(&json!({
+            "status": if down.is_empty() || no_wait { "ok" } else { "error" },
+            "reason": down.first().map(|_| format!("not up: {}", down.join(", "))),
+            "kernel": kernel,
+            "manager": status.manager,
+            "watchers": status.watchers,
+            "warnings": check::problems(&config.warnings),
+        }))?;
+        return if down.is_empty() || no_wait {
+            Ok(())
+        } else {
+            Err(CommandError::Reported)
+        };
+    }
+    print(&table::watchers(&status.watchers))?;
+    if down.is_empty() || no_wait {
+        return Ok(());
+    }
+    Err(CommandError::Failed(format!(
+        "not up: {}; `papactl logs NAME` may say why, `papactl status` how it goes on",
+        down.join(", ")
+    )))
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    match (fs::canonicalize(a), fs::canonicalize(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}

@@ -1,0 +1,211 @@
+//! The files a configuration consists of.
+//!
+//! Owns opening the main file and what its `include` and `include_dir` name, in a fixed order; the grammar is `ini`'s.
+//! Patterns are relative to the main file's directory and matches are read in name order, so that the result does
+//! not depend on the file system. Included files include nothing themselves.
+//! Source: Circus 0.17.2's `read_config`.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+
+use crate::config::fnmatch;
+use crate::config::ini::Document;
+use crate::config::problem::{Findings, Origin};
+
+/// Largest configuration file, in bytes: far beyond any real one, small enough to read whole.
+pub const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Most files one configuration may consist of.
+pub const MAX_FILES: usize = 10_000;
+
+/// What was read, and from where.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Main file and included files as one.
+    pub document: Document,
+    /// Every file read, the main one first, named as in problems.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads `path` and what it includes; a relative `path` begins at `directory` and is named in problems as it was
+/// given. `expand` replaces variables in the patterns.
+pub fn load(
+    path: &Path,
+    directory: &Path,
+    expand: impl Fn(&str) -> String,
+    findings: &mut Findings,
+) -> Loaded {
+    let mut loaded = Loaded::default();
+    if !read_into(&mut loaded, path, directory, findings) {
+        return loaded;
+    }
+    let base = path.parent().unwrap_or(Path::new(""));
+    let mut included = Vec::new();
+    for key in ["include", "include_dir"] {
+        let Some(entry) = loaded.document.get("circus", key) else {
+            continue;
+        };
+        for pattern in expand(&entry.value).split_whitespace() {
+            let mut path = base.join(pattern);
+            if key == "include_dir" {
+                path.push("*.ini");
+            }
+            let matches = expand_pattern(&path, directory);
+            if matches.is_empty() {
+                findings.warn(
+                    &entry.origin,
+                    format!(
+                        "{key} {pattern:?}: {} matches no file; relative paths begin where the main file is",
+                        path.display()
+                    ),
+                );
+            }
+            included.extend(matches);
+            if included.len() > MAX_FILES {
+                findings.error(
+                    &entry.origin,
+                    format!("{key} names more than {MAX_FILES} files"),
+                );
+                return loaded;
+            }
+        }
+    }
+    for file in included {
+        // A pattern may well match the main file, or a file twice.
+        if !loaded.files.contains(&file) {
+            read_into(&mut loaded, &file, directory, findings);
+        }
+    }
+    loaded
+}
+
+fn read_into(loaded: &mut Loaded, path: &Path, directory: &Path, findings: &mut Findings) -> bool {
+    match read_bounded(&directory.join(path)) {
+        Ok(bytes) => {
+            loaded.document.read(path, &bytes, findings);
+            loaded.files.push(path.to_owned());
+            true
+        }
+        Err(error) => {
+            findings.error(&Origin::whole(path), format!("cannot be read: {error}"));
+            false
+        }
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(io::Error::other("it is a directory, expected a file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!(
+            "it is larger than {MAX_FILE_BYTES} bytes"
+        )));
+    }
+    Ok(bytes)
+}
+
+/// Every existing path `pattern` matches, in name order; a relative one begins at `start`. A wildcard does not match
+/// a leading dot.
+fn expand_pattern(pattern: &Path, start: &Path) -> Vec<PathBuf> {
+    let mut found = vec![PathBuf::new()];
+    for component in pattern.components() {
+        let wanted = component.as_os_str().to_string_lossy();
+        let literal = !matches!(component, Component::Normal(_)) || !fnmatch::is_pattern(&wanted);
+        found = found
+            .into_iter()
+            .flat_map(|directory| {
+                if literal {
+                    vec![directory.join(component)]
+                } else {
+                    let names = list_matching(&start.join(&directory), &wanted);
+                    names.into_iter().map(|name| directory.join(name)).collect()
+                }
+            })
+            .take(MAX_FILES + 1)
+            .collect();
+    }
+    found.retain(|path| start.join(path).exists());
+    found
+}
+
+/// Names in `directory` that match, sorted.
+fn list_matching(directory: &Path, pattern: &str) -> Vec<OsString> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name())
+        .filter(|name| {
+            let name = name.to_string_lossy();
+            fnmatch::matches(pattern, &name) && (pattern.starts_with('.') || !name.starts_with('.'))
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Path, name: &str, text: &str) {
+        let path = directory.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn includes_are_read_in_name_order_after_the_main_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        write(
+            base,
+            "main.ini",
+            "[circus]\ninclude = ((circus.x))/*.ini none-*\ninclude_dir = d?\n[s]\nk = main",
+        );
+        write(base, "sub/b.ini", "[s]\nk = b\nl = b");
+        write(base, "sub/a.ini", "[s]\nl = a\n[circus]\ninclude = never");
+        write(base, "sub/.hidden.ini", "[s]\nl = hidden");
+        write(base, "d1/c.ini", "[s]\nm = c");
+        let mut findings = Findings::default();
+        let loaded = load(
+            Path::new("main.ini"),
+            base,
+            |text| text.replace("((circus.x))", "sub"),
+            &mut findings,
+        );
+        assert_eq!(findings.errors, []);
+        assert_eq!(findings.warnings.len(), 1, "{:?}", findings.warnings);
+        assert!(
+            findings.warnings[0]
+                .to_string()
+                .starts_with("main.ini:2: include \"none-*\"")
+        );
+        let names: Vec<_> = loaded
+            .files
+            .iter()
+            .map(|file| file.to_str().unwrap())
+            .collect();
+        assert_eq!(names, ["main.ini", "sub/a.ini", "sub/b.ini", "d1/c.ini"]);
+        let get = |key| loaded.document.get("s", key).unwrap().value.as_str();
+        assert_eq!([get("k"), get("l"), get("m")], ["main", "a", "c"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path().to_owned(), dir.path().join("nope.ini")] {
+            let mut findings = Findings::default();
+            load(&path, Path::new("/"), str::to_owned, &mut findings);
+            assert_eq!(findings.errors.len(), 1);
+            assert_eq!(findings.errors[0].origin.file(), path);
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! Circus's INI grammar: lines become keys that know their file and line.
+//!
+//! Owns comments, continuations, duplicates and `[DEFAULT]`; knows no key and replaces no variable. The rules are
+//! those of Circus's parser, except that a continuation of an ignored duplicate is ignored too, and that a section
+//! header without its `]` is an error instead of an odd key.
+//! Invariant: any bytes give a document and a list of what is wrong with them; the first of two equal keys stays.
+//! Source: Circus 0.17.2 behaviour of `StrictConfigParser`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::known;
+use crate::config::problem::{Findings, Origin};
+
+/// The section whose keys are visible in all others.
+const DEFAULT_SECTION: &str = "DEFAULT";
+
+/// `key = value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// As written: case matters.
+    pub key: String,
+    /// Lines joined by newlines, comments cut.
+    pub value: String,
+    /// The line of the key.
+    pub origin: Origin,
+}
+
+/// `[name]` and its keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// As written: case matters.
+    pub name: String,
+    /// The first line of this name.
+    pub origin: Origin,
+    /// In file order, no key twice.
+    pub entries: Vec<Entry>,
+}
+
+/// One or more files read after one another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Document {
+    sections: Vec<Section>,
+    defaults: Vec<Entry>,
+}
+
+/// Which value a line that begins with white space continues.
+#[derive(Clone, Copy)]
+enum Open {
+    /// None: no key has been read in this section.
+    Nothing,
+    /// The last entry of the current section at this index.
+    Entry(usize),
+    /// A key that is not kept.
+    Ignored,
+}
+
+/// The section that lines are added to.
+#[derive(Clone, Copy)]
+enum Current {
+    None,
+    Defaults,
+    Section(usize),
+}
+
+impl Document {
+    /// Adds a file. Keys and sections of files read earlier win.
+    pub fn read(&mut self, file: &Path, bytes: &[u8], findings: &mut Findings) {
+        let mut reader = Reader {
+            document: self,
+            file: Arc::from(file),
+            current: Current::None,
+            open: Open::Nothing,
+            findings,
+        };
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        for (index, line) in split_lines(bytes).enumerate() {
+            let origin = Origin::new(Arc::clone(&reader.file), index + 1);
+            match std::str::from_utf8(line) {
+                Ok(line) if line.contains('\0') => {
+                    reader.reject(&origin, "found a NUL byte, expected text".to_owned());
+                }
+                Ok(line) => reader.line(line, origin),
+                Err(_) => reader.reject(&origin, "expected text in UTF-8".to_owned()),
+            }
+        }
+    }
+
+    /// Every section in file order.
+    #[must_use]
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// The section called `name`.
+    #[must_use]
+    pub fn section(&self, name: &str) -> Option<&Section> {
+        self.sections.iter().find(|section| section.name == name)
+    }
+
+    /// The keys of `section` and those of `[DEFAULT]` that it does not have itself.
+    pub fn entries<'a>(&'a self, section: &'a Section) -> impl Iterator<Item = &'a Entry> {
+        let inherited = self
+            .defaults
+            .iter()
+            .filter(|entry| find(&section.entries, &entry.key).is_none());
+        section.entries.iter().chain(inherited)
+    }
+
+    /// The value of `key` in the section called `name`, `[DEFAULT]` included.
+    #[must_use]
+    pub fn get(&self, name: &str, key: &str) -> Option<&Entry> {
+        let section = self.section(name)?;
+        self.entries(section).find(|entry| entry.key == key)
+    }
+}
+
+struct Reader<'a> {
+    document: &'a mut Document,
+    file: Arc<Path>,
+    current: Current,
+    open: Open,
+    findings: &'a mut Findings,
+}
+
+impl Reader<'_> {
+    fn line(&mut self, line: &str, origin: Origin) {
+        if is_comment_or_blank(line) {
+            return;
+        }
+        if line.starts_with(char::is_whitespace) && !matches!(self.open, Open::Nothing) {
+            self.continuation(line.trim(), &origin);
+        } else if line.starts_with('[') {
+            self.header(line, origin);
+        } else {
+            self.option(line, origin);
+        }
+    }
+
+    fn continuation(&mut self, text: &str, origin: &Origin) {
+        let Open::Entry(index) = self.open else {
+            return;
+        };
+        let entry = &mut self.entries()[index];
+        let key = entry.key.clone();
+        entry.value.push('\n');
+        entry.value.push_str(text);
+        // Circus takes all of these as part of the value, silently.
+        let looks_like = if text.starts_with(['#', ';']) {
+            "a comment"
+        } else if text.starts_with('[') && text.ends_with(']') {
+            "a section"
+        } else if split_option(text).is_some_and(|(key, _)| known::is_known(key)) {
+            "a key"
+        } else {
+            return;
+        };
+        self.findings.warn(
+            origin,
+            format!(
+                "indented, so this continues the value of {key:?}; if it is meant as {looks_like}, begin in the first column"
+            ),
+        );
+    }
+
+    fn header(&mut self, line: &str, origin: Origin) {
+        self.open = Open::Nothing;
+        let Some((name, rest)) = split_header(line) else {
+            self.current = Current::None;
+            self.reject(
+                &origin,
+                format!(
+                    "found {:?}, expected a section header like [watcher:web]",
+                    line.trim()
+                ),
+            );
+            return;
+        };
+        if !rest.is_empty() && !rest.starts_with([';', '#']) {
+            self.findings.warn(
+                &origin,
+                format!("{rest:?} after the section header is ignored"),
+            );
+        }
+        if name == DEFAULT_SECTION {
+            self.current = Current::Defaults;
+            return;
+        }
+        let known = self
+            .document
+            .sections
+            .iter()
+            .position(|section| section.name == name);
+        self.current = Current::Section(known.unwrap_or_else(|| {
+            self.document.sections.push(Section {
+                name: name.to_owned(),
+                origin,
+                entries: Vec::new(),
+            });
+            self.document.sections.len() - 1
+        }));
+    }
+
+    fn option(&mut self, line: &str, origin: Origin) {
+        if matches!(self.current, Current::None) {
+            // After a broken header its keys would only repeat the complaint.
+            if !matches!(self.open, Open::Ignored) {
+                self.reject(
+                    &origin,
+                    format!(
+                        "found {:?} before any section, expected a section header like [circus]",
+                        line.trim()
+                    ),
+                );
+            }
+            return;
+        }
+        let (key, value) = match split_option(line) {
+            Some(("", _)) => {
+                self.reject(
+                    &origin,
+                    format!(
+                        "found {:?}, expected a key before the delimiter",
+                        line.trim()
+                    ),
+                );
+                return;
+            }
+            Some(parts) => parts,
+            None => {
+                self.reject(
+                    &origin,
+                    format!("found {:?}, expected `key = value`", line.trim()),
+                );
+                return;
+            }
+        };
+        let value = clean_value(value);
+        if value.starts_with(';') {
+            self.findings.warn(
+                &origin,
+                format!("the value of {key:?} begins with `;`; to leave it empty, end the line after the delimiter"),
+            );
+        }
+        let entries = self.entries();
+        if let Some(index) = find(entries, key) {
+            let first = entries[index].origin.clone();
+            // Across files this is how a main file overrides what it includes.
+            if first.file() == origin.file() {
+                self.findings.warn(
+                    &origin,
+                    format!(
+                        "{key:?} is ignored: the first one, in line {}, is used",
+                        first.line()
+                    ),
+                );
+            }
+            self.open = Open::Ignored;
+            return;
+        }
+        let index = entries.len();
+        entries.push(Entry {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            origin,
+        });
+        self.open = Open::Entry(index);
+    }
+
+    /// Notes an error; what continues the line is skipped.
+    fn reject(&mut self, origin: &Origin, message: String) {
+        self.open = Open::Ignored;
+        self.findings.error(origin, message);
+    }
+
+    fn entries(&mut self) -> &mut Vec<Entry> {
+        match self.current {
+            Current::Section(index) => &mut self.document.sections[index].entries,
+            Current::Defaults | Current::None => &mut self.document.defaults,
+        }
+    }
+}
+
+fn find(entries: &[Entry], key: &str) -> Option<usize> {
+    entries.iter().position(|entry| entry.key == key)
+}
+
+/// Lines ended by `\n`, `\r\n` or `\r`, as Python reads text.
+fn split_lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.split(|byte| *byte == b'\n').flat_map(|line| {
+        line.strip_suffix(b"\r")
+            .unwrap_or(line)
+            .split(|byte| *byte == b'\r')
+    })
+    // A line of a \r\n file must not count twice, so the `\r` before `\n` was cut first.
+}
+
+fn is_comment_or_blank(line: &str) -> bool {
+    line.starts_with(['#', ';'])
+        || line.trim().is_empty()
+        || (line.starts_with(['r', 'R'])
+            && line
+                .split_whitespace()
+                .next()
+                .is_some_and(|word| word.eq_ignore_ascii_case("rem")))
+}
+
+/// The name between the brackets and what follows them. The name may hold brackets: `[env:web[12]]`.
+fn split_header(line: &str) -> Option<(&str, &str)> {
+    let line = line.trim_end();
+    let comment = line
+        .match_indices([';', '#'])
+        .map(|(index, _)| index)
+        .find(|index| {
+            line[..*index].trim_end().ends_with(']')
+                && line[..*index].ends_with(char::is_whitespace)
+        });
+    let end = line[..comment.unwrap_or(line.len())].rfind(']')?;
+    let name = &line[1..end];
+    (!name.is_empty()).then(|| (name, line[end + 1..].trim()))
+}
+
+/// Key and rest at the first `=` or `:`.
+fn split_option(line: &str) -> Option<(&str, &str)> {
+    let (key, rest) = line.split_once(['=', ':'])?;
+    Some((key.trim(), rest.trim_start()))
+}
+
+fn clean_value(value: &str) -> &str {
+    let value = match value.find(';') {
+        Some(at) if value[..at].ends_with(char::is_whitespace) => &value[..at],
+        _ => value,
+    };
+    match value.trim() {
+        "\"\"" => "",
+        value => value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (Document, Findings) {
+        let mut document = Document::default();
+        let mut findings = Findings::default();
+        document.read(Path::new("f.ini"), text.as_bytes(), &mut findings);
+        (document, findings)
+    }
+
+    fn value(text: &str) -> String {
+        let (document, findings) = read(&format!("[s]\n{text}"));
+        assert_eq!(findings.errors, []);
+        document.get("s", "k").unwrap().value.clone()
+    }
+
+    fn errors(text: &str) -> Vec<String> {
+        read(text)
+            .1
+            .errors
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    fn warnings(text: &str) -> Vec<String> {
+        read(text)
+            .1
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn comments_delimiters_and_quotes() {
+        assert_eq!(value("# c\n; c\nrem c = d\nREM\nk = v"), "v");
+        assert_eq!(value("k: v=w"), "v=w");
+        assert_eq!(value("k = a ;b ;c"), "a");
+        assert_eq!(value("k = \"a;b\" ; note"), "\"a;b\" ; note");
+        assert_eq!(value("k = a # b"), "a # b");
+        assert_eq!(value("k ="), "");
+        assert_eq!(value("k = \"\""), "");
+        assert_eq!(value("k = \"abc\""), "\"abc\"");
+        assert_eq!(value("remark = x\nk = v\r"), "v");
+        assert_eq!(value("k\t=\tv"), "v");
+    }
+
+    #[test]
+    fn continuations_take_any_indented_line() {
+        assert_eq!(value("k = a\n\n  b\n# c\n\t; d ; e"), "a\nb\n; d ; e");
+        assert_eq!(value("k =\n  a"), "\na");
+        assert_eq!(value("  k = a"), "a");
+    }
+
+    #[test]
+    fn indented_lines_that_look_like_something_else_are_reported() {
+        let text =
+            "[watcher:a]\ncmd = x\n  # note\n  numprocesses = 2\n  [watcher:b]\n  --flag = 3";
+        assert_eq!(warnings(text).len(), 3);
+        assert!(
+            warnings(text)[1].starts_with("f.ini:4: "),
+            "{:?}",
+            warnings(text)
+        );
+    }
+
+    #[test]
+    fn the_first_of_two_keys_stays_with_its_own_continuations() {
+        let text = "k = a\n  b\nk = c\n  d\nj = e";
+        assert_eq!(value(text), "a\nb");
+        assert_eq!(
+            warnings(&format!("[s]\n{text}")),
+            ["f.ini:4: \"k\" is ignored: the first one, in line 2, is used"]
+        );
+    }
+
+    #[test]
+    fn sections_merge_and_defaults_show_through() {
+        let (document, _) = read("[DEFAULT]\nd = 1\nk = 2\n[s]\nk = a\n[t]\n[s]\nk = b\nl = c");
+        assert_eq!(document.sections().len(), 2);
+        let get = |key| document.get("s", key).map(|entry| entry.value.as_str());
+        assert_eq!(
+            [get("k"), get("l"), get("d"), get("x")],
+            [Some("a"), Some("c"), Some("1"), None]
+        );
+        assert_eq!(document.get("t", "k").unwrap().origin.line(), 3);
+    }
+
+    #[test]
+    fn an_earlier_file_wins_silently() {
+        let (mut document, mut findings) = read("[s]\nk = main");
+        document.read(
+            Path::new("g.ini"),
+            b"[s]\nk = other\n  more\nl = new",
+            &mut findings,
+        );
+        assert_eq!(document.get("s", "k").unwrap().value, "main");
+        assert_eq!(
+            document.get("s", "l").unwrap().origin.to_string(),
+            "g.ini:4"
+        );
+        assert_eq!(findings, Findings::default());
+    }
+
+    #[test]
+    fn headers_may_hold_brackets_and_be_followed_by_comments() {
+        let name = |text: &str| read(text).0.sections()[0].name.clone();
+        assert_eq!(name("[env:web[12]]"), "env:web[12]");
+        assert_eq!(name("[a] ; see [1]"), "a");
+        assert_eq!(name("[a]  # b"), "a");
+        assert_eq!(warnings("[a] b").len(), 1);
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_line() {
+        assert_eq!(
+            errors(
+                "early = 1\nmore = 2\n[ok]\nno delimiter\n  continued\n= v\n[open\nk = v\n[]\n[fine]\nk = v"
+            ),
+            [
+                "f.ini:1: found \"early = 1\" before any section, expected a section header like [circus]",
+                "f.ini:4: found \"no delimiter\", expected `key = value`",
+                "f.ini:6: found \"= v\", expected a key before the delimiter",
+                "f.ini:7: found \"[open\", expected a section header like [watcher:web]",
+                "f.ini:9: found \"[]\", expected a section header like [watcher:web]",
+            ]
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_errors() {
+        let mut findings = Findings::default();
+        let mut document = Document::default();
+        document.read(
+            Path::new("f.ini"),
+            b"\xef\xbb\xbf[s]\r\nk = \xff\r\nl = a\0b\r\nm = c",
+            &mut findings,
+        );
+        let lines: Vec<_> = findings
+            .errors
+            .iter()
+            .map(|error| error.origin.line())
+            .collect();
+        assert_eq!(lines, [2, 3]);
+        assert_eq!(document.get("s", "m").unwrap().value, "c");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            Document::default().read(Path::new("f"), &bytes, &mut Findings::default());
+        }
+
+        #[test]
+        fn arbitrary_lines_never_panic(text in "(\\[|\\]|k|=|:|;|#|rem| |\n|\t|DEFAULT|\u{e9}){0,40}") {
+            Document::default().read(Path::new("f"), text.as_bytes(), &mut Findings::default());
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! From an INI file as people have it to a configuration the manager can act on.
+//!
+//! `ini` reads lines into keys with their file and line, `include` gathers the files, `raw` sorts sections by kind,
+//! `environment` computes what a worker's variables are, `resolve` turns text into typed values and reports every
+//! mistake at once, `render` makes one worker's command from its watcher. Nothing here talks to a kernel or
+//! starts anything.
+//! Source: Circus 0.17.2's INI format; differences are listed in manager/README.md.
+
+pub mod environment;
+pub mod fields;
+pub mod fnmatch;
+pub mod include;
+pub mod ini;
+pub mod known;
+pub mod problem;
+pub mod raw;
+pub mod render;
+pub mod resolve;
+pub mod scalar;
+pub mod signal;
+pub mod types;
+pub mod variables;
+pub mod words;
+
+pub use problem::{ConfigErrors, Origin, Problem};
+pub use render::{WorkerInput, WorkerOutput, WorkerSpec, render_worker};
+pub use resolve::{Surroundings, load};
+pub use signal::SignalNumber;
+pub use types::{
+    Config, FileStreamConfig, HookConfig, Identity, KernelEndpoint, PluginConfig, RlimitValue,
+    SocketConfig, SocketFamily, SocketType, StreamConfig, WatcherConfig,
+};

@@ -1,0 +1,154 @@
+//! `cmd`, `args`, `shell` and `shell_args`: the words of a watcher's command.
+//!
+//! Owns replacing the variables that are known before a worker exists and splitting into words; the worker's number
+//! and the sockets' numbers stay in the words as variables for `render`. With `shell` the text reaches the shell as
+//! it is written, where Circus quoted every word of it again and so defused pipes and redirections.
+//! Source: Circus 0.17.2's `Process.format_args`.
+
+use crate::config::environment::Lookup;
+use crate::config::fields::Fields;
+use crate::config::types::SocketConfig;
+use crate::config::variables;
+use crate::config::words;
+
+/// The shell of `shell = true`.
+const SHELL: &str = "/bin/sh";
+
+/// Keys of the section that the command may refer to as `$(circus.KEY)`.
+const ATTRIBUTES: [&str; 17] = [
+    "args",
+    "autostart",
+    "copy_env",
+    "gid",
+    "graceful_timeout",
+    "max_retry",
+    "numprocesses",
+    "priority",
+    "respawn",
+    "send_hup",
+    "shell",
+    "singleton",
+    "stop_children",
+    "stop_signal",
+    "uid",
+    "use_sockets",
+    "warmup_delay",
+];
+
+/// Reads the command. `last` knows the workers' final environment. None if it is missing or refused.
+pub(super) fn resolve(
+    fields: &mut Fields<'_>,
+    last: &Lookup,
+    working_dir: &str,
+    sockets: &[SocketConfig],
+) -> Option<Vec<String>> {
+    let cmd = expanded(fields, "cmd", last, working_dir, sockets);
+    let args = expanded(fields, "args", last, working_dir, sockets);
+    let shell_args = expanded(fields, "shell_args", last, working_dir, sockets);
+    // Without a shell these would be silently lost.
+    let shell = fields.boolean("shell", false);
+    if !shell && let Some(origin) = fields.origin("shell_args") {
+        fields
+            .findings
+            .warn(origin, "shell_args has no effect without shell = true");
+    }
+    if shell {
+        let text = [cmd?, args.unwrap_or_default()].join(" ");
+        // A continued line is one command, as it always was.
+        let text = text.trim().replace('\n', " ");
+        let mut argv = vec![SHELL.to_owned(), "-c".to_owned(), text];
+        argv.extend(split(
+            fields,
+            "shell_args",
+            &shell_args.unwrap_or_default(),
+        )?);
+        return Some(argv);
+    }
+    let cmd = cmd?;
+    let words = split(fields, "cmd", &cmd);
+    let args = split(fields, "args", &args.unwrap_or_default());
+    let (mut argv, args) = (words?, args?);
+    if argv.is_empty()
+        && let Some(origin) = fields.origin("cmd")
+    {
+        fields
+            .findings
+            .error(origin, "cmd: expected a program and its arguments");
+        return None;
+    }
+    argv.extend(args);
+    Some(argv)
+}
+
+/// The text of `key` with every variable replaced but the worker's and the sockets' numbers.
+fn expanded(
+    fields: &mut Fields<'_>,
+    key: &str,
+    last: &Lookup,
+    working_dir: &str,
+    sockets: &[SocketConfig],
+) -> Option<String> {
+    let text = fields.filled(key)?;
+    let text = variables::replace(&text, |variable| {
+        if variable == "working_dir" {
+            return Some(working_dir.to_owned());
+        }
+        if ATTRIBUTES.contains(&variable) || variable.starts_with("rlimits.") {
+            return fields.text(&variable.replace("rlimits.", "rlimit_"));
+        }
+        last.get(variable)
+    });
+    check_sockets(fields, key, &text, sockets);
+    Some(text)
+}
+
+fn check_sockets(fields: &mut Fields<'_>, key: &str, text: &str, sockets: &[SocketConfig]) {
+    let mut used = false;
+    for name in variables::keys(text) {
+        let Some(name) = name.strip_prefix("sockets.") else {
+            continue;
+        };
+        used = true;
+        if sockets.iter().any(|socket| socket.name == name) {
+            continue;
+        }
+        let Some(origin) = fields.origin(key) else {
+            continue;
+        };
+        let known: Vec<_> = sockets.iter().map(|socket| socket.name.as_str()).collect();
+        let accepted = if known.is_empty() {
+            "there is no [socket:NAME] section".to_owned()
+        } else {
+            format!("expected one of {}", known.join(", "))
+        };
+        fields.findings.error(
+            origin,
+            format!("{key}: $(circus.sockets.{name}) names no socket: {accepted}"),
+        );
+    }
+    if used
+        && !fields.boolean("use_sockets", false)
+        && let Some(origin) = fields.origin(key)
+    {
+        fields.findings.warn(
+            origin,
+            format!(
+                "{key} refers to a socket, which the workers inherit only with use_sockets = true"
+            ),
+        );
+    }
+}
+
+fn split(fields: &mut Fields<'_>, key: &str, text: &str) -> Option<Vec<String>> {
+    match words::split(text) {
+        Ok(words) => Some(words),
+        Err(error) => {
+            if let Some(origin) = fields.origin(key) {
+                fields
+                    .findings
+                    .error(origin, format!("{key} {text:?}: {error}"));
+            }
+            None
+        }
+    }
+}

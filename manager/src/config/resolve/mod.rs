@@ -1,0 +1,356 @@
+//! From text to the typed configuration, with every mistake reported at once.
+//!
+//! Owns `[circus]`, the order of things and checks across sections; one watcher, its streams and sockets have files
+//! of their own. Reads files, the given environment and the user database; starts nothing.
+//! Invariant: a `Config` is returned only if there was no error at all.
+//! Source: Circus 0.17.2's `get_config`; manager/README.md.
+
+mod command;
+mod identity;
+mod socket;
+mod stream;
+mod watcher;
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::environment::{Environment, Lookup, Variables};
+use crate::config::fields::Fields;
+use crate::config::include::{self, Loaded};
+use crate::config::known;
+use crate::config::problem::{ConfigErrors, Findings, Origin};
+use crate::config::raw::RawConfig;
+use crate::config::scalar;
+use crate::config::types::{
+    Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, PluginConfig, SocketConfig,
+    WatcherConfig,
+};
+
+/// Longest namespace, in bytes: it is part of every name and of a socket's path, which may have 107.
+const MAX_NAMESPACE_BYTES: usize = 32;
+
+/// Longest name the kernel takes, in bytes.
+pub(crate) const MAX_KERNEL_NAME_BYTES: usize = 255;
+
+/// Levels `loglevel` knows.
+const LOG_LEVELS: [&str; 5] = ["critical", "error", "warning", "info", "debug"];
+
+/// What a configuration depends on besides its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The environment: `$(circus.env.X)`, `copy_env`.
+    pub environment: Environment,
+    /// Where relative paths in the file begin, absolute: the manager's working directory, as in Circus.
+    pub directory: PathBuf,
+}
+
+impl Surroundings {
+    /// Those of this process.
+    ///
+    /// # Errors
+    /// The working directory is gone or cannot be entered.
+    pub fn current() -> io::Result<Self> {
+        Ok(Self {
+            environment: env::vars_os().collect(),
+            directory: env::current_dir()?,
+        })
+    }
+}
+
+/// Reads the configuration in `path`.
+///
+/// # Errors
+/// Everything wrong in it and in the files it includes.
+pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> {
+    let (loaded, mut findings) = read_files(path, around);
+    let config_dir = directory_of(path, around);
+    let variables = Variables::new(&loaded.document, &around.environment, &config_dir);
+    let raw = RawConfig::new(&loaded.document, &mut findings);
+    let mut config = circus_section(&raw, &variables, &mut findings);
+    config.path = around.directory.join(path);
+    for section in &raw.sockets {
+        config.sockets.extend(socket::resolve(
+            section,
+            &variables.global,
+            around,
+            &mut findings,
+        ));
+    }
+    let context = watcher::Context {
+        umask: config.umask,
+        sockets: &config.sockets,
+        variables: &variables,
+        around,
+    };
+    let mut watchers = Vec::new();
+    for section in &raw.watchers {
+        watchers.extend(watcher::resolve(section, &context, &mut findings));
+    }
+    for section in &raw.plugins {
+        let fields = Fields::new(&section.entries, &variables.global, &mut findings);
+        config.plugins.push(PluginConfig {
+            name: section.name.clone(),
+            options: fields.options(),
+            origin: section.origin.clone(),
+        });
+        findings.warn(
+            &section.origin,
+            format!("[plugin:{}] is accepted but not yet active", section.name),
+        );
+    }
+    check_names(&watchers, &config.sockets, &mut findings);
+    watchers.sort_by(|a, b| {
+        b.priority
+            .cmp(&a.priority)
+            .then_with(|| a.name.cmp(&b.name))
+    });
+    config.watchers = watchers;
+    config.sockets.sort_by(|a, b| a.name.cmp(&b.name));
+    config.plugins.sort_by(|a, b| a.name.cmp(&b.name));
+    let findings = in_file_order(findings, &loaded);
+    if !findings.errors.is_empty() {
+        return Err(ConfigErrors {
+            path: config.path,
+            errors: findings.errors,
+            warnings: findings.warnings,
+        });
+    }
+    config.files = loaded
+        .files
+        .iter()
+        .map(|file| around.directory.join(file))
+        .collect();
+    config.warnings = findings.warnings;
+    Ok(config)
+}
+
+/// Where the main file is: absolute, and without the `.` of `papactl up ./file.ini`.
+fn directory_of(path: &Path, around: &Surroundings) -> PathBuf {
+    let path = around.directory.join(path);
+    path.parent().unwrap_or(&path).components().collect()
+}
+
+fn read_files(path: &Path, around: &Surroundings) -> (Loaded, Findings) {
+    let mut findings = Findings::default();
+    let mut inherited = Lookup::default().with_config_dir(&directory_of(path, around));
+    inherited.extend(&around.environment);
+    let expand = |text: &str| inherited.expand(text);
+    let loaded = include::load(path, &around.directory, expand, &mut findings);
+    (loaded, findings)
+}
+
+/// Reads only the namespace of the configuration in `path`, so that a file with mistakes elsewhere still tells which
+/// manager is meant.
+///
+/// # Errors
+/// The file cannot be read, or its namespace is none.
+pub fn namespace_of(path: &Path, around: &Surroundings) -> Result<String, ConfigErrors> {
+    let (loaded, mut findings) = read_files(path, around);
+    if !loaded.files.is_empty() {
+        findings.errors.clear();
+    }
+    let config_dir = directory_of(path, around);
+    let variables = Variables::new(&loaded.document, &around.environment, &config_dir);
+    let entry = loaded.document.get("circus", "namespace").cloned();
+    let mut fields = Fields::new(entry.as_slice(), &variables.global, &mut findings);
+    let found = fields.parsed("namespace", namespace);
+    if findings.errors.is_empty() {
+        return Ok(found.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()));
+    }
+    Err(ConfigErrors {
+        path: path.to_owned(),
+        errors: findings.errors,
+        warnings: Vec::new(),
+    })
+}
+
+fn in_file_order(mut findings: Findings, loaded: &Loaded) -> Findings {
+    let rank = |origin: &Origin| {
+        let file = loaded.files.iter().position(|file| file == origin.file());
+        (file, origin.line())
+    };
+    for problems in [&mut findings.errors, &mut findings.warnings] {
+        problems.sort_by_key(|problem| rank(&problem.origin));
+        problems.dedup();
+    }
+    findings
+}
+
+fn circus_section(raw: &RawConfig, variables: &Variables<'_>, findings: &mut Findings) -> Config {
+    let mut fields = Fields::new(&raw.circus, &variables.global, findings);
+    fields.report_keys(known::CIRCUS, "");
+    let debug = fields.boolean("debug", false);
+    let log_level = fields.parsed("loglevel", |text| {
+        let level = text.trim().to_lowercase();
+        if LOG_LEVELS.contains(&level.as_str()) {
+            Ok(level)
+        } else {
+            Err(format!("expected one of {}", LOG_LEVELS.join(", ")))
+        }
+    });
+    Config {
+        path: PathBuf::new(),
+        files: Vec::new(),
+        kernel: fields
+            .filled("papa_endpoint")
+            .and_then(|_| fields.parsed("papa_endpoint", kernel_endpoint)),
+        namespace: fields
+            .parsed("namespace", namespace)
+            .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+        warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
+        umask: fields
+            .filled("umask")
+            .and_then(|_| fields.parsed("umask", scalar::octal_mask)),
+        log_level: if debug {
+            "debug".to_owned()
+        } else {
+            log_level.unwrap_or_else(|| "info".to_owned())
+        },
+        watchers: Vec::new(),
+        sockets: Vec::new(),
+        plugins: Vec::new(),
+        options: fields.options(),
+        warnings: Vec::new(),
+    }
+}
+
+/// A namespace as `--namespace` and the file take it.
+///
+/// # Errors
+/// It is empty, too long, or has characters that could not stand in every name and path.
+pub fn namespace(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    if text.is_empty() || text.len() > MAX_NAMESPACE_BYTES || !text.chars().all(legal) {
+        return Err(format!(
+            "expected 1 to {MAX_NAMESPACE_BYTES} letters, digits, `_` or `-`"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn kernel_endpoint(text: &str) -> Result<KernelEndpoint, String> {
+    const EXPECTED: &str = "expected ipc:/path, /path, @abstract or tcp://host:port";
+    let text = text.trim();
+    // Circus collapses the slashes after `ipc:` to one.
+    let path = match text
+        .strip_prefix("ipc:")
+        .or_else(|| text.strip_prefix("unix:"))
+    {
+        Some(path) => Some(format!("/{}", path.trim_start_matches('/'))),
+        None => text.starts_with('/').then(|| text.to_owned()),
+    };
+    if let Some(path) = path {
+        return if path == "/" {
+            Err(EXPECTED.to_owned())
+        } else {
+            Ok(KernelEndpoint::Unix(path.into()))
+        };
+    }
+    if let Some(name) = text.strip_prefix('@').filter(|name| !name.is_empty()) {
+        return Ok(KernelEndpoint::Abstract(name.to_owned()));
+    }
+    let (host, port) = text
+        .strip_prefix("tcp://")
+        .and_then(|address| address.trim_end_matches('/').rsplit_once(':'))
+        .ok_or(EXPECTED)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match port.parse() {
+        Ok(port) if port > 0 && !host.is_empty() => Ok(KernelEndpoint::Tcp(host.to_owned(), port)),
+        _ => Err(EXPECTED.to_owned()),
+    }
+}
+
+/// What a name in the kernel may not hold; none if `name` is fine. `room` bytes are taken by its other parts.
+pub(crate) fn name_fault(name: &str, room: usize) -> Option<String> {
+    if name.is_empty() {
+        Some("the name is empty".to_owned())
+    } else if name.len() + room > MAX_KERNEL_NAME_BYTES {
+        Some(format!(
+            "the name {name:?} is longer than {} bytes",
+            MAX_KERNEL_NAME_BYTES - room
+        ))
+    } else if name.contains(|c: char| c.is_control() || c == ':') {
+        Some(format!(
+            "the name {name:?} holds `:` or a control character, which the kernel refuses"
+        ))
+    } else if name.trim() != name {
+        Some(format!("the name {name:?} begins or ends with a space"))
+    } else {
+        None
+    }
+}
+
+/// Names are compared lower-cased everywhere, so two that differ only in case would share their workers.
+fn check_names(watchers: &[WatcherConfig], sockets: &[SocketConfig], findings: &mut Findings) {
+    for (index, watcher) in watchers.iter().enumerate() {
+        if let Some(first) = watchers[..index]
+            .iter()
+            .find(|other| other.key == watcher.key)
+        {
+            findings.error(
+                &watcher.origin,
+                format!(
+                    "[watcher:{}] has the same name as [watcher:{}] at {}; case does not count",
+                    watcher.name, first.name, first.origin
+                ),
+            );
+        }
+    }
+    for (index, socket) in sockets.iter().enumerate() {
+        if let Some(first) = sockets[..index]
+            .iter()
+            .find(|other| other.name == socket.name)
+        {
+            findings.error(
+                &socket.origin,
+                format!(
+                    "[socket:{}] has the same name as the one at {}; case does not count",
+                    socket.name, first.origin
+                ),
+            );
+        }
+    }
+}
+
+/// `hooks.NAME = target[, ignore failure]`: kept, reported as not yet active.
+pub(crate) fn hooks(fields: &mut Fields<'_>) -> Vec<HookConfig> {
+    let mut hooks = Vec::new();
+    for entry in fields.entries() {
+        let Some(name) = entry.key.strip_prefix("hooks.") else {
+            continue;
+        };
+        let value = fields.expand(&entry.value);
+        let (target, flag) = match value.split_once(',') {
+            Some((target, flag)) => (target.trim(), Some(flag)),
+            None => (value.trim(), None),
+        };
+        let ignore_failure = match flag.map(scalar::boolean) {
+            None => false,
+            Some(Ok(flag)) => flag,
+            Some(Err(expected)) => {
+                fields.findings.error(
+                    &entry.origin,
+                    format!("{} {value:?}: after the comma, {expected}", entry.key),
+                );
+                continue;
+            }
+        };
+        fields.findings.warn(
+            &entry.origin,
+            format!("{} is accepted but not yet active", entry.key),
+        );
+        hooks.push(HookConfig {
+            name: name.to_owned(),
+            target: target.to_owned(),
+            ignore_failure,
+            origin: entry.origin.clone(),
+        });
+    }
+    hooks
+}
+
+#[cfg(test)]
+mod tests;

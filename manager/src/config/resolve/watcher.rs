@@ -1,0 +1,181 @@
+//! `[watcher:NAME]`.
+//!
+//! Owns a watcher's keys and defaults, which are Circus's but for `use_papa`: here every worker runs in the kernel,
+//! and `use_papa = false` means that it is stopped when the manager quits.
+//! Source: Circus 0.17.2's `watcher_defaults` and `Watcher`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::config::environment::Variables;
+use crate::config::fields::Fields;
+use crate::config::known;
+use crate::config::problem::Findings;
+use crate::config::raw::RawSection;
+use crate::config::resolve::{Surroundings, command, hooks, identity, name_fault, stream};
+use crate::config::scalar;
+use crate::config::signal::{SignalNumber, UnknownSignal};
+use crate::config::types::{RlimitValue, SocketConfig, WatcherConfig};
+
+/// Most workers of one watcher.
+pub(crate) const MAX_WORKERS: i64 = 10_000;
+
+/// Circus's default grace period.
+const DEFAULT_GRACEFUL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Circus's default number of attempts to start a worker.
+const DEFAULT_MAX_RETRY: i64 = 5;
+
+/// Bytes of a kernel name left for the namespace, two dots and the worker's number.
+const NAME_ROOM: usize = 48;
+
+/// What a watcher depends on besides its own section.
+pub(super) struct Context<'a> {
+    pub(super) umask: Option<u32>,
+    pub(super) sockets: &'a [SocketConfig],
+    pub(super) variables: &'a Variables<'a>,
+    pub(super) around: &'a Surroundings,
+}
+
+/// Reads one watcher's section; none if it has no usable command.
+pub(super) fn resolve(
+    section: &RawSection,
+    context: &Context<'_>,
+    findings: &mut Findings,
+) -> Option<WatcherConfig> {
+    // An option called `name` replaces the section's, as in Circus.
+    let mut global = Fields::new(&section.entries, &context.variables.global, findings);
+    let name = global
+        .filled("name")
+        .unwrap_or_else(|| section.name.clone());
+    let copy_env = global.boolean("copy_env", false);
+    let variables = context.variables.of_watcher(&name, copy_env);
+    if let Some(fault) = name_fault(&name, NAME_ROOM) {
+        findings.error(&section.origin, fault);
+    }
+    let mut fields = Fields::new(&section.entries, &variables.raw, findings);
+    fields.report_keys(known::WATCHER, "");
+    if fields.text("cmd").is_none() {
+        fields.findings.error(
+            &section.origin,
+            format!("[watcher:{name}] has no cmd, expected the command to run"),
+        );
+    }
+    let working_dir = fields
+        .path("working_dir", &context.around.directory)
+        .unwrap_or_else(|| context.around.directory.clone());
+    let argv_template = command::resolve(
+        &mut fields,
+        &variables.last,
+        &working_dir.to_string_lossy(),
+        context.sockets,
+    );
+    let numprocesses = fields.whole("numprocesses", 0, MAX_WORKERS).unwrap_or(1);
+    let singleton = fields.boolean("singleton", false);
+    if singleton
+        && numprocesses > 1
+        && let Some(origin) = fields.origin("numprocesses")
+    {
+        fields.findings.error(
+            origin,
+            format!("numprocesses {numprocesses}: expected 0 or 1, because of singleton = true"),
+        );
+    }
+    if !fields.boolean("close_child_stdin", true)
+        && let Some(origin) = fields.origin("close_child_stdin")
+    {
+        fields.findings.warn(
+            origin,
+            "close_child_stdin: standard input is always /dev/null, or stdin_socket",
+        );
+    }
+    Some(WatcherConfig {
+        key: name.to_lowercase(),
+        origin: section.origin.clone(),
+        argv_template: argv_template.unwrap_or_default(),
+        numprocesses,
+        singleton,
+        working_dir,
+        env: variables.environment,
+        uid: identity::user(&mut fields),
+        gid: identity::group(&mut fields),
+        rlimits: rlimits(&mut fields),
+        umask: context.umask,
+        stop_signal: fields
+            .parsed("stop_signal", |text| {
+                text.parse()
+                    .map_err(|error: UnknownSignal| error.to_string())
+            })
+            .unwrap_or(SignalNumber::TERM),
+        stop_children: fields.boolean("stop_children", false),
+        graceful_timeout: fields.seconds("graceful_timeout", DEFAULT_GRACEFUL_TIMEOUT),
+        send_hup: fields.boolean("send_hup", false),
+        respawn: fields.boolean("respawn", true),
+        // -1 means for ever.
+        max_retry: u32::try_from(
+            fields
+                .whole("max_retry", -1, i64::from(i32::MAX))
+                .unwrap_or(DEFAULT_MAX_RETRY),
+        )
+        .ok(),
+        autostart: fields.boolean("autostart", true),
+        priority: fields
+            .whole("priority", i64::from(i32::MIN), i64::from(i32::MAX))
+            .unwrap_or(0),
+        warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
+        use_papa: fields.boolean("use_papa", true),
+        sockets: if fields.boolean("use_sockets", false) {
+            context
+                .sockets
+                .iter()
+                .map(|socket| socket.name.clone())
+                .collect()
+        } else {
+            Vec::new()
+        },
+        stdin_socket: stdin_socket(&mut fields, context.sockets),
+        stdout: stream::resolve(&mut fields, "stdout", context.around),
+        stderr: stream::resolve(&mut fields, "stderr", context.around),
+        hooks: hooks(&mut fields),
+        options: fields.options(),
+        name,
+    })
+}
+
+fn rlimits(fields: &mut Fields<'_>) -> BTreeMap<String, RlimitValue> {
+    let mut limits = BTreeMap::new();
+    for entry in fields.entries() {
+        let Some(name) = entry.key.strip_prefix("rlimit_") else {
+            continue;
+        };
+        let name = name.to_lowercase();
+        if !scalar::RLIMIT_NAMES.contains(&name.as_str()) {
+            fields.findings.error(
+                &entry.origin,
+                format!(
+                    "{}: expected one of rlimit_{}",
+                    entry.key,
+                    scalar::RLIMIT_NAMES.join(", rlimit_")
+                ),
+            );
+        } else if let Some(value) = fields.parsed(&entry.key, scalar::rlimit) {
+            limits.insert(name, value);
+        }
+    }
+    limits
+}
+
+fn stdin_socket(fields: &mut Fields<'_>, sockets: &[SocketConfig]) -> Option<String> {
+    fields.filled("stdin_socket")?;
+    fields.parsed("stdin_socket", |text| {
+        let name = text.trim().to_lowercase();
+        if sockets.iter().any(|socket| socket.name == name) {
+            Ok(name)
+        } else {
+            let known: Vec<_> = sockets.iter().map(|socket| socket.name.as_str()).collect();
+            Err(format!(
+                "expected the name of a [socket:NAME] section, one of {known:?}"
+            ))
+        }
+    })
+}

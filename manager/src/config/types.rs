@@ -1,0 +1,349 @@
+//! The resolved configuration: typed, complete, ready to act on.
+//!
+//! Owns the shapes only; `resolve` fills them. Paths are absolute, names in the kernel's form are computed here so
+//! that manager and command line never disagree about them.
+//! Invariant: a value of these types has passed every check, no text in it needs parsing again.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::problem::{Origin, Problem};
+use crate::config::signal::SignalNumber;
+
+/// Namespace of the kernel's names unless `[circus] namespace` says otherwise; the one Circus always used.
+pub const DEFAULT_NAMESPACE: &str = "circus";
+
+/// Everything an INI file says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The main file, absolute.
+    pub path: PathBuf,
+    /// Every file read, the main one first.
+    pub files: Vec<PathBuf>,
+    /// The kernel to use; none means: look in the usual places.
+    pub kernel: Option<KernelEndpoint>,
+    /// First part of every name in the kernel.
+    pub namespace: String,
+    /// Pause after starting each watcher.
+    pub warmup_delay: Duration,
+    /// File mode mask of every worker, when given.
+    pub umask: Option<u32>,
+    /// `loglevel`, lower case: one of critical, error, warning, info, debug.
+    pub log_level: String,
+    /// In start order: higher priority first, then by name.
+    pub watchers: Vec<WatcherConfig>,
+    /// By name.
+    pub sockets: Vec<SocketConfig>,
+    /// By name; accepted but not yet active.
+    pub plugins: Vec<PluginConfig>,
+    /// Every key of `[circus]` as written, variables replaced.
+    pub options: BTreeMap<String, String>,
+    /// What was accepted but is probably not what was meant, in file order.
+    pub warnings: Vec<Problem>,
+}
+
+impl Config {
+    /// Finds a watcher by name, ignoring case as Circus does.
+    #[must_use]
+    pub fn watcher(&self, name: &str) -> Option<&WatcherConfig> {
+        let key = name.to_lowercase();
+        self.watchers.iter().find(|watcher| watcher.key == key)
+    }
+}
+
+/// Where the kernel listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum KernelEndpoint {
+    /// A unix socket's path.
+    Unix(PathBuf),
+    /// An abstract unix socket, without the leading `@`.
+    Abstract(String),
+    /// Host and port.
+    Tcp(String, u16),
+}
+
+/// The form `--kernel` takes: `unix:/path`, `@name`, `tcp://host:port`.
+impl fmt::Display for KernelEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Abstract(name) => write!(f, "@{name}"),
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(f, "tcp://{host}:{port}"),
+        }
+    }
+}
+
+/// One `[watcher:NAME]`: a group of identical workers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WatcherConfig {
+    /// As written.
+    pub name: String,
+    /// Lower case: how it is looked up and named in the kernel.
+    pub key: String,
+    /// The section's first line.
+    pub origin: Origin,
+    /// The words of the command, complete but for the worker's number and socket numbers; see `render_worker`.
+    pub argv_template: Vec<String>,
+    /// How many workers.
+    pub numprocesses: u32,
+    /// At most one worker.
+    pub singleton: bool,
+    /// Where workers start, absolute.
+    pub working_dir: PathBuf,
+    /// The workers' environment, complete.
+    pub env: BTreeMap<OsString, OsString>,
+    /// User of the workers; none means the kernel's.
+    pub uid: Option<Identity>,
+    /// Group of the workers; none means the user's primary group, or the kernel's.
+    pub gid: Option<Identity>,
+    /// By lower-case name: `nofile`, `core` …
+    pub rlimits: BTreeMap<String, RlimitValue>,
+    /// File mode mask, when given in `[circus]`.
+    pub umask: Option<u32>,
+    /// What asks a worker to end.
+    pub stop_signal: SignalNumber,
+    /// Also ask the worker's direct children.
+    pub stop_children: bool,
+    /// How long a worker may take to end before it is killed.
+    pub graceful_timeout: Duration,
+    /// Reload by sending SIGHUP instead of replacing workers.
+    pub send_hup: bool,
+    /// Start a new worker when one ends.
+    pub respawn: bool,
+    /// Attempts to start a worker when starting fails; none means for ever.
+    pub max_retry: Option<u32>,
+    /// Started along with the manager.
+    pub autostart: bool,
+    /// Higher starts earlier.
+    pub priority: i64,
+    /// Pause between the starts of two workers.
+    pub warmup_delay: Duration,
+    /// True: workers outlive the manager. False: they are stopped when the manager quits.
+    pub use_papa: bool,
+    /// Sockets the workers inherit: names of `SocketConfig`.
+    pub sockets: Vec<String>,
+    /// The socket that becomes the workers' standard input.
+    pub stdin_socket: Option<String>,
+    /// Where standard output goes.
+    pub stdout: StreamConfig,
+    /// Where standard error goes.
+    pub stderr: StreamConfig,
+    /// Accepted but not yet active.
+    pub hooks: Vec<HookConfig>,
+    /// Every key as written, variables replaced; what `options` shows and plugins read.
+    pub options: BTreeMap<String, String>,
+}
+
+impl WatcherConfig {
+    /// Name in the kernel of worker number `wid`.
+    #[must_use]
+    pub fn worker_name(&self, namespace: &str, wid: u32) -> String {
+        format!("{namespace}.{}.{wid}", self.key)
+    }
+
+    /// Inverse of [`Self::worker_name`]: the worker number in a kernel name, if it belongs to this watcher.
+    #[must_use]
+    pub fn worker_number(&self, namespace: &str, kernel_name: &str) -> Option<u32> {
+        let (watcher, wid) = kernel_name
+            .strip_prefix(namespace)?
+            .strip_prefix('.')?
+            .rsplit_once('.')?;
+        // Only the one spelling that worker_name writes: `+7` or `07` are somebody else's.
+        let number = wid.parse().ok()?;
+        (watcher == self.key && wid == format!("{number}")).then_some(number)
+    }
+}
+
+/// Where one output stream of a watcher's workers goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum StreamConfig {
+    /// Nothing configured: the kernel keeps the latest output, nobody consumes it.
+    #[default]
+    Unset,
+    /// `/dev/null` in the worker (`close_child_stdout`, class `null`).
+    Null,
+    /// The manager's own standard output.
+    Stdout,
+    /// A file.
+    File(FileStreamConfig),
+}
+
+impl StreamConfig {
+    /// The file, if the stream goes to one.
+    #[must_use]
+    pub fn file(&self) -> Option<&FileStreamConfig> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Unset | Self::Null | Self::Stdout => None,
+        }
+    }
+}
+
+/// A log file and its rotation by size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileStreamConfig {
+    /// Absolute.
+    pub filename: PathBuf,
+    /// Rotate before a write that would reach this size; 0 means never.
+    pub max_bytes: u64,
+    /// How many rotated files are kept; 0 with `max_bytes` never truncates.
+    pub backup_count: u32,
+    /// strftime format of the prefix `TIME [PID] | `; none means bytes pass unchanged.
+    pub time_format: Option<String>,
+    /// Reopen when somebody else moved the file (`WatchedFileStream`).
+    pub watch_path: bool,
+}
+
+/// One `[socket:NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// Lower case.
+    pub name: String,
+    /// The section's first line.
+    pub origin: Origin,
+    /// Address family.
+    pub family: SocketFamily,
+    /// Socket type.
+    pub kind: SocketType,
+    /// Path of a unix socket, absolute.
+    pub path: Option<PathBuf>,
+    /// File mode mask of a unix socket's path.
+    pub umask: Option<u32>,
+    /// Host of an inet socket.
+    pub host: Option<String>,
+    /// Port of an inet socket; 0 means any.
+    pub port: Option<u16>,
+    /// Network interface to bind to.
+    pub interface: Option<String>,
+    /// Length of the accept queue.
+    pub backlog: u32,
+    /// A fresh socket on the same port for each worker.
+    pub reuseport: bool,
+    /// Replace an existing unix path that is in nobody's use.
+    pub replace: bool,
+    /// Set `O_NONBLOCK` on the shared socket: only when `blocking = false` is written.
+    pub nonblocking: bool,
+    /// False: removed when the manager quits.
+    pub use_papa: bool,
+}
+
+impl SocketConfig {
+    /// Name in the kernel.
+    #[must_use]
+    pub fn kernel_name(&self, namespace: &str) -> String {
+        socket_name(namespace, &self.name)
+    }
+}
+
+/// Name in the kernel of the socket `name`.
+#[must_use]
+pub fn socket_name(namespace: &str, name: &str) -> String {
+    format!("{namespace}.{name}")
+}
+
+/// Address family of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketFamily {
+    /// IPv4.
+    Inet,
+    /// IPv6.
+    Inet6,
+    /// A path.
+    Unix,
+}
+
+impl SocketFamily {
+    /// The kernel's word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Inet6 => "inet6",
+            Self::Unix => "unix",
+        }
+    }
+}
+
+/// Type of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketType {
+    /// Connections.
+    Stream,
+    /// Datagrams.
+    Datagram,
+    /// Raw packets.
+    Raw,
+    /// Reliable datagrams.
+    Rdm,
+    /// Connections that keep message borders.
+    SeqPacket,
+}
+
+impl SocketType {
+    /// The kernel's word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Datagram => "dgram",
+            Self::Raw => "raw",
+            Self::Rdm => "rdm",
+            Self::SeqPacket => "seqpacket",
+        }
+    }
+}
+
+/// A user or group as written: the kernel resolves names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// By name.
+    Name(String),
+    /// By number.
+    Number(u32),
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// A resource limit, soft and hard alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RlimitValue {
+    /// In the limit's own unit.
+    Limit(u64),
+    /// No limit.
+    Infinity,
+}
+
+/// `hooks.NAME = target[, ignore failure]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookConfig {
+    /// `before_start` and so on.
+    pub name: String,
+    /// Dotted Python callable.
+    pub target: String,
+    /// A failing hook counts as successful.
+    pub ignore_failure: bool,
+    /// Where it is written.
+    pub origin: Origin,
+}
+
+/// One `[plugin:NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginConfig {
+    /// Without `plugin:`.
+    pub name: String,
+    /// Every key as written, variables replaced.
+    pub options: BTreeMap<String, String>,
+    /// The section's first line.
+    pub origin: Origin,
+}

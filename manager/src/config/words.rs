@@ -1,0 +1,93 @@
+//! A command line to words, as a POSIX shell quotes them.
+//!
+//! Owns quotes and backslashes; expands nothing and knows no comments, so `#` is an ordinary character.
+//! Source: Python's `shlex.split`, which Circus uses for `cmd`, `args` and `shell_args`.
+
+/// Why a command line has no words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SplitError {
+    /// A quote is opened and never closed.
+    #[error("a quote ({0}) is never closed")]
+    OpenQuote(char),
+    /// A backslash at the very end.
+    #[error("a backslash at the end escapes nothing")]
+    OpenEscape,
+}
+
+/// Splits `text` into words.
+///
+/// # Errors
+/// A quote is not closed, or the text ends in a backslash.
+pub fn split(text: &str) -> Result<Vec<String>, SplitError> {
+    let mut words = Vec::new();
+    // None between words; a word may be empty: `""`.
+    let mut word: Option<String> = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' | '\t' | '\r' | '\n' => words.extend(word.take()),
+            '\'' | '"' => quoted(c, &mut chars, word.get_or_insert_default())?,
+            '\\' => {
+                let escaped = chars.next().ok_or(SplitError::OpenEscape)?;
+                word.get_or_insert_default().push(escaped);
+            }
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+fn quoted(
+    quote: char,
+    chars: &mut std::str::Chars<'_>,
+    word: &mut String,
+) -> Result<(), SplitError> {
+    while let Some(c) = chars.next() {
+        if c == quote {
+            return Ok(());
+        }
+        if c == '\\' && quote == '"' {
+            let escaped = chars.next().ok_or(SplitError::OpenEscape)?;
+            if escaped != '\\' && escaped != '"' {
+                word.push('\\');
+            }
+            word.push(escaped);
+        } else {
+            word.push(c);
+        }
+    }
+    Err(SplitError::OpenQuote(quote))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_python() {
+        let cases: &[(&str, &[&str])] = &[
+            ("", &[]),
+            ("  a  b\n\tc\r ", &["a", "b", "c"]),
+            ("a 'b c' \"d e\"f", &["a", "b c", "d ef"]),
+            ("'' \"\"", &["", ""]),
+            ("a\\ b \\'", &["a b", "'"]),
+            (r#""a\"b\\c\d\$e""#, &[r#"a"b\c\d\$e"#]),
+            (r"'a\b'", &[r"a\b"]),
+            ("a #b", &["a", "#b"]),
+            ("sh -c 'echo \"x\"; y'", &["sh", "-c", "echo \"x\"; y"]),
+            ("a\\\nb", &["a\nb"]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(&split(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn open_ends_are_errors() {
+        assert_eq!(split("a 'b"), Err(SplitError::OpenQuote('\'')));
+        assert_eq!(split("a \"b'"), Err(SplitError::OpenQuote('"')));
+        assert_eq!(split("a \\"), Err(SplitError::OpenEscape));
+        assert_eq!(split("\"a\\"), Err(SplitError::OpenEscape));
+    }
+}

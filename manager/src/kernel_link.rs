@@ -1,0 +1,378 @@
+//! The manager's requests to the kernel, in the manager's own words.
+//!
+//! Owns the translation of workers and sockets into the kernel's operations, and the few multi-step requests. Leaves to others: when
+//! to ask (`supervisor`), the connection (`papa_protocol::client`).
+//! Invariant: every request can be repeated: what exists already is answered, not made twice.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use papa_protocol::client::{Client, ClientError};
+use papa_protocol::json::reply::ErrorCode;
+use papa_protocol::json::request as ops;
+use papa_protocol::name::{Name, NameError, NamePattern};
+use papa_protocol::process::{
+    Account, Environment, Input, Overflow, Process, Rlimit, Sockets, Stderr, Stdout,
+};
+use papa_protocol::record::Serial;
+use papa_protocol::size::ByteSize;
+use papa_protocol::socket::{Family, SocketType as KernelSocketType, Umask};
+use papa_protocol::text::ByteString;
+
+use crate::config::{
+    Identity, RlimitValue, SocketConfig, SocketFamily, SocketType, StreamConfig, WatcherConfig,
+    WorkerInput, WorkerOutput, WorkerSpec, render_worker,
+};
+use crate::state;
+use crate::sys;
+
+/// Output kept of a worker nobody logs: enough to see how it ended.
+const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;
+
+/// Why the kernel did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The kernel or the connection.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A name the kernel would not take.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The operating system, when signalling.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl LinkError {
+    /// The kernel's code, if it refused.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Client(error) => error.code(),
+            Self::Name(_) | Self::Io(_) => None,
+        }
+    }
+
+    /// The kernel did not answer: whether it acted is unknown, and asking again is right.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Client(error) if !matches!(error, ClientError::Refused(_)))
+    }
+}
+
+/// What the kernel has of our namespace.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// Every process, dead ones included.
+    pub processes: Vec<Process>,
+    /// Kept watcher states by lower-case name.
+    pub kept: BTreeMap<String, state::Kept>,
+}
+
+/// The kernel, as one namespace's manager sees it.
+#[derive(Debug, Clone)]
+pub struct KernelLink {
+    client: Client,
+    namespace: String,
+}
+
+impl KernelLink {
+    /// Speaks for `namespace`.
+    #[must_use]
+    pub fn new(client: Client, namespace: String) -> Self {
+        Self { client, namespace }
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Takes the namespace. `holder` says who we are, for whoever is refused later.
+    ///
+    /// # Errors
+    /// `claimed` while another manager lives.
+    pub async fn claim(&self, holder: &str) -> Result<u64, LinkError> {
+        let claim = ops::Claim {
+            namespace: Name::new(&self.namespace)?,
+            holder: holder.to_owned(),
+            force: false,
+        };
+        Ok(self.client.call(claim).await?.epoch)
+    }
+
+    /// Gives the namespace up for good.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub async fn release(&self) -> Result<(), LinkError> {
+        let namespace = Name::new(&self.namespace)?;
+        self.client.call(ops::ClaimRelease { namespace }).await?;
+        Ok(())
+    }
+
+    /// Asks to be told of every change in the namespace.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub async fn subscribe(&self) -> Result<(), LinkError> {
+        let names = vec![self.everything()];
+        self.client.call(ops::Subscribe { names }).await?;
+        Ok(())
+    }
+
+    /// Lists what there is.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub async fn inventory(&self) -> Result<Inventory, LinkError> {
+        let list = ops::ProcessList {
+            names: vec![self.everything()],
+            serials: Vec::new(),
+        };
+        let processes = self.client.call(list).await?.processes;
+        let prefix = state::watcher_value(&self.namespace, "");
+        let names = vec![NamePattern::new(&format!("{prefix}*"))];
+        let values = self.client.call(ops::ValueList { names }).await?.values;
+        let kept = values
+            .iter()
+            .filter_map(|(name, value)| {
+                let key = name.strip_prefix(prefix.as_str())?;
+                Some((key.to_owned(), state::Kept::parse(value.as_bytes())))
+            })
+            .collect();
+        Ok(Inventory { processes, kept })
+    }
+
+    /// Keeps a watcher's state; not waited for.
+    ///
+    /// # Errors
+    /// The connection's queue stays full.
+    pub async fn keep(&self, key: &str, kept: &state::Kept) -> Result<(), LinkError> {
+        let value = ops::ValueSet {
+            name: Name::new(&state::watcher_value(&self.namespace, key))?,
+            value: ByteString::from(kept.to_value()),
+        };
+        self.client.send(value).await?;
+        Ok(())
+    }
+
+    /// Makes a socket, or finds it made.
+    ///
+    /// # Errors
+    /// The kernel refused; one that exists with other parameters is kept, with a warning.
+    pub async fn make_socket(&self, socket: &SocketConfig) -> Result<(), LinkError> {
+        let request = socket_request(socket, &self.namespace)?;
+        match self.client.call(request).await {
+            Err(error) if error.code() == Some(ErrorCode::Exists) => {
+                tracing::warn!(socket = socket.name, %error, "the socket is kept as it is");
+                Ok(())
+            }
+            other => Ok(other.map(drop)?),
+        }
+    }
+
+    /// Removes a socket; one that is gone is no error.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub async fn remove_socket(&self, socket: &SocketConfig) -> Result<(), LinkError> {
+        let request = ops::SocketRemove {
+            names: vec![NamePattern::new(&socket.kernel_name(&self.namespace))],
+            force: false,
+        };
+        match self.client.call(request).await {
+            Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
+    }
+
+    /// Starts worker `wid`, or finds it started. The answer may be a process that has ended and still has the name.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub async fn start(&self, watcher: &WatcherConfig, wid: u32) -> Result<Process, LinkError> {
+        let request = process_request(watcher, render_worker(watcher, &self.namespace, wid))?;
+        let name = request.name.clone();
+        match self.client.call(request).await {
+            Ok(made) => Ok(made.process),
+            Err(error) if error.code() == Some(ErrorCode::Exists) => {
+                // The configuration changed while the worker ran: it is kept until it is restarted.
+                tracing::warn!(process = %name, %error, "the worker runs with other settings and is kept");
+                let list = ops::ProcessList {
+                    names: vec![NamePattern::new(&name)],
+                    serials: Vec::new(),
+                };
+                let processes = self.client.call(list).await?.processes;
+                let running = processes.iter().position(|process| process.running);
+                processes
+                    .into_iter()
+                    .nth(running.unwrap_or(0))
+                    .ok_or(LinkError::Client(error))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A pidfd for a process whose exit we have not acknowledged.
+    ///
+    /// # Errors
+    /// `not_found` when the kernel has forgotten it.
+    pub async fn pidfd(&self, serial: u64, pid: i32) -> Result<OwnedFd, LinkError> {
+        let request = ops::ProcessPidfd {
+            serial: Serial(serial),
+        };
+        match self.client.call_for_descriptor(request).await {
+            Ok((_, pidfd)) => Ok(pidfd),
+            // Over TCP no descriptor passes. The kernel keeps the pid from being given away until the exit is acknowledged, so
+            // opening it here and then seeing the process still listed makes sure of it.
+            Err(ClientError::Unsupported | ClientError::NoDescriptor) => {
+                let pidfd = sys::pidfd_open(pid)?;
+                let list = ops::ProcessList {
+                    names: Vec::new(),
+                    serials: vec![Serial(serial)],
+                };
+                let processes = self.client.call(list).await?.processes;
+                if processes.is_empty() {
+                    return Err(std::io::Error::from_raw_os_error(nix::libc::ESRCH).into());
+                }
+                Ok(pidfd)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The exit of a process is known and dealt with. With `discard` its output is wanted by nobody.
+    ///
+    /// # Errors
+    /// The connection's queue stays full.
+    pub async fn acknowledge_exit(&self, serial: u64, discard: bool) -> Result<(), LinkError> {
+        let serials = vec![Serial(serial)];
+        if discard {
+            // Answers `not_found` when the acknowledgement alone was enough; then there is nothing left to do.
+            let acknowledge = ops::ExitAck {
+                serials: serials.clone(),
+            };
+            let remove = ops::ProcessRemove {
+                serials,
+                ..ops::ProcessRemove::default()
+            };
+            for result in [
+                self.client.call(acknowledge).await.map(drop),
+                self.client.call(remove).await.map(drop),
+            ] {
+                match result {
+                    Err(error) if error.code() == Some(ErrorCode::NotFound) => {}
+                    other => other?,
+                }
+            }
+            return Ok(());
+        }
+        self.client.send(ops::ExitAck { serials }).await?;
+        Ok(())
+    }
+
+    fn everything(&self) -> NamePattern {
+        NamePattern::new(&format!("{}.*", self.namespace))
+    }
+}
+
+/// Whether anybody reads what the watcher's workers write.
+#[must_use]
+pub fn is_logged(watcher: &WatcherConfig) -> bool {
+    [&watcher.stdout, &watcher.stderr]
+        .iter()
+        .any(|stream| matches!(stream, StreamConfig::File(_) | StreamConfig::Stdout))
+}
+
+fn socket_request(socket: &SocketConfig, namespace: &str) -> Result<ops::SocketMake, LinkError> {
+    let mut request = ops::SocketMake::new(Name::new(&socket.kernel_name(namespace))?);
+    request.family = Some(match socket.family {
+        SocketFamily::Inet => Family::Inet,
+        SocketFamily::Inet6 => Family::Inet6,
+        SocketFamily::Unix => Family::Unix,
+    });
+    request.socket_type = match socket.kind {
+        SocketType::Stream => KernelSocketType::Stream,
+        SocketType::Datagram => KernelSocketType::Dgram,
+        SocketType::Raw => KernelSocketType::Raw,
+        SocketType::Rdm => KernelSocketType::Rdm,
+        SocketType::SeqPacket => KernelSocketType::Seqpacket,
+    };
+    request.backlog = Some(socket.backlog);
+    request.path = socket
+        .path
+        .as_ref()
+        .map(|path| ByteString::from(path.clone().into_os_string()));
+    request.umask = socket.umask.and_then(|bits| Umask::new(bits.into()));
+    request.host = socket.host.clone();
+    request.port = socket.port;
+    request.interface = socket.interface.clone();
+    request.reuseport = socket.reuseport;
+    request.nonblocking = socket.nonblocking;
+    Ok(request)
+}
+
+fn process_request(
+    watcher: &WatcherConfig,
+    spec: WorkerSpec,
+) -> Result<ops::ProcessMake, LinkError> {
+    let argv = spec.argv.into_iter().map(ByteString::from).collect();
+    let mut request = ops::ProcessMake::new(Name::new(&spec.name)?, argv);
+    request.env = Environment(
+        spec.env
+            .into_iter()
+            .filter_map(|(name, value)| match name.into_string() {
+                Ok(name) => Some((name, ByteString::from(value))),
+                Err(name) => {
+                    tracing::warn!(variable = ?name, "a variable's name is not UTF-8 and is left out");
+                    None
+                }
+            })
+            .collect(),
+    );
+    request.working_dir = Some(ByteString::from(spec.working_dir.into_os_string()));
+    request.uid = spec.uid.map(account);
+    request.gid = spec.gid.map(account);
+    request.umask = spec.umask.and_then(|bits| Umask::new(bits.into()));
+    request.rlimits = spec
+        .rlimits
+        .into_iter()
+        .map(|(name, value)| {
+            let limit = match value {
+                RlimitValue::Limit(limit) => Some(limit),
+                RlimitValue::Infinity => None,
+            };
+            (name, Rlimit::both(limit))
+        })
+        .collect();
+    let sockets: Result<Vec<Name>, NameError> =
+        spec.sockets.iter().map(|name| Name::new(name)).collect();
+    request.sockets = Sockets::Named(sockets?);
+    request.stdin = match spec.stdin {
+        WorkerInput::Null => Input::Null,
+        WorkerInput::Socket(name) => Input::Socket(Name::new(&name)?),
+    };
+    request.stdout = match spec.stdout {
+        WorkerOutput::Pipe => Stdout::Pipe,
+        WorkerOutput::Null => Stdout::Null,
+    };
+    request.stderr = match spec.stderr {
+        WorkerOutput::Pipe => Stderr::Pipe,
+        WorkerOutput::Null => Stderr::Null,
+    };
+    request.verbatim = spec.verbatim;
+    if !is_logged(watcher) {
+        request.overflow = Overflow::DropOldest;
+        request.reel_bytes = Some(ByteSize(UNLOGGED_REEL_BYTES));
+    }
+    Ok(request)
+}
+
+fn account(identity: Identity) -> Account {
+    match identity {
+        Identity::Name(name) => Account::Name(name),
+        Identity::Number(number) => Account::Id(number),
+    }
+}

@@ -1,0 +1,29 @@
+//! The manager: policy on top of the papa kernel. It may be stopped and started while the workers run on.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `config` | the INI file: lines, sections, typed values, one worker's command |
+//! | `supervisor`, `watcher`, `worker`, `backoff` | wanted state against actual state |
+//! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
+//! | `logs` | captured output to files, exactly once |
+//! | `control` | the socket `papactl` speaks to |
+//! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
+//! | `runtime_dir` | where sockets and the manager's log live |
+
+pub mod adopt;
+pub mod backoff;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod control;
+pub mod error;
+pub mod kernel_link;
+pub mod logs;
+pub mod own_log;
+pub mod pidfd;
+pub mod runtime_dir;
+pub mod state;
+pub mod supervisor;
+pub mod sys;
+pub mod watcher;
+pub mod worker;

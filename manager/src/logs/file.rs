@@ -1,0 +1,475 @@
+//! One log file: opened with care, appended to exactly once, rotated by size.
+//!
+//! Owns the open file, the bytes waiting to be written and the state of a write that failed; its unfinished work is recorded in the
+//! `Store` before it begins. Leaves to others: what is written (`writer`), when to try again.
+//! Invariant: a byte reaches the file only under a record in the store, and a failed write leaves either nothing in the file or a
+//! record from which the rest is written. One `LogFile` exists per path, however many streams name it.
+//! Source: design.md, "Logs exactly once"; reference/circus.md section 4 for names and moment of a rotation.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::logs::disk::{Handle, file_id, open, resume, shift, split_lines};
+use crate::logs::layout::{Delta, MAX_BATCH_BYTES, MAX_DELTAS, Slot, Source, Unfinished, Work};
+use crate::logs::store::Store;
+
+/// First pause after a file refused a write.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+/// Longest pause: a disk that has room again is noticed within it.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// A file that could not be rotated grows on; rotation is tried again after this.
+const ROTATION_RETRY: Duration = Duration::from_secs(60);
+
+/// When a file is rotated or reopened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Rotate before a write that would reach this size; 0 means never.
+    pub max_bytes: u64,
+    /// Rotated files kept; 0 means: never rotate.
+    pub backup_count: u32,
+    /// Reopen when somebody else moved the file.
+    pub watch_path: bool,
+}
+
+/// The file cannot be written for now; what was offered is not in it and must be offered again later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suspended;
+
+/// One log file.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    /// None until a stream names the path: a predecessor's write may be finished before that.
+    limits: Option<Limits>,
+    /// Said so once.
+    limits_disputed: bool,
+    handle: Option<Handle>,
+    pending: Pending,
+    trouble: Option<Trouble>,
+    /// Grows with failures in a row.
+    retry_delay: Duration,
+    rotation_paused_until: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    deltas: Vec<Delta>,
+    index: HashMap<Source, usize>,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    reason: String,
+    retry_at: Instant,
+    stuck: Option<Stuck>,
+}
+
+/// What must be finished before anything else goes to the file.
+#[derive(Debug)]
+enum Stuck {
+    /// Our own write, begun and not complete.
+    Write(Attempt),
+    /// A predecessor's, not even looked at with success.
+    Predecessor(Unfinished),
+}
+
+/// A write recorded in the store and not complete.
+#[derive(Debug)]
+struct Attempt {
+    slot: Slot,
+    file: File,
+    bytes: Vec<u8>,
+    written: usize,
+    deltas: Vec<Delta>,
+}
+
+impl Attempt {
+    /// Writes what is left.
+    fn proceed(&mut self) -> io::Result<()> {
+        while let Some(rest) = self
+            .bytes
+            .get(self.written..)
+            .filter(|rest| !rest.is_empty())
+        {
+            match self.file.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LogFile {
+    /// A file that is opened when the first byte comes.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            limits: None,
+            limits_disputed: false,
+            handle: None,
+            pending: Pending::default(),
+            trouble: None,
+            retry_delay: RETRY_MIN,
+            rotation_paused_until: None,
+        }
+    }
+
+    /// Finishes what a predecessor had begun. When that fails the file is suspended, as after any failed write.
+    pub fn recover(store: &mut Store, unfinished: Unfinished, now: Instant) -> Self {
+        let mut log = Self::new(unfinished.path.clone());
+        log.take_over(store, unfinished, now);
+        log
+    }
+
+    fn take_over(&mut self, store: &mut Store, unfinished: Unfinished, now: Instant) {
+        let path = self.path.display();
+        match &unfinished.work {
+            Work::Write { start, bytes, .. } => {
+                let (file, written) = match resume(&self.path, unfinished.file, *start, bytes) {
+                    Ok(found) => found,
+                    Err(error) => {
+                        tracing::warn!(%path, %error, "an interrupted log write cannot be finished yet");
+                        return self.suspend(&error, now, Some(Stuck::Predecessor(unfinished)));
+                    }
+                };
+                tracing::info!(%path, bytes = bytes.len(), written, "finishing an interrupted log write");
+                if let Work::Write { bytes, deltas, .. } = unfinished.work {
+                    let attempt = Attempt {
+                        slot: unfinished.slot,
+                        file,
+                        bytes,
+                        written,
+                        deltas,
+                    };
+                    self.finish(store, attempt, now);
+                }
+            }
+            Work::Rotate { backup_count } => {
+                tracing::info!(%path, "finishing an interrupted log rotation");
+                let turned = shift(&self.path, unfinished.file, *backup_count);
+                if let Err(error) = turned.and_then(|()| store.release(unfinished.slot)) {
+                    self.suspend(&error, now, Some(Stuck::Predecessor(unfinished)));
+                }
+            }
+        }
+    }
+
+    /// Says when the file is rotated. The first stream to name a path decides: two rotations of one file would fight.
+    pub fn set_limits(&mut self, limits: Limits) {
+        let decided = *self.limits.get_or_insert(limits);
+        if decided != limits && !self.limits_disputed {
+            self.limits_disputed = true;
+            tracing::warn!(path = %self.path.display(), max_bytes = decided.max_bytes, backup_count = decided.backup_count, "two streams share the log file; the first one's limits hold");
+        }
+    }
+
+    /// When the file was asked to wait until, and why; `None` when all is well.
+    #[must_use]
+    pub fn trouble(&self) -> Option<(&str, Instant)> {
+        self.trouble
+            .as_ref()
+            .map(|t| (t.reason.as_str(), t.retry_at))
+    }
+
+    /// Closes the file; the next byte opens the path anew.
+    pub fn reopen(&mut self) {
+        self.handle = None;
+    }
+
+    /// Adds one unit that must not be torn by a rotation, given in parts; `delta` holds once it is in the file.
+    ///
+    /// # Errors
+    /// [`Suspended`]: nothing pending was written either.
+    pub fn append(
+        &mut self,
+        store: &mut Store,
+        parts: &[&[u8]],
+        delta: Delta,
+        now: Instant,
+    ) -> Result<(), Suspended> {
+        let length = parts.iter().map(|part| part.len()).sum();
+        self.make_room(store, length, now)?;
+        for part in parts {
+            self.pending.bytes.extend_from_slice(part);
+        }
+        self.pending.note(delta);
+        Ok(())
+    }
+
+    /// Adds whole lines of one source, the first byte being at `position`; a rotation may fall between two lines.
+    ///
+    /// # Errors
+    /// [`Suspended`]: nothing pending was written either.
+    pub fn append_lines(
+        &mut self,
+        store: &mut Store,
+        mut lines: &[u8],
+        source: Source,
+        mut position: u64,
+        now: Instant,
+    ) -> Result<(), Suspended> {
+        while !lines.is_empty() {
+            self.ready(now)?;
+            let (piece, rest) = split_lines(lines, self.room(now));
+            position += piece.len() as u64;
+            self.append(store, &[piece], Delta { source, position }, now)?;
+            lines = rest;
+        }
+        Ok(())
+    }
+
+    /// Writes everything pending.
+    ///
+    /// # Errors
+    /// [`Suspended`]: what was pending is gone from here and must be offered again once the file resumes, but for what the store
+    /// then says is done.
+    pub fn flush(&mut self, store: &mut Store, now: Instant) -> Result<(), Suspended> {
+        if self.trouble.is_some() {
+            return Err(Suspended);
+        }
+        if self.pending.bytes.is_empty() {
+            return Ok(());
+        }
+        self.check_path();
+        self.ready(now)?;
+        match self.begin(store) {
+            Ok(attempt) => self.finish(store, attempt, now),
+            Err(error) => self.suspend(&error, now, None),
+        }
+        self.trouble.as_ref().map_or(Ok(()), |_| Err(Suspended))
+    }
+
+    /// Tries again after a failure. True when the file resumed: its sources are to be read again from their done positions.
+    pub fn retry(&mut self, store: &mut Store, now: Instant) -> bool {
+        let Some(trouble) = self.trouble.take_if(|trouble| trouble.retry_at <= now) else {
+            return false;
+        };
+        match trouble.stuck {
+            Some(Stuck::Write(attempt)) => self.finish(store, attempt, now),
+            Some(Stuck::Predecessor(unfinished)) => self.take_over(store, unfinished, now),
+            None => {
+                let _ = self.ready(now);
+            }
+        }
+        if self.trouble.is_none() {
+            tracing::info!(path = %self.path.display(), "the log file can be written again");
+        }
+        self.trouble.is_none()
+    }
+
+    fn begin(&mut self, store: &mut Store) -> io::Result<Attempt> {
+        let Some(handle) = &mut self.handle else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        // The true length, not what we remember: logrotate may have truncated the file in place.
+        handle.size = handle.file.metadata()?.len();
+        let file = handle.file.try_clone()?;
+        let slot = store.acquire().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::QuotaExceeded,
+                "too many log files have unfinished writes",
+            )
+        })?;
+        let Pending { bytes, deltas, .. } = std::mem::take(&mut self.pending);
+        if let Err(error) =
+            store.begin_write(slot, &self.path, handle.id, handle.size, &bytes, &deltas)
+        {
+            store.release(slot)?;
+            return Err(error);
+        }
+        Ok(Attempt {
+            slot,
+            file,
+            bytes,
+            written: 0,
+            deltas,
+        })
+    }
+
+    /// Carries a recorded write to its end, or suspends the file.
+    fn finish(&mut self, store: &mut Store, mut attempt: Attempt, now: Instant) {
+        if let Err(error) = attempt.proceed() {
+            if attempt.written > 0 {
+                return self.suspend(&error, now, Some(Stuck::Write(attempt)));
+            }
+            // Not a byte is in the file: the record can simply go.
+            let released = store.release(attempt.slot);
+            return self.suspend(&released.err().unwrap_or(error), now, None);
+        }
+        if let Err(error) = store.finish_write(attempt.slot, &attempt.deltas) {
+            return self.suspend(&error, now, Some(Stuck::Write(attempt)));
+        }
+        if let Some(handle) = &mut self.handle {
+            handle.size += attempt.written as u64;
+        }
+        self.retry_delay = RETRY_MIN;
+        self.pending.reuse(attempt.bytes, attempt.deltas);
+    }
+
+    fn suspend(&mut self, error: &io::Error, now: Instant, stuck: Option<Stuck>) {
+        if self.retry_delay == RETRY_MIN {
+            tracing::warn!(path = %self.path.display(), %error, "the log file cannot be written; its output waits in the kernel");
+        }
+        self.pending = Pending::default();
+        self.handle = None;
+        self.trouble = Some(Trouble {
+            reason: format!("{}: {error}", self.path.display()),
+            retry_at: now + self.retry_delay,
+            stuck,
+        });
+        self.retry_delay = (self.retry_delay * 2).min(RETRY_MAX);
+    }
+
+    /// Opens the file if it is not open.
+    fn ready(&mut self, now: Instant) -> Result<(), Suspended> {
+        if self.trouble.is_some() {
+            return Err(Suspended);
+        }
+        if self.handle.is_none() {
+            match open(&self.path) {
+                Ok(handle) => self.handle = Some(handle),
+                Err(error) => {
+                    self.suspend(&error, now, None);
+                    return Err(Suspended);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the next `length` bytes fit the batch and the size limit.
+    fn make_room(
+        &mut self,
+        store: &mut Store,
+        length: usize,
+        now: Instant,
+    ) -> Result<(), Suspended> {
+        self.ready(now)?;
+        if self.pending.bytes.len() + length > MAX_BATCH_BYTES
+            || self.pending.deltas.len() >= MAX_DELTAS
+        {
+            self.flush(store, now)?;
+            self.ready(now)?;
+        }
+        if length as u64 > self.room(now) && self.size() + self.pending.bytes.len() as u64 > 0 {
+            self.flush(store, now)?;
+            self.rotate(store, now)?;
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.unwrap_or_default()
+    }
+
+    fn size(&self) -> u64 {
+        self.handle.as_ref().map_or(0, |handle| handle.size)
+    }
+
+    /// Bytes that may still be added before the size limit asks for a rotation.
+    fn room(&self, now: Instant) -> u64 {
+        let Limits {
+            max_bytes,
+            backup_count,
+            ..
+        } = self.limits();
+        let regular = self.handle.as_ref().is_some_and(|handle| handle.regular);
+        let paused = self.rotation_paused_until.is_some_and(|until| now < until);
+        if max_bytes == 0 || backup_count == 0 || !regular || paused {
+            return u64::MAX;
+        }
+        (max_bytes - 1).saturating_sub(self.size() + self.pending.bytes.len() as u64)
+    }
+
+    fn rotate(&mut self, store: &mut Store, now: Instant) -> Result<(), Suspended> {
+        self.ready(now)?;
+        let Some(id) = self.handle.as_ref().map(|handle| handle.id) else {
+            return Err(Suspended);
+        };
+        // Without a free slot the file grows on for a while: a line is worth more than a size.
+        let Some(slot) = store.acquire() else {
+            let error = io::Error::other("too many log files have unfinished writes");
+            self.pause_rotation(&error, now);
+            return Ok(());
+        };
+        let turned = store
+            .begin_rotate(slot, &self.path, id, self.limits().backup_count)
+            .and_then(|()| shift(&self.path, id, self.limits().backup_count));
+        if let Err(error) = turned {
+            self.pause_rotation(&error, now);
+        }
+        self.handle = None;
+        // The new file is there before the record goes: a successor must not take it for the old one.
+        let opened = self.ready(now);
+        if let Err(error) = store.release(slot) {
+            self.suspend(&error, now, None);
+            return Err(Suspended);
+        }
+        opened
+    }
+
+    fn pause_rotation(&mut self, error: &io::Error, now: Instant) {
+        tracing::warn!(path = %self.path.display(), %error, "the log file cannot be rotated and grows on");
+        self.rotation_paused_until = Some(now + ROTATION_RETRY);
+    }
+
+    /// Closes the file when it was deleted, or moved and the path is to be watched: what is written there would be lost.
+    fn check_path(&mut self) {
+        let Some(handle) = &self.handle else {
+            return;
+        };
+        let deleted = handle.regular && handle.file.metadata().is_ok_and(|data| data.nlink() == 0);
+        let moved = self.limits().watch_path
+            && fs::metadata(&self.path).map_or(true, |data| file_id(&data) != handle.id);
+        if deleted || moved {
+            self.handle = None;
+        }
+    }
+}
+
+impl Pending {
+    fn note(&mut self, delta: Delta) {
+        // Runs of one source are the rule: look at the last before hashing.
+        if let Some(last) = self
+            .deltas
+            .last_mut()
+            .filter(|last| last.source == delta.source)
+        {
+            last.position = delta.position;
+            return;
+        }
+        match self
+            .index
+            .get(&delta.source)
+            .and_then(|at| self.deltas.get_mut(*at))
+        {
+            Some(known) => known.position = delta.position,
+            None => {
+                self.index.insert(delta.source, self.deltas.len());
+                self.deltas.push(delta);
+            }
+        }
+    }
+
+    /// Takes the memory of a finished write back.
+    fn reuse(&mut self, mut bytes: Vec<u8>, mut deltas: Vec<Delta>) {
+        bytes.clear();
+        deltas.clear();
+        if self.bytes.is_empty() {
+            *self = Self {
+                bytes,
+                deltas,
+                index: HashMap::new(),
+            };
+        }
+    }
+}

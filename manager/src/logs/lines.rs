@@ -1,0 +1,225 @@
+//! Captured chunks to whole lines, for one stream of one process.
+//!
+//! Owns the unfinished line at the end of what was seen; the kernel keeps its bytes too until it is written. Leaves to others: prefix and
+//! file (`writer`).
+//! Invariant: every byte at or beyond the position it started from is emitted once and in order, or is in the tail; the tail is never
+//! longer than the limit. Chunking does not change what is emitted, but for lines longer than the limit.
+//! Source: design.md, "Whole lines whatever the chunking".
+
+/// Longest line written in one piece; also the most a stream may leave unacknowledged in the kernel for want of a newline.
+pub const MAX_LINE_BYTES: usize = 64 * 1024;
+
+/// Whole lines of a stream; `head` was seen earlier than `body`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// Beginning of the first line, from earlier chunks.
+    pub head: &'a [u8],
+    /// The rest of the first line, and when it ends in a newline perhaps more lines.
+    pub body: &'a [u8],
+    /// Position of the body's first byte; the body's bytes are contiguous, the head's need not be.
+    pub body_start: u64,
+    /// When the first line's first byte was captured, in microseconds since the epoch.
+    pub head_stamp_us: i64,
+    /// The same for every further line.
+    pub body_stamp_us: i64,
+}
+
+impl Piece<'_> {
+    /// The position below which everything of the stream is emitted once this piece is.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.body_start + self.body.len() as u64
+    }
+}
+
+/// Makes lines of chunks.
+#[derive(Debug)]
+pub struct Assembler {
+    /// Everything of the stream below is emitted or in the tail.
+    next: u64,
+    tail: Vec<u8>,
+    tail_start: u64,
+    tail_stamp_us: i64,
+    limit: usize,
+}
+
+impl Assembler {
+    /// Starts at `position`: what lies below has been written before. `limit` bounds a line.
+    #[must_use]
+    pub fn new(position: u64, limit: usize) -> Self {
+        Self {
+            next: position,
+            tail: Vec::new(),
+            tail_start: 0,
+            tail_stamp_us: 0,
+            limit: limit.clamp(1, MAX_LINE_BYTES),
+        }
+    }
+
+    /// Position of the unfinished line's first byte.
+    #[must_use]
+    pub fn tail_start(&self) -> Option<u64> {
+        (!self.tail.is_empty()).then_some(self.tail_start)
+    }
+
+    /// Takes a chunk of the stream that starts at `position`; emits what is complete.
+    ///
+    /// # Errors
+    /// The first error of `emit`, after which the assembler is of no use.
+    pub fn feed<E>(
+        &mut self,
+        position: u64,
+        chunk: &[u8],
+        stamp_us: i64,
+        mut emit: impl FnMut(Piece<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let known = usize::try_from(self.next.saturating_sub(position)).unwrap_or(usize::MAX);
+        let Some(mut rest) = chunk.get(known..).filter(|rest| !rest.is_empty()) else {
+            return Ok(());
+        };
+        let mut at = position + known as u64;
+        self.next = at + rest.len() as u64;
+        while !rest.is_empty() {
+            let room = self.limit - self.tail.len();
+            let taken = if self.tail.is_empty() {
+                match rest.iter().rposition(|byte| *byte == b'\n') {
+                    Some(last) => Some(last + 1),
+                    None => (rest.len() > room).then_some(room),
+                }
+            } else {
+                let near = rest.get(..=room).unwrap_or(rest);
+                match near.iter().position(|byte| *byte == b'\n') {
+                    Some(first) => Some(first + 1),
+                    None => (rest.len() > room).then_some(room),
+                }
+            };
+            let Some(length) = taken else {
+                if self.tail.is_empty() {
+                    self.tail_start = at;
+                    self.tail_stamp_us = stamp_us;
+                }
+                self.tail.extend_from_slice(rest);
+                break;
+            };
+            let (body, more) = rest.split_at(length);
+            emit(Piece {
+                head: &self.tail,
+                body,
+                body_start: at,
+                head_stamp_us: if self.tail.is_empty() {
+                    stamp_us
+                } else {
+                    self.tail_stamp_us
+                },
+                body_stamp_us: stamp_us,
+            })?;
+            self.tail.clear();
+            at += length as u64;
+            rest = more;
+        }
+        Ok(())
+    }
+
+    /// Emits the unfinished line: the stream ended, or its continuation was dropped.
+    ///
+    /// # Errors
+    /// The error of `emit`.
+    pub fn finish<E>(&mut self, emit: impl FnOnce(Piece<'_>) -> Result<(), E>) -> Result<(), E> {
+        if self.tail.is_empty() {
+            return Ok(());
+        }
+        let tail = std::mem::take(&mut self.tail);
+        emit(Piece {
+            head: &tail,
+            body: &[],
+            body_start: self.next,
+            head_stamp_us: self.tail_stamp_us,
+            body_stamp_us: self.tail_stamp_us,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(assembler: &mut Assembler, chunks: &[(u64, &[u8])]) -> Vec<(Vec<u8>, u64)> {
+        let mut out = Vec::new();
+        for (position, chunk) in chunks {
+            assembler
+                .feed(*position, chunk, 1, |piece| {
+                    out.push(([piece.head, piece.body].concat(), piece.done()));
+                    Ok::<_, ()>(())
+                })
+                .unwrap();
+        }
+        out
+    }
+
+    #[test]
+    fn lines_are_whole_and_the_tail_waits() {
+        let mut lines = Assembler::new(0, 100);
+        let out = run(&mut lines, &[(0, b"a\nbc\nde"), (17, b"f\ng")]);
+        assert_eq!(out, [(b"a\nbc\n".to_vec(), 5), (b"def\n".to_vec(), 19)]);
+        assert_eq!(lines.tail_start(), Some(19));
+    }
+
+    #[test]
+    fn what_was_seen_before_is_skipped() {
+        let mut lines = Assembler::new(3, 100);
+        let out = run(
+            &mut lines,
+            &[(0, b"abc"), (0, b"abcd\n"), (2, b"cd\n"), (5, b"e\n")],
+        );
+        assert_eq!(out, [(b"d\n".to_vec(), 5), (b"e\n".to_vec(), 7)]);
+    }
+
+    #[test]
+    fn a_long_line_comes_in_pieces() {
+        let mut lines = Assembler::new(0, 4);
+        let out = run(&mut lines, &[(0, b"abc"), (3, b"defgh"), (8, b"i\nj\n")]);
+        let texts: Vec<_> = out.iter().map(|(text, _)| text.as_slice()).collect();
+        assert_eq!(
+            texts,
+            [&b"abcd"[..], b"efgh", b"i\nj\n"].map(<[u8]>::to_vec)
+        );
+    }
+
+    #[test]
+    fn a_line_of_exactly_the_limit_is_one_piece() {
+        let mut lines = Assembler::new(0, 4);
+        let out = run(&mut lines, &[(0, b"ab"), (2, b"cd"), (4, b"\n")]);
+        assert_eq!(out, [(b"abcd\n".to_vec(), 5)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_emits_every_byte_once_and_in_order(
+            text in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'x'), any::<u8>()], 0..300),
+            cuts in proptest::collection::vec(0usize..300, 0..10),
+            start in 0u64..100,
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).chain([0, text.len()]).collect();
+            cuts.sort_unstable();
+            let mut lines = Assembler::new(start, 16);
+            let mut seen = Vec::new();
+            let mut done = start;
+            let mut emit = |piece: Piece<'_>| {
+                assert!(piece.head.len() <= 16);
+                assert!(piece.done() >= done);
+                done = piece.done();
+                seen.extend_from_slice(piece.head);
+                seen.extend_from_slice(piece.body);
+                Ok::<_, ()>(())
+            };
+            for pair in cuts.windows(2) {
+                lines.feed(pair[0] as u64, &text[pair[0]..pair[1]], 0, &mut emit).unwrap();
+            }
+            lines.finish(&mut emit).unwrap();
+            let from = usize::try_from(start).unwrap().min(text.len());
+            prop_assert_eq!(seen, &text[from..]);
+        }
+    }
+}

@@ -1,0 +1,544 @@
+//! The state that lets an interrupted log write be finished exactly once.
+//!
+//! Owns the layout of one sparse memfd: a table of done positions (how far each stream of each process is in its file) and a pool
+//! of slots, each holding one write or rotation in progress: what is being done, to which inode, the formatted bytes, and the done
+//! positions that hold once it is finished. Leaves to others: opening files, writing them (`file`), keeping the memfd alive (the
+//! kernel holds it).
+//!
+//! Invariant: a slot's record changes by one aligned store of its generation word, which selects one of two copies; everything a
+//! record refers to (path, bytes, positions) is in place before that store and untouched until the next. Done positions are
+//! applied only under a record that carries them, so applying them again changes nothing. SIGKILL between any two system calls
+//! therefore leaves a state from which the rest can be done, never repeated.
+//! The memfd is read and written with pread and pwrite, never mapped: no unsafe code, and a fault cannot kill the manager.
+//! Source: design.md, "Logs exactly once".
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::logs::layout::{
+    BUFFER_OFFSET, DELTA_BYTES, DELTAS_OFFSET, DONE_ENTRY_BYTES, DONE_OFFSET, Delta,
+    ENTRIES_USED_OFFSET, FileId, Kind, MAGIC, MAX_BATCH_BYTES, MAX_DELTAS, MAX_DONE_ENTRIES,
+    MAX_PATH_BYTES, MAX_SLOTS, PAGE, PAGE_BYTES, PATH_OFFSET, Phase, RECORD_BYTES, RECORD_OFFSETS,
+    Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot, Source, Unfinished, Work, read_word,
+};
+
+/// The state memfd, opened.
+#[derive(Debug)]
+pub struct Store {
+    file: File,
+    done: HashMap<Source, (usize, u64)>,
+    free_entries: BTreeSet<usize>,
+    /// Entries at and beyond this one were never used.
+    entries_used: usize,
+    free_slots: BTreeSet<usize>,
+    /// Slots at and beyond this one were never used.
+    slots_used: usize,
+}
+
+impl Store {
+    /// Makes an empty state in a new memfd.
+    ///
+    /// # Errors
+    /// What `memfd_create` and `ftruncate` answer.
+    pub fn create() -> io::Result<Self> {
+        let fd = memfd_create(c"papa-manager-logs", MFdFlags::MFD_CLOEXEC)?;
+        Self::format(File::from(fd))
+    }
+
+    /// Makes an empty state in `file`, whatever was in it.
+    ///
+    /// # Errors
+    /// When the file cannot be sized or written.
+    pub fn format(file: File) -> io::Result<Self> {
+        file.set_len(0)?;
+        file.set_len(STATE_BYTES)?;
+        file.write_all_at(MAGIC, 0)?;
+        Ok(Self {
+            file,
+            done: HashMap::new(),
+            free_entries: BTreeSet::new(),
+            entries_used: 0,
+            free_slots: BTreeSet::new(),
+            slots_used: 0,
+        })
+    }
+
+    /// Opens the state a predecessor left, and tells what it had not finished.
+    ///
+    /// # Errors
+    /// `InvalidData` when this is not a log state of this version.
+    pub fn open(fd: OwnedFd) -> io::Result<(Self, Vec<Unfinished>)> {
+        let file = File::from(fd);
+        let mut magic = [0; MAGIC.len()];
+        if file.metadata()?.len() < STATE_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the log state is too short",
+            ));
+        }
+        file.read_exact_at(&mut magic, 0)?;
+        if &magic != MAGIC {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the log state has an unknown layout",
+            ));
+        }
+        let mut store = Self {
+            file,
+            done: HashMap::new(),
+            free_entries: BTreeSet::new(),
+            entries_used: 0,
+            free_slots: BTreeSet::new(),
+            slots_used: 0,
+        };
+        store.entries_used = store.read_count(ENTRIES_USED_OFFSET, MAX_DONE_ENTRIES)?;
+        store.slots_used = store.read_count(SLOTS_USED_OFFSET, MAX_SLOTS)?;
+        store.load_done()?;
+        let mut unfinished = Vec::new();
+        for index in 0..store.slots_used {
+            match store.load_slot(Slot(index))? {
+                Some(work) => unfinished.push(work),
+                None => {
+                    store.free_slots.insert(index);
+                }
+            }
+        }
+        Ok((store, unfinished))
+    }
+
+    /// The memfd, to leave with the kernel.
+    #[must_use]
+    pub fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// How far `source` is; 0 when nothing is known of it.
+    #[must_use]
+    pub fn done(&self, source: Source) -> u64 {
+        self.done.get(&source).map_or(0, |(_, position)| *position)
+    }
+
+    /// Every process with a position, as often as it has some.
+    pub fn serials(&self) -> impl Iterator<Item = u64> {
+        self.done.keys().map(|source| source.serial)
+    }
+
+    /// Forgets every process for which `keep` says no. Only for processes the kernel has forgotten: it would deliver their output again.
+    ///
+    /// # Errors
+    /// When the memfd cannot be written.
+    pub fn retain(&mut self, mut keep: impl FnMut(u64) -> bool) -> io::Result<()> {
+        let gone: Vec<Source> = self
+            .done
+            .keys()
+            .filter(|s| !keep(s.serial))
+            .copied()
+            .collect();
+        for source in gone {
+            if let Some((entry, _)) = self.done.remove(&source) {
+                self.write_entry(entry, [0; 3])?;
+                self.free_entries.insert(entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// A slot nobody uses; the lowest, so that its pages are warm. `None` when all are taken by unfinished writes.
+    pub fn acquire(&mut self) -> Option<Slot> {
+        if let Some(slot) = self.free_slots.pop_first() {
+            return Some(Slot(slot));
+        }
+        if self.slots_used >= MAX_SLOTS
+            || self
+                .write_count(SLOTS_USED_OFFSET, self.slots_used + 1)
+                .is_err()
+        {
+            return None;
+        }
+        self.slots_used += 1;
+        Some(Slot(self.slots_used - 1))
+    }
+
+    /// Records that `bytes` are about to be appended to `file` at `start`, after which `deltas` hold.
+    ///
+    /// # Errors
+    /// When a bound is passed or the memfd cannot be written; the slot is then as before.
+    pub fn begin_write(
+        &self,
+        slot: Slot,
+        path: &Path,
+        file: FileId,
+        start: u64,
+        bytes: &[u8],
+        deltas: &[Delta],
+    ) -> io::Result<()> {
+        if bytes.len() > MAX_BATCH_BYTES || deltas.len() > MAX_DELTAS {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the log write is too large",
+            ));
+        }
+        self.file
+            .write_all_at(bytes, slot.offset() + BUFFER_OFFSET)?;
+        let mut encoded = Vec::with_capacity(deltas.len() * DELTA_BYTES);
+        for delta in deltas {
+            encoded.extend_from_slice(&delta.source.serial.to_le_bytes());
+            encoded.extend_from_slice(&delta.source.kind.to_word().to_le_bytes());
+            encoded.extend_from_slice(&delta.position.to_le_bytes());
+        }
+        self.file
+            .write_all_at(&encoded, slot.offset() + DELTAS_OFFSET)?;
+        let path_length = self.write_path(slot, path)?;
+        self.commit(
+            slot,
+            &Record {
+                phase: Phase::Writing,
+                file,
+                start,
+                length: bytes.len(),
+                path_length,
+                deltas: deltas.len(),
+                backup_count: 0,
+            },
+        )
+    }
+
+    /// Records that a write is complete: the `deltas` it was begun with hold from here on.
+    ///
+    /// # Errors
+    /// When the memfd cannot be written or the table is full; the write stays recorded as unfinished, and asking again is right.
+    pub fn finish_write(&mut self, slot: Slot, deltas: &[Delta]) -> io::Result<()> {
+        for delta in deltas {
+            self.set_done(*delta)?;
+        }
+        self.release(slot)
+    }
+
+    /// Records that `file` is about to be rotated away from `path`.
+    ///
+    /// # Errors
+    /// When the memfd cannot be written.
+    pub fn begin_rotate(
+        &self,
+        slot: Slot,
+        path: &Path,
+        file: FileId,
+        backup_count: u32,
+    ) -> io::Result<()> {
+        let path_length = self.write_path(slot, path)?;
+        self.commit(
+            slot,
+            &Record {
+                phase: Phase::Rotating,
+                file,
+                backup_count,
+                path_length,
+                ..Record::IDLE
+            },
+        )
+    }
+
+    /// Ends a rotation, or a write of which no byte reached the file: the slot is free, no done position changes.
+    ///
+    /// # Errors
+    /// When the memfd cannot be written.
+    pub fn release(&mut self, slot: Slot) -> io::Result<()> {
+        self.commit(slot, &Record::IDLE)?;
+        if slot.0 > 0 {
+            // Only the first slot's pages are kept: it is the one in constant use.
+            punch(
+                &self.file,
+                slot.offset() + PATH_OFFSET,
+                SLOT_STRIDE - PATH_OFFSET,
+            );
+        }
+        self.free_slots.insert(slot.0);
+        Ok(())
+    }
+
+    fn commit(&self, slot: Slot, record: &Record) -> io::Result<()> {
+        let generation = self.generation(slot)?.wrapping_add(1);
+        let copy = RECORD_OFFSETS[usize::from(generation & 1 == 1)];
+        self.file
+            .write_all_at(&record.encode(), slot.offset() + copy)?;
+        self.file
+            .write_all_at(&generation.to_le_bytes(), slot.offset())
+    }
+
+    fn generation(&self, slot: Slot) -> io::Result<u64> {
+        let mut word = [0; 8];
+        self.file.read_exact_at(&mut word, slot.offset())?;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    fn record(&self, slot: Slot) -> io::Result<Option<Record>> {
+        let generation = self.generation(slot)?;
+        let copy = RECORD_OFFSETS[usize::from(generation & 1 == 1)];
+        let mut bytes = [0; RECORD_BYTES];
+        self.file.read_exact_at(&mut bytes, slot.offset() + copy)?;
+        Ok(Record::decode(&bytes))
+    }
+
+    fn write_path(&self, slot: Slot, path: &Path) -> io::Result<usize> {
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.len() > MAX_PATH_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the log file's path is too long",
+            ));
+        }
+        self.file.write_all_at(bytes, slot.offset() + PATH_OFFSET)?;
+        Ok(bytes.len())
+    }
+
+    fn read_deltas(&self, slot: Slot, count: usize) -> io::Result<Vec<Delta>> {
+        let mut bytes = vec![0; count * DELTA_BYTES];
+        self.file
+            .read_exact_at(&mut bytes, slot.offset() + DELTAS_OFFSET)?;
+        Ok(bytes
+            .chunks_exact(DELTA_BYTES)
+            .filter_map(|chunk| {
+                Some(Delta {
+                    source: Source {
+                        serial: read_word(chunk, 0),
+                        kind: Kind::from_word(read_word(chunk, 8))?,
+                    },
+                    position: read_word(chunk, 16),
+                })
+            })
+            .collect())
+    }
+
+    fn load_slot(&self, slot: Slot) -> io::Result<Option<Unfinished>> {
+        let Some(record) = self.record(slot)? else {
+            tracing::warn!(
+                slot = slot.0,
+                "a slot of the log state is unreadable and is ignored"
+            );
+            return Ok(None);
+        };
+        let work = match record.phase {
+            Phase::Idle => return Ok(None),
+            Phase::Writing => {
+                let mut bytes = vec![0; record.length];
+                self.file
+                    .read_exact_at(&mut bytes, slot.offset() + BUFFER_OFFSET)?;
+                Work::Write {
+                    start: record.start,
+                    bytes,
+                    deltas: self.read_deltas(slot, record.deltas)?,
+                }
+            }
+            Phase::Rotating => Work::Rotate {
+                backup_count: record.backup_count,
+            },
+        };
+        let mut path = vec![0; record.path_length];
+        self.file
+            .read_exact_at(&mut path, slot.offset() + PATH_OFFSET)?;
+        Ok(Some(Unfinished {
+            slot,
+            path: PathBuf::from(OsStr::from_bytes(&path)),
+            file: record.file,
+            work,
+        }))
+    }
+
+    fn load_done(&mut self) -> io::Result<()> {
+        let mut page = [0; PAGE_BYTES];
+        let entries_per_page = PAGE_BYTES / DONE_ENTRY_BYTES;
+        let mut index = 0;
+        for number in 0..self.entries_used.div_ceil(entries_per_page) {
+            self.file
+                .read_exact_at(&mut page, DONE_OFFSET + number as u64 * PAGE)?;
+            for entry in page.chunks_exact(DONE_ENTRY_BYTES) {
+                let serial = read_word(entry, 0);
+                if let Some(kind) = Kind::from_word(read_word(entry, 8)) {
+                    self.done
+                        .insert(Source { serial, kind }, (index, read_word(entry, 16)));
+                } else if index < self.entries_used {
+                    self.free_entries.insert(index);
+                }
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_done(&mut self, delta: Delta) -> io::Result<()> {
+        let entry = match self.done.get(&delta.source) {
+            // Positions never go back: a write finished twice must not undo a later one.
+            Some((_, position)) if *position >= delta.position => return Ok(()),
+            Some((entry, _)) => *entry,
+            None => self.new_entry()?,
+        };
+        let Source { serial, kind } = delta.source;
+        self.write_entry(entry, [serial, kind.to_word(), delta.position])?;
+        self.done.insert(delta.source, (entry, delta.position));
+        Ok(())
+    }
+
+    fn new_entry(&mut self) -> io::Result<usize> {
+        if let Some(entry) = self.free_entries.pop_first() {
+            return Ok(entry);
+        }
+        if self.entries_used >= MAX_DONE_ENTRIES {
+            return Err(io::Error::new(
+                io::ErrorKind::QuotaExceeded,
+                format!("more than {MAX_DONE_ENTRIES} streams have log positions"),
+            ));
+        }
+        self.write_count(ENTRIES_USED_OFFSET, self.entries_used + 1)?;
+        self.entries_used += 1;
+        Ok(self.entries_used - 1)
+    }
+
+    fn read_count(&self, offset: u64, limit: usize) -> io::Result<usize> {
+        let mut word = [0; 8];
+        self.file.read_exact_at(&mut word, offset)?;
+        Ok(usize::try_from(u64::from_le_bytes(word))
+            .unwrap_or(limit)
+            .min(limit))
+    }
+
+    fn write_count(&self, offset: u64, count: usize) -> io::Result<()> {
+        self.file
+            .write_all_at(&(count as u64).to_le_bytes(), offset)
+    }
+
+    fn write_entry(&self, entry: usize, words: [u64; 3]) -> io::Result<()> {
+        let mut bytes = [0; 24];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        self.file
+            .write_all_at(&bytes, DONE_OFFSET + (entry * DONE_ENTRY_BYTES) as u64)
+    }
+}
+
+/// Gives pages back; a file system that cannot do it only costs memory.
+fn punch(file: &File, offset: u64, length: u64) {
+    let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
+        return;
+    };
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    if let Err(errno) = fallocate(file, flags, offset, length) {
+        tracing::debug!(%errno, "the log state keeps its pages");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUT: Source = Source {
+        serial: 7,
+        kind: Kind::Out,
+    };
+    const FILE: FileId = FileId {
+        device: 1,
+        inode: 2,
+    };
+
+    fn reopen(store: &Store) -> (Store, Vec<Unfinished>) {
+        let copy = store.descriptor().try_clone_to_owned().unwrap();
+        Store::open(copy).unwrap()
+    }
+
+    #[test]
+    fn a_begun_write_is_found_with_its_bytes_and_a_finished_one_is_not() {
+        let mut store = Store::create().unwrap();
+        let slot = store.acquire().unwrap();
+        let delta = Delta {
+            source: OUT,
+            position: 5,
+        };
+        store
+            .begin_write(slot, Path::new("/logs/a"), FILE, 100, b"hello", &[delta])
+            .unwrap();
+        let (mut second, unfinished) = reopen(&store);
+        assert_eq!(unfinished.len(), 1);
+        assert_eq!(unfinished[0].path, Path::new("/logs/a"));
+        assert_eq!(unfinished[0].file, FILE);
+        let Work::Write {
+            start,
+            bytes,
+            deltas,
+        } = &unfinished[0].work
+        else {
+            panic!("{unfinished:?}");
+        };
+        assert_eq!(
+            (*start, bytes.as_slice(), deltas.as_slice()),
+            (100, &b"hello"[..], &[delta][..])
+        );
+        assert_eq!(second.done(OUT), 0);
+        second.finish_write(unfinished[0].slot, deltas).unwrap();
+        assert_eq!(second.done(OUT), 5);
+        let (third, unfinished) = reopen(&second);
+        assert!(unfinished.is_empty());
+        assert_eq!(third.done(OUT), 5);
+        assert_eq!(third.free_slots.len(), 1);
+    }
+
+    #[test]
+    fn a_rotation_is_found_and_released() {
+        let mut store = Store::create().unwrap();
+        let slot = store.acquire().unwrap();
+        store
+            .begin_rotate(slot, Path::new("/logs/a"), FILE, 3)
+            .unwrap();
+        let (_, unfinished) = reopen(&store);
+        assert!(matches!(
+            unfinished[0].work,
+            Work::Rotate { backup_count: 3 }
+        ));
+        store.release(slot).unwrap();
+        assert!(reopen(&store).1.is_empty());
+    }
+
+    #[test]
+    fn positions_never_go_back_and_forgotten_entries_are_used_again() {
+        let mut store = Store::create().unwrap();
+        for position in [5, 3] {
+            store
+                .set_done(Delta {
+                    source: OUT,
+                    position,
+                })
+                .unwrap();
+        }
+        assert_eq!(store.done(OUT), 5);
+        store.retain(|serial| serial != 7).unwrap();
+        assert_eq!(store.done(OUT), 0);
+        let other = Source {
+            serial: 8,
+            kind: Kind::Gap,
+        };
+        store
+            .set_done(Delta {
+                source: other,
+                position: 1,
+            })
+            .unwrap();
+        let (store, _) = reopen(&store);
+        assert_eq!(store.entries_used, 1);
+        assert_eq!(store.done(other), 1);
+    }
+
+    #[test]
+    fn a_foreign_memfd_is_refused() {
+        let fd = memfd_create(c"other", MFdFlags::MFD_CLOEXEC).unwrap();
+        let error = Store::open(fd).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

@@ -1,0 +1,346 @@
+//! From pushed output to lines in files to positions that may be acknowledged.
+//!
+//! Owns the log files, by path, and for every process how far each of its streams is. Leaves to others: the connection to the
+//! kernel (`session`), whole lines (`lines`), the exactly-once write (`file`, `store`).
+//! Invariant: a position handed out by `flush` has everything below it in the files, and the store says so; what was offered while
+//! a file was suspended is not kept here but read from the kernel again.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::logs::book::{Book, Stream, Target};
+use crate::logs::file::{Limits, LogFile};
+use crate::logs::layout::{Kind, Source, Unfinished};
+use crate::logs::lines::{Assembler, MAX_LINE_BYTES};
+use crate::logs::prefix::Prefix;
+use crate::logs::store::Store;
+
+/// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest is for what comes after.
+const TAIL_SHARE_OF_REEL: u64 = 4;
+
+/// Where one stream's lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The log file, absolute.
+    pub path: PathBuf,
+    /// When it is rotated. The first route to name a path decides.
+    pub limits: Limits,
+    /// strftime format of the prefix; none passes bytes unchanged.
+    pub time_format: Option<String>,
+}
+
+/// Where the two streams of a process go; a stream without a route is acknowledged unwritten.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Routes {
+    /// Standard output.
+    pub out: Option<Route>,
+    /// Standard error.
+    pub err: Option<Route>,
+}
+
+/// What is known of a process when its output begins to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// The kernel's number for it.
+    pub serial: u64,
+    /// Its name in the kernel, for gap lines.
+    pub name: String,
+    /// For the prefix.
+    pub pid: i32,
+    /// Bytes the kernel keeps.
+    pub reel_bytes: u64,
+    /// Bytes acknowledged so far.
+    pub acknowledged: u64,
+    /// Bytes dropped so far.
+    pub dropped: u64,
+}
+
+/// One captured record, as pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// Position of its end; it begins where the one before ended.
+    pub end: u64,
+    /// Out or Err.
+    pub stream: Kind,
+    /// Microseconds since the epoch.
+    pub stamp_us: i64,
+}
+
+/// All log files of the manager.
+#[derive(Debug)]
+pub struct LogWriter {
+    store: Store,
+    files: Vec<LogFile>,
+    by_path: HashMap<PathBuf, usize>,
+    books: HashMap<u64, Book>,
+    /// Processes that had output since the last flush.
+    touched: Vec<u64>,
+}
+
+impl LogWriter {
+    /// Takes a state and finishes what a predecessor had begun.
+    #[must_use]
+    pub fn open(mut store: Store, unfinished: Vec<Unfinished>, now: Instant) -> Self {
+        let mut files: Vec<LogFile> = Vec::new();
+        let mut by_path = HashMap::new();
+        for work in unfinished {
+            by_path.insert(work.path.clone(), files.len());
+            files.push(LogFile::recover(&mut store, work, now));
+        }
+        Self {
+            store,
+            files,
+            by_path,
+            books: HashMap::new(),
+            touched: Vec::new(),
+        }
+    }
+
+    /// The state, to leave its descriptor with the kernel.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Is the process known?
+    #[must_use]
+    pub fn knows(&self, serial: u64) -> bool {
+        self.books.contains_key(&serial)
+    }
+
+    /// Every process something is known of.
+    pub fn serials(&self) -> impl Iterator<Item = u64> {
+        self.store.serials().chain(self.books.keys().copied())
+    }
+
+    /// Starts a new process, or one whose output a predecessor wrote.
+    pub fn add(&mut self, process: &Process, routes: &Routes) {
+        let serial = process.serial;
+        let oldest = process.acknowledged + process.dropped;
+        let written = [Kind::Out, Kind::Err, Kind::Gap]
+            .map(|kind| self.store.done(Source { serial, kind }))
+            .into_iter()
+            .fold(0, u64::max);
+        let tail_limit =
+            usize::try_from(process.reel_bytes / TAIL_SHARE_OF_REEL).unwrap_or(usize::MAX);
+        let streams = [(Kind::Out, &routes.out), (Kind::Err, &routes.err)].map(|(kind, route)| {
+            let source = Source { serial, kind };
+            Stream {
+                source,
+                lines: Assembler::new(self.store.done(source), tail_limit),
+                limit: tail_limit.min(MAX_LINE_BYTES),
+                target: route.as_ref().map(|route| self.target(route)),
+                stale: false,
+            }
+        });
+        self.books.insert(
+            serial,
+            Book {
+                name: process.name.clone(),
+                pid: process.pid,
+                streams,
+                seen: oldest,
+                acknowledged: oldest,
+                unreported: process.dropped.min(oldest.saturating_sub(written)),
+                touched: false,
+            },
+        );
+    }
+
+    /// Takes pushed output in. `payload` holds the bytes from `start` to the last record's end; output of an unknown process and
+    /// records that do not fit the payload are ignored, and so never acknowledged.
+    pub fn output(
+        &mut self,
+        serial: u64,
+        start: u64,
+        records: impl IntoIterator<Item = Record>,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        let Some(book) = self.books.get_mut(&serial) else {
+            return;
+        };
+        touch(book, &mut self.touched, serial);
+        let mut position = start;
+        for (index, record) in records.into_iter().enumerate() {
+            if index == 0 {
+                let gap = start.saturating_sub(book.seen) + book.unreported;
+                if gap > 0 {
+                    book.report_gap(
+                        &mut self.files,
+                        &mut self.store,
+                        gap,
+                        start,
+                        record.stamp_us,
+                        now,
+                    );
+                }
+            }
+            let range = usize::try_from(position.wrapping_sub(start))
+                .ok()
+                .zip(usize::try_from(record.end.wrapping_sub(start)).ok());
+            let Some(bytes) = range.and_then(|(from, to)| payload.get(from..to)) else {
+                tracing::warn!(
+                    serial,
+                    "the kernel sent records that do not fit their bytes"
+                );
+                return;
+            };
+            let stream = match record.stream {
+                Kind::Out => &mut book.streams[0],
+                Kind::Err => &mut book.streams[1],
+                Kind::Gap => continue,
+            };
+            stream.take(
+                &mut self.files,
+                &mut self.store,
+                book.pid,
+                position,
+                bytes,
+                record.stamp_us,
+                now,
+            );
+            position = record.end;
+            book.seen = book.seen.max(position);
+        }
+    }
+
+    /// A stream reached its end: its unfinished line will not be continued.
+    pub fn end(&mut self, serial: u64, kind: Kind, now: Instant) {
+        let Some(book) = self.books.get_mut(&serial) else {
+            return;
+        };
+        touch(book, &mut self.touched, serial);
+        if let Some(stream) = book
+            .streams
+            .iter_mut()
+            .find(|stream| stream.source.kind == kind)
+        {
+            stream.end(&mut self.files, &mut self.store, book.pid, false, now);
+        }
+    }
+
+    /// Writes everything that is complete; answers the positions that may now be acknowledged, per process.
+    pub fn flush(&mut self, now: Instant) -> Vec<(u64, u64)> {
+        for index in 0..self.files.len() {
+            let Some(file) = self.files.get_mut(index) else {
+                break;
+            };
+            if file.flush(&mut self.store, now).is_err() {
+                for stream in self.books.values_mut().flat_map(|book| &mut book.streams) {
+                    stream.stale |= stream
+                        .target
+                        .as_ref()
+                        .is_some_and(|target| target.file == index);
+                }
+            }
+        }
+        let mut positions = Vec::with_capacity(self.touched.len());
+        for serial in self.touched.drain(..) {
+            if let Some(book) = self.books.get_mut(&serial) {
+                book.touched = false;
+                let position = book.position(&self.store);
+                if position > book.acknowledged {
+                    book.acknowledged = position;
+                    positions.push((serial, position));
+                }
+            }
+        }
+        positions
+    }
+
+    /// Tries suspended files again. True when one resumed: the kernel must be asked for everything unacknowledged once more.
+    pub fn retry(&mut self, now: Instant) -> bool {
+        let mut resumed = false;
+        for (index, file) in self.files.iter_mut().enumerate() {
+            if file.retry(&mut self.store, now) {
+                resumed = true;
+                for book in self.books.values_mut() {
+                    book.resume(&self.store, index);
+                }
+            }
+        }
+        resumed
+    }
+
+    /// The earliest moment at which `retry` has something to do.
+    #[must_use]
+    pub fn next_retry(&self) -> Option<Instant> {
+        self.files
+            .iter()
+            .filter_map(|file| Some(file.trouble()?.1))
+            .min()
+    }
+
+    /// What is wrong with which file, for people.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<String> {
+        self.files
+            .iter()
+            .filter_map(|file| Some(file.trouble()?.0.to_owned()))
+            .collect()
+    }
+
+    /// The kernel has forgotten the process: so may we.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn forget(&mut self, serial: u64) -> std::io::Result<()> {
+        self.books.remove(&serial);
+        self.store.retain(|known| known != serial)
+    }
+
+    /// Forgets every process but those for which `keep` says yes.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn retain(&mut self, mut keep: impl FnMut(u64) -> bool) -> std::io::Result<()> {
+        self.books.retain(|serial, _| keep(*serial));
+        self.store.retain(keep)
+    }
+
+    /// Closes all files; each is opened by its path at the next line. For who moved them away.
+    pub fn reopen(&mut self) {
+        for file in &mut self.files {
+            file.reopen();
+        }
+    }
+
+    fn target(&mut self, route: &Route) -> Target {
+        let path = settled(&route.path);
+        let file = match self.by_path.get(&path) {
+            Some(index) => *index,
+            None => {
+                self.files.push(LogFile::new(path.clone()));
+                self.by_path.insert(path, self.files.len() - 1);
+                self.files.len() - 1
+            }
+        };
+        if let Some(log) = self.files.get_mut(file) {
+            log.set_limits(route.limits);
+        }
+        Target {
+            file,
+            prefix: route.time_format.as_deref().map(Prefix::new),
+        }
+    }
+}
+
+/// The path with its directory resolved: two spellings of one file must not get two writers.
+fn settled(path: &Path) -> PathBuf {
+    match (
+        path.parent().and_then(|parent| parent.canonicalize().ok()),
+        path.file_name(),
+    ) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+fn touch(book: &mut Book, touched: &mut Vec<u64>, serial: u64) {
+    if !book.touched {
+        book.touched = true;
+        touched.push(serial);
+    }
+}

@@ -1,0 +1,137 @@
+//! `papa-manager FILE`: runs the watchers of an INI file through the kernel.
+//!
+//! Owns the start: arguments, log, configuration, control socket, signals. Exit status: 0 done, 1 failed, 2 usage or configuration.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use papa_manager::cli::ManagerArgs;
+use papa_manager::commands::kernel::candidates;
+use papa_manager::config::{self, Config, Surroundings};
+use papa_manager::control::server::{Asked, ControlServer};
+use papa_manager::own_log::OwnLog;
+use papa_manager::runtime_dir::RuntimeDir;
+use papa_manager::supervisor::{Event, Setup, Supervisor};
+use papa_protocol::client::Address;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Usage or configuration is wrong.
+const EXIT_CONFIGURATION: u8 = 2;
+/// Requests on their way from the control socket to the loop.
+const REQUESTS: usize = 64;
+
+fn main() -> ExitCode {
+    let args = ManagerArgs::parse();
+    if args.own_session {
+        // Fails only for who leads a session already, which is as good.
+        let _ = nix::unistd::setsid();
+    }
+    let log = match OwnLog::start(args.log_file.as_deref(), args.debug) {
+        Ok(log) => log,
+        Err(error) => {
+            say(&format!("papa-manager: {error:#}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let config = match Surroundings::current()
+        .map_err(|error| error.to_string())
+        .and_then(|around| config::load(&args.file, &around).map_err(|errors| errors.to_string()))
+    {
+        Ok(config) => config,
+        Err(text) => {
+            say(&text);
+            return ExitCode::from(EXIT_CONFIGURATION);
+        }
+    };
+    match run(config, args.kernel.as_deref(), log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the manager ends");
+            say(&format!("papa-manager: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config, kernel: Option<&str>, log: OwnLog) -> anyhow::Result<()> {
+    let directory = RuntimeDir::locate();
+    directory.ensure()?;
+    let addresses = match kernel {
+        Some(text) => vec![
+            text.parse::<Address>()
+                .with_context(|| format!("kernel address {text:?}"))?,
+        ],
+        None => candidates(&directory, config.kernel.as_ref())?,
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(pid = std::process::id(), config = %config.path.display(), namespace = config.namespace, "the manager starts");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let socket = directory.manager_socket(&config.namespace);
+        let namespace = config.namespace.clone();
+        let supervisor = Supervisor::new(Setup { config, addresses });
+        let events = supervisor.events();
+        let (asked, requests) = mpsc::channel(REQUESTS);
+        let server = ControlServer::bind(socket, &namespace, asked).await?;
+        forward_requests(requests, events.clone());
+        forward_signals(events, log)?;
+        let result = supervisor.run().await;
+        drop(server);
+        tracing::info!("the manager ends");
+        Ok(result?)
+    })
+}
+
+fn forward_requests(mut requests: mpsc::Receiver<Asked>, events: mpsc::Sender<Event>) {
+    tokio::spawn(async move {
+        while let Some(asked) = requests.recv().await {
+            if events.send(Event::Asked(asked)).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// TERM, INT and QUIT end the manager, USR1 reopens log files. HUP does nothing yet, but must not kill.
+fn forward_signals(events: mpsc::Sender<Event>, log: OwnLog) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut reopen = signal(SignalKind::user_defined1())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        loop {
+            let event = tokio::select! {
+                _ = terminate.recv() => Event::Quit,
+                _ = interrupt.recv() => Event::Quit,
+                _ = quit.recv() => Event::Quit,
+                _ = reopen.recv() => {
+                    if let Err(error) = log.reopen() {
+                        tracing::warn!(%error, "our own log file cannot be reopened");
+                    }
+                    Event::ReopenLogs
+                }
+                _ = hang_up.recv() => {
+                    tracing::warn!("SIGHUP is not supported yet and does nothing");
+                    continue;
+                }
+            };
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Tells whoever started us; a closed standard error is nobody to tell.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
+}

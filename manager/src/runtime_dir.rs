@@ -1,0 +1,210 @@
+//! The private directory where sockets and logs of manager and kernel live.
+//!
+//! Owns its place, its creation and the check that it is really ours: whoever may write there could pose as the
+//! manager. `XDG_RUNTIME_DIR/papa`, else `/run/papa` for root, else `/tmp/papa-UID`; the kernel has the same rule.
+//! Invariant: `ensure` returns only a directory owned by us with mode 0700 and reached without a symbolic link at
+//! its end.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Uid;
+
+/// Only we may look inside.
+const PRIVATE_MODE: u32 = 0o700;
+
+/// Port of a kernel that was given none; also part of its sockets' names.
+pub const DEFAULT_KERNEL_PORT: u16 = 20202;
+
+/// The runtime directory: a path, not yet checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeDir {
+    path: PathBuf,
+}
+
+/// Why the runtime directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeDirError {
+    /// It cannot be made or looked at.
+    #[error("runtime directory {path}: {source}", path = path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else could get at it.
+    #[error(
+        "runtime directory {path}: {reason}; remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+        path = path.display()
+    )]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl RuntimeDir {
+    /// The directory for this user and environment.
+    #[must_use]
+    pub fn locate() -> Self {
+        Self::locate_for(Uid::effective(), env::var_os("XDG_RUNTIME_DIR").as_deref())
+    }
+
+    /// The directory for `uid` whose `XDG_RUNTIME_DIR` is `xdg`; a relative or empty one counts as unset.
+    #[must_use]
+    pub fn locate_for(uid: Uid, xdg: Option<&OsStr>) -> Self {
+        let path = match xdg.map(Path::new) {
+            Some(base) if base.is_absolute() => base.join("papa"),
+            _ if uid.is_root() => PathBuf::from("/run/papa"),
+            _ => PathBuf::from(format!("/tmp/papa-{uid}")),
+        };
+        Self { path }
+    }
+
+    /// Creates the directory if it is missing and checks that it is private.
+    ///
+    /// # Errors
+    /// It cannot be made, or belongs to somebody else, or others may enter, or it is a symbolic link.
+    pub fn ensure(&self) -> Result<(), RuntimeDirError> {
+        let failed = |source| RuntimeDirError::Io {
+            path: self.path.clone(),
+            source,
+        };
+        match fs::DirBuilder::new().mode(PRIVATE_MODE).create(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(error)),
+        }
+        self.verify()?;
+        // Our own directory with too wide a mode is repaired: a umask of 0 elsewhere is no reason to refuse.
+        let metadata = fs::symlink_metadata(&self.path).map_err(failed)?;
+        if metadata.mode() & 0o777 != PRIVATE_MODE {
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(PRIVATE_MODE))
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the directory is ours, before anything in it is trusted.
+    ///
+    /// # Errors
+    /// It does not exist, belongs to somebody else, or is not a directory.
+    pub fn verify(&self) -> Result<(), RuntimeDirError> {
+        let refused = |reason: String| RuntimeDirError::Unsafe {
+            path: self.path.clone(),
+            reason,
+        };
+        let metadata = fs::symlink_metadata(&self.path).map_err(|source| RuntimeDirError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        if !metadata.is_dir() {
+            return Err(refused("not a directory".into()));
+        }
+        let uid = Uid::effective().as_raw();
+        if metadata.uid() != uid {
+            return Err(refused(format!(
+                "belongs to uid {}, expected {uid}",
+                metadata.uid()
+            )));
+        }
+        Ok(())
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Control socket of the manager of `namespace`.
+    #[must_use]
+    pub fn manager_socket(&self, namespace: &str) -> PathBuf {
+        self.path.join(format!("{namespace}.manager.sock"))
+    }
+
+    /// What the manager of `namespace` has to say when nobody gave it a log file.
+    #[must_use]
+    pub fn manager_log(&self, namespace: &str) -> PathBuf {
+        self.path.join(format!("{namespace}.manager.log"))
+    }
+
+    /// Socket of the kernel on `port`.
+    #[must_use]
+    pub fn kernel_socket(&self, port: u16) -> PathBuf {
+        self.path.join(format!("{port}.sock"))
+    }
+
+    /// What the kernel on `port` has to say when started by `papactl`.
+    #[must_use]
+    pub fn kernel_log(&self, port: u16) -> PathBuf {
+        self.path.join(format!("{port}.log"))
+    }
+}
+
+/// Name of the kernel's abstract socket, without the leading `@`.
+#[must_use]
+pub fn abstract_kernel_socket(uid: Uid, port: u16) -> String {
+    format!("papa/{uid}/{port}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn in_dir(base: &Path) -> RuntimeDir {
+        RuntimeDir::locate_for(Uid::effective(), Some(base.as_os_str()))
+    }
+
+    #[test]
+    fn the_place_depends_on_user_and_environment() {
+        let path = |uid, xdg: Option<&str>| {
+            RuntimeDir::locate_for(Uid::from_raw(uid), xdg.map(OsStr::new)).path
+        };
+        assert_eq!(path(0, None), Path::new("/run/papa"));
+        assert_eq!(path(7, None), Path::new("/tmp/papa-7"));
+        assert_eq!(path(7, Some("")), Path::new("/tmp/papa-7"));
+        assert_eq!(path(7, Some("/run/user/7")), Path::new("/run/user/7/papa"));
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_private() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = in_dir(base.path());
+        assert!(dir.verify().is_err());
+        dir.ensure().unwrap();
+        dir.ensure().unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_wide_mode_is_narrowed() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = in_dir(base.path());
+        fs::create_dir(dir.path()).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        dir.ensure().unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_link_or_a_file_in_its_place_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let dir = in_dir(base.path());
+        symlink(other.path(), dir.path()).unwrap();
+        assert!(matches!(dir.ensure(), Err(RuntimeDirError::Unsafe { .. })));
+        fs::remove_file(dir.path()).unwrap();
+        fs::write(dir.path(), "").unwrap();
+        assert!(matches!(dir.ensure(), Err(RuntimeDirError::Unsafe { .. })));
+    }
+}

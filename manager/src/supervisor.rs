@@ -1,0 +1,402 @@
+//! The owner loop: wanted state against actual state.
+//!
+//! Owns every watcher, the order in which they start, who waits for what, and the end of the manager. Events come in from the kernel,
+//! the control socket, signals and finished tasks; each handler runs to completion, then every watcher is asked what to do next.
+//! Leaves to others: a watcher's decisions (`watcher`), talking to the kernel (`tasks`, on tokio tasks that answer with an event),
+//! log files (`logs`, on a thread).
+//! Invariant: state changes only here; nothing here waits, so a slow stop of one watcher delays no other and no request.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use papa_protocol::client::{Address, Push};
+use papa_protocol::process::{Exit, Process};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::Config;
+use crate::control::message::{Reply, Request};
+use crate::control::server::{Asked, now as epoch_seconds};
+use crate::error::ManagerError;
+use crate::kernel_link::{Inventory, KernelLink};
+use crate::logs::session::LogThread;
+use crate::state::Kept;
+use crate::watcher::{Action, Moment, StartFailure, Watcher};
+
+mod ending;
+mod kernel;
+mod requests;
+mod tasks;
+
+/// Events waiting for the loop; a full queue slows its senders.
+const EVENTS: usize = 1024;
+/// Events handled before watchers are asked what to do: a burst of exits is one decision.
+const EVENTS_PER_TURN: usize = 256;
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub enum Event {
+    /// The namespace is ours.
+    Attached(Box<KernelLink>, Inventory),
+    /// The kernel cannot be reached, or something there is not as it should be; for people, `None` when it is over.
+    Trouble(Option<String>),
+    /// What there is, after a reconnection.
+    Listed(Inventory),
+    /// The kernel said something.
+    Kernel(Push),
+    /// A start was answered.
+    Started {
+        watcher: usize,
+        wid: u32,
+        result: Result<Process, StartFailure>,
+    },
+    /// What hinders the log files; empty when nothing does.
+    Logs(Vec<String>),
+    /// A request from the control socket.
+    Asked(Asked),
+    /// End, leaving the workers that can be left.
+    Quit,
+    /// Somebody moved the log files.
+    ReopenLogs,
+    /// There is no point in going on.
+    Fatal(ManagerError),
+    /// Everything was given back to the kernel.
+    CleanedUp,
+}
+
+/// What the loop is made from.
+#[derive(Debug)]
+pub struct Setup {
+    /// The configuration, complete.
+    pub config: Config,
+    /// Where to look for the kernel, best first.
+    pub addresses: Vec<Address>,
+}
+
+/// Where we are in life.
+#[derive(Debug)]
+enum Phase {
+    /// Until the namespace is ours.
+    Attaching,
+    /// The normal state.
+    Managing,
+    /// Only watchers that must not outlive us are waited for.
+    Quitting,
+    /// Everything is being stopped.
+    ShuttingDown {
+        answer: Vec<(Request, oneshot::Sender<Reply>)>,
+        drained_by: Option<Instant>,
+        cleaning: bool,
+    },
+    Done,
+}
+
+/// Somebody waits for watchers to get somewhere.
+#[derive(Debug)]
+struct Ticket {
+    request: Request,
+    reply: oneshot::Sender<Reply>,
+    watchers: Vec<usize>,
+    goal: Goal,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    Up,
+    Stopped,
+}
+
+/// The manager.
+#[derive(Debug)]
+pub struct Supervisor {
+    config: Arc<Config>,
+    addresses: Vec<Address>,
+    watchers: Vec<Watcher>,
+    /// Watchers whose turn to start has not come, in order.
+    queue: VecDeque<usize>,
+    next_release: Option<Instant>,
+    link: Option<KernelLink>,
+    logs: Option<LogThread>,
+    phase: Phase,
+    tickets: Vec<Ticket>,
+    /// Exits that were told before the start was answered.
+    early_exits: BTreeMap<u64, Exit>,
+    /// Ended processes whose output is still on its way to the log files.
+    draining: HashSet<u64>,
+    /// Exits the kernel is to be told are dealt with: place of the watcher, serial.
+    unacknowledged: Vec<(usize, u64)>,
+    /// Sessions of workers that ended when asked, and when what is left of them is killed.
+    orphans: BTreeSet<(Instant, i32)>,
+    /// Sessions whose leader ended, and the signal for what is left of them.
+    sweeps: BTreeMap<i32, i32>,
+    /// Until then workers wait for their output to have a consumer: what they write before could be dropped if we were killed.
+    logs_due: Option<Instant>,
+    kernel_trouble: Option<String>,
+    log_troubles: Vec<String>,
+    events: mpsc::Sender<Event>,
+    receiver: mpsc::Receiver<Event>,
+    /// What was last given to the kernel to keep.
+    saved: Vec<Kept>,
+    started: f64,
+    jitter: RandomState,
+    failure: Option<ManagerError>,
+}
+
+impl Supervisor {
+    /// A supervisor that has not begun.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let config = Arc::new(setup.config);
+        let at = Moment {
+            now: Instant::now(),
+            epoch_ms: epoch_ms(),
+            jitter: 0,
+        };
+        // Until the kernel has told what it keeps, nothing is known but the configuration.
+        let watchers: Vec<Watcher> = config
+            .watchers
+            .iter()
+            .map(|watcher| Watcher::new(Arc::new(watcher.clone()), Kept::default(), &at))
+            .collect();
+        Self {
+            saved: vec![Kept::default(); watchers.len()],
+            config,
+            addresses: setup.addresses,
+            watchers,
+            queue: VecDeque::new(),
+            next_release: None,
+            link: None,
+            logs: None,
+            phase: Phase::Attaching,
+            tickets: Vec::new(),
+            early_exits: BTreeMap::new(),
+            draining: HashSet::new(),
+            unacknowledged: Vec::new(),
+            orphans: BTreeSet::new(),
+            sweeps: BTreeMap::new(),
+            logs_due: None,
+            kernel_trouble: Some("the kernel is not connected yet".to_owned()),
+            log_troubles: Vec::new(),
+            events,
+            receiver,
+            started: epoch_seconds(),
+            jitter: RandomState::new(),
+            failure: None,
+        }
+    }
+
+    /// Where others put events.
+    #[must_use]
+    pub fn events(&self) -> mpsc::Sender<Event> {
+        self.events.clone()
+    }
+
+    /// Runs until the manager is to end. Workers that can be left are left.
+    ///
+    /// # Errors
+    /// The namespace belongs to somebody else.
+    pub async fn run(mut self) -> Result<(), ManagerError> {
+        tasks::attach(
+            self.config.clone(),
+            self.addresses.clone(),
+            self.events.clone(),
+        );
+        while !matches!(self.phase, Phase::Done) {
+            let deadline = self.deadline();
+            tokio::select! {
+                event = self.receiver.recv() => match event {
+                    Some(event) => self.handle(event),
+                    None => break,
+                },
+                () = sleep_until(deadline) => {}
+            }
+            for _ in 0..EVENTS_PER_TURN {
+                match self.receiver.try_recv() {
+                    Ok(event) => self.handle(event),
+                    Err(_) => break,
+                }
+            }
+            self.advance();
+        }
+        if let Some(logs) = self.logs.take() {
+            // It ends within a bound of its own; the loop has nothing else to do any more.
+            let _ = tokio::task::spawn_blocking(move || logs.finish()).await;
+        }
+        match self.failure {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Attached(link, inventory) => self.attached(*link, inventory),
+            Event::Trouble(trouble) => self.kernel_trouble = trouble,
+            Event::Listed(inventory) => self.reconcile(inventory.processes),
+            Event::Kernel(push) => self.told(push),
+            Event::Started {
+                watcher,
+                wid,
+                result,
+            } => self.started(watcher, wid, result),
+            Event::Logs(troubles) => {
+                if troubles.is_empty() {
+                    self.logs_due = None;
+                }
+                self.log_troubles = troubles;
+            }
+            Event::Asked(asked) => self.asked(asked),
+            Event::Quit => self.quit(),
+            Event::ReopenLogs => {
+                if let Some(logs) = &self.logs {
+                    logs.reopen();
+                }
+            }
+            Event::Fatal(error) => {
+                // Not ours any more: not even workers that should go with us may be touched.
+                self.failure = Some(error);
+                self.phase = Phase::Done;
+            }
+            Event::CleanedUp => self.finish_shutdown(),
+        }
+    }
+
+    /// Asks everybody what to do now, and does it.
+    fn advance(&mut self) {
+        let now = Instant::now();
+        self.kill_orphans(now);
+        self.send_sweeps();
+        if let Some(link) = self.link.clone() {
+            // First what follows from an exit is kept, then the exit is acknowledged, then its name is used again.
+            self.save(&link);
+            self.send_acknowledgements(&link);
+            self.release(now);
+            for index in 0..self.watchers.len() {
+                self.step(index, &link, now);
+            }
+            self.save(&link);
+        }
+        self.settle_tickets();
+        match &self.phase {
+            Phase::Quitting if self.leaving().all(Watcher::is_stopped) => self.phase = Phase::Done,
+            Phase::ShuttingDown { .. } => self.advance_shutdown(now),
+            Phase::Attaching | Phase::Managing | Phase::Quitting | Phase::Done => {}
+        }
+    }
+
+    fn step(&mut self, index: usize, link: &KernelLink, now: Instant) {
+        let Some(watcher) = self.watchers.get_mut(index) else {
+            return;
+        };
+        for action in watcher.step(now) {
+            let config = watcher.config().clone();
+            match action {
+                Action::Start { wid } => {
+                    tasks::start(link.clone(), config, index, wid, self.events.clone());
+                }
+                Action::Stop(process) => {
+                    tracing::info!(watcher = config.name, pid = process.pid, signal = %config.stop_signal, "stopping worker");
+                    tasks::signal(
+                        link.clone(),
+                        process,
+                        config.stop_signal.number(),
+                        config.stop_children,
+                    );
+                }
+                Action::Kill(process) => {
+                    tracing::warn!(
+                        watcher = config.name,
+                        pid = process.pid,
+                        "killing worker and everything it started"
+                    );
+                    tasks::kill(link.clone(), process);
+                }
+            }
+        }
+    }
+
+    /// Lets watchers start in the order of their priority, each when the one before has been started.
+    fn release(&mut self, now: Instant) {
+        let waits = |until: Option<Instant>| until.is_some_and(|at| now < at);
+        if self.link.is_none() || waits(self.next_release) || waits(self.logs_due) {
+            return;
+        }
+        self.next_release = None;
+        self.logs_due = None;
+        let link = self.link.clone();
+        while let Some(index) = self.queue.front().copied() {
+            let (Some(watcher), Some(link)) = (self.watchers.get_mut(index), &link) else {
+                return;
+            };
+            let idle = watcher.is_launched();
+            watcher.release();
+            self.step(index, link, now);
+            if !self.watchers.get(index).is_none_or(Watcher::is_launched) {
+                return;
+            }
+            self.queue.pop_front();
+            // A watcher that was there already, or is not to run, holds nobody up.
+            if !idle && !self.config.warmup_delay.is_zero() {
+                self.next_release = Some(now + self.config.warmup_delay);
+                return;
+            }
+        }
+    }
+
+    fn save(&mut self, link: &KernelLink) {
+        for (watcher, saved) in self.watchers.iter().zip(&mut self.saved) {
+            if watcher.kept() != saved {
+                saved.clone_from(watcher.kept());
+                tasks::keep(link.clone(), watcher.config().key.clone(), saved.clone());
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let drained = match &self.phase {
+            Phase::ShuttingDown {
+                drained_by,
+                cleaning: false,
+                ..
+            } => *drained_by,
+            _ => None,
+        };
+        let watchers = self
+            .link
+            .iter()
+            .flat_map(|_| self.watchers.iter().filter_map(Watcher::deadline));
+        let orphans = self.orphans.first().map(|(kill_at, _)| *kill_at);
+        watchers
+            .chain(self.next_release)
+            .chain(self.logs_due)
+            .chain(drained)
+            .chain(orphans)
+            .min()
+    }
+
+    fn moment(&self) -> Moment {
+        let now = Instant::now();
+        Moment {
+            now,
+            epoch_ms: epoch_ms(),
+            jitter: self.jitter.hash_one(now),
+        }
+    }
+}
+
+fn epoch_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
+}
+
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}

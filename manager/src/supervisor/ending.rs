@@ -1,0 +1,95 @@
+//! The ends of the manager: quit, which leaves the workers, and shutdown, which leaves nothing.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::control::message::{Reply, Request};
+use crate::control::server::now as epoch_seconds;
+use crate::supervisor::{Phase, Supervisor, tasks};
+use crate::watcher::Watcher;
+
+/// How long trailing output may take to reach the log files when everything is shut down.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+impl Supervisor {
+    /// Watchers that end with the manager.
+    pub(super) fn leaving(&self) -> impl Iterator<Item = &Watcher> {
+        self.watchers
+            .iter()
+            .filter(|watcher| !watcher.config().use_papa)
+    }
+
+    pub(super) fn quit(&mut self) {
+        if matches!(self.phase, Phase::ShuttingDown { .. } | Phase::Done) {
+            return;
+        }
+        tracing::info!("quitting; workers stay in the kernel");
+        for watcher in self
+            .watchers
+            .iter_mut()
+            .filter(|watcher| !watcher.config().use_papa)
+        {
+            watcher.halt();
+        }
+        self.queue.clear();
+        self.phase = Phase::Quitting;
+    }
+
+    pub(super) fn shut_down(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        if let Phase::ShuttingDown { answer, .. } = &mut self.phase {
+            answer.push((request, reply));
+            return;
+        }
+        tracing::info!("shutting everything down");
+        for watcher in &mut self.watchers {
+            watcher.halt();
+        }
+        self.queue.clear();
+        self.phase = Phase::ShuttingDown {
+            answer: vec![(request, reply)],
+            drained_by: None,
+            cleaning: false,
+        };
+    }
+
+    pub(super) fn advance_shutdown(&mut self, now: Instant) {
+        if !self.watchers.iter().all(Watcher::is_stopped) {
+            return;
+        }
+        let drained = self.draining.is_empty();
+        let Phase::ShuttingDown {
+            drained_by,
+            cleaning,
+            ..
+        } = &mut self.phase
+        else {
+            return;
+        };
+        let limit = *drained_by.get_or_insert(now + DRAIN_LIMIT);
+        if *cleaning || !(drained || now >= limit) {
+            return;
+        }
+        *cleaning = true;
+        // Whoever keeps a pipe open now has had the grace period, or the drain limit: everything is to stop.
+        let latest = self.orphans.last().map_or(now, |(kill_at, _)| *kill_at);
+        self.kill_orphans(latest);
+        self.send_sweeps();
+        match self.link.clone() {
+            Some(link) => {
+                let left = self.draining.iter().copied().collect();
+                tasks::clean_up(link, self.config.clone(), left, self.events.clone());
+            }
+            None => self.finish_shutdown(),
+        }
+    }
+
+    pub(super) fn finish_shutdown(&mut self) {
+        if let Phase::ShuttingDown { answer, .. } = std::mem::replace(&mut self.phase, Phase::Done)
+        {
+            for (request, reply) in answer {
+                let _ = reply.send(Reply::done(request.id, epoch_seconds()));
+            }
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What the kernel tells and what becomes of it: adoption, exits, starts, what ended workers leave behind.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::libc::SIGKILL;
+use papa_protocol::client::Push;
+use papa_protocol::json::push::{Event as KernelEvent, EventType};
+use papa_protocol::process::{Exit, Process};
+
+use crate::adopt::{Verdict, verdict};
+use crate::config::WatcherConfig;
+use crate::error::ManagerError;
+use crate::kernel_link::{Inventory, KernelLink, is_logged};
+use crate::logs::session::{LogSettings, LogThread};
+use crate::pidfd;
+use crate::state::Kept;
+use crate::supervisor::{Event, Phase, Supervisor, tasks};
+use crate::watcher::{Ended, Moment, StartFailure, Watcher};
+use crate::worker::{Running, Worker};
+
+/// Exits of processes whose start has not been answered yet; more than ever start at once.
+const MAX_EARLY_EXITS: usize = 4096;
+
+/// How long the first workers wait for the log thread; it needs a few round trips.
+const LOGS_READY: Duration = Duration::from_secs(2);
+
+impl Supervisor {
+    pub(super) fn attached(&mut self, link: KernelLink, mut inventory: Inventory) {
+        self.kernel_trouble = None;
+        let at = self.moment();
+        for (watcher, saved) in self.watchers.iter_mut().zip(&mut self.saved) {
+            // What was asked for while we were not attached counts more than what was kept.
+            let kept = inventory
+                .kept
+                .remove(&watcher.config().key)
+                .unwrap_or_default();
+            if watcher.kept() == &Kept::default() {
+                *watcher = Watcher::new(watcher.config().clone(), kept.clone(), &at);
+            }
+            *saved = kept;
+        }
+        self.link = Some(link);
+        self.start_logs();
+        self.reconcile(inventory.processes);
+        self.queue = (0..self.watchers.len()).collect();
+        if matches!(self.phase, Phase::Attaching) {
+            self.phase = Phase::Managing;
+        }
+    }
+
+    pub(super) fn start_logs(&mut self) {
+        let watchers: Vec<Arc<WatcherConfig>> = self
+            .watchers
+            .iter()
+            .map(|watcher| watcher.config().clone())
+            .collect();
+        if !watchers.iter().any(|watcher| is_logged(watcher)) {
+            return;
+        }
+        let settings = LogSettings {
+            addresses: self.addresses.clone(),
+            namespace: self.config.namespace.clone(),
+            watchers,
+        };
+        let events = self.events.clone();
+        let report = move |troubles| {
+            // A full queue means the loop is busy with worse; the next change is told again.
+            let _ = events.try_send(Event::Logs(troubles));
+        };
+        match LogThread::start(settings, report) {
+            Ok(thread) => {
+                self.logs = Some(thread);
+                self.logs_due = Some(Instant::now() + LOGS_READY);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the log thread cannot be started; output stays in the kernel");
+                self.log_troubles = vec![format!("logs: {error}")];
+            }
+        }
+    }
+
+    /// Compares what there is with what we know: after a start of ours, or of the kernel.
+    pub(super) fn reconcile(&mut self, processes: Vec<Process>) {
+        let listed: HashSet<u64> = processes.iter().map(|process| process.serial.0).collect();
+        let at = self.moment();
+        for watcher in &mut self.watchers {
+            let gone: Vec<u64> = watcher
+                .workers()
+                .values()
+                .filter_map(|worker| Some(worker.process()?.serial))
+                .filter(|serial| !listed.contains(serial))
+                .collect();
+            for serial in gone {
+                watcher.ended(serial, Ended::Unknown, &at);
+            }
+        }
+        self.draining.retain(|serial| listed.contains(serial));
+        let mut foreign = 0;
+        for process in processes {
+            let configs = self
+                .watchers
+                .iter()
+                .map(|watcher| watcher.config().as_ref());
+            match verdict(&self.config.namespace, configs, &process) {
+                Verdict::Worker { watcher, wid } => self.reconcile_one(watcher, wid, &process),
+                Verdict::Foreign => foreign += 1,
+            }
+        }
+        if foreign > 0 {
+            tracing::warn!(
+                foreign,
+                "processes of no known watcher are in our namespace and are left alone"
+            );
+        }
+    }
+
+    pub(super) fn reconcile_one(&mut self, index: usize, wid: u32, process: &Process) {
+        let at = self.moment();
+        let Some(watcher) = self.watchers.get_mut(index) else {
+            return;
+        };
+        let running = running(process, &at);
+        if process.running {
+            tracing::debug!(
+                watcher = watcher.config().name,
+                wid,
+                pid = running.pid,
+                "found running"
+            );
+            watcher.adopt(wid, running);
+            return;
+        }
+        let how = process.exit.as_ref().map_or(Ended::Unknown, ended);
+        let worker = watcher.ended(running.serial, how, &at);
+        if let Some(worker) = worker {
+            self.sweep(index, &worker);
+        } else {
+            let ran = process
+                .exit
+                .as_ref()
+                .map_or(0, |exit| exit.stamp_us.saturating_sub(process.started_us));
+            watcher.ended_unseen(wid, running.serial, Duration::from_micros(ran), how, &at);
+        }
+        self.acknowledge(index, running.serial);
+    }
+
+    pub(super) fn told(&mut self, push: Push) {
+        match push {
+            Push::Event(event) => self.kernel_event(*event),
+            Push::Disconnected { reason } => {
+                tracing::warn!(reason, "the kernel is gone; waiting for it");
+                self.kernel_trouble = Some(format!("the kernel is not connected: {reason}"));
+            }
+            Push::Reconnected(new) => {
+                if let Some((namespace, failure)) = new.claims_refused.first() {
+                    self.failure = Some(ManagerError::TakenOver {
+                        namespace: namespace.to_string(),
+                        by: failure.message.clone(),
+                    });
+                    self.phase = Phase::Done;
+                    return;
+                }
+                tracing::info!(incarnation = new.hello.incarnation, "the kernel is back");
+                self.kernel_trouble = None;
+                // Should this be another kernel, it keeps nothing yet.
+                self.saved.fill(Kept::default());
+                if let Some(link) = &self.link {
+                    tasks::list_again(link.clone(), self.config.clone(), self.events.clone());
+                }
+            }
+            Push::Lost(lost) => {
+                self.failure = Some(ManagerError::TakenOver {
+                    namespace: lost.namespace.to_string(),
+                    by: lost.by,
+                });
+                self.phase = Phase::Done;
+            }
+            Push::Shutdown(shutdown) => {
+                tracing::warn!(
+                    signal = shutdown.signal,
+                    "the kernel was asked to end; it stays for our workers' sake"
+                );
+            }
+            Push::Failed(failure) => tracing::warn!(%failure, "the kernel refused a request"),
+            Push::Output { .. } | Push::End(_) | Push::Exit(_) => {}
+        }
+    }
+
+    pub(super) fn kernel_event(&mut self, event: KernelEvent) {
+        let Some(serial) = event.serial.map(|serial| serial.0) else {
+            return;
+        };
+        match event.kind {
+            EventType::Exited => {
+                if let Some(exit) = event.process.and_then(|process| process.exit) {
+                    self.exited(serial, exit);
+                }
+            }
+            EventType::Removed => {
+                self.draining.remove(&serial);
+            }
+            EventType::Made
+            | EventType::SocketMade
+            | EventType::SocketRemoved
+            | EventType::Unknown => {}
+        }
+    }
+
+    pub(super) fn exited(&mut self, serial: u64, exit: Exit) {
+        let at = self.moment();
+        let found = self
+            .watchers
+            .iter_mut()
+            .enumerate()
+            .find_map(|(index, watcher)| Some((index, watcher.ended(serial, ended(&exit), &at)?)));
+        match found {
+            Some((index, worker)) => {
+                self.sweep(index, &worker);
+                self.acknowledge(index, serial);
+            }
+            // Perhaps of a start whose answer is still on its way.
+            None if self.early_exits.len() < MAX_EARLY_EXITS => {
+                self.early_exits.insert(serial, exit);
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn started(
+        &mut self,
+        index: usize,
+        wid: u32,
+        result: Result<Process, StartFailure>,
+    ) {
+        let at = self.moment();
+        let Some(watcher) = self.watchers.get_mut(index) else {
+            return;
+        };
+        match result {
+            Ok(process) if process.running => {
+                let serial = process.serial.0;
+                tracing::info!(
+                    watcher = watcher.config().name,
+                    wid,
+                    pid = process.pid,
+                    "worker started"
+                );
+                watcher.started(wid, running(&process, &at));
+                if let Some(exit) = self.early_exits.remove(&serial) {
+                    self.exited(serial, exit);
+                }
+            }
+            Ok(process) => {
+                // One that has ended and still had the name.
+                watcher.start_failed(wid, StartFailure::Occupied, &at);
+                self.acknowledge(index, process.serial.0);
+            }
+            Err(failure) => watcher.start_failed(wid, failure, &at),
+        }
+        if !self.watchers.iter().any(|watcher| {
+            watcher
+                .workers()
+                .values()
+                .any(|worker| matches!(worker, Worker::Starting { .. }))
+        }) {
+            self.early_exits.clear();
+        }
+    }
+
+    /// A worker that was asked to end may leave processes behind: they are asked too, and killed when its grace period is over.
+    pub(super) fn sweep(&mut self, index: usize, worker: &Worker) {
+        if let (Worker::Stopping { process, kill_at }, Some(watcher)) =
+            (worker, self.watchers.get(index))
+        {
+            self.sweeps
+                .insert(process.pid, watcher.config().stop_signal.number());
+            self.orphans.insert((*kill_at, process.pid));
+        }
+    }
+
+    /// Kills what workers left behind, where the grace period is over by `limit`.
+    pub(super) fn kill_orphans(&mut self, limit: Instant) {
+        while let Some((kill_at, leader)) = self.orphans.pop_first() {
+            if kill_at > limit {
+                self.orphans.insert((kill_at, leader));
+                return;
+            }
+            self.sweeps.insert(leader, SIGKILL);
+        }
+    }
+
+    /// One look at all processes serves all sessions that ended since the last.
+    pub(super) fn send_sweeps(&mut self) {
+        if !self.sweeps.is_empty() {
+            pidfd::signal_orphans(&std::mem::take(&mut self.sweeps));
+        }
+    }
+
+    /// The exit is dealt with: the kernel may forget the process once its output is written too. Told to the kernel only after it
+    /// keeps what follows from the exit: killed in between, we see the exit again.
+    pub(super) fn acknowledge(&mut self, index: usize, serial: u64) {
+        self.draining.insert(serial);
+        self.unacknowledged.push((index, serial));
+    }
+
+    pub(super) fn send_acknowledgements(&mut self, link: &KernelLink) {
+        for (index, serial) in std::mem::take(&mut self.unacknowledged) {
+            let watcher = self.watchers.get(index);
+            let discard = watcher.is_some_and(|watcher| !is_logged(watcher.config()));
+            tasks::acknowledge(link.clone(), serial, discard);
+        }
+    }
+}
+
+fn running(process: &Process, at: &Moment) -> Running {
+    let age_us = at
+        .epoch_ms
+        .saturating_mul(1000)
+        .saturating_sub(process.started_us);
+    let age = Duration::from_micros(age_us);
+    Running {
+        serial: process.serial.0,
+        pid: i32::try_from(process.pid).unwrap_or(0),
+        started_us: process.started_us,
+        started: at.now.checked_sub(age).unwrap_or(at.now),
+    }
+}
+
+fn ended(exit: &Exit) -> Ended {
+    match (exit.code, exit.signal) {
+        (_, Some(signal)) => Ended::Signal(signal),
+        (Some(code), None) => Ended::Code(code),
+        (None, None) => Ended::Unknown,
+    }
+}

@@ -1,0 +1,118 @@
+//! Log files: whole lines, prefixes, rotation, files that cannot be written for a while.
+
+use std::fs;
+
+use crate::harness::wait_until;
+use crate::stack::Stack;
+
+#[test]
+fn lines_are_whole_however_they_were_written() {
+    let stack = Stack::start(
+        "[watcher:slow]\ncmd = sh -c 'printf one; sleep 0.2; printf \" line\\n\"; printf tail; exec 1>&-; exec sleep 1000'\n\
+         copy_env = true\nstdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/slow.log\n\
+         stdout_stream.time_format = <%Y>\n",
+    );
+    let pid = stack.wait_pids("slow", 1)[&1];
+    wait_until("both lines are written", || {
+        stack
+            .log("slow.log")
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+            == 2
+    });
+    let text = String::from_utf8(stack.log("slow.log")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[0].starts_with("<2") && lines[0].ends_with(&format!("[{pid}] | one line")),
+        "{text}"
+    );
+    assert!(lines[1].ends_with(&format!("[{pid}] | tail")), "{text}");
+}
+
+#[test]
+fn bytes_without_a_format_pass_unchanged() {
+    let stack = Stack::start(
+        "[watcher:raw]\ncmd = sh -c 'printf \"\\377\\000\\n\\n  x\"; exec sleep 1000'\ncopy_env = true\n\
+         stdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/raw.log\n",
+    );
+    wait_until("the lines are written", || stack.log("raw.log").len() == 4);
+    stack.request("stop", "raw");
+    wait_until("the tail is written at the end", || {
+        stack.log("raw.log").len() == 7
+    });
+    assert_eq!(stack.log("raw.log"), b"\xff\x00\n\n  x");
+}
+
+#[test]
+fn a_file_is_rotated_by_size_and_old_ones_go() {
+    let stack = Stack::start(
+        "[watcher:w]\ncmd = sh -c 'i=0; while [ $i -lt 500 ]; do echo line $i; i=$((i+1)); done; exec sleep 1000'\n\
+         copy_env = true\nstdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/w.log\n\
+         stdout_stream.max_bytes = 1000\nstdout_stream.backup_count = 2\n",
+    );
+    wait_until("the last line is written", || {
+        stack.log("w.log").ends_with(b"line 499\n")
+    });
+    let directory = stack.kernel.directory().join("logs");
+    let mut files: Vec<(String, u64)> = fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            (
+                entry.file_name().into_string().unwrap(),
+                entry.metadata().unwrap().len(),
+            )
+        })
+        .collect();
+    files.sort();
+    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["w.log", "w.log.1", "w.log.2"]);
+    assert!(files.iter().all(|(_, size)| *size < 1000), "{files:?}");
+}
+
+#[test]
+fn output_waits_in_the_kernel_while_its_file_cannot_be_written() {
+    let stack = Stack::start(
+        "[watcher:lost]\ncmd = sh -c 'echo first; echo second; exec sleep 1000'\ncopy_env = true\n\
+         stdout_stream.class = FileStream\nstdout_stream.filename = DIR/absent/lost.log\n\
+         [watcher:well]\ncmd = sh -c 'while :; do echo beat; sleep 0.05; done'\ncopy_env = true\n\
+         stdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/well.log\n",
+    );
+    wait_until("the manager says what is wrong", || {
+        let status = stack.request("status", "lost");
+        let message = status["watchers"][0]["message"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        message.contains("absent/lost.log")
+    });
+    let before = stack.log("well.log").len();
+    wait_until("the other file grows on", || {
+        stack.log("well.log").len() > before + 20
+    });
+    let directory = stack.kernel.directory().join("absent");
+    fs::create_dir(&directory).unwrap();
+    wait_until("the output is written after all", || {
+        fs::read(directory.join("lost.log")).is_ok_and(|text| text == b"first\nsecond\n")
+    });
+}
+
+#[test]
+fn a_moved_file_is_left_when_asked_to_reopen() {
+    let stack = Stack::start(
+        "[watcher:w]\ncmd = sh -c 'i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done'\ncopy_env = true\n\
+         stdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/w.log\n",
+    );
+    wait_until("there is a log", || !stack.log("w.log").is_empty());
+    let directory = stack.kernel.directory().join("logs");
+    fs::rename(directory.join("w.log"), directory.join("w.log.1")).unwrap();
+    stack.signal_manager(nix::sys::signal::Signal::SIGUSR1);
+    wait_until("there is a new log", || {
+        fs::metadata(directory.join("w.log")).is_ok_and(|data| data.len() > 20)
+    });
+    let text = String::from_utf8(stack.log("w.log")).unwrap();
+    for (expected, line) in text.lines().enumerate() {
+        assert_eq!(line, expected.to_string());
+    }
+}

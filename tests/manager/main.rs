@@ -1,0 +1,12 @@
+//! The manager from outside: real binaries, a kernel of the test's own, an INI file, log files. One file per behaviour.
+
+// A test says what went wrong by failing.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod crash;
+mod lifecycle;
+mod logs;
+mod stack;

@@ -1,0 +1,166 @@
+//! A manager on a kernel, both of one test's own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, ExitStatus};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Kernel, binary, private_command, procfs, wait_for, wait_until};
+
+/// A kernel, a manager and the INI file it runs.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    pub(crate) kernel: Kernel,
+    manager: Child,
+}
+
+impl Stack {
+    /// Starts both. `ini` may say `DIR` for the scratch directory.
+    #[track_caller]
+    pub(crate) fn start(ini: &str) -> Self {
+        let kernel = Kernel::start();
+        fs::create_dir(kernel.directory().join("logs")).unwrap();
+        let ini = ini.replace("DIR", kernel.directory().to_str().unwrap());
+        fs::write(kernel.directory().join("stack.ini"), ini).unwrap();
+        let manager = spawn(&kernel);
+        let stack = Self { kernel, manager };
+        stack.wait_attached();
+        stack
+    }
+
+    /// Starts the manager again after it has ended.
+    #[track_caller]
+    pub(crate) fn start_manager(&mut self) {
+        self.manager = spawn(&self.kernel);
+        self.wait_attached();
+    }
+
+    /// Ends the manager with SIGKILL.
+    pub(crate) fn kill_manager(&mut self) {
+        self.manager.kill().unwrap();
+        self.manager.wait().unwrap();
+    }
+
+    /// Sends the manager a signal.
+    pub(crate) fn signal_manager(&self, signal: Signal) {
+        procfs::signal(i32::try_from(self.manager.id()).unwrap(), signal);
+    }
+
+    /// Waits until the manager has ended by itself.
+    #[track_caller]
+    pub(crate) fn wait_manager_end(&mut self) -> ExitStatus {
+        let manager = &mut self.manager;
+        wait_for("the manager has ended", || manager.try_wait().unwrap())
+    }
+
+    #[track_caller]
+    fn wait_attached(&self) {
+        wait_until("the manager has found its kernel", || {
+            let status = self.try_request("status", &json!({}));
+            status.is_some_and(|status| status["manager"]["kernel_pid"].is_number())
+        });
+    }
+
+    fn try_request(&self, command: &str, properties: &Value) -> Option<Value> {
+        let path = self.kernel.runtime_dir().join("circus.manager.sock");
+        let mut stream = UnixStream::connect(path).ok()?;
+        let request = json!({"id": 1, "command": command, "properties": properties});
+        writeln!(stream, "{request}").ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        serde_json::from_str(&line).ok()
+    }
+
+    /// Sends a request that is answered when its work is done.
+    #[track_caller]
+    pub(crate) fn request(&self, command: &str, name: &str) -> Value {
+        let properties = json!({"name": name, "waiting": true});
+        self.try_request(command, &properties)
+            .expect("the manager answers")
+    }
+
+    /// Sends a request to every watcher.
+    #[track_caller]
+    pub(crate) fn request_all(&self, command: &str) -> Value {
+        self.try_request(command, &json!({"waiting": true}))
+            .expect("the manager answers")
+    }
+
+    /// State of a watcher.
+    #[track_caller]
+    pub(crate) fn state(&self, name: &str) -> String {
+        let reply = self.request("status", name);
+        reply["status"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Pids of a watcher's workers by their numbers; empty while the manager is away.
+    pub(crate) fn pids(&self, name: &str) -> BTreeMap<u64, i32> {
+        let reply = self
+            .try_request("status", &json!({"name": name}))
+            .unwrap_or_default();
+        let workers = reply["watchers"][0]["workers"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        workers
+            .iter()
+            .filter_map(|worker| {
+                let pid = i32::try_from(worker["pid"].as_i64()?).ok()?;
+                Some((worker["wid"].as_u64()?, pid))
+            })
+            .collect()
+    }
+
+    /// Pids once there are so many workers.
+    #[track_caller]
+    pub(crate) fn wait_pids(&self, name: &str, count: usize) -> BTreeMap<u64, i32> {
+        wait_for("the workers run", || {
+            Some(self.pids(name)).filter(|pids| pids.len() == count)
+        })
+    }
+
+    /// A log file and its rotated predecessors, oldest first.
+    pub(crate) fn log(&self, name: &str) -> Vec<u8> {
+        let path = self.kernel.directory().join("logs").join(name);
+        let old = |number: u32| path.with_file_name(format!("{name}.{number}"));
+        let count = (1..).take_while(|number| old(*number).exists()).count();
+        let files = (1..=u32::try_from(count).unwrap())
+            .rev()
+            .map(old)
+            .chain([path.clone()]);
+        files
+            .flat_map(|file| fs::read(file).unwrap_or_default())
+            .collect()
+    }
+
+    /// What the manager said about itself.
+    pub(crate) fn manager_log(&self) -> String {
+        let bytes = fs::read(self.kernel.directory().join("manager.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the manager\n{}---", self.manager_log());
+        }
+        let _ = self.manager.kill();
+        let _ = self.manager.wait();
+    }
+}
+
+fn spawn(kernel: &Kernel) -> Child {
+    private_command(&binary("papa-manager"), kernel.directory())
+        .current_dir(kernel.directory())
+        .args(["--debug", "--log-file", &kernel.path("manager.log")])
+        .arg("--kernel")
+        .arg(kernel.socket_path())
+        .arg("stack.ini")
+        .spawn()
+        .expect("the manager can be started")
+}

@@ -23,6 +23,11 @@ for program in nginx uwsgi curl python3 "$BIN/papa" "$BIN/papa-manager" "$BIN/pa
     }
 done
 
+if (exec 3<>/dev/tcp/127.0.0.1/20202) 2>/dev/null; then
+    echo "demo.sh: a kernel listens on port 20202 already; the demo kills kernels and wants one of its own" >&2
+    exit 2
+fi
+
 rm -rf run logs
 mkdir -p run logs
 # Sockets and logs of kernel and manager stay in this folder too.

@@ -19,6 +19,9 @@ pub fn start(config: &Config) {
         .with_max_level(level)
         .with_ansi(false)
         .with_target(false)
+        // The log may be gone (a closed terminal, a dead pipe): complaining
+        // about that on standard error would be the end of this process.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .try_init();
 }

@@ -20,7 +20,7 @@ use crate::keeper::wire::{Key, Kind};
 use crate::live::Live;
 use crate::owner::{Fixed, Parts, now_us};
 use crate::reel::Reel;
-use crate::table::{Entry, ProcessRow, Table};
+use crate::table::{Entry, ProcessRow, Read, Table};
 
 /// A kernel that cannot start.
 #[derive(Debug, Error)]
@@ -69,11 +69,13 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         .ok_or(RecoverError::Missing("journal"))?;
 
     let mut table = Table::default();
+    let mut unknown = Vec::new();
     let mut replay = Journal::replay(file)?;
     while let Some(text) = replay.next_record()? {
-        match serde_json::from_slice::<Entry>(&text) {
-            Ok(entry) => table.apply(entry),
-            Err(error) => {
+        match Entry::read(&text) {
+            Read::Entry(entry) => table.apply(entry),
+            Read::Unknown(record) => unknown.push(record),
+            Read::Bad(error) => {
                 replay.skipped += 1;
                 tracing::error!(%error, "a journal record is left out");
             }
@@ -154,8 +156,20 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         }
     }
     controls.sort_by_key(|(id, _)| *id);
-    link.drop_keys(&strangers)
-        .map_err(|errno| RecoverError::System("tell the keeper", errno))?;
+    if skipped_records == 0 && unknown.is_empty() {
+        link.drop_keys(&strangers)
+            .map_err(|errno| RecoverError::System("tell the keeper", errno))?;
+    } else {
+        // They may belong to what could not be read. The keeper goes on
+        // holding them: nobody dies of a broken pipe, and a version that can
+        // read the record finds them.
+        tracing::error!(
+            skipped_records,
+            unknown = unknown.len(),
+            strangers = strangers.len(),
+            "descriptors that may belong to records left out stay with the keeper"
+        );
+    }
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -182,6 +196,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         link,
         journal,
         skipped_records,
+        unknown_records: unknown,
         table,
         live,
         socket_fds,

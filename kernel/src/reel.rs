@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use bytes::BytesMut;
 use nix::errno::Errno;
 use papa_protocol::record::{Record, Stream};
 
@@ -376,13 +377,18 @@ impl Reel {
         self.records.range(skip..)
     }
 
-    /// Reads kept bytes from `position` into `buffer`; fills it if so many
-    /// are there.
+    /// Appends `length` kept bytes from `position` on to `buffer`.
     ///
     /// # Errors
-    /// The errno of `pread(2)`.
-    pub fn read(&self, buffer: &mut [u8], position: u64) -> Result<usize, Errno> {
-        memfd::read_at(&self.file, buffer, DATA_OFFSET + position)
+    /// The errno of `pread(2)`; the buffer is then as it was.
+    pub fn read(&self, buffer: &mut BytesMut, position: u64, length: usize) -> Result<(), Errno> {
+        let before = buffer.len();
+        let count = memfd::append_at(&self.file, buffer, DATA_OFFSET + position, length)?;
+        if count < length {
+            buffer.truncate(before);
+            return Err(Errno::EIO);
+        }
+        Ok(())
     }
 
     /// First position still kept: what lies before was acknowledged or
@@ -458,9 +464,10 @@ mod tests {
     }
 
     fn all(reel: &Reel) -> Vec<u8> {
-        let mut bytes = vec![0; usize::try_from(reel.committed() - reel.start()).unwrap()];
-        reel.read(&mut bytes, reel.start()).unwrap();
-        bytes
+        let length = usize::try_from(reel.committed() - reel.start()).unwrap();
+        let mut bytes = BytesMut::new();
+        reel.read(&mut bytes, reel.start(), length).unwrap();
+        bytes.to_vec()
     }
 
     #[test]

@@ -13,11 +13,14 @@ use papa_protocol::name::{Name, NamePattern};
 use papa_protocol::process::{Exit, Ledger};
 use papa_protocol::text::ByteString;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// One change, as the journal keeps it. New kinds may be added and fields may
 /// be added with defaults; what is here keeps its meaning.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "t", rename_all = "snake_case")]
+// Tag beside content: an inner tag would have serde keep the content in a form
+// that raw JSON (a process's tag) cannot be read from.
+#[serde(tag = "t", content = "v", rename_all = "snake_case")]
 pub enum Entry {
     /// A kernel has started on this journal.
     Boot {
@@ -119,9 +122,67 @@ pub enum Entry {
         /// The namespace.
         namespace: Name,
     },
-    /// Written by a later version.
-    #[serde(other)]
-    Unknown,
+}
+
+/// A record as compaction writes it.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Record<'a> {
+    /// One of ours.
+    Entry(Entry),
+    /// One of a later version, as it was.
+    Unknown(&'a RawValue),
+}
+
+/// What a journal record turned out to be.
+#[derive(Debug)]
+pub enum Read {
+    /// A change.
+    Entry(Entry),
+    /// A kind of change only a later version knows.
+    Unknown(Box<RawValue>),
+    /// Nothing that can be read.
+    Bad(serde_json::Error),
+}
+
+impl Entry {
+    /// Reads a record's text.
+    #[must_use]
+    pub fn read(text: &[u8]) -> Read {
+        #[derive(Deserialize)]
+        struct Kind<'a> {
+            t: &'a str,
+        }
+        match serde_json::from_slice(text) {
+            Ok(entry) => Read::Entry(entry),
+            Err(error) => match serde_json::from_slice::<Kind<'_>>(text) {
+                Ok(kind) if !Self::KINDS.contains(&kind.t) => {
+                    serde_json::from_slice(text).map_or_else(Read::Bad, Read::Unknown)
+                }
+                _ => Read::Bad(error),
+            },
+        }
+    }
+
+    /// Every kind of record this version writes.
+    const KINDS: [&'static str; 16] = [
+        "boot",
+        "counters",
+        "value",
+        "unvalue",
+        "socket",
+        "unsocket",
+        "intent",
+        "started",
+        "exit",
+        "exit_known",
+        "removing",
+        "forget",
+        "hold",
+        "unhold",
+        "claim",
+        "release",
+    ];
 }
 
 /// A socket.
@@ -331,7 +392,6 @@ impl Table {
                     row.holder = None;
                 }
             }
-            Entry::Unknown => {}
         }
     }
 
@@ -652,7 +712,32 @@ mod tests {
 
     #[test]
     fn records_of_later_versions_load() {
-        let entry: Entry = serde_json::from_str(r#"{"t":"quantum","x":1}"#).unwrap();
-        assert!(matches!(entry, Entry::Unknown));
+        let later = Entry::read(br#"{"t":"quantum","v":{"x":1}}"#);
+        assert!(matches!(later, Read::Unknown(_)));
+        let more = Entry::read(br#"{"t":"started","v":{"serial":1,"pid":2,"colour":"red"}}"#);
+        assert!(matches!(more, Read::Entry(Entry::Started { .. })));
+        let bad = Entry::read(br#"{"t":"started","v":{"serial":"x"}}"#);
+        assert!(matches!(bad, Read::Bad(_)));
+    }
+
+    #[test]
+    fn a_process_with_everything_reads_back() {
+        let line = r#"{"id":1,"op":"process.make","name":"a.b","argv":["x",[255,1]],"env":{"A":[1]},"tag":{"x":[1,{"y":null}]},"rlimits":{"nofile":[1,"infinity"]},"descriptors":{"5":"h"},"stdin":{"socket":"s"},"uid":0,"umask":"022","sockets":"all","listen_fds":["s"]}"#;
+        let request = papa_protocol::json::Request::parse(line.as_bytes())
+            .unwrap()
+            .unwrap();
+        let papa_protocol::json::Op::ProcessMake(make) = request.op else {
+            panic!("another op");
+        };
+        let Entry::Intent(mut row) = process(3, "a.b") else {
+            panic!("another entry");
+        };
+        row.make = *make;
+        row.exit = Some(exit());
+        let text = serde_json::to_vec(&Entry::Intent(row.clone())).unwrap();
+        let Read::Entry(Entry::Intent(again)) = Entry::read(&text) else {
+            panic!("{}", String::from_utf8_lossy(&text));
+        };
+        assert_eq!(again.make, row.make);
     }
 }

@@ -10,13 +10,11 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::scratch::{MARK, below, end_everything};
 use super::{Classic, Json, procfs, wait_for};
 
-/// Set in the environment of whatever a test starts, so that its strays can be told from another test's.
-const MARK: &str = "PAPA_TEST_DIRECTORY";
-
-/// Rounds of looking for leftovers before the clean-up gives up; each round kills what the last one missed.
-const CLEANUP_ROUNDS: usize = 50;
+/// The user that owns nothing.
+const NOBODY: u32 = 65_534;
 
 /// Where a binary of this workspace is: what cargo names, else beside the test binary.
 ///
@@ -77,6 +75,7 @@ pub struct KernelBuilder {
     port: Option<u16>,
     program: Option<PathBuf>,
     wrapper: Vec<String>,
+    nobody: bool,
 }
 
 impl KernelBuilder {
@@ -108,17 +107,38 @@ impl KernelBuilder {
         self
     }
 
+    /// Runs it as the user nobody, which takes root.
+    #[must_use]
+    pub fn nobody(mut self) -> Self {
+        self.nobody = true;
+        self
+    }
+
     /// Starts it and waits until it serves.
     ///
     /// # Panics
     /// When it does not.
     #[track_caller]
-    pub fn start(self) -> Kernel {
+    pub fn start(mut self) -> Kernel {
         let directory = tempfile::Builder::new()
             .prefix("papa-test-")
             .tempdir()
             .expect("a temporary directory can be made");
-        let program = self.program.unwrap_or_else(|| binary("papa"));
+        let mut program = self.program.take().unwrap_or_else(|| binary("papa"));
+        if self.nobody {
+            // The build folder may be out of that user's reach.
+            let copy = directory.path().join("papa-copy");
+            fs::copy(&program, &copy).expect("the kernel's binary can be copied");
+            program = copy;
+            std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY))
+                .expect("root may give the scratch folder away");
+            self.wrapper = vec![
+                "setpriv".to_owned(),
+                format!("--reuid={NOBODY}"),
+                format!("--regid={NOBODY}"),
+                "--clear-groups".to_owned(),
+            ];
+        }
         let mut command = match self.wrapper.split_first() {
             None => private_command(&program, directory.path()),
             Some((first, rest)) => {
@@ -368,112 +388,6 @@ impl Drop for Kernel {
         roots.insert(self.started);
         end_everything(self.directory.path(), &roots);
         let _ = self.child.wait();
-    }
-}
-
-/// A scratch directory that is the runtime directory of daemons started by hand; they end with it.
-#[derive(Debug)]
-pub struct Scratch {
-    directory: TempDir,
-}
-
-impl Scratch {
-    /// A fresh one.
-    ///
-    /// # Panics
-    /// When the temporary folder takes no directory.
-    pub fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("papa-test-").tempdir();
-        Self {
-            directory: directory.expect("a temporary directory can be made"),
-        }
-    }
-
-    /// Where it is.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
-    /// A path below it, as text.
-    ///
-    /// # Panics
-    /// When the temporary directory's name is not UTF-8.
-    pub fn path(&self, name: &str) -> String {
-        let path = self.directory.path().join(name);
-        path.to_str().expect("the path is UTF-8").to_owned()
-    }
-
-    /// The kernel's command, its runtime directory here.
-    pub fn papa(&self) -> Command {
-        private_command(&binary("papa"), self.directory())
-    }
-
-    /// The unix socket of a kernel here on this port.
-    pub fn socket_path(&self, port: u16) -> PathBuf {
-        self.directory().join("papa").join(format!("{port}.sock"))
-    }
-
-    /// `status` of the kernel here on this port, waiting until it serves.
-    ///
-    /// # Panics
-    /// When it does not in time.
-    #[track_caller]
-    pub fn status(&self, port: u16) -> Value {
-        wait_for("the kernel answers", || {
-            let mut session = Json::unix(&self.socket_path(port)).ok()?;
-            session.call("status", json!({})).ok()?.ok()
-        })
-    }
-
-    /// What runs here.
-    pub fn processes(&self) -> HashSet<i32> {
-        below(self.directory.path(), &HashSet::new())
-    }
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        end_everything(self.directory.path(), &HashSet::new());
-    }
-}
-
-/// What is alive of a test: by ancestry from these roots, or by the mark in its environment.
-fn below(directory: &Path, roots: &HashSet<i32>) -> HashSet<i32> {
-    let mark = format!("{MARK}={}", directory.display());
-    let mut found: HashSet<i32> = roots.clone();
-    found.extend(
-        procfs::pids()
-            .into_iter()
-            .filter(|pid| procfs::environment(*pid).contains(&mark)),
-    );
-    found.retain(|pid| procfs::alive(*pid));
-    for root in found.clone() {
-        found.extend(procfs::descendants(root));
-    }
-    found.retain(|pid| procfs::alive(*pid));
-    found.remove(&i32::try_from(std::process::id()).unwrap_or_default());
-    found
-}
-
-/// Keeper and kernel restart each other, so everything is stopped before anything is killed.
-fn end_everything(directory: &Path, roots: &HashSet<i32>) {
-    for _ in 0..CLEANUP_ROUNDS {
-        let found = below(directory, roots);
-        if found.is_empty() {
-            break;
-        }
-        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-            for pid in &found {
-                procfs::signal(*pid, signal);
-            }
-        }
-        std::thread::yield_now();
     }
 }
 

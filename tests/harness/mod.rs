@@ -18,14 +18,16 @@ mod json;
 mod kernel;
 pub mod procfs;
 mod python;
+mod scratch;
 
 use std::time::{Duration, Instant};
 
 pub use classic::Classic;
 pub use collect::Collector;
 pub use json::{Json, Push};
-pub use kernel::{Kernel, KernelBuilder, Scratch, binary, free_port, private_command};
+pub use kernel::{Kernel, KernelBuilder, binary, free_port, private_command};
 pub use python::Venv;
+pub use scratch::Scratch;
 
 /// How long a condition may take before the test fails: far above what any of them needs on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -319,3 +319,55 @@ fn new_workers_and_their_exits_work_after_every_change_of_roles() {
             .all(|pid| procfs::stat(pid).is_none_or(|stat| stat.state != 'Z'))
     });
 }
+
+#[test]
+fn a_kill_in_the_middle_of_a_start_leaves_no_worker_unknown() {
+    let mut kernel = Kernel::start();
+    let mut answered = Vec::new();
+    let mut asked = 0;
+    for turn in 0..12_u64 {
+        let mut session = kernel.json();
+        let victim = kernel.pid();
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(3 + turn * 2));
+            procfs::signal(victim, Signal::SIGKILL);
+        });
+        loop {
+            asked += 1;
+            let name = format!("w.{asked}");
+            let request = json!({"name": name, "argv": ["/bin/sleep", "100"]});
+            match session.call("process.make", request) {
+                Ok(reply) => answered.push(reply.expect("it can be made")["process"].clone()),
+                Err(_) => break,
+            }
+        }
+        killer.join().expect("the killer does not panic");
+        // The one that was not answered may or may not have been made; if it was, it is listed.
+        let listed = kernel.json().ok("process.list", json!({}))["processes"].clone();
+        let listed = listed.as_array().expect("a list");
+        for process in &answered {
+            let same = listed.iter().find(|other| other["name"] == process["name"]);
+            let same = same.unwrap_or_else(|| panic!("{} is not listed", process["name"]));
+            assert_eq!(
+                (&same["pid"], &same["serial"]),
+                (&process["pid"], &process["serial"])
+            );
+            assert_eq!(same["running"], true, "{same}");
+        }
+        let running: std::collections::HashSet<i32> = listed
+            .iter()
+            .filter(|process| process["running"] == true)
+            .map(pid)
+            .collect();
+        let keeper = kernel.keeper();
+        let kernel_pid = kernel.pid();
+        wait_until("what runs is what is listed", || {
+            let real: std::collections::HashSet<i32> = procfs::descendants(keeper)
+                .into_iter()
+                .filter(|pid| *pid != kernel_pid && procfs::alive(*pid))
+                .collect();
+            real == running
+        });
+    }
+    assert!(answered.len() > 12, "only {} starts", answered.len());
+}

@@ -299,3 +299,46 @@ fn the_version_is_told() {
         .unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains(env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn as_pid_1_it_reaps_strays_and_passes_the_termination_signal_on() {
+    if !crate::harness::is_root() {
+        return crate::harness::skipped("a pid namespace takes root");
+    }
+    let scratch = Scratch::new();
+    let port = free_port();
+    let mut child = private_command(std::path::Path::new("unshare"), scratch.directory())
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(binary("papa"))
+        .args(["--port", &port.to_string()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = scratch.status(port);
+    assert_eq!(status["keeper"], 1, "{status}");
+    let init = wait_for("the keeper is found from outside", || {
+        procfs::children(i32::try_from(child.id()).unwrap())
+            .first()
+            .copied()
+    });
+
+    // A grandchild whose parent goes falls to PID 1 and must not stay a zombie.
+    let mut client = Classic::tcp(port);
+    client.ask("make process stray /bin/sh -c sleep\\ 0.2&exit\\ 0");
+    client.ask("make process calm /bin/sleep 60");
+    wait_until("only the kernel and the two it made are left", || {
+        let below = procfs::descendants(init);
+        below.iter().filter(|pid| procfs::alive(**pid)).count() == 2 && below.len() <= 3
+    });
+
+    procfs::signal(init, Signal::SIGTERM);
+    wait_until("its processes were told", || {
+        let below = procfs::descendants(init);
+        below.iter().filter(|pid| procfs::alive(**pid)).count() <= 1
+    });
+    // Idle now, or gone already: another one ends it in any case.
+    procfs::signal(init, Signal::SIGTERM);
+    wait_until("everything has ended", || {
+        child.try_wait().unwrap().is_some()
+    });
+}

@@ -151,3 +151,36 @@ fn long_argument_lists_and_environments_arrive_whole() {
         "one argument over the system's limit: {code}"
     );
 }
+
+#[test]
+fn an_ordinary_user_past_its_pipe_allowance_loses_nothing() {
+    const PROCESSES: u64 = 300;
+    if !crate::harness::is_root() {
+        return crate::harness::skipped("the user nobody can only be tried by root");
+    }
+    // Past fs.pipe-user-pages-soft a user's new pipes hold one or two pages.
+    let kernel = Kernel::builder().nobody().start();
+    let mut session = kernel.json();
+    let mut collector = crate::harness::Collector::new(&kernel.socket_path(), &["p.*"]);
+    let idle: Vec<Value> = (0..PROCESSES)
+        .map(|index| {
+            session.make_process(&format!("idle.{index}"), &["/bin/sleep", "100"], json!({}))
+        })
+        .collect();
+    assert_eq!(idle.len() as u64, PROCESSES);
+    let expected: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
+    let serials: Vec<u64> = (0..5)
+        .map(|index| {
+            let process = session.make_process(
+                &format!("p.{index}"),
+                &["/usr/bin/seq", "50000"],
+                json!({"overflow": "block"}),
+            );
+            process["serial"].as_u64().unwrap()
+        })
+        .collect();
+    for serial in serials {
+        let seen = collector.finish(serial);
+        crate::harness::assert_same_bytes("through small pipes", expected.as_bytes(), &seen.bytes);
+    }
+}

@@ -10,3 +10,4 @@ mod crash;
 mod lifecycle;
 mod logs;
 mod stack;
+mod web_stack;

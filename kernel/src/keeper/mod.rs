@@ -16,6 +16,7 @@ pub mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -274,14 +275,14 @@ impl Keeper {
             }
         }
         if self.exit_code.is_none() {
-            eprintln!(
-                "papa: keeper: kernel {} {}; starting another",
+            say(format_args!(
+                "kernel {} {}; starting another",
                 kernel.pid,
                 match status.outcome {
                     Outcome::Code(code) => format!("exited with code {code}"),
                     Outcome::Signal { number, .. } => format!("was ended by signal {number}"),
                 }
-            );
+            ));
         }
     }
 
@@ -320,7 +321,7 @@ impl Keeper {
                     &argv,
                     &environment_for_kernel(),
                 );
-                eprintln!("papa: keeper: cannot start the kernel: {errno}");
+                say(format_args!("cannot start the kernel: {errno}"));
                 std::process::exit(1);
             }
         }
@@ -353,10 +354,10 @@ impl Keeper {
             kernel.started = now;
             return;
         }
-        eprintln!(
-            "papa: keeper: kernel {} does not answer; replacing it",
+        say(format_args!(
+            "kernel {} does not answer; replacing it",
             kernel.pid
-        );
+        ));
         // Its number cannot be reused: it is our child and not waited for.
         let _ = nix::sys::signal::kill(kernel.pid, Signal::SIGKILL);
         kernel.asked = Some(now);
@@ -546,6 +547,12 @@ fn environment_for_kernel() -> Vec<CString> {
                 .any(|name| entry.as_bytes().starts_with(name.as_bytes()))
         })
         .collect()
+}
+
+/// Writes a line to the log. The log may be gone (a closed terminal, a dead
+/// pipe); that must not matter here.
+fn say(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "papa: keeper: {text}");
 }
 
 enum Heard {

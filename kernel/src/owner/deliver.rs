@@ -5,6 +5,7 @@
 //! kept for a reader but its position: the bytes stay in the reel.
 
 use bytes::{Bytes, BytesMut};
+use nix::errno::Errno;
 use papa_protocol::classic;
 use papa_protocol::json::push::{End, Event, EventType, Exited, OutputHeader, Push, encode_output};
 use papa_protocol::limits::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS};
@@ -13,8 +14,11 @@ use papa_protocol::record::{Record, Serial, Stream};
 use super::session::{Cursor, Expect, SubKind, Subscription, WatchBatch};
 use super::{Deadline, Owner};
 use crate::live::{Live, Reader, SessionId};
+use crate::reel::Reel;
 use crate::table::ProcessRow;
 
+/// Output of at least this many bytes is not copied together with other.
+const OWN_PIECE_BYTES: usize = 16 * 1024;
 /// Processes looked at for one batch.
 const BATCH_PROCESSES: usize = 4096;
 
@@ -73,6 +77,10 @@ impl Owner {
                     });
                 }
             }
+        }
+        if batch.broken {
+            session.close();
+            return;
         }
         if let Some(marks) = watched {
             batch
@@ -281,6 +289,7 @@ struct Batch {
     text: BytesMut,
     bytes: usize,
     records: usize,
+    broken: bool,
 }
 
 impl Batch {
@@ -321,6 +330,28 @@ impl Batch {
         }
     }
 
+    /// Appends output: little by copying it behind the text, much as a piece of
+    /// its own.
+    fn append(&mut self, reel: &Reel, position: u64, length: usize) -> Result<(), Errno> {
+        if length < OWN_PIECE_BYTES {
+            return reel.read(&mut self.text, position, length);
+        }
+        let mut piece = BytesMut::with_capacity(length);
+        reel.read(&mut piece, position, length)?;
+        if !self.text.is_empty() {
+            self.pieces.push(self.text.split().freeze());
+        }
+        self.pieces.push(piece.freeze());
+        Ok(())
+    }
+
+    /// A header is in the batch and its bytes cannot be had: the batch must not
+    /// be sent, and the session cannot be told anything else either.
+    fn fail(&mut self, serial: u64, errno: Errno) {
+        tracing::error!(serial, %errno, "a reel cannot be read; its reader is closed");
+        self.broken = true;
+    }
+
     /// Frames of the classic dialect. True if there is more.
     fn frames(
         &mut self,
@@ -347,11 +378,9 @@ impl Batch {
                     length,
                     &mut self.text,
                 );
-                let at = self.text.len();
-                self.text.resize(at + length, 0);
-                if reel.read(&mut self.text[at..], position) != Ok(length) {
-                    self.text.truncate(at);
-                    break;
+                if let Err(errno) = self.append(reel, position, length) {
+                    self.fail(row.serial, errno);
+                    return false;
                 }
                 self.text.extend_from_slice(b"\n");
                 position = record.end;
@@ -418,11 +447,10 @@ impl Batch {
                 );
                 if inline {
                     let bytes = usize::try_from(length).unwrap_or(0);
-                    let at = self.text.len();
-                    self.text.resize(at + bytes, 0);
-                    // What the reel says is committed can be read; should it
-                    // not, zeros keep the framing whole.
-                    let _ = reel.read(&mut self.text[at..], start);
+                    if let Err(errno) = self.append(reel, start, bytes) {
+                        self.fail(row.serial, errno);
+                        return false;
+                    }
                     self.bytes += bytes;
                 }
                 if consumer {

@@ -26,6 +26,7 @@ use papa_protocol::json::push::{Push, Shutdown};
 use papa_protocol::limits;
 use papa_protocol::name::Name;
 use papa_protocol::record::Stream;
+use serde_json::value::RawValue;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -38,7 +39,7 @@ use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Key, Kind, ToKeeper, ToKernel};
 use crate::live::{Live, Poller, SessionId, Source};
 use crate::server::Server;
-use crate::table::{Entry, Table};
+use crate::table::{Entry, Record, Table};
 use crate::takeover;
 
 /// Events that may wait for the loop; a full queue slows the connections.
@@ -100,6 +101,7 @@ pub struct Owner {
     pub(crate) keeper_pid: i32,
     pub(crate) journal: Journal,
     pub(crate) skipped_records: u64,
+    unknown_records: Vec<Box<RawValue>>,
     pub(crate) table: Table,
     pub(crate) live: HashMap<u64, Live>,
     pub(crate) socket_fds: HashMap<u64, OwnedFd>,
@@ -136,6 +138,8 @@ pub struct Parts {
     pub journal: Journal,
     /// Records left out in recoveries.
     pub skipped_records: u64,
+    /// Records of later versions, kept as they are.
+    pub unknown_records: Vec<Box<RawValue>>,
     /// What exists.
     pub table: Table,
     /// Descriptors of processes.
@@ -171,6 +175,7 @@ impl Owner {
             keeper_pid: nix::unistd::getppid().as_raw(),
             journal: parts.journal,
             skipped_records: parts.skipped_records,
+            unknown_records: parts.unknown_records,
             table: parts.table,
             live: parts.live,
             socket_fds: parts.socket_fds,
@@ -497,7 +502,12 @@ impl Owner {
     }
 
     fn compact(&mut self) {
-        if let Err(error) = self.journal.compact(self.table.image()) {
+        let ours = self.table.image().map(Record::Entry);
+        let later = self
+            .unknown_records
+            .iter()
+            .map(|record| Record::Unknown(record));
+        if let Err(error) = self.journal.compact(ours.chain(later)) {
             error!(%error, "the journal could not be compacted");
         }
     }

@@ -5,8 +5,9 @@
 //! Source: `memfd_create(2)`, `splice(2)`, `fallocate(2)`.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use bytes::BytesMut;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, SpliceFFlags, fallocate};
 use nix::sys::memfd::MFdFlags;
@@ -76,6 +77,47 @@ pub fn read_at(file: impl AsFd, buffer: &mut [u8], mut offset: u64) -> Result<us
             Err(errno) => return Err(errno),
         }
     }
+    Ok(filled)
+}
+
+/// Appends `length` bytes at `offset` of the file to `buffer`, without
+/// clearing the room first: on the output path that would cost as much as the
+/// copy itself. Returns the bytes appended, fewer only at the end of the file.
+///
+/// # Errors
+/// The errno of `pread(2)`; the buffer is then as it was.
+pub fn append_at(
+    file: impl AsFd,
+    buffer: &mut BytesMut,
+    offset: u64,
+    length: usize,
+) -> Result<usize, Errno> {
+    buffer.reserve(length);
+    let before = buffer.len();
+    let mut filled = 0;
+    while filled < length {
+        let at = i64::try_from(offset + filled as u64).map_err(|_| Errno::EFBIG)?;
+        let room = &mut buffer.spare_capacity_mut()[filled..length];
+        // SAFETY: the pointer leads to `room.len()` writable bytes of the
+        // buffer's own memory.
+        let result = unsafe {
+            libc::pread(
+                file.as_fd().as_raw_fd(),
+                room.as_mut_ptr().cast(),
+                room.len(),
+                at,
+            )
+        };
+        match Errno::result(result) {
+            Ok(0) => break,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(count) => filled += count.unsigned_abs(),
+        }
+    }
+    // SAFETY: `filled` bytes behind `before` have been written by pread, and
+    // they lie within the room reserved.
+    unsafe { buffer.set_len(before + filled) };
     Ok(filled)
 }
 

@@ -369,18 +369,6 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
                 return Step::Descriptors;
             }
         }
-        for (resource, limit) in &frame.rlimits {
-            if libc::syscall(
-                libc::SYS_prlimit64,
-                0,
-                *resource,
-                ptr::from_ref(limit),
-                ptr::null_mut::<libc::rlimit>(),
-            ) < 0
-            {
-                return Step::Limits;
-            }
-        }
         if let Some(nice) = frame.nice
             && libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, nice) < 0
         {
@@ -396,6 +384,24 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
             );
             if file < 0 || libc::syscall(libc::SYS_write, file, text, length) < 0 {
                 return Step::Priority;
+            }
+        }
+        // Last of what needs a descriptor: the limits may allow no more of them.
+        let pid = libc::syscall(libc::SYS_getpid);
+        let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        if pidfd < 0 {
+            return Step::Register;
+        }
+        for (resource, limit) in &frame.rlimits {
+            if libc::syscall(
+                libc::SYS_prlimit64,
+                0,
+                *resource,
+                ptr::from_ref(limit),
+                ptr::null_mut::<libc::rlimit>(),
+            ) < 0
+            {
+                return Step::Limits;
             }
         }
         if let Some(mask) = frame.umask {
@@ -421,11 +427,10 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
         if !frame.directory.is_null() && libc::syscall(libc::SYS_chdir, frame.directory) < 0 {
             return Step::Directory;
         }
-        let pid = libc::syscall(libc::SYS_getpid);
         if !frame.listen_pid.is_null() {
             write_digits(frame.listen_pid, pid);
         }
-        if !register(frame, keeper, pid) {
+        if !register(frame, keeper, pid, pidfd) {
             return Step::Register;
         }
         let empty = 0u64;
@@ -461,14 +466,15 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
 ///
 /// # Safety
 /// Runs in the vforked child only.
-unsafe fn register(frame: &mut Frame, keeper: libc::c_long, pid: libc::c_long) -> bool {
+unsafe fn register(
+    frame: &mut Frame,
+    keeper: libc::c_long,
+    pid: libc::c_long,
+    pidfd: libc::c_long,
+) -> bool {
     // SAFETY: the message, its control block and the descriptors live on this
     // stack or in `frame` for the whole call.
     unsafe {
-        let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-        if pidfd < 0 {
-            return false;
-        }
         #[allow(
             clippy::cast_possible_truncation,
             reason = "process and descriptor numbers are ints"

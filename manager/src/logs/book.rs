@@ -25,6 +25,8 @@ pub(super) struct Book {
     /// Bytes dropped while nobody listened.
     pub(super) unreported: u64,
     pub(super) touched: bool,
+    /// The kernel sent again what it had been told to forget: the acknowledgement was lost with a connection.
+    pub(super) acknowledge_again: bool,
 }
 
 #[derive(Debug)]

@@ -142,7 +142,19 @@ struct Session<'a> {
     pushes: Pushes,
     writer: LogWriter,
     subscriptions: Vec<u64>,
+    unsettled: Unsettled,
+    /// When to try again to settle it.
+    settle_at: Option<Instant>,
     taken_bytes: usize,
+}
+
+/// What a connection that failed has left undone.
+#[derive(Debug, Default)]
+struct Unsettled {
+    /// Whether the kernel is the one we knew, and what processes it has.
+    kernel: bool,
+    /// Not everything is being consumed, or not from the right position.
+    consumption: bool,
 }
 
 impl<'a> Session<'a> {
@@ -160,6 +172,8 @@ impl<'a> Session<'a> {
             pushes,
             writer,
             subscriptions: Vec::new(),
+            unsettled: Unsettled::default(),
+            settle_at: None,
             taken_bytes: 0,
         };
         let names = vec![NamePattern::new(&format!("{}.*", settings.namespace))];
@@ -172,7 +186,8 @@ impl<'a> Session<'a> {
     async fn serve(mut self, orders: &mut mpsc::Receiver<Order>, report: &dyn Fn(Vec<String>)) {
         let mut reported = Vec::new();
         loop {
-            let retry = self.writer.next_retry();
+            let retry = self.writer.next_retry().into_iter();
+            let retry = retry.chain(self.settle_at).min();
             let result = tokio::select! {
                 push = self.pushes.recv() => match push {
                     Some(push) => self.take_all(push).await,
@@ -203,15 +218,17 @@ impl<'a> Session<'a> {
     async fn take_all(&mut self, first: Push) -> Result<(), SessionError> {
         self.taken_bytes = 0;
         let mut next = Some(first);
+        let mut result = Ok(());
         while let Some(push) = next {
-            self.take(push).await?;
-            next = if self.taken_bytes < FLUSH_AFTER_BYTES {
+            result = self.take(push).await;
+            next = if result.is_ok() && self.taken_bytes < FLUSH_AFTER_BYTES {
                 self.pushes.try_recv()
             } else {
                 None
             };
         }
-        self.flush().await
+        // Whatever went wrong with the last one: what was taken before is written.
+        self.flush().await.and(result)
     }
 
     async fn take(&mut self, push: Push) -> Result<(), SessionError> {
@@ -247,7 +264,10 @@ impl<'a> Session<'a> {
                     incarnation = new.hello.incarnation,
                     "the log thread is connected again"
                 );
-                self.recover(!new.subscriptions_refused.is_empty()).await?;
+                self.unsettled.kernel = true;
+                // Refused where our claim has not been made again yet; and one that is lost halfway is asked for by nobody else.
+                self.unsettled.consumption |= !new.subscriptions_refused.is_empty();
+                self.settle().await?;
             }
             // An acknowledgement for a process that was forgotten meanwhile, at worst.
             Push::Failed(failure) => {
@@ -275,10 +295,15 @@ impl<'a> Session<'a> {
 
     /// A suspended file may work again: then what it missed is asked for once more.
     async fn retry(&mut self) -> Result<(), SessionError> {
-        if self.writer.retry(Instant::now()) {
-            self.consume().await?;
+        let now = Instant::now();
+        if self.writer.retry(now) {
+            self.unsettled.consumption = true;
+            return self.settle().await;
         }
-        Ok(())
+        match self.settle_at {
+            Some(at) if at <= now => self.settle().await,
+            _ => Ok(()),
+        }
     }
 
     async fn finish(mut self) {
@@ -300,8 +325,24 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// After the connection was lost: is this still the kernel that holds our state?
-    async fn recover(&mut self, refused: bool) -> Result<(), SessionError> {
+    /// Does what is still to do after a reconnection, or a failure of just this.
+    async fn settle(&mut self) -> Result<(), SessionError> {
+        self.settle_at = Some(Instant::now() + TRY_AGAIN);
+        if self.unsettled.kernel {
+            self.recognise().await?;
+            self.list().await?;
+            self.unsettled.kernel = false;
+        }
+        if self.unsettled.consumption {
+            self.consume().await?;
+            self.unsettled.consumption = false;
+        }
+        self.settle_at = None;
+        Ok(())
+    }
+
+    /// Is this still the kernel that holds our state?
+    async fn recognise(&mut self) -> Result<(), SessionError> {
         let name = held_logs(&self.settings.namespace);
         let list = ops::HoldList {
             names: vec![NamePattern::new(&name)],
@@ -310,10 +351,6 @@ impl<'a> Session<'a> {
             // A new kernel counts serials from the start: what we know belongs to processes of the old one.
             self.writer.retain(|_| false)?;
             hold(&self.client, &name, self.writer.store()).await?;
-        }
-        self.list().await?;
-        if refused {
-            self.consume().await?;
         }
         Ok(())
     }

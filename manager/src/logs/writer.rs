@@ -144,6 +144,7 @@ impl LogWriter {
                 acknowledged: oldest,
                 unreported: process.dropped.min(oldest.saturating_sub(written)),
                 touched: false,
+                acknowledge_again: false,
             },
         );
     }
@@ -162,6 +163,7 @@ impl LogWriter {
             return;
         };
         touch(book, &mut self.touched, serial);
+        book.acknowledge_again |= start < book.acknowledged;
         let mut position = start;
         for (index, record) in records.into_iter().enumerate() {
             if index == 0 {
@@ -241,9 +243,10 @@ impl LogWriter {
             if let Some(book) = self.books.get_mut(&serial) {
                 book.touched = false;
                 let position = book.position(&self.store);
-                if position > book.acknowledged {
-                    book.acknowledged = position;
-                    positions.push((serial, position));
+                let again = std::mem::take(&mut book.acknowledge_again);
+                if position > book.acknowledged || again {
+                    book.acknowledged = book.acknowledged.max(position);
+                    positions.push((serial, book.acknowledged));
                 }
             }
         }

@@ -154,20 +154,19 @@ impl Supervisor {
                 self.kernel_trouble = Some(format!("the kernel is not connected: {reason}"));
             }
             Push::Reconnected(new) => {
-                if let Some((namespace, failure)) = new.claims_refused.first() {
-                    self.failure = Some(ManagerError::TakenOver {
-                        namespace: namespace.to_string(),
-                        by: failure.message.clone(),
-                    });
-                    self.phase = Phase::Done;
-                    return;
-                }
                 tracing::info!(incarnation = new.hello.incarnation, "the kernel is back");
                 self.kernel_trouble = None;
                 // Should this be another kernel, it keeps nothing yet.
                 self.saved.fill(Kept::default());
                 if let Some(link) = &self.link {
-                    tasks::list_again(link.clone(), self.config.clone(), self.events.clone());
+                    // Refused perhaps because of our own old connection, which the kernel still takes for alive.
+                    let claim = !new.claims_refused.is_empty();
+                    tasks::list_again(
+                        link.clone(),
+                        self.config.clone(),
+                        claim,
+                        self.events.clone(),
+                    );
                 }
             }
             Push::Lost(lost) => {

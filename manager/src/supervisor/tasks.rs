@@ -53,9 +53,18 @@ pub(super) fn attach(config: Arc<Config>, addresses: Vec<Address>, events: mpsc:
     });
 }
 
-/// Makes the sockets and lists what there is, after a reconnection.
-pub(super) fn list_again(link: KernelLink, config: Arc<Config>, events: mpsc::Sender<Event>) {
+/// Makes the sockets and lists what there is, after a reconnection; with `claim` the namespace is to be claimed again first.
+pub(super) fn list_again(
+    link: KernelLink,
+    config: Arc<Config>,
+    claim: bool,
+    events: mpsc::Sender<Event>,
+) {
     tokio::spawn(async move {
+        if claim && let Err(error) = self::claim(&link, &config).await {
+            let _ = events.send(Event::Fatal(error)).await;
+            return;
+        }
         let inventory = settle(&link, &config, &events, false).await;
         let _ = events.send(Event::Listed(inventory)).await;
     });

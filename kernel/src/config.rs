@@ -84,12 +84,33 @@ impl Config {
         serde_json::from_slice(&text).map_err(|_| Errno::EBADMSG)
     }
 
+    /// Has the pid file name the keeper of now: it changes when a kernel takes
+    /// the keeper's place.
+    pub fn update_pid_file(&self, keeper: i32) {
+        if let Some(path) = &self.pid_file
+            && fs::read_to_string(path).is_ok_and(|text| text.trim() != keeper.to_string())
+            && let Err(error) = write_pid_file(path, keeper)
+        {
+            tracing::warn!(path = %path.display(), %error, "the pid file cannot be written");
+        }
+    }
+
     /// Removes the files that say that the daemon runs.
     pub fn remove_files(&self) {
         for path in self.socket_paths.iter().chain(&self.pid_file) {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Writes a pid file in one step.
+///
+/// # Errors
+/// What the system says.
+pub fn write_pid_file(path: &Path, pid: i32) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, format!("{pid}\n"))?;
+    fs::rename(&temporary, path)
 }
 
 /// The directory for this user's sockets: `$XDG_RUNTIME_DIR/papa`, else

@@ -66,7 +66,7 @@ impl Transport {
         .map(drop)
     }
 
-    fn read(&self, scratch: &mut [u8], fds: &mut VecDeque<OwnedFd>) -> io::Result<usize> {
+    fn read(&self, scratch: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => {
                 let length = stream.try_read(scratch)?;
@@ -84,8 +84,6 @@ impl Transport {
             Self::Unix(stream) => stream.try_io(Interest::READABLE, || {
                 let got = message::receive(stream.as_fd(), scratch, MsgFlags::MSG_DONTWAIT)?;
                 fds.extend(got.descriptors);
-                // More than may wait are closed: nobody asked for them.
-                fds.truncate(MAX_PENDING_DESCRIPTORS_PER_SESSION);
                 Ok(got.length)
             }),
         }
@@ -136,7 +134,12 @@ pub struct Connection {
     scratch: Scratch,
     input: BytesMut,
     decoder: LineDecoder,
-    fds: VecDeque<OwnedFd>,
+    /// Bytes received so far, and bytes of them taken as lines.
+    received: u64,
+    taken: u64,
+    /// Descriptors with the count of bytes received when they had come: the
+    /// system ends a read behind the bytes a descriptor came with.
+    fds: VecDeque<(u64, OwnedFd)>,
     output: VecDeque<Writing>,
     output_bytes: usize,
     state: State,
@@ -162,6 +165,8 @@ impl Connection {
             scratch,
             input: BytesMut::new(),
             decoder: LineDecoder::new(MAX_LINE_BYTES),
+            received: 0,
+            taken: 0,
             fds: VecDeque::new(),
             output: VecDeque::new(),
             output_bytes: 0,
@@ -239,7 +244,7 @@ impl Connection {
     }
 
     fn wants_input(&self) -> bool {
-        if self.end_of_input {
+        if self.end_of_input || self.fds.len() >= MAX_PENDING_DESCRIPTORS_PER_SESSION {
             return false;
         }
         match self.state {
@@ -255,10 +260,14 @@ impl Connection {
 
     fn read(&mut self) -> io::Result<()> {
         let mut scratch = self.scratch.borrow_mut();
-        match self.transport.read(&mut scratch, &mut self.fds) {
+        let mut fds = Vec::new();
+        match self.transport.read(&mut scratch, &mut fds) {
             Ok(0) => self.end_of_input = true,
             Ok(length) => {
                 self.input.extend_from_slice(&scratch[..length]);
+                self.received += length as u64;
+                self.fds
+                    .extend(fds.into_iter().map(|fd| (self.received, fd)));
                 // What a telnet or a client types begins with a letter.
                 let strange = |byte: &u8| *byte < b' ' && !b"\r\n\t".contains(byte);
                 if self.first_line && self.input.first().is_some_and(strange) {
@@ -283,8 +292,12 @@ impl Connection {
         if unanswered || matches!(expect, Expect::Batch | Expect::Close) {
             return Ok(false);
         }
+        let before = self.input.len();
         let line = match self.decoder.decode(&mut self.input) {
-            Ok(Some(line)) => line,
+            Ok(Some(line)) => {
+                self.taken += (before - self.input.len()) as u64;
+                line
+            }
             Ok(None) => {
                 if self.input.is_empty() && self.input.capacity() > KEPT_BUFFER_BYTES {
                     self.input = BytesMut::new();
@@ -323,8 +336,8 @@ impl Connection {
                 Ok(None) => return Ok(true),
                 Ok(Some(request)) => {
                     let takes = request.op.takes_descriptor();
-                    let fd = if takes { self.fds.pop_front() } else { None };
-                    Incoming::Json(Ok(request), fd)
+                    let fd = self.descriptor_of_line();
+                    Incoming::Json(Ok(request), fd.filter(|_| takes))
                 }
                 Err(rejected) => Incoming::Json(Err(rejected), None),
             },
@@ -334,6 +347,18 @@ impl Connection {
         let sent = self.events.send((self.id, event)).await;
         sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
         Ok(false)
+    }
+
+    /// The descriptor that came with the line just taken. Others that came
+    /// with it or before it are closed: nobody asked for them.
+    fn descriptor_of_line(&mut self) -> Option<OwnedFd> {
+        let mut found = None;
+        while self.fds.front().is_some_and(|(at, _)| *at <= self.taken)
+            && let Some((_, fd)) = self.fds.pop_front()
+        {
+            found = Some(fd);
+        }
+        found
     }
 
     /// Says why the stream cannot be read on and ends the session.

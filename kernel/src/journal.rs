@@ -29,6 +29,8 @@ const SUSPECT: u64 = 40;
 const FIRST: u64 = 4096;
 /// Bytes before a record's text: length and checksum.
 const PREFIX: usize = 8;
+/// Set in the length of a record that is left out from now on.
+const LEFT_OUT: u32 = 1 << 31;
 /// Longest record; above every limit of the wire, below any surprise.
 pub const MAX_RECORD_BYTES: usize = 32 * 1024 * 1024;
 /// The journal is rewritten when it is this many bytes …
@@ -105,7 +107,8 @@ impl Journal {
             bytes.copy_from_slice(&header[at..at + 8]);
             u64::from_le_bytes(bytes)
         };
-        if word(0) != MAGIC || word(START) < FIRST {
+        let size = memfd::size(&file)?;
+        if word(0) != MAGIC || word(START) < FIRST || word(START) > size {
             return Err(JournalError::NotAJournal);
         }
         let start = word(START);
@@ -116,7 +119,7 @@ impl Journal {
             // also have been killed there by chance, so it takes two on the
             // very same one.
             deaths = if word(SUSPECT) == attempt {
-                deaths + 1
+                deaths.saturating_add(1)
             } else {
                 1
             };
@@ -159,20 +162,44 @@ impl Journal {
     /// Whether enough of the journal is history to be worth rewriting.
     #[must_use]
     pub fn wants_compaction(&self) -> bool {
-        let length = self.end - self.start;
+        let length = self.length();
         length > COMPACT_MIN_BYTES && length > self.live.saturating_mul(COMPACT_RATIO)
     }
 
     /// Replaces all records by `image`, in one step.
     ///
     /// # Errors
-    /// As [`Self::append`]; then the old records are still in force.
+    /// As [`Self::append`]; then the old records are still in force, and it
+    /// is not wanted again before the journal has grown.
     pub fn compact<'a, R: Serialize + 'a>(
         &mut self,
         image: impl Iterator<Item = R>,
     ) -> Result<(), JournalError> {
-        // On a page of its own, so that all before it can be given back.
-        let begin = self.end.next_multiple_of(4096);
+        // On a page of its own, so that all before it can be given back; and
+        // behind an empty prefix, so that half an image is never replayed.
+        let begin = (self.end + PREFIX as u64).next_multiple_of(4096);
+        let end = match self.write_image(image, begin) {
+            Ok(end) => end,
+            Err(error) => {
+                let _ = memfd::set_size(&self.file, self.end);
+                self.live = self.length();
+                return Err(error);
+            }
+        };
+        let _ = memfd::punch_hole(&self.file, FIRST, begin);
+        self.start = begin;
+        self.end = end;
+        self.live = self.length();
+        Ok(())
+    }
+
+    fn write_image<'a, R: Serialize + 'a>(
+        &self,
+        image: impl Iterator<Item = R>,
+        begin: u64,
+    ) -> Result<u64, JournalError> {
+        // Also for an empty image `start` must lie in the file.
+        memfd::set_size(&self.file, begin)?;
         let mut at = begin;
         let mut pending: Vec<u8> = Vec::new();
         for record in image {
@@ -185,16 +212,8 @@ impl Journal {
         }
         memfd::write_at(&self.file, &pending, at)?;
         at += pending.len() as u64;
-        // An empty image leaves no bytes, yet `start` must lie in the file.
-        if memfd::size(&self.file)? < begin {
-            memfd::set_size(&self.file, begin)?;
-        }
         set_word(&self.file, START, begin)?;
-        let _ = memfd::punch_hole(&self.file, FIRST, begin);
-        self.start = begin;
-        self.end = at;
-        self.live = at - begin;
-        Ok(())
+        Ok(at)
     }
 
     /// The file, for the keeper.
@@ -226,7 +245,8 @@ impl Replay {
                 return Ok(None);
             }
             let [a, b, c, d, e, f, g, h] = prefix;
-            let length = u32::from_le_bytes([a, b, c, d]) as usize;
+            let word = u32::from_le_bytes([a, b, c, d]);
+            let length = (word & !LEFT_OUT) as usize;
             let checksum = u32::from_le_bytes([e, f, g, h]);
             if length == 0 || length > MAX_RECORD_BYTES {
                 return Ok(None);
@@ -239,9 +259,15 @@ impl Replay {
             }
             let here = self.at;
             self.at += (PREFIX + length) as u64;
+            if word & LEFT_OUT != 0 {
+                continue;
+            }
             if self.poison == Some(here) {
+                // Marked, not only passed over: of two such records each
+                // would else be tried again after the other.
+                memfd::write_at(file, &(word | LEFT_OUT).to_le_bytes(), here)?;
                 self.poison = None;
-                self.skipped += 1;
+                self.skipped = self.skipped.saturating_add(1);
                 set_word(file, SKIPPED, self.skipped)?;
                 set_word(file, DEATHS, 0)?;
                 continue;
@@ -333,6 +359,93 @@ mod tests {
             (found, replay.skipped),
             (vec!["one".into(), "three".into()], 1)
         );
+    }
+
+    #[test]
+    fn of_two_records_that_kill_neither_is_tried_for_ever() {
+        let file = Journal::create().unwrap();
+        let (_, mut journal) = read_all(&file);
+        for text in ["one", "bad", "two", "bad", "three"] {
+            journal.append(&text).unwrap();
+        }
+        // Until one replay survives, which takes two deaths for each.
+        for deaths in 0.. {
+            let mut replay = Journal::replay(file.try_clone().unwrap()).unwrap();
+            let mut found: Vec<String> = Vec::new();
+            while let Some(text) = replay.next_record().unwrap() {
+                found.push(serde_json::from_slice(&text).unwrap());
+                if found.last().unwrap() == "bad" {
+                    break;
+                }
+            }
+            if found.last().unwrap() != "bad" {
+                assert_eq!((deaths, replay.skipped), (4, 2));
+                replay.finish().unwrap();
+                break;
+            }
+        }
+        assert_eq!(read_all(&file).0, ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn a_header_that_holds_anything_does_no_harm() {
+        let file = Journal::create().unwrap();
+        let (_, mut journal) = read_all(&file);
+        journal.append(&"one").unwrap();
+        // Attempt, deaths, records skipped, suspect.
+        memfd::write_at(&file, &[0xff; 32], ATTEMPT).unwrap();
+        assert_eq!(read_all(&file).0, ["one"]);
+        set_word(&file, START, memfd::size(&file).unwrap() + 1).unwrap();
+        assert!(matches!(
+            Journal::replay(file),
+            Err(JournalError::NotAJournal)
+        ));
+    }
+
+    /// A record, or one that cannot be written.
+    struct Item(Option<String>);
+
+    impl Serialize for Item {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            match &self.0 {
+                Some(text) => serializer.serialize_str(text),
+                None => Err(serde::ser::Error::custom("no")),
+            }
+        }
+    }
+
+    #[test]
+    fn half_an_image_is_never_replayed() {
+        let file = Journal::create().unwrap();
+        let (_, mut journal) = read_all(&file);
+        // The next page begins right behind this record.
+        let text = "x".repeat(4096 - PREFIX - 2);
+        journal.append(&text).unwrap();
+        let size = memfd::size(&file).unwrap();
+        assert_eq!(size, 8192);
+        let half = || [Item(Some("y".repeat(300 * 1024))), Item(None)].into_iter();
+        // Killed half-way.
+        journal.write_image(half(), size + 4096).unwrap_err();
+        assert!(memfd::size(&file).unwrap() > size + 300 * 1024);
+        let (found, mut journal) = read_all(&file);
+        assert_eq!(found, [text.as_str()]);
+        // Refused half-way.
+        journal.compact(half()).unwrap_err();
+        assert_eq!(memfd::size(&file).unwrap(), size);
+        journal.append(&"z").unwrap();
+        assert_eq!(read_all(&file).0, [text.as_str(), "z"]);
+    }
+
+    #[test]
+    fn a_refused_compaction_waits_until_the_journal_has_grown() {
+        let file = Journal::create().unwrap();
+        let (_, mut journal) = read_all(&file);
+        journal.append(&"x".repeat(300 * 1024)).unwrap();
+        assert!(journal.wants_compaction());
+        journal.compact([Item(None)].into_iter()).unwrap_err();
+        assert!(!journal.wants_compaction());
+        journal.append(&"x".repeat(901 * 1024)).unwrap();
+        assert!(journal.wants_compaction());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
@@ -16,7 +16,9 @@ use nix::sys::socket::SockType;
 use nix::unistd::ForkResult;
 
 use crate::cli::Args;
-use crate::config::{Config, TcpAccess, abstract_name, make_runtime_dir, runtime_dir};
+use crate::config::{
+    Config, TcpAccess, abstract_name, make_runtime_dir, runtime_dir, write_pid_file,
+};
 use crate::journal::Journal;
 use crate::keeper::wire::{Key, Kind};
 use crate::keeper::{self, manifest};
@@ -67,26 +69,28 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
         None
     };
     if let Some(path) = &config.pid_file {
-        write_pid_file(path)?;
+        write_pid_file(path, std::process::id().cast_signed())
+            .with_context(|| format!("write the pid file {}", path.display()))?;
     }
     config.original_limits = process::raise_limits();
     let become_keeper = || -> Result<Errno, Errno> {
         let binary = process::own_binary()?;
         let mut kept = vec![
-            (Key::new(Kind::Config, 0), config.write()?),
-            (Key::new(Kind::Journal, 0), Journal::create()?),
+            (Key::new(Kind::CONFIG, 0), config.write()?),
+            (Key::new(Kind::JOURNAL, 0), Journal::create()?),
             (
-                Key::new(Kind::Binary, 0),
+                Key::new(Kind::BINARY, 0),
                 binary.try_clone().map_err(|_| Errno::EMFILE)?,
             ),
         ];
         for (id, fd) in controls.into_iter().enumerate() {
-            kept.push((Key::new(Kind::Control, id as u64), fd));
+            kept.push((Key::new(Kind::CONTROL, id as u64), fd));
         }
         let file = manifest::write(
             kept.iter().map(|(key, fd)| (*key, fd)),
             Vec::new(),
             ready.as_ref(),
+            false,
         )?;
         Ok(process::exec(
             binary.as_fd(),
@@ -219,13 +223,6 @@ fn open_log(path: &Path) -> anyhow::Result<OwnedFd> {
         .open(path)
         .map(OwnedFd::from)
         .with_context(|| format!("open the log {}", path.display()))
-}
-
-fn write_pid_file(path: &PathBuf) -> anyhow::Result<()> {
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, format!("{}\n", std::process::id()))
-        .and_then(|()| fs::rename(&temporary, path))
-        .with_context(|| format!("write the pid file {}", path.display()))
 }
 
 /// Leaves the terminal. The parent waits here until the daemon serves and

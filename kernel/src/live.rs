@@ -153,8 +153,8 @@ pub struct Live {
     pub adopted: bool,
     /// Since when it is being found out how it ended.
     pub lookup_since: Option<Instant>,
-    /// The pipes were made larger.
-    pub large_pipes: bool,
+    /// One of the pipes was made larger.
+    pub large_pipe: bool,
     /// Where the output of a closed reel went.
     pub closed: Ledger,
     /// Has ended and not been waited for, so that its number stays taken.
@@ -204,7 +204,7 @@ impl Live {
             own_child: true,
             adopted: false,
             lookup_since: None,
-            large_pipes: false,
+            large_pipe: false,
             closed: Ledger::default(),
             zombie: false,
             drained: false,

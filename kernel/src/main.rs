@@ -4,6 +4,7 @@
 //! becomes, and the kernel the keeper starts. The last two are told by the
 //! first argument and find what they need at descriptor 3.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -16,11 +17,11 @@ use papa_kernel::{launcher, run};
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
-    if let Err(errno) = settle() {
-        eprintln!("papa: cannot settle: {errno}");
+    let role = std::env::args_os().next().unwrap_or_default();
+    if let Err(errno) = settle(role == TITLE || role == KERNEL_TITLE) {
+        complain(format_args!("cannot settle: {errno}"));
         return ExitCode::from(FAILED);
     }
-    let role = std::env::args_os().next().unwrap_or_default();
     let code = if role == TITLE {
         keep()
     } else if role == KERNEL_TITLE {
@@ -29,12 +30,17 @@ fn main() -> ExitCode {
         match launcher::launch(Args::parse()) {
             Ok(never) => match never {},
             Err(error) => {
-                eprintln!("papa: {error:#}");
+                complain(format_args!("{error:#}"));
                 FAILED
             }
         }
     };
     ExitCode::from(code)
+}
+
+/// Says what went wrong, if anybody is there to read it.
+fn complain(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "papa: {text}");
 }
 
 fn keep() -> u8 {
@@ -47,7 +53,7 @@ fn keep() -> u8 {
         .collect();
     let code = take_inherited(3).and_then(|manifest| keeper::run(manifest, arguments));
     code.unwrap_or_else(|errno| {
-        eprintln!("papa: keeper: {errno}");
+        complain(format_args!("keeper: {errno}"));
         FAILED
     })
 }
@@ -56,11 +62,13 @@ fn serve() -> u8 {
     match take_inherited(3) {
         Ok(socket) => {
             let error = run::kernel(socket);
-            eprintln!("papa: kernel: {error:#}");
+            complain(format_args!("kernel: {error:#}"));
             FAILED
         }
         Err(errno) => {
-            eprintln!("papa: kernel: started by hand? Start `papa` without arguments ({errno})");
+            complain(format_args!(
+                "kernel: started by hand? Start `papa` without arguments ({errno})"
+            ));
             FAILED
         }
     }

@@ -20,6 +20,7 @@ use crate::keeper::wire::{Key, Kind};
 use crate::live::Live;
 use crate::owner::{Fixed, Parts, now_us};
 use crate::reel::Reel;
+use crate::sys::process;
 use crate::table::{Entry, ProcessRow, Read, Table};
 
 /// A kernel that cannot start.
@@ -54,18 +55,25 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
     let kept = link
         .fetch_all()
         .map_err(|errno| RecoverError::System("fetch from the keeper", errno))?;
-    let mut fetched = Fetched(kept.into_iter().collect());
+    let mut fetched = Fetched(
+        kept.into_iter()
+            .map(|(key, fd)| match key.kind {
+                Kind::PIDFD | Kind::OUT | Kind::ERR | Kind::REEL => (key, process::move_up(fd)),
+                _ => (key, fd),
+            })
+            .collect(),
+    );
     let config_file = fetched
-        .take(Kind::Config, 0)
+        .take(Kind::CONFIG, 0)
         .ok_or(RecoverError::Missing("settings"))?;
     let config =
         Config::read(&config_file).map_err(|errno| RecoverError::System("settings", errno))?;
     crate::logging::start(&config);
     let binary = fetched
-        .take(Kind::Binary, 0)
+        .take(Kind::BINARY, 0)
         .ok_or(RecoverError::Missing("program"))?;
     let file = fetched
-        .take(Kind::Journal, 0)
+        .take(Kind::JOURNAL, 0)
         .ok_or(RecoverError::Missing("journal"))?;
 
     let mut table = Table::default();
@@ -125,7 +133,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         .map(|row| (row.id, row.number.is_some()))
         .collect();
     for (id, held) in rows {
-        if let Some(fd) = fetched.take(Kind::Socket, id) {
+        if let Some(fd) = fetched.take(Kind::SOCKET, id) {
             socket_fds.insert(id, fd);
         } else if held {
             tracing::error!(id, "a socket's descriptor is missing");
@@ -139,7 +147,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         .map(|(name, row)| (name.clone(), row.id))
         .collect();
     for (name, id) in rows {
-        match fetched.take(Kind::Held, id) {
+        match fetched.take(Kind::HELD, id) {
             Some(fd) => {
                 held_fds.insert(id, fd);
             }
@@ -149,7 +157,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
     let mut controls = Vec::new();
     let mut strangers = Vec::new();
     for (key, fd) in fetched.0 {
-        if key.kind == Kind::Control {
+        if key.kind == Kind::CONTROL {
             controls.push((key.id, fd));
         } else {
             strangers.push(key);
@@ -208,9 +216,9 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
 /// never ran.
 fn recover_process(row: &ProcessRow, fetched: &mut Fetched, now: u64) -> Option<(Live, u32)> {
     let serial = row.serial;
-    let pidfd = fetched.take(Kind::Pidfd, serial);
+    let pidfd = fetched.take(Kind::PIDFD, serial);
     if pidfd.is_none() && row.exit.is_none() && row.pid == 0 {
-        for kind in [Kind::Out, Kind::Err, Kind::Reel] {
+        for kind in [Kind::OUT, Kind::ERR, Kind::REEL] {
             // Closed here; the keeper's copies go with the strangers.
             fetched.take(kind, serial);
         }
@@ -221,10 +229,10 @@ fn recover_process(row: &ProcessRow, fetched: &mut Fetched, now: u64) -> Option<
         (pid, _) => pid,
     };
     let limit = row.make.reel_bytes.map_or(REEL_BYTES, |size| size.0);
-    let out = fetched.take(Kind::Out, serial);
-    let err = fetched.take(Kind::Err, serial);
+    let out = fetched.take(Kind::OUT, serial);
+    let err = fetched.take(Kind::ERR, serial);
     let reel = fetched
-        .take(Kind::Reel, serial)
+        .take(Kind::REEL, serial)
         .filter(|_| !row.removing)
         .and_then(|file| {
             Reel::recover(file, limit, now)

@@ -6,7 +6,8 @@
 //! acknowledged or dropped is given back as holes. It is filled by splice,
 //! because a process killed between a read and its store would lose what it
 //! had read; the intent word says which stream a splice not yet indexed
-//! belongs to. A small index (end, stream, 1 << 20, stamp) lies before the data.
+//! belongs to. A small index (end, stream, stamp) lies before the data, a ring
+//! that begins anew whenever nothing is left unacknowledged.
 //!
 //! Invariant: `start <= committed`, records are contiguous from `start` to
 //! `committed`, and all of it can be read back from the file alone.
@@ -20,9 +21,12 @@ use nix::errno::Errno;
 use papa_protocol::record::{Record, Stream};
 
 use crate::sys::memfd;
+use crate::sys::process::{Readiness, readiness};
 
 /// File offset of position 0.
 pub const DATA_OFFSET: u64 = 1 << 20;
+/// What memory is given back in.
+const PAGE: u64 = 4096;
 /// Where the ring of index entries begins.
 const INDEX_OFFSET: u64 = 4096;
 /// Bytes of one index entry.
@@ -80,8 +84,11 @@ pub struct Reel {
     committed: u64,
     dropped: u64,
     records: VecDeque<Record>,
-    /// Slot number of `records[0]`, counted without end.
+    /// Slot number of `records[0]`, not wrapped around.
     first_slot: u64,
+    /// Records from the first on whose entries are in the file; all others
+    /// are of the stream of the intent word.
+    indexed: usize,
     punched: u64,
     intent: u32,
     /// Last stamp given, in microseconds since the epoch.
@@ -96,7 +103,7 @@ impl Reel {
     /// # Errors
     /// The errno of `memfd_create(2)`.
     pub fn create(limit: u64) -> Result<Self, Errno> {
-        let file = memfd::memfd_create("papa-reel")?;
+        let file = crate::sys::process::move_up(memfd::memfd_create("papa-reel")?);
         // Sized without a page: the header is written with the first output.
         memfd::set_size(&file, DATA_OFFSET)?;
         Ok(Self::empty(file, limit))
@@ -111,6 +118,7 @@ impl Reel {
             dropped: 0,
             records: VecDeque::new(),
             first_slot: 0,
+            indexed: 0,
             punched: 0,
             intent: 0,
             last_stamp: 0,
@@ -137,10 +145,11 @@ impl Reel {
         if word(MAGIC_AT) == MAGIC {
             reel.intent = u32::try_from(word(INTENT_AT)).unwrap_or(0);
             reel.start = word(START_AT).min(reel.committed);
-            reel.first_slot = word(START_AT + 8);
-            reel.dropped = word(START_AT + 16);
+            reel.first_slot = word(START_AT + 8) % MAX_RECORDS;
+            reel.dropped = word(START_AT + 16).min(reel.start);
         }
-        reel.punched = reel.start;
+        // Whoever moved the start may have been killed before it gave back.
+        reel.give_back();
         let mut end = reel.start;
         let mut buffer = vec![0u8; usize::try_from(ENTRY * 256).unwrap_or(4096)];
         let mut slot = reel.first_slot;
@@ -166,16 +175,17 @@ impl Reel {
             }
             slot += count;
         }
+        reel.indexed = reel.records.len();
         if end < reel.committed {
             // Spliced, and killed before the index entry.
             let stream = Stream::from_number(u64::from(reel.intent)).unwrap_or(Stream::Out);
             let end = reel.committed;
-            reel.add_record(stream, end, now_us)?;
+            reel.add_record(stream, end, now_us);
         }
         Ok(reel)
     }
 
-    /// Takes what is in `pipe`, at most `most` bytes and [`MAX_SPLICE`].
+    /// Takes what is in `pipe`, at most `most` bytes and `MAX_SPLICE`.
     ///
     /// # Errors
     /// `ENOSPC`/`ENOMEM` when the system has no memory for it; the bytes
@@ -188,11 +198,12 @@ impl Reel {
         now_us: u64,
     ) -> Result<Capture, Errno> {
         if self.intent != u32::from(stream.number()) {
-            self.intent = u32::from(stream.number());
-            let mut words = [0u8; 16];
-            words[..8].copy_from_slice(&MAGIC.to_le_bytes());
-            words[8..].copy_from_slice(&u64::from(self.intent).to_le_bytes());
-            memfd::write_at(&self.file, &words, MAGIC_AT)?;
+            // A process that never writes costs no page.
+            match readiness(pipe.as_fd()) {
+                Readiness::Bytes => self.set_intent(stream)?,
+                Readiness::Nothing => return Ok(Capture::Empty),
+                Readiness::End => return Ok(Capture::End),
+            }
         }
         let offset = DATA_OFFSET + self.committed;
         let most = usize::try_from(most).map_or(MAX_SPLICE, |most| most.clamp(1, MAX_SPLICE));
@@ -211,7 +222,7 @@ impl Reel {
             Ok(0) => Ok(Capture::End),
             Ok(bytes) => {
                 self.committed += bytes as u64;
-                self.add_record(stream, self.committed, now_us)?;
+                self.add_record(stream, self.committed, now_us);
                 Ok(Capture::Bytes(bytes))
             }
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(Capture::Empty),
@@ -219,46 +230,75 @@ impl Reel {
         }
     }
 
+    /// Puts on record whose bytes a splice takes that is not yet indexed.
+    fn set_intent(&mut self, stream: Stream) -> Result<(), Errno> {
+        // What still lacks an entry belongs to the stream before.
+        self.write_index()?;
+        let intent = u32::from(stream.number());
+        let mut words = [0u8; 16];
+        words[..8].copy_from_slice(&MAGIC.to_le_bytes());
+        words[8..].copy_from_slice(&u64::from(intent).to_le_bytes());
+        memfd::write_at(&self.file, &words, MAGIC_AT)?;
+        self.intent = intent;
+        Ok(())
+    }
+
     fn copy(&self, pipe: impl AsFd, offset: u64, most: usize) -> Result<usize, Errno> {
         let mut buffer = vec![0u8; most.min(64 * 1024)];
         let length = nix::unistd::read(pipe.as_fd(), &mut buffer)?;
-        memfd::write_at(&self.file, &buffer[..length], offset)?;
+        if let Err(errno) = memfd::write_at(&self.file, &buffer[..length], offset) {
+            // The size is the commit: half a write must not count.
+            let _ = memfd::set_size(&self.file, offset);
+            return Err(errno);
+        }
         Ok(length)
     }
 
-    fn add_record(&mut self, stream: Stream, end: u64, now_us: u64) -> Result<(), Errno> {
+    fn add_record(&mut self, stream: Stream, end: u64, now_us: u64) {
         let stamp_us = if now_us < self.last_stamp && self.last_stamp - now_us < CLOCK_STEP_US {
             self.last_stamp
         } else {
             now_us
         };
-        let previous_end = match self.records.len() {
+        let count = self.records.len();
+        let previous_end = match count {
             0 | 1 => self.start,
-            length => self.records[length - 2].end,
+            _ => self.records[count - 2].end,
         };
-        if let Some(last) = self.records.back_mut()
-            && last.stream == stream
-            && end - previous_end <= JOIN_BYTES
-            && stamp_us.saturating_sub(last.stamp_us) < JOIN_US
-        {
-            last.end = end;
-        } else {
-            self.last_stamp = stamp_us;
-            self.records.push_back(Record {
-                end,
-                stream,
-                stamp_us,
-            });
+        let joins = |last: &Record| {
+            last.stream == stream
+                && end - previous_end <= JOIN_BYTES
+                && stamp_us.abs_diff(last.stamp_us) < JOIN_US
+        };
+        match self.records.back_mut() {
+            // Whoever captures stops before the ring is full; should it not,
+            // a wrong stream is better than a first record written over.
+            Some(last) if joins(last) || count as u64 >= MAX_RECORDS => {
+                last.end = end;
+                self.indexed = self.indexed.min(count - 1);
+            }
+            _ => {
+                self.last_stamp = stamp_us;
+                self.records.push_back(Record {
+                    end,
+                    stream,
+                    stamp_us,
+                });
+            }
         }
-        let slot = self.first_slot + self.records.len() as u64 - 1;
-        let Some(last) = self.records.back() else {
-            return Ok(());
-        };
-        memfd::write_at(
-            &self.file,
-            &encode(last),
-            INDEX_OFFSET + (slot % MAX_RECORDS) * ENTRY,
-        )
+        // The bytes are taken. An entry for which there is no memory is
+        // written with the next, before the intent changes.
+        let _ = self.write_index();
+    }
+
+    /// Writes the entries that the file lacks.
+    fn write_index(&mut self) -> Result<(), Errno> {
+        while let Some(record) = self.records.get(self.indexed) {
+            let slot = (self.first_slot + self.indexed as u64) % MAX_RECORDS;
+            memfd::write_at(&self.file, &encode(record), INDEX_OFFSET + slot * ENTRY)?;
+            self.indexed += 1;
+        }
+        Ok(())
     }
 
     /// Bytes to take at a time while there is room: a part of the whole, so
@@ -327,15 +367,14 @@ impl Reel {
     }
 
     fn move_start(&mut self, position: u64, lost: u64) -> Result<(), Errno> {
-        let mut gone = 0;
-        while self
+        let gone = self
             .records
-            .get(gone)
-            .is_some_and(|record| record.end <= position)
-        {
-            gone += 1;
-        }
-        let first_slot = self.first_slot + gone as u64;
+            .partition_point(|record| record.end <= position);
+        let next_slot = self.first_slot + gone as u64;
+        let drained = gone == self.records.len();
+        // No entry in the ring ends behind the start then, so it can begin
+        // anew: where the reader keeps up one page of it is in use.
+        let first_slot = if drained { 0 } else { next_slot };
         let dropped = self.dropped + lost;
         let mut words = [0u8; 24];
         words[..8].copy_from_slice(&position.to_le_bytes());
@@ -343,11 +382,17 @@ impl Reel {
         words[16..].copy_from_slice(&dropped.to_le_bytes());
         memfd::write_at(&self.file, &words, START_AT)?;
         self.records.drain(..gone);
+        self.indexed = self.indexed.saturating_sub(gone);
         self.first_slot = first_slot;
         self.dropped = dropped;
         self.start = position;
-        if self.records.is_empty() && self.records.capacity() > 64 {
-            self.records.shrink_to_fit();
+        if drained {
+            if self.records.capacity() > 64 {
+                self.records.shrink_to_fit();
+            }
+            if next_slot * ENTRY > PAGE {
+                let _ = memfd::punch_hole(&self.file, INDEX_OFFSET + PAGE, DATA_OFFSET);
+            }
         }
         self.give_back();
         Ok(())
@@ -358,15 +403,16 @@ impl Reel {
         if self.start - self.punched < PUNCH_STEP && !(drained && self.start > self.punched) {
             return;
         }
-        // A hole costs nothing to be late with, so a refusal is no error.
-        let from = (DATA_OFFSET + self.punched) / 4096 * 4096;
+        let from = (DATA_OFFSET + self.punched) / PAGE * PAGE;
         let to = if drained {
-            (DATA_OFFSET + self.start).next_multiple_of(4096)
+            (DATA_OFFSET + self.start).next_multiple_of(PAGE)
         } else {
-            (DATA_OFFSET + self.start) / 4096 * 4096
+            (DATA_OFFSET + self.start) / PAGE * PAGE
         };
-        let _ = memfd::punch_hole(&self.file, from, to);
-        self.punched = self.start;
+        // A hole costs nothing to be late with, so a refusal is no error.
+        if memfd::punch_hole(&self.file, from, to).is_ok() {
+            self.punched = self.start;
+        }
     }
 
     /// The records from `position` on; the first one may have begun before.
@@ -514,6 +560,164 @@ mod tests {
             reel.capture(&read, Stream::Out, 1 << 20, 77).unwrap();
         }
         assert_eq!(reel.records_from(0).count(), 1);
+    }
+
+    fn put(reel: &mut Reel, bytes: &[u8], stream: Stream, now_us: u64) -> Capture {
+        let (read, write) = pipe();
+        nix::unistd::write(&write, bytes).unwrap();
+        reel.capture(&read, stream, 1 << 20, now_us).unwrap()
+    }
+
+    /// The reel as the next kernel finds it.
+    fn recovered(reel: &Reel) -> Reel {
+        let file = reel.as_fd().try_clone_to_owned().unwrap();
+        Reel::recover(file, reel.limit, 5_000_000).unwrap()
+    }
+
+    fn records(reel: &Reel) -> Vec<Record> {
+        reel.records_from(0).copied().collect()
+    }
+
+    /// Kilobytes of memory the file takes.
+    fn used_kib(reel: &Reel) -> i64 {
+        nix::sys::stat::fstat(reel.as_fd()).unwrap().st_blocks / 2
+    }
+
+    #[test]
+    fn a_header_that_holds_anything_does_no_harm() {
+        let file = memfd::memfd_create("test").unwrap();
+        memfd::set_size(&file, DATA_OFFSET + 100).unwrap();
+        memfd::write_at(&file, &[0xff; 64], 0).unwrap();
+        memfd::write_at(&file, &MAGIC.to_le_bytes(), MAGIC_AT).unwrap();
+        let mut reel = Reel::recover(file, 1000, 1).unwrap();
+        assert_eq!((reel.start(), reel.committed()), (100, 100));
+        assert_eq!(put(&mut reel, b"x", Stream::Err, 9), Capture::Bytes(1));
+        assert_eq!(reel.acknowledge(u64::MAX), Ok(1));
+        assert!(reel.dropped() <= reel.start());
+    }
+
+    #[test]
+    fn after_a_large_step_back_of_the_clock_records_are_not_joined() {
+        let mut reel = Reel::create(1000).unwrap();
+        put(&mut reel, b"x", Stream::Out, 10_000_000);
+        put(&mut reel, b"y", Stream::Out, 3_000_000);
+        let stamps: Vec<_> = records(&reel).iter().map(|r| r.stamp_us).collect();
+        assert_eq!(stamps, [10_000_000, 3_000_000]);
+    }
+
+    #[test]
+    fn looking_at_a_pipe_with_nothing_in_it_costs_no_memory() {
+        let (read, write) = pipe();
+        let mut reel = Reel::create(1000).unwrap();
+        let mut look = |stream| reel.capture(&read, stream, 1 << 20, 1).unwrap();
+        assert_eq!(look(Stream::Out), Capture::Empty);
+        drop(write);
+        assert_eq!(look(Stream::Err), Capture::End);
+        assert_eq!(used_kib(&reel), 0);
+    }
+
+    #[test]
+    fn an_intent_that_could_not_be_written_is_written_the_next_time() {
+        let (read, write) = pipe();
+        let mut reel = Reel::create(1000).unwrap();
+        nix::unistd::write(&write, b"x").unwrap();
+        let read_only = memfd::reopen_read_only(reel.as_fd()).unwrap();
+        let file = std::mem::replace(&mut reel.file, read_only);
+        assert!(reel.capture(&read, Stream::Err, 1 << 20, 1).is_err());
+        reel.file = file;
+        reel.capture(&read, Stream::Err, 1 << 20, 1).unwrap();
+        assert_eq!(recovered(&reel).intent, 2);
+        assert_eq!(records(&recovered(&reel)), records(&reel));
+    }
+
+    #[test]
+    fn entries_that_could_not_be_written_are_written_later() {
+        let mut reel = Reel::create(1000).unwrap();
+        put(&mut reel, b"x", Stream::Err, 1_000);
+        // Two more, without memory for their entries.
+        memfd::write_at(&reel.file, b"yz", DATA_OFFSET + 1).unwrap();
+        reel.committed = 3;
+        let read_only = memfd::reopen_read_only(reel.as_fd()).unwrap();
+        let file = std::mem::replace(&mut reel.file, read_only);
+        reel.add_record(Stream::Err, 2, 1_001);
+        reel.add_record(Stream::Err, 3, 9_000);
+        reel.file = file;
+        let streams = |reel: &Reel| -> Vec<_> {
+            let all = records(reel);
+            all.iter().map(|r| (r.end, r.stream)).collect()
+        };
+        assert_eq!(streams(&reel), [(2, Stream::Err), (3, Stream::Err)]);
+        assert_eq!(
+            streams(&recovered(&reel)),
+            [(1, Stream::Err), (3, Stream::Err)]
+        );
+        let mut reel = recovered(&reel);
+        put(&mut reel, b"!", Stream::Out, 20_000);
+        assert_eq!(records(&recovered(&reel)), records(&reel));
+        assert_eq!(records(&reel).len(), 3);
+    }
+
+    #[test]
+    fn who_has_read_a_record_gets_what_joined_it_later() {
+        let mut reel = Reel::create(1000).unwrap();
+        put(&mut reel, b"abc", Stream::Out, 1_000);
+        reel.acknowledge(2).unwrap();
+        put(&mut reel, b"def", Stream::Out, 1_001);
+        let rest: Vec<_> = reel.records_from(3).map(|record| record.end).collect();
+        assert_eq!(rest, [6]);
+        assert_eq!(records(&recovered(&reel)), records(&reel));
+        reel.acknowledge(6).unwrap();
+        // Nothing is left to join.
+        put(&mut reel, b"g", Stream::Out, 1_001);
+        assert_eq!(records(&reel).len(), 1);
+        assert_eq!(records(&recovered(&reel)), records(&reel));
+    }
+
+    #[test]
+    fn a_ring_that_is_full_wraps_around_and_loses_no_byte() {
+        let mut reel = Reel::create(1 << 30).unwrap();
+        put(&mut reel, b"x", Stream::Out, 7);
+        let same = |reel: &Reel| records(&recovered(reel)) == records(reel);
+        let fill = |reel: &mut Reel, most: u64| {
+            let mut count = 0;
+            while count < most && !reel.is_full() {
+                let stream = Stream::ALL[usize::try_from(reel.committed % 2).unwrap()];
+                memfd::set_size(&reel.file, DATA_OFFSET + reel.committed + 1).unwrap();
+                reel.committed += 1;
+                reel.add_record(stream, reel.committed, 7);
+                count += 1;
+            }
+            count
+        };
+        assert_eq!(fill(&mut reel, u64::MAX), MAX_RECORDS - 2);
+        assert!(same(&reel));
+        reel.acknowledge(40_000).unwrap();
+        assert_eq!(fill(&mut reel, u64::MAX), 40_000);
+        assert!(same(&reel));
+        // More than there is room for, as after several recoveries.
+        for stamp in 0..5 {
+            put(&mut reel, b"x", Stream::Err, stamp * 10_000);
+            reel = recovered(&reel);
+        }
+        assert_eq!(reel.records.len() as u64, MAX_RECORDS);
+        assert_eq!(reel.records[0].end, 40_001);
+        assert_eq!(reel.records.back().unwrap().end, reel.committed());
+        assert_eq!(reel.drop_oldest(), Ok(2));
+        assert!(!reel.is_over());
+        // Once all is acknowledged, one page of index is in use.
+        reel.acknowledge(u64::MAX).unwrap();
+        assert_eq!(used_kib(&reel), 8);
+        assert_eq!(fill(&mut reel, 3), 3);
+        assert!(same(&reel));
+    }
+
+    #[test]
+    fn what_was_acknowledged_and_not_given_back_goes_at_recovery() {
+        let mut reel = Reel::create(1 << 20).unwrap();
+        put(&mut reel, &[7; 60_000], Stream::Out, 1);
+        // Killed behind the store of the new start.
+        memfd::write_at(&reel.file, &60_000u64.to_le_bytes(), START_AT).unwrap();
+        assert_eq!(used_kib(&recovered(&reel)), 8);
     }
 
     proptest! {

@@ -54,6 +54,7 @@ async fn serve(parts: crate::owner::Parts) -> Error {
     }
     let told = owner.link.tell(&ToKeeper::Serving);
     owner.check_keeper(told);
+    owner.config.update_pid_file(owner.keeper_pid);
     tracing::info!(
         port = owner.config.port,
         pid = std::process::id(),

@@ -316,7 +316,7 @@ impl Table {
                 }
             }
             Entry::Socket(row) => {
-                self.next_id = self.next_id.max(row.id + 1);
+                self.next_id = self.next_id.max(row.id.saturating_add(1));
                 self.socket_names.insert(row.make.name.clone(), row.id);
                 self.sockets.insert(row.id, *row);
             }
@@ -328,7 +328,7 @@ impl Table {
                 }
             }
             Entry::Intent(row) => {
-                self.next_serial = self.next_serial.max(row.serial + 1);
+                self.next_serial = self.next_serial.max(row.serial.saturating_add(1));
                 if row.has_name() {
                     self.process_names.insert(row.make.name.clone(), row.serial);
                 }
@@ -373,7 +373,7 @@ impl Table {
                 }
             }
             Entry::Hold { id, name, kind } => {
-                self.next_id = self.next_id.max(id + 1);
+                self.next_id = self.next_id.max(id.saturating_add(1));
                 self.held.insert(name, HeldRow { id, kind });
             }
             Entry::Unhold { name } => {
@@ -534,6 +534,45 @@ impl Table {
     }
 }
 
+/// Many patterns as one question: a look-up for the name and one for each of
+/// its beginnings, however many patterns there are.
+#[derive(Debug)]
+pub struct Matcher<'a> {
+    everything: bool,
+    exact: std::collections::HashSet<&'a str>,
+    prefixes: std::collections::HashSet<&'a str>,
+}
+
+impl<'a> Matcher<'a> {
+    /// No pattern means all.
+    #[must_use]
+    pub fn new(patterns: &'a [NamePattern]) -> Self {
+        let mut matcher = Self {
+            everything: patterns.is_empty(),
+            exact: std::collections::HashSet::new(),
+            prefixes: std::collections::HashSet::new(),
+        };
+        for pattern in patterns {
+            match pattern {
+                NamePattern::Exact(text) => matcher.exact.insert(text),
+                NamePattern::Prefix(text) => matcher.prefixes.insert(text),
+            };
+        }
+        matcher
+    }
+
+    /// Whether any of the patterns fits `name`.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        self.everything
+            || self.exact.contains(name)
+            || (!self.prefixes.is_empty()
+                && (0..=name.len())
+                    .filter_map(|end| name.get(..end))
+                    .any(|beginning| self.prefixes.contains(beginning)))
+    }
+}
+
 /// Keeps only the patterns that [`Table::find_processes`] and its like find,
 /// for verbs to which an unknown name is no error.
 pub fn known<'a>(
@@ -589,10 +628,10 @@ fn find<'a>(
 
 /// Adds one ledger to another.
 pub fn add(sum: &mut Ledger, other: &Ledger) {
-    sum.captured += other.captured;
-    sum.delivered += other.delivered;
-    sum.acknowledged += other.acknowledged;
-    sum.dropped += other.dropped;
+    sum.captured = sum.captured.saturating_add(other.captured);
+    sum.delivered = sum.delivered.saturating_add(other.delivered);
+    sum.acknowledged = sum.acknowledged.saturating_add(other.acknowledged);
+    sum.dropped = sum.dropped.saturating_add(other.dropped);
 }
 
 #[cfg(test)]
@@ -694,6 +733,38 @@ mod tests {
             ledger: Ledger::default(),
         });
         assert_eq!(table.process_named("a").unwrap().serial, 2);
+    }
+
+    #[test]
+    fn a_matcher_says_what_the_patterns_say() {
+        let patterns = ["a.*", "b", "ä*"].map(NamePattern::new);
+        let matcher = Matcher::new(&patterns);
+        for name in ["a.", "a.x", "a", "b", "bb", "äö", "x"] {
+            let expected = patterns.iter().any(|pattern| pattern.matches(name));
+            assert_eq!(matcher.matches(name), expected, "{name}");
+        }
+        assert!(Matcher::new(&[]).matches("anything"));
+    }
+
+    #[test]
+    fn the_largest_numbers_do_no_harm() {
+        let mut table = Table::default();
+        table.apply(process(u64::MAX, "a"));
+        table.apply(Entry::Hold {
+            id: u64::MAX,
+            name: Name::new("h").unwrap(),
+            kind: "file".into(),
+        });
+        let ledger = Ledger {
+            captured: u64::MAX,
+            ..Ledger::default()
+        };
+        for serial in [1, 2] {
+            table.apply(process(serial, "b"));
+            table.apply(Entry::Forget { serial, ledger });
+        }
+        assert_eq!((table.next_serial, table.next_id), (u64::MAX, u64::MAX));
+        assert_eq!(table.forgotten.captured, u64::MAX);
     }
 
     #[test]

@@ -26,14 +26,14 @@ pub fn become_keeper(owner: &Owner) -> Errno {
             .try_clone_to_owned()
             .map_err(|_| Errno::EMFILE)?;
         let mut kept = owner.all_descriptors();
-        kept.push((Key::new(Kind::Journal, 0), &journal));
+        kept.push((Key::new(Kind::JOURNAL, 0), &journal));
         let workers = owner
             .table
             .processes()
             .filter(|row| row.exit.is_none() && row.pid != 0)
             .map(|row| (row.serial, row.pid.cast_signed()))
             .collect();
-        let file = manifest::write(kept.into_iter(), workers, None)?;
+        let file = manifest::write(kept.into_iter(), workers, None, true)?;
         Ok(process::exec(
             owner.fixed.binary.as_fd(),
             file.as_fd(),

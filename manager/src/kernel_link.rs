@@ -127,11 +127,6 @@ impl KernelLink {
     /// # Errors
     /// The kernel did not answer.
     pub async fn inventory(&self) -> Result<Inventory, LinkError> {
-        let list = ops::ProcessList {
-            names: vec![self.everything()],
-            serials: Vec::new(),
-        };
-        let processes = self.client.call(list).await?.processes;
         let prefix = state::watcher_value(&self.namespace, "");
         let names = vec![NamePattern::new(&format!("{prefix}*"))];
         let values = self.client.call(ops::ValueList { names }).await?.values;
@@ -142,6 +137,12 @@ impl KernelLink {
                 Some((key.to_owned(), state::Kept::parse(value.as_bytes())))
             })
             .collect();
+        // Processes last: an answer to a start that comes later is handled later too.
+        let list = ops::ProcessList {
+            names: vec![self.everything()],
+            serials: Vec::new(),
+        };
+        let processes = self.client.call(list).await?.processes;
         Ok(Inventory { processes, kept })
     }
 

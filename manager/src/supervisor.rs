@@ -220,6 +220,11 @@ impl Supervisor {
             }
             self.advance();
         }
+        if self.failure.is_none()
+            && let Some(link) = &self.link
+        {
+            tasks::remove_own_sockets(link, &self.config).await;
+        }
         if let Some(logs) = self.logs.take() {
             // It ends within a bound of its own; the loop has nothing else to do any more.
             let _ = tokio::task::spawn_blocking(move || logs.finish()).await;

@@ -158,14 +158,22 @@ def json_rate(server, mib):
 
 
 def measure_output(binaries, quick):
-    mib, times = (128, 1) if quick else (512, 3)
-    pipe = best(times, lambda: pipe_rate(mib))
-    with Original(binaries) as server:
-        # A buffer that holds everything: with its default one it would lose most of it.
-        original, lost = max(classic_rate(server, mib, "1g") for _ in range(times))
-    with Ours(binaries) as server:
-        classic, ours_lost = max(classic_rate(server, mib, None) for _ in range(times))
-        ours = best(times, lambda: json_rate(server, mib))
+    mib, rounds = (128, 2) if quick else (512, 5)
+    found = dict(pipe=[], original=[], classic=[], json=[])
+    lost = {}
+    # In turns: a disturbance hits them all.
+    for _ in range(rounds):
+        found["pipe"].append(pipe_rate(mib))
+        with Original(binaries) as server:
+            # A buffer that holds everything: with its default one it would lose most of it.
+            rate, lost["original"] = classic_rate(server, mib, "1g")
+            found["original"].append(rate)
+        with Ours(binaries) as server:
+            rate, lost["classic"] = classic_rate(server, mib, None)
+            found["classic"].append(rate)
+            found["json"].append(json_rate(server, mib))
+    pipe, original, classic, ours = (max(found[key]) for key in ("pipe", "original", "classic", "json"))
+    lost, ours_lost = lost["original"], lost["classic"]
     row("output, one writer to one consumer", "%.2f of a plain pipe, %d bytes lost" % (original / pipe, lost),
         "1.0 (%d MiB/s)" % pipe,
         "%.2f (JSON), %.2f (the original's client, %d bytes lost)" % (ours / pipe, classic / pipe, ours_lost), "0.5")

@@ -137,6 +137,8 @@ impl Classic {
                 Ok(true)
             }
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(false),
+            // A timeout on the socket takes the automatic restart away.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.fill(),
             Err(error) => Err(error),
         }
     }

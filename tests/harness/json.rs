@@ -133,12 +133,15 @@ impl Json {
                 self.buffer.resize(wanted * 2, 0);
             }
         }
-        match self.read_at(self.end)? {
-            0 => Err(ErrorKind::UnexpectedEof.into()),
-            count => {
+        match self.read_at(self.end) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
                 self.end += count;
                 Ok(())
             }
+            // A timeout on the socket takes the automatic restart away.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.fill(),
+            Err(error) => Err(error),
         }
     }
 

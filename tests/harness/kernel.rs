@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::scratch::{MARK, below, end_everything};
+use super::scratch::{Identity, MARK, below, end_everything};
 use super::{Classic, Json, procfs, wait_for};
 
 /// The user that owns nothing.
@@ -158,11 +158,13 @@ impl KernelBuilder {
             .stderr(errors)
             .spawn()
             .expect("the kernel can be started");
+        let started = i32::try_from(child.id()).expect("a pid fits");
+        let started_identity = Identity::of(started);
         let mut kernel = Kernel {
-            started: i32::try_from(child.id()).expect("a pid fits"),
+            started,
             child,
             port: 0,
-            seen: HashSet::new(),
+            seen: started_identity.into_iter().collect(),
             directory,
         };
         kernel.wait_until_serving();
@@ -177,8 +179,8 @@ pub struct Kernel {
     /// The pid of the process that was started: the first keeper.
     started: i32,
     port: u16,
-    /// Every pid that was once keeper or kernel, for the clean-up.
-    seen: HashSet<i32>,
+    /// Everything that was once keeper or kernel, for the clean-up: pids alone may mean somebody else by then.
+    seen: HashSet<Identity>,
     directory: TempDir,
 }
 
@@ -275,7 +277,8 @@ impl Kernel {
     fn remember(&mut self, status: &Value) {
         for key in ["pid", "keeper"] {
             if let Some(pid) = status[key].as_i64() {
-                self.seen.insert(i32::try_from(pid).unwrap_or_default());
+                let pid = i32::try_from(pid).unwrap_or_default();
+                self.seen.extend(Identity::of(pid));
             }
         }
     }
@@ -369,9 +372,7 @@ impl Kernel {
 
     /// Every process of this test that is alive, but for the one asking.
     pub fn processes(&self) -> HashSet<i32> {
-        let mut roots = self.seen.clone();
-        roots.insert(self.started);
-        below(self.directory.path(), &roots)
+        below(self.directory.path(), &self.seen)
     }
 }
 
@@ -384,9 +385,7 @@ impl Drop for Kernel {
                 self.log()
             );
         }
-        let mut roots = self.seen.clone();
-        roots.insert(self.started);
-        end_everything(self.directory.path(), &roots);
+        end_everything(self.directory.path(), &self.seen);
         let _ = self.child.wait();
     }
 }

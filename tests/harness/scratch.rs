@@ -91,10 +91,36 @@ impl Drop for Scratch {
     }
 }
 
+/// A process that will not be taken for a later one with the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pid: i32,
+    started_ticks: u64,
+}
+
+impl Identity {
+    /// Who has this pid now.
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = procfs::stat(pid)?;
+        Some(Self {
+            pid,
+            started_ticks: stat.started_ticks,
+        })
+    }
+
+    fn is_current(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+}
+
 /// What is alive of a test: by ancestry from these roots, or by the mark in its environment.
-pub fn below(directory: &Path, roots: &HashSet<i32>) -> HashSet<i32> {
+pub fn below(directory: &Path, roots: &HashSet<Identity>) -> HashSet<i32> {
     let mark = format!("{MARK}={}", directory.display());
-    let mut found: HashSet<i32> = roots.clone();
+    let mut found: HashSet<i32> = roots
+        .iter()
+        .filter(|root| root.is_current())
+        .map(|root| root.pid)
+        .collect();
     found.extend(
         procfs::pids()
             .into_iter()
@@ -110,7 +136,7 @@ pub fn below(directory: &Path, roots: &HashSet<i32>) -> HashSet<i32> {
 }
 
 /// Keeper and kernel restart each other, so everything is stopped before anything is killed.
-pub fn end_everything(directory: &Path, roots: &HashSet<i32>) {
+pub fn end_everything(directory: &Path, roots: &HashSet<Identity>) {
     for _ in 0..CLEANUP_ROUNDS {
         let found = below(directory, roots);
         if found.is_empty() {

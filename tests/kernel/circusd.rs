@@ -86,7 +86,14 @@ impl Circus {
             .append(true)
             .open(self.kernel.path("circusd.log"))
             .expect("circusd's log can be made");
-        let child = private_command(&self.venv.python(), self.kernel.directory())
+        let mut command = private_command(&self.venv.python(), self.kernel.directory());
+        // Its client cannot send a variable without a value, and cargo sets some.
+        for (key, value) in std::env::vars_os() {
+            if value.is_empty() {
+                command.env_remove(key);
+            }
+        }
+        let child = command
             .arg("-B")
             .arg(wrapper)
             .arg(self.kernel.port().to_string())

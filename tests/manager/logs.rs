@@ -116,3 +116,64 @@ fn a_moved_file_is_left_when_asked_to_reopen() {
         assert_eq!(line, expected.to_string());
     }
 }
+
+/// A file system of a few pages, gone at the end.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(path: std::path::PathBuf) -> Option<Self> {
+        fs::create_dir(&path).unwrap();
+        let disk = Self(path);
+        disk.run("mount", &["-t", "tmpfs", "-o", "size=64k", "small"])
+            .then_some(disk)
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> bool {
+        let mut command = std::process::Command::new(program);
+        command
+            .args(arguments)
+            .arg(&self.0)
+            .stderr(std::process::Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        self.run("umount", &["-l"]);
+    }
+}
+
+#[test]
+fn a_full_disk_costs_no_line_even_if_the_manager_is_killed_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    // Needs privileges that a container may lack; nothing else makes a write fail in the middle.
+    let Some(disk) = SmallDisk::mount(directory.path().join("small")) else {
+        println!("skipped: a file system cannot be mounted here");
+        return;
+    };
+    let log = disk.0.join("w.log");
+    let mut stack = Stack::start(&format!(
+        "[watcher:w]\ncmd = sh -c 'i=0; while [ $i -lt 20000 ]; do echo $i abcdefgh; i=$((i+1)); done; exec sleep 1000'\n\
+         copy_env = true\nstdout_stream.class = FileStream\nstdout_stream.filename = {}\n",
+        log.display()
+    ));
+    let full = || fs::metadata(&log).is_ok_and(|data| data.len() == 64 * 1024);
+    wait_until("the disk is full", full);
+    stack.kill_manager();
+    stack.start_manager();
+    wait_until("the manager says so", || {
+        let status = stack.request("status", "w");
+        let message = status["watchers"][0]["message"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        message.contains("No space left")
+    });
+    assert!(disk.run("mount", &["-o", "remount,size=8m"]));
+    let text = || fs::read_to_string(&log).unwrap_or_default();
+    wait_until("everything is written", || text().lines().count() >= 20_000);
+    for (number, line) in text().lines().enumerate() {
+        assert_eq!(line, format!("{number} abcdefgh"));
+    }
+}

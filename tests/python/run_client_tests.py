@@ -25,6 +25,8 @@ import time
 PACKAGE = "papa==1.0.6"
 START_SECONDS = 10
 TEST_SECONDS = 60
+# What a test may see of our environment: the client cannot send a variable without a value, and cargo sets some.
+KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 USER = pwd.getpwuid(os.getuid()).pw_name
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -78,6 +80,11 @@ def prepare(work):
     return folder
 
 
+def plain_environment():
+    found = {key: os.environ[key] for key in KEPT if os.environ.get(key)}
+    return dict(found, LOGNAME=USER)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -129,13 +136,12 @@ def stop(kernel):
 def run_one(name, folder, command):
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="papa-client-") as runtime:
-        environment = dict(os.environ, XDG_RUNTIME_DIR=runtime)
+        environment = dict(plain_environment(), XDG_RUNTIME_DIR=runtime)
         log = open(os.path.join(runtime, "kernel.log"), "w+")
         kernel = subprocess.Popen(command + ["--port", str(port)], env=environment, stdin=subprocess.DEVNULL,
                                   stderr=log)
         try:
             wait_until_serving(kernel, port)
-            environment["LOGNAME"] = USER
             try:
                 done = subprocess.run([sys.executable, "-c", ONE_TEST, str(port), name], cwd=folder, env=environment,
                                       stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TEST_SECONDS)
@@ -169,7 +175,7 @@ def main():
     folder = prepare(work)
     with_eth0()
     listing = subprocess.run([sys.executable, "-c", LIST_TESTS], cwd=folder, check=True, capture_output=True, text=True,
-                             env=dict(os.environ, LOGNAME=USER))
+                             env=plain_environment())
     names = listing.stdout.split()
     passed = 0
     for name in names:

@@ -1,10 +1,14 @@
-//! Any header, index and data in a reel's file: recovery neither panics nor shows a record beyond what is there.
+//! Any header, index and data in a reel's file: recovery neither panics nor shows a record beyond what is
+//! there, and the reel can be filled further.
 #![no_main]
+
+use std::io::Write;
 
 use libfuzzer_sys::fuzz_target;
 
-use papa_kernel::reel::{DATA_OFFSET, Reel};
+use papa_kernel::reel::{Capture, DATA_OFFSET, Reel};
 use papa_kernel::sys::memfd;
+use papa_protocol::record::Stream;
 
 /// Where the index begins: behind the header page.
 const INDEX: u64 = 4096;
@@ -24,6 +28,10 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u64)| {
     let _ = reel.acknowledge(position);
     check(&reel);
     let _ = reel.drop_oldest();
+    check(&reel);
+    let (pipe, mut writer) = std::io::pipe().expect("two descriptors");
+    writer.write_all(b"more").expect("room in a new pipe");
+    assert_eq!(reel.capture(&pipe, Stream::Err, 1 << 20, 2), Ok(Capture::Bytes(4)));
     check(&reel);
 });
 

@@ -26,9 +26,9 @@ pub struct Manifest {
     /// waits for the daemon to serve.
     #[serde(default)]
     pub ready: Option<RawFd>,
-    /// The number of kernels started before, carried on for the back-off.
+    /// A kernel has served before, so the daemon never gives up by itself.
     #[serde(default)]
-    pub restarts: u32,
+    pub served: bool,
 }
 
 /// Opens every descriptor of `kept` for the coming exec and writes the
@@ -40,10 +40,12 @@ pub fn write<'a>(
     kept: impl Iterator<Item = (Key, &'a OwnedFd)>,
     workers: Vec<(u64, i32)>,
     ready: Option<&OwnedFd>,
+    served: bool,
 ) -> Result<OwnedFd, Errno> {
     let mut manifest = Manifest {
         workers,
         ready: ready.map(AsRawFd::as_raw_fd),
+        served,
         ..Manifest::default()
     };
     for (key, fd) in kept {
@@ -54,7 +56,7 @@ pub fn write<'a>(
         } else {
             nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD(4))?
         };
-        manifest.descriptors.push((key.kind as u8, key.id, number));
+        manifest.descriptors.push((key.kind.0, key.id, number));
     }
     if let Some(ready) = ready {
         process::set_inheritable(ready, true)?;
@@ -80,10 +82,8 @@ pub fn read(file: impl AsFd) -> Result<(Manifest, Vec<(Key, OwnedFd)>), Errno> {
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|_| Errno::EBADMSG)?;
     let mut kept = Vec::with_capacity(manifest.descriptors.len());
     for (kind, id, number) in &manifest.descriptors {
-        if let Some(kind) = Kind::from_number(*kind)
-            && let Ok(fd) = process::take_inherited(*number)
-        {
-            kept.push((Key::new(kind, *id), fd));
+        if let Ok(fd) = process::take_inherited(*number) {
+            kept.push((Key::new(Kind(*kind), *id), fd));
         }
     }
     Ok((manifest, kept))

@@ -17,17 +17,18 @@ pub mod wire;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::socket::MsgFlags;
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use nix::unistd::{ForkResult, Pid};
 
 use self::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
+use crate::logging::Log;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, wait_id};
 use crate::sys::{message, process};
 
@@ -40,6 +41,11 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
 /// How long the next kernel waits for the last words of a dead one: a child
 /// of it that is still between vfork and exec.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long a kernel's line may be closed before its end is known: the two
+/// come together, unless it lives on in another role.
+const REPLACED_AFTER: Duration = Duration::from_secs(1);
+/// How long to wait after a message the system had no room for.
+const SEND_PAUSE: Duration = Duration::from_millis(100);
 /// First and longest delay before another kernel when the last one never got
 /// to serve.
 const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
@@ -63,6 +69,8 @@ struct Kernel {
     /// Answer to a fetch that the socket had no room for yet.
     fetch: Option<Option<Key>>,
     ping_due: bool,
+    /// Since when its line is closed though it has not ended.
+    silent_since: Option<Instant>,
 }
 
 struct Keeper {
@@ -76,7 +84,12 @@ struct Keeper {
     ended: Vec<(OwnedFd, Instant)>,
     start_at: Instant,
     failures: u32,
-    ever_served: bool,
+    /// A kernel has served, now or before a change of role.
+    served: bool,
+    /// The service manager knows that this keeper's kernel serves.
+    announced: bool,
+    /// Nothing is sent before: the system had no room for the last message.
+    mute_until: Option<Instant>,
     exit_code: Option<u8>,
     ready: Option<OwnedFd>,
     arguments: Vec<CString>,
@@ -118,7 +131,9 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         ended: Vec::new(),
         start_at: Instant::now(),
         failures: 0,
-        ever_served: false,
+        served: manifest.served,
+        announced: false,
+        mute_until: None,
         exit_code: None,
         ready,
         arguments,
@@ -127,6 +142,12 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
     loop {
         if let Some(code) = keeper.finished() {
             return Ok(code);
+        }
+        if keeper.is_replaced() {
+            say(format_args!(
+                "the kernel has taken this keeper's place; ending"
+            ));
+            return Ok(0);
         }
         keeper.turn(&signals)?;
     }
@@ -141,7 +162,9 @@ impl Keeper {
         let timeout = timeout.as_millis().saturating_add(1);
         let timeout = PollTimeout::from(u16::try_from(timeout).unwrap_or(u16::MAX));
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        if let Some(kernel) = &self.kernel {
+        if let Some(kernel) = &self.kernel
+            && kernel.silent_since.is_none()
+        {
             let mut flags = PollFlags::POLLIN;
             if self.has_outgoing(kernel) {
                 flags |= PollFlags::POLLOUT;
@@ -172,6 +195,21 @@ impl Keeper {
         self.hear_last_words();
         self.speak();
         self.check_on_kernel();
+        // Asked twice to end, and there is no kernel to ask: with nothing kept
+        // there is no reason to stay.
+        let asked = self
+            .signals
+            .iter()
+            .filter(|number| **number != SIGUSR2)
+            .count();
+        let holds = self.kept.keys().any(|key| !key.kind.is_basic());
+        let serves = self.kernel.as_ref().is_some_and(|kernel| kernel.serving);
+        if asked >= 2 && !serves && !holds {
+            if let Some(kernel) = &self.kernel {
+                let _ = nix::sys::signal::kill(kernel.pid, Signal::SIGKILL);
+            }
+            self.exit_code = Some(1);
+        }
         if self.exit_code.is_none()
             && self.kernel.is_none()
             && self.ended.is_empty()
@@ -189,6 +227,12 @@ impl Keeper {
                 earliest = earliest.min(kernel.started + RECOVERY_LIMIT);
             }
             Some(kernel) => {
+                if let Some(since) = kernel.silent_since {
+                    earliest = earliest.min(since + REPLACED_AFTER);
+                }
+                if let Some(until) = self.mute_until {
+                    earliest = earliest.min(until);
+                }
                 earliest = earliest.min(kernel.next_ping);
                 if let Some(asked) = kernel.asked {
                     earliest = earliest.min(asked + KERNEL_STUCK);
@@ -214,6 +258,7 @@ impl Keeper {
     /// Waits for everything that has ended. Only the keeper may ask for any
     /// child: it is the only one here that waits.
     fn reap(&mut self) {
+        let mut looked_again = false;
         loop {
             let Ok(Some((pid, _))) = wait_id(Target::Any, true) else {
                 return;
@@ -229,7 +274,7 @@ impl Keeper {
                 continue;
             }
             if let Some(serial) = self.serials.get(&pid).copied()
-                && let Some(pidfd) = self.kept.get(&Key::new(Kind::Pidfd, serial))
+                && let Some(pidfd) = self.kept.get(&Key::new(Kind::PIDFD, serial))
                 // By handle: the number may belong to a stranger by now, if
                 // the kernel waited for the worker and the number came back.
                 && let Ok(Some((_, status))) = wait_id(Target::Pidfd(pidfd.as_fd()), false)
@@ -239,6 +284,15 @@ impl Keeper {
                 self.exits.insert(serial, (status, false));
                 continue;
             }
+            // A worker of a kernel that died just now may have lived so
+            // shortly that its registration is still unread.
+            if !looked_again {
+                looked_again = true;
+                self.listen_to_kernel();
+                self.hear_last_words();
+                continue;
+            }
+            looked_again = false;
             if wait_id(Target::Pid(pid), false).is_err() {
                 return;
             }
@@ -265,7 +319,8 @@ impl Keeper {
             self.failures += 1;
             let delay = RESTART_DELAY.0 * 2u32.saturating_pow(self.failures.min(16));
             self.start_at = now + delay.min(RESTART_DELAY.1);
-            if !self.ever_served && self.pids.is_empty() && self.failures >= FIRST_START_TRIES {
+            let holds = self.kept.keys().any(|key| !key.kind.is_basic());
+            if !self.served && !holds && self.failures >= FIRST_START_TRIES {
                 let how = match status.outcome {
                     Outcome::Code(code) => format!("exited with code {code}"),
                     Outcome::Signal { number, .. } => format!("was ended by signal {number}"),
@@ -291,7 +346,7 @@ impl Keeper {
         let retry = now + RESTART_DELAY.1;
         let (Ok((ours, theirs)), Some(binary)) = (
             message::seqpacket_pair(),
-            self.kept.get(&Key::new(Kind::Binary, 0)),
+            self.kept.get(&Key::new(Kind::BINARY, 0)),
         ) else {
             self.start_at = retry;
             return;
@@ -308,6 +363,7 @@ impl Keeper {
                     next_ping: now + PING_INTERVAL,
                     fetch: None,
                     ping_due: false,
+                    silent_since: None,
                 });
             }
             Ok(ForkResult::Child) => {
@@ -370,9 +426,25 @@ impl Keeper {
         while let Some(kernel) = &self.kernel {
             match receive(kernel.socket.as_fd()) {
                 Heard::Message(message, descriptors) => self.obey(message, descriptors, true),
-                Heard::Nothing | Heard::End => return,
+                Heard::Nothing => return,
+                Heard::End => {
+                    if let Some(kernel) = &mut self.kernel {
+                        kernel.silent_since.get_or_insert_with(Instant::now);
+                    }
+                    return;
+                }
             }
         }
+    }
+
+    /// A kernel that has closed its line and lives has taken this keeper's
+    /// place, thinking it dead. Two keepers would start two kernels on one
+    /// journal, so this one goes.
+    fn is_replaced(&self) -> bool {
+        self.kernel
+            .as_ref()
+            .and_then(|kernel| kernel.silent_since)
+            .is_some_and(|since| since.elapsed() >= REPLACED_AFTER)
     }
 
     /// Takes what dead kernels still had to say, until end of file or deadline.
@@ -392,9 +464,14 @@ impl Keeper {
             }
             if now < until {
                 open.push((socket, until));
+                continue;
             }
-            // Past the deadline the socket is closed: a child that has not
+            // Past the deadline nobody may say any more: a child that has not
             // registered by now fails to, and never execs.
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Read);
+            while let Heard::Message(message, descriptors) = receive(socket.as_fd()) {
+                self.obey(message, descriptors, false);
+            }
         }
         self.ended.extend(open);
     }
@@ -405,7 +482,7 @@ impl Keeper {
             ToKeeper::Drop(keys) => {
                 for key in keys {
                     self.kept.remove(&key);
-                    if key.kind == Kind::Pidfd {
+                    if key.kind == Kind::PIDFD {
                         self.exits.remove(&key.id);
                         if let Some(pid) = self.pids.remove(&key.id)
                             && self.serials.get(&pid) == Some(&key.id)
@@ -417,7 +494,7 @@ impl Keeper {
             }
             ToKeeper::Register { serial, pid } => {
                 if let Some(pidfd) = descriptors.into_iter().next() {
-                    self.kept.insert(Key::new(Kind::Pidfd, serial), pidfd);
+                    self.kept.insert(Key::new(Kind::PIDFD, serial), pidfd);
                     self.pids.insert(serial, pid);
                     self.serials.insert(pid, serial);
                 }
@@ -450,8 +527,9 @@ impl Keeper {
                     kernel.serving = true;
                     kernel.next_ping = Instant::now() + PING_INTERVAL;
                     self.failures = 0;
-                    if !self.ever_served {
-                        self.ever_served = true;
+                    self.served = true;
+                    if !self.announced {
+                        self.announced = true;
                         self.say_ready("ready");
                         link::notify_service_manager();
                     }
@@ -462,6 +540,9 @@ impl Keeper {
     }
 
     fn has_outgoing(&self, kernel: &Kernel) -> bool {
+        if self.mute_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
         kernel.fetch.is_some()
             || kernel.ping_due
             || (kernel.serving
@@ -490,12 +571,16 @@ impl Keeper {
             } else {
                 ToKernel::Entries(keys)
             };
-            if !send(socket, &message, &fds) {
-                return;
+            match send(socket, &message, &fds) {
+                Ok(()) => kernel.fetch = None,
+                Err(Errno::EAGAIN) => return,
+                Err(_) => {
+                    self.mute_until = Some(Instant::now() + SEND_PAUSE);
+                    return;
+                }
             }
-            kernel.fetch = None;
         }
-        if kernel.ping_due && send(socket, &ToKernel::Ping, &[]) {
+        if kernel.ping_due && send(socket, &ToKernel::Ping, &[]).is_ok() {
             kernel.ping_due = false;
             kernel.asked = Some(Instant::now());
         }
@@ -507,13 +592,13 @@ impl Keeper {
                 serial: *serial,
                 status: *status,
             };
-            if !send(socket, &message, &[]) {
+            if send(socket, &message, &[]).is_err() {
                 return;
             }
             *sent = true;
         }
         while let Some(number) = self.signals.first() {
-            if !send(socket, &ToKernel::Signal(*number), &[]) {
+            if send(socket, &ToKernel::Signal(*number), &[]).is_err() {
                 return;
             }
             self.signals.remove(0);
@@ -528,6 +613,9 @@ impl Keeper {
         }
     }
 }
+
+#[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+const SIGUSR2: u8 = (Signal::SIGUSR2 as i32).cast_unsigned() as u8;
 
 const KERNEL_C_TITLE: &std::ffi::CStr = c"papa: kernel";
 
@@ -549,10 +637,11 @@ fn environment_for_kernel() -> Vec<CString> {
         .collect()
 }
 
-/// Writes a line to the log. The log may be gone (a closed terminal, a dead
-/// pipe); that must not matter here.
+/// Writes a line to the log.
 fn say(text: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "papa: keeper: {text}");
+    let line = format!("papa: keeper: {text}\n");
+    // Whatever becomes of it must not matter here.
+    let _ = Log.write_all(line.as_bytes());
 }
 
 enum Heard {
@@ -577,12 +666,16 @@ fn receive(socket: BorrowedFd<'_>) -> Heard {
     }
 }
 
-fn send(socket: BorrowedFd<'_>, message: &ToKernel, descriptors: &[BorrowedFd<'_>]) -> bool {
+fn send(
+    socket: BorrowedFd<'_>,
+    message: &ToKernel,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
     message::send(
         socket,
         &message.encode(),
         descriptors,
         MsgFlags::MSG_DONTWAIT,
     )
-    .is_ok()
+    .map(drop)
 }

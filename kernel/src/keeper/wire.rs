@@ -10,54 +10,37 @@ use std::os::fd::OwnedFd;
 use crate::sys::pidfd::{Outcome, Usage, WaitStatus};
 
 /// What a kept descriptor is. The numbers are part of the hand-over between
-/// versions and are never reused.
+/// versions and are never reused; one this version does not know is carried
+/// along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    /// The daemon's settings, a memfd.
-    Config = 1,
-    /// The record of what exists, a memfd.
-    Journal = 2,
-    /// One of the kernel's own listeners; the id says which.
-    Control = 3,
-    /// The program file.
-    Binary = 4,
-    /// A worker's handle; the id is its serial, as for the next three.
-    Pidfd = 16,
-    /// Read end of a worker's standard output.
-    Out = 17,
-    /// Read end of a worker's standard error.
-    Err = 18,
-    /// A worker's unacknowledged output, a memfd.
-    Reel = 19,
-    /// A listener made for workers; the id is its own.
-    Socket = 32,
-    /// A descriptor held for a client.
-    Held = 33,
-}
+pub struct Kind(pub u8);
 
 impl Kind {
-    pub(super) fn from_number(number: u8) -> Option<Self> {
-        [
-            Self::Config,
-            Self::Journal,
-            Self::Control,
-            Self::Binary,
-            Self::Pidfd,
-            Self::Out,
-            Self::Err,
-            Self::Reel,
-            Self::Socket,
-            Self::Held,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == number)
-    }
+    /// The daemon's settings, a memfd.
+    pub const CONFIG: Self = Self(1);
+    /// The record of what exists, a memfd.
+    pub const JOURNAL: Self = Self(2);
+    /// One of the kernel's own listeners; the id says which.
+    pub const CONTROL: Self = Self(3);
+    /// The program file.
+    pub const BINARY: Self = Self(4);
+    /// A worker's handle; the id is its serial, as for the next three.
+    pub const PIDFD: Self = Self(16);
+    /// Read end of a worker's standard output.
+    pub const OUT: Self = Self(17);
+    /// Read end of a worker's standard error.
+    pub const ERR: Self = Self(18);
+    /// A worker's unacknowledged output, a memfd.
+    pub const REEL: Self = Self(19);
+    /// A listener made for workers; the id is its own.
+    pub const SOCKET: Self = Self(32);
+    /// A descriptor held for a client.
+    pub const HELD: Self = Self(33);
 
-    /// Whether the id of such a descriptor is a worker's serial.
+    /// Whether every daemon has such a descriptor from its start.
     #[must_use]
-    pub fn is_worker(self) -> bool {
-        matches!(self, Self::Pidfd | Self::Out | Self::Err | Self::Reel)
+    pub fn is_basic(self) -> bool {
+        self <= Self::BINARY
     }
 }
 
@@ -133,7 +116,7 @@ pub enum ToKernel {
 
 fn put_keys(bytes: &mut Vec<u8>, keys: &[Key]) {
     for key in keys {
-        bytes.push(key.kind as u8);
+        bytes.push(key.kind.0);
         bytes.extend(key.id.to_le_bytes());
     }
 }
@@ -157,7 +140,7 @@ fn take_keys(bytes: &mut &[u8]) -> Option<Vec<Key>> {
     while !bytes.is_empty() {
         let [kind] = take::<1>(bytes)?;
         let id = take_u64(bytes)?;
-        keys.push(Key::new(Kind::from_number(kind)?, id));
+        keys.push(Key::new(Kind(kind), id));
     }
     (keys.len() <= MAX_KEYS).then_some(keys)
 }
@@ -298,9 +281,9 @@ mod tests {
 
     #[test]
     fn every_message_reads_back() {
-        let key = Key::new(Kind::Reel, u64::MAX);
+        let key = Key::new(Kind::REEL, u64::MAX);
         for message in [
-            ToKeeper::Put(vec![key, Key::new(Kind::Out, 1)]),
+            ToKeeper::Put(vec![key, Key::new(Kind::OUT, 1)]),
             ToKeeper::Drop(vec![key]),
             ToKeeper::Register { serial: 9, pid: -3 },
             ToKeeper::Fetch(None),
@@ -339,6 +322,6 @@ mod tests {
         assert_eq!(ToKeeper::decode(&[]), None);
         assert_eq!(ToKeeper::decode(&[200, 1]), None);
         assert_eq!(ToKernel::decode(&[3, 1, 2]), None);
-        assert_eq!(ToKeeper::decode(&[1, 250, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+        assert_eq!(ToKeeper::decode(&[1, 16, 0, 0]), None);
     }
 }

@@ -19,8 +19,9 @@ use crate::table::ProcessRow;
 
 /// Output of at least this many bytes is not copied together with other.
 const OWN_PIECE_BYTES: usize = 16 * 1024;
-/// Processes looked at for one batch.
-const BATCH_PROCESSES: usize = 4096;
+/// What a session without a consumer is sent at once: those who only look may
+/// be many and slow.
+const FOLLOWER_BATCH_BYTES: usize = 256 * 1024;
 
 impl Owner {
     /// Sends what is due to every session that can take it.
@@ -44,7 +45,15 @@ impl Owner {
             }
             session.hold_until = None;
         }
-        let mut batch = Batch::default();
+        let only_looks = session
+            .subs
+            .values()
+            .all(|sub| matches!(sub.kind, SubKind::Follow { .. } | SubKind::Changes));
+        let mut batch = Batch::new(if only_looks {
+            FOLLOWER_BATCH_BYTES
+        } else {
+            MAX_BATCH_BYTES
+        });
         let mut watched: Option<WatchBatch> = None;
         for (number, sub) in &mut session.subs {
             match sub.kind {
@@ -201,26 +210,39 @@ impl Owner {
             return;
         };
         let name = row.make.name.clone();
-        let mut found = Vec::new();
+        let holder = self.claim_holder(&name);
+        let mut readers = Vec::new();
+        let mut consumer = None;
         for (id, session) in &self.sessions {
             for (number, sub) in &session.subs {
-                let live = matches!(sub.kind, SubKind::Consume { .. } | SubKind::Follow { .. });
-                if live && sub.wants(&name) {
-                    let consume = matches!(sub.kind, SubKind::Consume { .. });
-                    found.push((
-                        Reader {
-                            session: *id,
-                            sub: *number,
-                        },
-                        consume,
-                    ));
+                let consumes = matches!(sub.kind, SubKind::Consume { .. });
+                if !(consumes || matches!(sub.kind, SubKind::Follow { .. })) || !sub.wants(&name) {
+                    continue;
                 }
+                let reader = Reader {
+                    session: *id,
+                    sub: *number,
+                };
+                // A consumer whose claim was taken over, or who is outside
+                // it, is not asked any more; of several the claim's holder
+                // is preferred, then the latest.
+                if consumes && self.may_change(*id, &name, false).is_err() {
+                    continue;
+                }
+                let before: Option<Reader> = consumer;
+                if consumes
+                    && before.is_none_or(|before| {
+                        holder.is_none_or(|holder| !self.is_same_process(before.session, holder))
+                            || holder.is_some_and(|holder| self.is_same_process(*id, holder))
+                    })
+                {
+                    consumer = Some(reader);
+                }
+                readers.push(reader);
             }
         }
-        let mut taken = false;
-        for (reader, consume) in found {
-            self.attach(reader, serial, 0, consume && !taken);
-            taken |= consume;
+        for reader in readers {
+            self.attach(reader, serial, 0, consumer == Some(reader));
         }
     }
 
@@ -287,18 +309,29 @@ fn is_consumer(live: &Live, session: SessionId, sub: u64) -> bool {
 struct Batch {
     pieces: Vec<Bytes>,
     text: BytesMut,
+    limit_bytes: usize,
+    /// Bytes in pieces of their own.
     bytes: usize,
     records: usize,
     broken: bool,
 }
 
 impl Batch {
+    fn new(limit_bytes: usize) -> Self {
+        Self {
+            limit_bytes,
+            ..Self::default()
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.pieces.is_empty() && self.text.is_empty()
     }
 
     fn room(&self) -> usize {
-        MAX_BATCH_BYTES.saturating_sub(self.bytes)
+        self.limit_bytes
+            .saturating_sub(self.bytes)
+            .saturating_sub(self.text.len())
     }
 
     fn is_full(&self) -> bool {
@@ -317,13 +350,9 @@ impl Batch {
         sub: &mut Subscription,
         mut take: impl FnMut(&mut Self, &mut Subscription, u64) -> bool,
     ) {
-        for _ in 0..BATCH_PROCESSES {
-            if self.is_full() {
-                return;
-            }
-            let Some(serial) = sub.next_pending() else {
-                return;
-            };
+        while !self.is_full()
+            && let Some(serial) = sub.next_pending()
+        {
             if take(self, sub, serial) {
                 sub.mark(serial);
             }
@@ -339,8 +368,10 @@ impl Batch {
         let mut piece = BytesMut::with_capacity(length);
         reel.read(&mut piece, position, length)?;
         if !self.text.is_empty() {
+            self.bytes += self.text.len();
             self.pieces.push(self.text.split().freeze());
         }
+        self.bytes += length;
         self.pieces.push(piece.freeze());
         Ok(())
     }
@@ -385,7 +416,6 @@ impl Batch {
                 self.text.extend_from_slice(b"\n");
                 position = record.end;
                 self.records += 1;
-                self.bytes += length;
                 sent = true;
             }
         }
@@ -451,7 +481,6 @@ impl Batch {
                         self.fail(row.serial, errno);
                         return false;
                     }
-                    self.bytes += bytes;
                 }
                 if consumer {
                     live.count_delivered(start, end);

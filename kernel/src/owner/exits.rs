@@ -37,10 +37,10 @@ const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// A pipe found this full is made larger.
 const LOUD_BYTES: usize = 64 * 1024;
-/// Size of a loud process's pipes.
-const LARGE_PIPE_BYTES: i32 = 1 << 20;
-/// Full splices after an exit that hold more than a pipe can.
-const DRAIN_ROUNDS: u32 = 3;
+/// Size of a loud stream's pipe.
+const LARGE_PIPE_BYTES: i32 = 256 * 1024;
+/// Bytes taken after an exit that are more than a pipe can have held.
+const DRAIN_BYTES: usize = 1 << 20;
 /// Bytes of unwanted output thrown away per report.
 const DISCARD_BYTES: usize = 1 << 20;
 
@@ -128,6 +128,7 @@ impl Owner {
             info!(serial, pid = row.pid, name = %row.make.name, code = exit.classic_code(), "ended");
         }
         self.commit_fact(Entry::Exit { serial, exit });
+        self.announce(serial, EventType::Exited);
         if let Some(live) = self.live.get(&serial)
             && let Some(pidfd) = &live.pidfd
         {
@@ -139,7 +140,6 @@ impl Owner {
             self.on_output(serial, stream, now_us);
         }
         self.note_drained(serial);
-        self.announce(serial, EventType::Exited);
         self.mark_readers(serial);
         self.forget_if_done(serial);
     }
@@ -200,10 +200,10 @@ impl Owner {
         drop(live);
         self.commit_fact(Entry::Forget { serial, ledger });
         self.unkeep(&[
-            Key::new(Kind::Pidfd, serial),
-            Key::new(Kind::Out, serial),
-            Key::new(Kind::Err, serial),
-            Key::new(Kind::Reel, serial),
+            Key::new(Kind::PIDFD, serial),
+            Key::new(Kind::OUT, serial),
+            Key::new(Kind::ERR, serial),
+            Key::new(Kind::REEL, serial),
         ]);
     }
 
@@ -220,7 +220,7 @@ impl Owner {
                 self.drop_cursor(reader, serial);
             }
         }
-        self.unkeep(&[Key::new(Kind::Reel, serial)]);
+        self.unkeep(&[Key::new(Kind::REEL, serial)]);
         self.resume(serial);
         if self
             .table
@@ -249,7 +249,7 @@ impl Owner {
             let ended = row.exit.is_some();
             let parent = parent_of(row.pid.cast_signed());
             live.own_child = parent == Some(own);
-            live.adopted = !live.own_child && parent.is_none_or(|pid| pid == self.keeper_pid);
+            live.adopted = !live.own_child;
             if ended && live.own_child {
                 live.zombie = true;
                 self.zombies.push_back(serial);
@@ -295,7 +295,7 @@ impl Owner {
             self.discard(serial, stream);
             return;
         }
-        let mut rounds = 0;
+        let mut taken = 0;
         loop {
             let Some(live) = self.live.get_mut(&serial) else {
                 return;
@@ -303,12 +303,13 @@ impl Owner {
             let waits = live.waits_until(overflow, Instant::now()) != Waits::No;
             match live.capture(stream, waits, now_us) {
                 Ok(Capture::Bytes(bytes)) => {
-                    if bytes >= LOUD_BYTES && !live.large_pipes {
-                        live.large_pipes = true;
-                        for pipe in [&live.out, &live.err].into_iter().flatten() {
+                    if bytes >= LOUD_BYTES && !live.large_pipe {
+                        live.large_pipe = true;
+                        if let Some(pipe) = live.pipe(stream) {
                             set_pipe_size(pipe, LARGE_PIPE_BYTES);
                         }
                     }
+                    taken += bytes;
                     self.mark_readers(serial);
                     self.bound_reel(serial, overflow);
                     let paused = self.live.get(&serial).is_none_or(|live| live.paused);
@@ -316,8 +317,7 @@ impl Owner {
                     // it is asked until it says so. Somebody else may go on
                     // writing; what has come by then holds all the process
                     // itself can have left.
-                    rounds += 1;
-                    if ended && !paused && rounds == DRAIN_ROUNDS {
+                    if ended && !paused && taken >= DRAIN_BYTES {
                         if let Some(live) = self.live.get_mut(&serial) {
                             live.drained = true;
                         }
@@ -424,8 +424,8 @@ impl Owner {
         };
         let position = live.committed();
         let (slot, end, kind) = match stream {
-            Stream::Out => (&mut live.out, &mut live.ends.out, Kind::Out),
-            Stream::Err => (&mut live.err, &mut live.ends.err, Kind::Err),
+            Stream::Out => (&mut live.out, &mut live.ends.out, Kind::OUT),
+            Stream::Err => (&mut live.err, &mut live.ends.err, Kind::ERR),
         };
         *end = Some(position);
         if let Some(pipe) = slot.take() {
@@ -435,6 +435,21 @@ impl Owner {
         self.note_drained(serial);
         self.mark_readers(serial);
         self.forget_if_done(serial);
+    }
+
+    /// A process that ended while its pipes were unread: takes what they hold,
+    /// since an empty pipe that others keep open reports nothing.
+    pub(crate) fn drain_if_ended(&mut self, serial: u64) {
+        if self
+            .table
+            .process(serial)
+            .is_some_and(|row| row.exit.is_some())
+        {
+            for stream in Stream::ALL {
+                self.on_output(serial, stream, now_us());
+            }
+            self.note_drained(serial);
+        }
     }
 
     /// Notes that what the process itself wrote has all been taken.

@@ -53,6 +53,11 @@ const TURNS_PER_POLL: u32 = 16;
 const KEEPER_SILENCE: Duration = Duration::from_secs(40);
 /// How long a keeper that was silent gets to say something after all.
 const KEEPER_GRACE: Duration = Duration::from_secs(15);
+/// How long a killed keeper may take to be gone.
+const KEEPER_END: Duration = Duration::from_secs(1);
+/// The same request from two sides (the keeper passes on what it gets, and a
+/// `pkill papa` hits both) comes within this.
+const SAME_REQUEST: Duration = Duration::from_millis(500);
 /// A second TERM within this ends the kernel though processes are left.
 const SHUTDOWN_WINDOW: Duration = Duration::from_secs(5);
 
@@ -121,8 +126,10 @@ pub struct Owner {
     server: Option<Server>,
     last_keeper_word: Instant,
     keeper_suspected: bool,
-    last_term: Option<Instant>,
+    /// The last request to end, and whether the keeper passed it on.
+    last_term: Option<(Instant, bool)>,
     exit_when_idle: bool,
+    end_after_processes: bool,
 }
 
 /// What [`Owner::new`] is made of.
@@ -194,6 +201,7 @@ impl Owner {
             keeper_suspected: false,
             last_term: None,
             exit_when_idle: false,
+            end_after_processes: false,
         };
         owner
             .deadlines
@@ -341,7 +349,7 @@ impl Owner {
                         ToKernel::Exit { serial, status } => {
                             self.on_exit_told(serial, status, now_us());
                         }
-                        ToKernel::Signal(number) => self.on_signal(i32::from(number)),
+                        ToKernel::Signal(number) => self.on_signal(i32::from(number), true),
                         ToKernel::Entries(_) | ToKernel::Fetched => {}
                     }
                 }
@@ -360,8 +368,6 @@ impl Owner {
             self.last_keeper_word = now;
             now + KEEPER_SILENCE
         } else if self.keeper_suspected {
-            // Our parent for as long as it lives, so the number is its.
-            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
             self.become_keeper("it does not answer");
         } else {
             // Once more: the whole machine may have stood still.
@@ -386,6 +392,14 @@ impl Owner {
     /// Execs into the keeper's role; every descriptor goes along.
     pub(crate) fn become_keeper(&mut self, why: &str) -> ! {
         warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
+        // One that only stood still must not wake up beside us. Our parent for
+        // as long as it lives, so the number is its.
+        let keeper = nix::unistd::Pid::from_raw(self.keeper_pid);
+        let until = Instant::now() + KEEPER_END;
+        while nix::unistd::getppid() == keeper && self.keeper_pid > 1 && Instant::now() < until {
+            let _ = nix::sys::signal::kill(keeper, Signal::SIGKILL);
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let errno = takeover::become_keeper(self);
         error!(%errno, "cannot take the keeper's place");
         // Going on without a keeper would break the promise at the next
@@ -399,13 +413,16 @@ impl Owner {
 
     fn on_signals(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
-            self.on_signal(info.ssi_signo.cast_signed());
+            self.on_signal(info.ssi_signo.cast_signed(), false);
         }
     }
 
-    fn on_signal(&mut self, number: i32) {
+    /// Deals with a signal sent to this process or passed on by the keeper.
+    fn on_signal(&mut self, number: i32, passed_on: bool) {
         match Signal::try_from(number) {
-            Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => self.on_terminate(signal),
+            Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => {
+                self.on_terminate(signal, passed_on);
+            }
             Ok(Signal::SIGUSR2) => {
                 info!("starting this program anew");
                 let errno = takeover::exec_again(self);
@@ -415,12 +432,17 @@ impl Owner {
         }
     }
 
-    fn on_terminate(&mut self, signal: Signal) {
+    fn on_terminate(&mut self, signal: Signal, passed_on: bool) {
         let now = Instant::now();
+        if self.last_term.is_some_and(|(last, other)| {
+            other != passed_on && now.duration_since(last) < SAME_REQUEST
+        }) {
+            return;
+        }
         let again = self
             .last_term
-            .is_some_and(|last| now.duration_since(last) < SHUTDOWN_WINDOW);
-        self.last_term = Some(now);
+            .is_some_and(|(last, _)| now.duration_since(last) < SHUTDOWN_WINDOW);
+        self.last_term = Some((now, passed_on));
         let running = self
             .table
             .processes()
@@ -436,7 +458,9 @@ impl Owner {
         );
         let holders: BTreeSet<SessionId> = self.claims.values().copied().collect();
         if holders.is_empty() && self.config.init {
-            // As process 1 with nobody to decide: everybody is asked to end.
+            // As process 1 with nobody to decide: everybody is asked to end, and
+            // so do we when they have.
+            self.end_after_processes = true;
             for live in self.live.values() {
                 if let Some(pidfd) = &live.pidfd {
                     let _ = crate::sys::pidfd::pidfd_send_signal(pidfd, signal as i32);
@@ -471,6 +495,10 @@ impl Owner {
     fn exit_if_asked(&mut self) {
         if self.exit_when_idle && self.sessions.is_empty() && self.is_idle() {
             info!("idle, as asked: ending");
+            self.exit(0);
+        }
+        if self.end_after_processes && self.table.processes().all(|row| row.exit.is_some()) {
+            info!("all processes have ended, as asked: ending");
             self.exit(0);
         }
     }
@@ -528,31 +556,31 @@ impl Owner {
     /// The descriptors that would have to move if this process changed role.
     pub(crate) fn all_descriptors(&self) -> Vec<(Key, &OwnedFd)> {
         let mut all = vec![
-            (Key::new(Kind::Config, 0), &self.fixed.config),
-            (Key::new(Kind::Binary, 0), &self.fixed.binary),
+            (Key::new(Kind::CONFIG, 0), &self.fixed.config),
+            (Key::new(Kind::BINARY, 0), &self.fixed.binary),
         ];
         all.extend(
             self.fixed
                 .controls
                 .iter()
-                .map(|(id, fd)| (Key::new(Kind::Control, *id), fd)),
+                .map(|(id, fd)| (Key::new(Kind::CONTROL, *id), fd)),
         );
         all.extend(
             self.socket_fds
                 .iter()
-                .map(|(id, fd)| (Key::new(Kind::Socket, *id), fd)),
+                .map(|(id, fd)| (Key::new(Kind::SOCKET, *id), fd)),
         );
         all.extend(
             self.held_fds
                 .iter()
-                .map(|(id, fd)| (Key::new(Kind::Held, *id), fd)),
+                .map(|(id, fd)| (Key::new(Kind::HELD, *id), fd)),
         );
         for (serial, live) in &self.live {
             let own = [
-                (Kind::Pidfd, live.pidfd.as_ref()),
-                (Kind::Out, live.out.as_ref()),
-                (Kind::Err, live.err.as_ref()),
-                (Kind::Reel, live.reel.as_ref().map(crate::reel::Reel::file)),
+                (Kind::PIDFD, live.pidfd.as_ref()),
+                (Kind::OUT, live.out.as_ref()),
+                (Kind::ERR, live.err.as_ref()),
+                (Kind::REEL, live.reel.as_ref().map(crate::reel::Reel::file)),
             ];
             all.extend(
                 own.into_iter()
@@ -601,6 +629,7 @@ impl Owner {
                 error!(serial, %errno, "a stream cannot be watched");
             }
         }
+        self.drain_if_ended(serial);
     }
 
     /// Stops watching the streams of a process: whoever writes will wait.

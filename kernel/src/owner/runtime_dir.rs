@@ -65,7 +65,7 @@ impl Owner {
             .unwrap_or(0);
         let copy = fd.try_clone().map_err(|error| error.to_string())?;
         let listener = Listener::new(copy, false).map_err(|error| error.to_string())?;
-        let kept = self.keep(&[(Key::new(Kind::Control, id), fd.as_fd())]);
+        let kept = self.keep(&[(Key::new(Kind::CONTROL, id), fd.as_fd())]);
         self.check_keeper(kept);
         self.fixed.controls.push((id, fd));
         if let Some(server) = self.server.clone() {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid};
 
@@ -17,9 +17,13 @@ use nix::unistd::{ForkResult, Pid};
 /// must be waitable, broken pipes must be errors, signals must arrive, and
 /// descriptors 0 to 2 must be open so that no file of ours lands there.
 ///
+///
+/// A `role` (keeper, kernel) keeps its signals blocked and reads them from a
+/// descriptor; the launcher takes them as they come.
+///
 /// # Errors
 /// The errno of the call that failed.
-pub fn settle() -> Result<(), Errno> {
+pub fn settle(role: bool) -> Result<(), Errno> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     // SAFETY: no Rust handler is installed or replaced, only dispositions.
@@ -30,7 +34,12 @@ pub fn settle() -> Result<(), Errno> {
         sigaction(Signal::SIGPIPE, &ignore)?;
         sigaction(Signal::SIGXFSZ, &ignore)?;
     }
-    SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let mask = if role {
+        role_signals()
+    } else {
+        SigSet::empty()
+    };
+    mask.thread_set_mask()?;
     for number in 0..=2 {
         // SAFETY: only asks for flags; a closed number answers EBADF.
         let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
@@ -41,6 +50,20 @@ pub fn settle() -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// The signals keeper and kernel read from a descriptor.
+fn role_signals() -> SigSet {
+    [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ]
+    .into_iter()
+    .collect()
 }
 
 /// Makes orphans of our descendants our children.
@@ -91,6 +114,21 @@ pub fn take_inherited(number: RawFd) -> Result<OwnedFd, Errno> {
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     set_inheritable(&fd, false)?;
     Ok(fd)
+}
+
+/// Numbers below this are left to what processes are given, so that the table
+/// they start with is small.
+const FIRST_KEPT: RawFd = 1024;
+
+/// Gives a long-lived descriptor a number out of the way. One that cannot be
+/// moved stays where it is.
+#[must_use]
+pub fn move_up(fd: OwnedFd) -> OwnedFd {
+    match fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST_KEPT)) {
+        // SAFETY: the call has just made this descriptor for us alone.
+        Ok(number) => unsafe { OwnedFd::from_raw_fd(number) },
+        Err(_) => fd,
+    }
 }
 
 /// Whether an exec hands `fd` on.
@@ -158,8 +196,9 @@ pub fn exec(
             return Errno::last();
         }
     }
-    let all = SigSet::empty();
-    let _ = all.thread_set_mask();
+    // The next program's signals stay blocked until it reads them from its
+    // own descriptor: one that arrives in between must not be the end.
+    let _ = role_signals().thread_set_mask();
     match nix::unistd::execveat(
         // SAFETY: `binary` was duplicated above and stays open for the call.
         unsafe { BorrowedFd::borrow_raw(binary) },
@@ -240,11 +279,33 @@ pub fn set_pipe_size(pipe: impl AsFd, bytes: i32) {
     let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(bytes));
 }
 
+/// What a pipe has for its reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Something, or it cannot be said.
+    Bytes,
+    /// Nothing now.
+    Nothing,
+    /// Nothing, and nobody is left to write.
+    End,
+}
+
+/// Looks at `pipe` without taking anything.
+#[must_use]
+pub fn readiness(pipe: BorrowedFd<'_>) -> Readiness {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(pipe, PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(0) => Readiness::Nothing,
+        Ok(_) if fds[0].revents() == Some(PollFlags::POLLHUP) => Readiness::End,
+        _ => Readiness::Bytes,
+    }
+}
+
 /// Whether nothing is in `pipe` now (end of file is not nothing).
 #[must_use]
 pub fn is_empty(pipe: BorrowedFd<'_>) -> bool {
-    let mut fds = [nix::poll::PollFd::new(pipe, nix::poll::PollFlags::POLLIN)];
-    nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO) == Ok(0)
+    readiness(pipe) == Readiness::Nothing
 }
 
 /// Gives `pipe` to `uid`, so that a worker of that user can open
@@ -259,6 +320,18 @@ pub fn set_owner(pipe: impl AsFd, uid: u32) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_says_what_it_has() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        assert_eq!(readiness(read.as_fd()), Readiness::Nothing);
+        nix::unistd::write(&write, b"x").unwrap();
+        assert_eq!(readiness(read.as_fd()), Readiness::Bytes);
+        drop(write);
+        assert_eq!(readiness(read.as_fd()), Readiness::Bytes);
+        nix::unistd::read(&read, &mut [0; 1]).unwrap();
+        assert_eq!(readiness(read.as_fd()), Readiness::End);
+    }
 
     #[test]
     fn the_parent_is_found_and_nobody_traces_us() {

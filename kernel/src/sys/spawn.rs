@@ -120,6 +120,8 @@ struct Frame {
     directory: *const libc::c_char,
     moves: Vec<(RawFd, RawFd)>,
     base: RawFd,
+    /// No descriptor from here on is needed.
+    cut: libc::c_uint,
     uid: Option<u32>,
     gid: Option<u32>,
     groups: Option<Vec<u32>>,
@@ -173,6 +175,8 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
         .map(|(_, to)| *to)
         .max()
         .unwrap_or(2);
+    let sources = plan.descriptors.iter().map(|(from, _)| from.as_raw_fd());
+    let cut = sources.chain([plan.keeper.as_raw_fd()]).max().unwrap_or(2) + 1;
     let mut message = [0u8; 13];
     message[0] = REGISTER;
     message[1..9].copy_from_slice(&plan.serial.to_le_bytes());
@@ -193,6 +197,7 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
             .map(|(from, to)| (from.as_raw_fd(), *to))
             .collect(),
         base: highest.max(2) + 1,
+        cut: cut.unsigned_abs(),
         uid: plan.uid,
         gid: plan.gid,
         groups: plan.groups.take(),
@@ -232,7 +237,11 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
         libc::clone(
             child,
             stack.as_mut_ptr().add(stack.len()).cast(),
-            libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD,
+            libc::CLONE_VM
+                | libc::CLONE_VFORK
+                | libc::CLONE_FILES
+                | libc::CLONE_PIDFD
+                | libc::SIGCHLD,
             ptr::from_mut(&mut frame).cast(),
             ptr::from_mut(&mut raw_pidfd),
         )
@@ -299,6 +308,18 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
     // SAFETY: for the whole body: arguments are plain numbers or pointers into the
     // suspended parent's memory, laid out by `vfork_exec`.
     unsafe {
+        // A table of its own, first of all, and only as much of it as is
+        // needed: a copy of all of a large one would stay with the process
+        // for its whole life, 128 KiB of it where thousands are kept.
+        if libc::syscall(
+            libc::SYS_close_range,
+            frame.cut,
+            u32::MAX,
+            libc::CLOSE_RANGE_UNSHARE,
+        ) < 0
+        {
+            return Step::Descriptors;
+        }
         // A timer of its own kills the child if it hangs; exec deletes it.
         let mut event: libc::sigevent = std::mem::zeroed();
         event.sigev_notify = libc::SIGEV_SIGNAL;

@@ -20,15 +20,17 @@ use crate::table::Entry;
 impl Owner {
     /// The claimed namespace `name` lies in, with its holder.
     fn claim_of(&self, name: &str) -> Option<(&Name, &str)> {
-        self.table.claims.iter().find_map(|(namespace, row)| {
-            let inside = name
-                .strip_prefix(namespace.as_str())
-                .is_some_and(|rest| rest.starts_with('.'));
-            match &row.holder {
-                Some(holder) if inside => Some((namespace, holder.as_str())),
-                _ => None,
-            }
+        // Of nested namespaces the innermost counts.
+        name.rmatch_indices('.').find_map(|(at, _)| {
+            let (namespace, row) = self.table.claims.get_key_value(&name[..at])?;
+            Some((namespace, row.holder.as_deref()?))
         })
+    }
+
+    /// The session that holds the claim `name` lies in.
+    pub(crate) fn claim_holder(&self, name: &str) -> Option<SessionId> {
+        let (namespace, _) = self.claim_of(name)?;
+        self.claims.get(namespace).copied()
     }
 
     /// Whether `name` lies in a namespace that someone other than `session`

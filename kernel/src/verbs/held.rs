@@ -12,7 +12,7 @@ use super::{VerbError, fail, limit, not_recorded, refused};
 use crate::keeper::wire::{Key, Kind};
 use crate::live::SessionId;
 use crate::owner::Owner;
-use crate::table::Entry;
+use crate::table::{Entry, Matcher};
 
 impl Owner {
     /// Holds `fd` under `name`, in place of what was held there.
@@ -33,7 +33,7 @@ impl Owner {
         self.check_descriptor_room(1)?;
         let id = self.table.next_id;
         let kind = kind_of(&fd).to_owned();
-        let key = Key::new(Kind::Held, id);
+        let key = Key::new(Kind::HELD, id);
         self.keep(&[(key, fd.as_fd())])
             .map_err(|errno| refused("hold", errno))?;
         if let Err(error) = self.commit(Entry::Hold { id, name, kind }) {
@@ -43,7 +43,7 @@ impl Owner {
         self.held_fds.insert(id, fd);
         if let Some(old) = old {
             self.held_fds.remove(&old);
-            self.unkeep(&[Key::new(Kind::Held, old)]);
+            self.unkeep(&[Key::new(Kind::HELD, old)]);
         }
         Ok(())
     }
@@ -69,12 +69,11 @@ impl Owner {
 
     /// What is held; no pattern means all.
     pub(crate) fn list_held(&self, patterns: &[NamePattern]) -> Vec<Held> {
+        let matcher = Matcher::new(patterns);
         self.table
             .held
             .iter()
-            .filter(|(name, _)| {
-                patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name))
-            })
+            .filter(|(name, _)| matcher.matches(name))
             .map(|(name, row)| Held {
                 name: name.clone(),
                 kind: row.kind.clone(),
@@ -106,7 +105,7 @@ impl Owner {
                 .map_err(|error| not_recorded(&error))?;
             if let Some(id) = id {
                 self.held_fds.remove(&id);
-                self.unkeep(&[Key::new(Kind::Held, id)]);
+                self.unkeep(&[Key::new(Kind::HELD, id)]);
             }
         }
         Ok(count)

@@ -14,7 +14,7 @@ use super::{VerbError, fail, limit, not_recorded};
 use crate::live::{Reader, SessionId};
 use crate::owner::Owner;
 use crate::owner::session::{FIRST_BATCH_DELAY, SubKind, Subscription};
-use crate::table::Entry;
+use crate::table::{Entry, Matcher};
 
 impl Owner {
     fn subscribe_session(
@@ -290,14 +290,10 @@ impl Owner {
     /// Serials whose output can be read and whose names match, listed or not
     /// named by number.
     fn readable(&self, patterns: &[NamePattern]) -> Vec<u64> {
+        let matcher = Matcher::new(patterns);
         self.table
             .processes()
-            .filter(|row| {
-                !row.removing
-                    && patterns
-                        .iter()
-                        .any(|pattern| pattern.matches(&row.make.name))
-            })
+            .filter(|row| !row.removing && matcher.matches(&row.make.name))
             .map(|row| row.serial)
             .collect()
     }

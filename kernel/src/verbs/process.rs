@@ -22,9 +22,9 @@ use crate::keeper::wire::{Key, Kind};
 use crate::live::{Live, SessionId, Source};
 use crate::owner::{Owner, now_us};
 use crate::reel::Reel;
-use crate::sys::process::{descriptor_limit, set_owner};
+use crate::sys::process::{descriptor_limit, move_up, set_owner};
 use crate::sys::spawn::{Failure, Step, vfork_exec};
-use crate::table::{Entry, ProcessRow, known};
+use crate::table::{Entry, Matcher, ProcessRow, known};
 
 /// Descriptors left free so that clients still get in and the kernel can be
 /// asked what uses them, as a part of the limit and at least.
@@ -60,7 +60,9 @@ impl Owner {
                 tag: row.make.tag.clone(),
                 ..make.clone()
             } == row.make;
-            if same {
+            // One that was removed and still runs will be forgotten: it is not
+            // what anybody asks for.
+            if same && !row.removing {
                 return Ok((row.serial, false));
             }
             let line = self
@@ -101,13 +103,13 @@ impl Owner {
         self.commit(Entry::Intent(Box::new(row)))
             .map_err(|error| not_recorded(&error))?;
         let mut copies: Vec<(Key, BorrowedFd<'_>)> = Vec::with_capacity(3);
-        for (kind, fd) in [(Kind::Out, &pipes.out), (Kind::Err, &pipes.err)] {
+        for (kind, fd) in [(Kind::OUT, &pipes.out), (Kind::ERR, &pipes.err)] {
             if let Some(fd) = fd {
                 copies.push((Key::new(kind, serial), fd.as_fd()));
             }
         }
         if let Some(reel) = &reel {
-            copies.push((Key::new(Kind::Reel, serial), reel.as_fd()));
+            copies.push((Key::new(Kind::REEL, serial), reel.as_fd()));
         }
         let started = match self.link.put(&copies) {
             Ok(()) => {
@@ -124,10 +126,10 @@ impl Owner {
                     ledger: papa_protocol::process::Ledger::default(),
                 });
                 self.unkeep(&[
-                    Key::new(Kind::Pidfd, serial),
-                    Key::new(Kind::Out, serial),
-                    Key::new(Kind::Err, serial),
-                    Key::new(Kind::Reel, serial),
+                    Key::new(Kind::PIDFD, serial),
+                    Key::new(Kind::OUT, serial),
+                    Key::new(Kind::ERR, serial),
+                    Key::new(Kind::REEL, serial),
                 ]);
                 return Err(error);
             }
@@ -135,7 +137,7 @@ impl Owner {
         let pid = started.pid.unsigned_abs();
         self.commit_fact(Entry::Started { serial, pid });
         tracing::info!(session, serial, pid, %name, "process made");
-        let live = Live::new(Some(started.pidfd), pipes.out, pipes.err, reel);
+        let live = Live::new(Some(move_up(started.pidfd)), pipes.out, pipes.err, reel);
         self.watch_process(serial, &live);
         self.live.insert(serial, live);
         self.include_new(serial);
@@ -200,16 +202,12 @@ impl Owner {
         // Those that have ended and given up their name, but not all of their
         // output yet.
         if serials.is_empty() {
+            let matcher = Matcher::new(patterns);
             found.extend(
                 self.table
                     .processes()
                     .filter(|row| row.is_listed() && !row.has_name())
-                    .filter(|row| {
-                        patterns.is_empty()
-                            || patterns
-                                .iter()
-                                .any(|pattern| pattern.matches(&row.make.name))
-                    })
+                    .filter(|row| matcher.matches(&row.make.name))
                     .map(|row| row.serial),
             );
         }
@@ -282,6 +280,7 @@ fn open_pipes(make: &ProcessMake, reel_bytes: u64, uid: Option<u32>) -> Result<P
     }
     let open = || -> Result<(OwnedFd, OwnedFd), Errno> {
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let read = move_up(read);
         // Only our end: the flag belongs to the end, and the worker's writes
         // must wait as on any pipe.
         fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;

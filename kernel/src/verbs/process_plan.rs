@@ -104,6 +104,11 @@ impl Owner {
         {
             let groups = nix::unistd::getgrouplist(&name, gid.into()).unwrap_or_default();
             identity.groups = Some(groups.into_iter().map(nix::unistd::Gid::as_raw).collect());
+        } else if let (Some(_), Some(gid)) = (identity.uid, identity.gid)
+            && nix::unistd::geteuid().is_root()
+        {
+            // A user nobody knows has no groups of its own, least of all ours.
+            identity.groups = Some(vec![gid]);
         }
         make.uid = identity.uid.map(Account::Id);
         make.gid = identity.gid.map(Account::Id);
@@ -122,7 +127,7 @@ impl Owner {
         let mut numbers: BTreeMap<i32, Source> = BTreeMap::new();
         let mut fresh = Vec::new();
         let mut own_numbers: BTreeMap<u64, u32> = BTreeMap::new();
-        self.place_standard(make, &mut numbers)?;
+        self.place_standard(make, &mut numbers, &mut fresh)?;
         for (index, name) in make.listen_fds.iter().enumerate() {
             let number = LISTEN_FDS_START + u32::try_from(index).unwrap_or(u32::MAX);
             let source = self.socket_source(name, &mut fresh)?;
@@ -227,11 +232,12 @@ impl Owner {
         &self,
         make: &ProcessMake,
         numbers: &mut BTreeMap<i32, Source>,
+        fresh: &mut Vec<OwnedFd>,
     ) -> Result<(), VerbError> {
         let captured = make.reel_bytes.is_none_or(|size| size.0 > 0);
         let stdin = match &make.stdin {
             Input::Null => Source::Null,
-            Input::Socket(name) => Source::Socket(self.socket_id(name)?),
+            Input::Socket(name) => self.socket_source(name, fresh)?,
             Input::Held(name) => Source::Held(self.held_id(name)?),
         };
         let stdout = || -> Result<Source, VerbError> {
@@ -321,7 +327,7 @@ impl Prepared {
         let descriptors = self
             .placed
             .iter()
-            .filter_map(|(source, number)| {
+            .map(|(source, number)| {
                 let fd: Option<BorrowedFd<'a>> = match source {
                     Source::Null => Some(owner.fixed.null.as_fd()),
                     Source::Socket(id) => owner.socket_fds.get(id).map(AsFd::as_fd),
@@ -330,7 +336,8 @@ impl Prepared {
                     Source::PipeOut => pipes.child_out.as_ref().map(AsFd::as_fd),
                     Source::PipeErr => pipes.child_err.as_ref().map(AsFd::as_fd),
                 };
-                fd.map(|fd| (fd, *number))
+                // Better nothing than whatever of ours sits at that number.
+                (fd.unwrap_or(owner.fixed.null.as_fd()), *number)
             })
             .collect();
         Plan {

@@ -67,7 +67,7 @@ impl Owner {
         let port = local_port(&fd).map_err(|errno| refused("getsockname", errno))?;
         let id = self.table.next_id;
         let number = (!make.reuseport).then(|| self.table.free_socket_number(FIRST_NUMBER));
-        let key = Key::new(Kind::Socket, id);
+        let key = Key::new(Kind::SOCKET, id);
         // With reuseport the kernel holds no listener: it would be dealt
         // connections that nobody accepts.
         if number.is_some() {
@@ -135,7 +135,7 @@ impl Owner {
             self.commit(Entry::Unsocket { id: *id })
                 .map_err(|error| not_recorded(&error))?;
             self.socket_fds.remove(id);
-            self.unkeep(&[Key::new(Kind::Socket, *id)]);
+            self.unkeep(&[Key::new(Kind::SOCKET, *id)]);
             if let Some(path) = path {
                 let _ = std::fs::remove_file(path.as_path());
             }
@@ -318,7 +318,7 @@ fn resolve(host: &str, v6: bool) -> Result<IpAddr, VerbError> {
     })
 }
 
-/// A socket file nobody listens on any more may go; anything else may not.
+/// A socket file is replaced, as papa 1.0.6 does; anything else is not.
 fn remove_stale_path(path: &std::path::Path) -> Result<(), VerbError> {
     use std::os::unix::fs::FileTypeExt;
     let failed = |errno: i32, reason: &str| Error::BindPathFailed {

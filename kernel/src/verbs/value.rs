@@ -7,7 +7,7 @@ use papa_protocol::text::ByteString;
 use super::{VerbError, limit, not_recorded};
 use crate::live::SessionId;
 use crate::owner::Owner;
-use crate::table::Entry;
+use crate::table::{Entry, Matcher};
 
 impl Owner {
     /// Sets a value, or clears it with `None`.
@@ -41,12 +41,11 @@ impl Owner {
 
     /// Names of values that match; no pattern means all.
     pub(crate) fn find_values(&self, patterns: &[NamePattern]) -> Vec<Name> {
+        let matcher = Matcher::new(patterns);
         self.table
             .values
             .keys()
-            .filter(|name| {
-                patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name))
-            })
+            .filter(|name| matcher.matches(name))
             .cloned()
             .collect()
     }

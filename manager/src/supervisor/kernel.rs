@@ -84,13 +84,17 @@ impl Supervisor {
     /// Compares what there is with what we know: after a start of ours, or of the kernel.
     pub(super) fn reconcile(&mut self, processes: Vec<Process>) {
         let listed: HashSet<u64> = processes.iter().map(|process| process.serial.0).collect();
+        let newest = listed.iter().max().copied();
         let at = self.moment();
         for watcher in &mut self.watchers {
             let gone: Vec<u64> = watcher
                 .workers()
                 .values()
                 .filter_map(|worker| Some(worker.process()?.serial))
-                .filter(|serial| !listed.contains(serial))
+                // Serials rise: one above all that are listed was started after the list was made.
+                .filter(|serial| {
+                    !listed.contains(serial) && newest.is_none_or(|newest| *serial < newest)
+                })
                 .collect();
             for serial in gone {
                 watcher.ended(serial, Ended::Unknown, &at);

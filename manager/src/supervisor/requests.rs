@@ -35,6 +35,14 @@ impl Supervisor {
                 answer(request, reply, Ok(&json!({})));
                 self.quit();
             }
+            Command::Shutdown if self.link.is_none() => {
+                let reason = "the kernel is not connected, so its workers cannot be stopped; `quit` ends the manager";
+                answer::<()>(
+                    request,
+                    reply,
+                    Err(&RequestError::new(Errno::Command, reason)),
+                );
+            }
             Command::Shutdown => self.shut_down(request, reply),
             Command::Status { name } => {
                 let status = self.status(name.as_deref());
@@ -179,13 +187,9 @@ impl Supervisor {
             if self.link.is_none() && status.state != WatcherState::Stopped {
                 status.state = WatcherState::Starting;
             }
-            let troubles = self.kernel_trouble.iter().chain(&self.log_troubles);
-            status.message = status.message.take().or_else(|| {
-                troubles
-                    .map(String::as_str)
-                    .reduce(|first, _| first)
-                    .map(str::to_owned)
-            });
+            if status.message.is_none() {
+                status.message = self.trouble_of(&status.name);
+            }
         }
         watchers.sort_by(|a, b| a.name.cmp(&b.name));
         let statuses: BTreeMap<String, WatcherState> = watchers
@@ -202,6 +206,24 @@ impl Supervisor {
             watchers,
             manager: Some(self.manager_status()),
         })
+    }
+
+    /// What hinders a watcher besides its own workers: the kernel, or one of its log files.
+    fn trouble_of(&self, name: &str) -> Option<String> {
+        if self.kernel_trouble.is_some() {
+            return self.kernel_trouble.clone();
+        }
+        let config = self.config.watcher(name)?;
+        let files: Vec<String> = [&config.stdout, &config.stderr]
+            .iter()
+            .filter_map(|stream| Some(stream.file()?.filename.display().to_string()))
+            .collect();
+        let concerns = |trouble: &&String| {
+            // One that names no file concerns all that are logged.
+            let general = trouble.starts_with("logs: ") && !files.is_empty();
+            general || files.iter().any(|file| trouble.starts_with(file.as_str()))
+        };
+        self.log_troubles.iter().find(concerns).cloned()
     }
 
     fn manager_status(&self) -> ManagerStatus {

@@ -270,6 +270,20 @@ pub(super) fn keep(link: KernelLink, key: String, kept: state::Kept) {
     });
 }
 
+/// Removes the sockets that are not to outlive the manager.
+pub(super) async fn remove_own_sockets(link: &KernelLink, config: &Config) {
+    let removal = async {
+        for socket in config.sockets.iter().filter(|socket| !socket.use_papa) {
+            if let Err(error) = link.remove_socket(socket).await {
+                tracing::warn!(socket = socket.name, %error, "the socket stays");
+            }
+        }
+    };
+    if tokio::time::timeout(CLAIM_PATIENCE, removal).await.is_err() {
+        tracing::warn!("the kernel does not answer; sockets stay");
+    }
+}
+
 /// Gives everything back: processes whose output nobody waits for any more, sockets, what was kept, the namespace.
 pub(super) fn clean_up(
     link: KernelLink,

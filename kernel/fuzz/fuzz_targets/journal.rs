@@ -26,23 +26,34 @@ fuzz_target!(|input: (&[u8], Vec<&[u8]>, &[u8])| {
     // The words behind the magic may hold anything.
     memfd::write_at(&file, &header[..header.len().min(40)], 8).expect("memory for a small file");
     let Ok(copy) = file.try_clone() else { return };
-    let Ok(mut replay) = Journal::replay(copy) else { return };
+    let Ok(mut replay) = Journal::replay(copy) else {
+        return;
+    };
     let mut table = Table::default();
     while let Ok(Some(text)) = replay.next_record() {
         if let Read::Entry(entry) = Entry::read(&text) {
             table.apply(entry);
         }
     }
-    let Ok(mut journal) = replay.finish() else { return };
+    let Ok(mut journal) = replay.finish() else {
+        return;
+    };
     if journal.compact(table.image()).is_err() {
         return;
     }
     let mut again = Journal::replay(file).expect("a journal just written is one");
     let mut copied = Table::default();
     while let Some(text) = again.next_record().expect("readable") {
-        let Read::Entry(entry) = Entry::read(&text) else { panic!("our own record") };
+        let Read::Entry(entry) = Entry::read(&text) else {
+            panic!("our own record")
+        };
         copied.apply(entry);
     }
-    let image = |table: &Table| -> Vec<_> { table.image().map(|entry| serde_json::to_string(&entry).unwrap()).collect() };
+    let image = |table: &Table| -> Vec<_> {
+        table
+            .image()
+            .map(|entry| serde_json::to_string(&entry).unwrap())
+            .collect()
+    };
     assert_eq!(image(&table), image(&copied));
 });

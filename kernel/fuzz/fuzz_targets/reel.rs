@@ -17,13 +17,17 @@ const MOST_DATA: usize = 1 << 16;
 
 fuzz_target!(|input: (&[u8], &[u8], &[u8], u64)| {
     let (header, index, data, position) = input;
-    let Ok(file) = memfd::memfd_create("fuzz") else { return };
+    let Ok(file) = memfd::memfd_create("fuzz") else {
+        return;
+    };
     let data = &data[..data.len().min(MOST_DATA)];
     memfd::set_size(&file, DATA_OFFSET + data.len() as u64).expect("a sparse file");
     memfd::write_at(&file, &header[..header.len().min(64)], 0).expect("memory");
     memfd::write_at(&file, &index[..index.len().min(1 << 16)], INDEX).expect("memory");
     memfd::write_at(&file, data, DATA_OFFSET).expect("memory");
-    let Ok(mut reel) = Reel::recover(file, 1 << 16, 1) else { return };
+    let Ok(mut reel) = Reel::recover(file, 1 << 16, 1) else {
+        return;
+    };
     check(&reel);
     let _ = reel.acknowledge(position);
     check(&reel);
@@ -31,7 +35,10 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u64)| {
     check(&reel);
     let (pipe, mut writer) = std::io::pipe().expect("two descriptors");
     writer.write_all(b"more").expect("room in a new pipe");
-    assert_eq!(reel.capture(&pipe, Stream::Err, 1 << 20, 2), Ok(Capture::Bytes(4)));
+    assert_eq!(
+        reel.capture(&pipe, Stream::Err, 1 << 20, 2),
+        Ok(Capture::Bytes(4))
+    );
     check(&reel);
 });
 

@@ -109,14 +109,7 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
     let ready = manifest
         .ready
         .and_then(|number| process::take_inherited(number).ok());
-    let signals = process::signal_descriptor(&[
-        Signal::SIGCHLD,
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-    ])?;
+    let signals = process::signal_descriptor(true)?;
     let mut keeper = Keeper {
         kept: kept.into_iter().collect(),
         serials: manifest

@@ -163,13 +163,7 @@ impl Owner {
     /// # Errors
     /// The errno of the poller, or of watching a descriptor.
     pub fn new(parts: Parts) -> Result<Self, Errno> {
-        let signals = crate::sys::process::signal_descriptor(&[
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGHUP,
-            Signal::SIGUSR1,
-            Signal::SIGUSR2,
-        ])?;
+        let signals = crate::sys::process::signal_descriptor(false)?;
         let poller = Poller::new()?;
         poller.add(parts.link.as_fd(), Source::Keeper)?;
         poller.add(&signals, Source::Signal)?;

@@ -236,14 +236,15 @@ pub fn fork() -> Result<ForkResult, Errno> {
     unsafe { nix::unistd::fork() }
 }
 
-/// Blocks `signals` and returns a descriptor to read them from.
+/// Blocks a role's signals and returns a descriptor to read them from; SIGCHLD
+/// is among them if `children` are waited for by it.
 ///
 /// # Errors
 /// The errno of `signalfd(2)`.
-pub fn signal_descriptor(signals: &[Signal]) -> Result<nix::sys::signalfd::SignalFd, Errno> {
-    let mut set = SigSet::empty();
-    for signal in signals {
-        set.add(*signal);
+pub fn signal_descriptor(children: bool) -> Result<nix::sys::signalfd::SignalFd, Errno> {
+    let mut set = role_signals();
+    if !children {
+        set.remove(Signal::SIGCHLD);
     }
     set.thread_block()?;
     nix::sys::signalfd::SignalFd::with_flags(

@@ -178,6 +178,10 @@ fn writer_process() {
             let start = positions[which];
             let at = usize::try_from(start).unwrap();
             let end = (at + 1 + random.below(40_000)).min(bytes.len());
+            if at >= end {
+                // This one has no more.
+                continue;
+            }
             let first = records.partition_point(|record| record.end <= start);
             let last = records.partition_point(|record| record.end < end as u64);
             let mut batch = records[first..last].to_vec();
@@ -187,10 +191,8 @@ fn writer_process() {
                     ..*last
                 });
             }
-            if at < end {
-                writer.output(which as u64 + 1, start, batch, &bytes[at..end], now);
-                positions[which] = end as u64;
-            }
+            writer.output(which as u64 + 1, start, batch, &bytes[at..end], now);
+            positions[which] = end as u64;
         }
         for (serial, position) in writer.flush(now) {
             acknowledged
@@ -234,6 +236,7 @@ fn kill_9_at_any_moment_loses_nothing_and_repeats_nothing() {
                 "--exact",
                 "logs::killed::writer_process",
                 "--test-threads=1",
+                "--nocapture",
             ])
             .env(DIRECTORY, directory)
             .stdout(Stdio::null())

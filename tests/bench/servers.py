@@ -1,5 +1,6 @@
 """The things under measurement, started and ended: our kernel, the original server, the bare echo."""
 
+import array
 import json
 import os
 import pathlib
@@ -134,6 +135,7 @@ class Json:
         self.buffer = bytearray(8 << 20)
         self.start = self.end = 0
         self.pushes = []
+        self.descriptors = []
         self.next_id = 0
         self.socket.sendall(b"json\n")
         self.line()
@@ -152,10 +154,12 @@ class Json:
             rest = bytes(self.buffer[self.start:self.end])
             self.buffer[:len(rest)] = rest
             self.start, self.end = 0, len(rest)
-        count = self.socket.recv_into(memoryview(self.buffer)[self.end:])
+        count, control, _, _ = self.socket.recvmsg_into([memoryview(self.buffer)[self.end:]], socket.CMSG_SPACE(4))
         if not count:
             raise EOFError
         self.end += count
+        for _, _, data in control:
+            self.descriptors.extend(array.array("i", data))
 
     def need(self, count):
         while self.end - self.start < count:

@@ -13,6 +13,9 @@ use nix::libc;
 
 use crate::sys;
 
+/// Processes by the leader of their session, each named by its number and when it started.
+pub type Members = BTreeMap<i32, Vec<(i32, u64)>>;
+
 /// Rounds of looking for what is left of a tree: each kills everything found, so more means somebody forks as fast as we kill.
 const MAX_ROUNDS: usize = 16;
 
@@ -40,7 +43,10 @@ pub fn signal(pidfd: impl AsFd, pid: i32, signal: i32, children: bool) -> io::Re
     } else {
         Vec::new()
     };
-    gone_is_fine(sys::pidfd_send_signal(pidfd.as_fd(), signal))?;
+    if is_gone(sys::pidfd_send_signal(pidfd.as_fd(), signal))? {
+        // Waited for already, so the children listed may be somebody else's.
+        return Ok(());
+    }
     for (child, stat) in listed {
         signal_exactly(child, stat, signal);
     }
@@ -52,9 +58,17 @@ pub fn signal(pidfd: impl AsFd, pid: i32, signal: i32, children: bool) -> io::Re
 /// # Errors
 /// What the system answers for the process itself.
 pub fn kill_tree(pidfd: impl AsFd, pid: i32) -> io::Result<()> {
+    if pid <= 1 {
+        return Ok(());
+    }
     // Looked up before the leader dies: its children get another parent then.
+    let leader = stat(pid);
     let mut doomed = tree(pid);
-    gone_is_fine(sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL))?;
+    if is_gone(sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL))? {
+        // Waited for already: the number, and so the tree, may be somebody
+        // else's. Not waited for, it was ours while the tree was read.
+        return Ok(());
+    }
     for _ in 0..MAX_ROUNDS {
         if doomed.is_empty() {
             break;
@@ -66,6 +80,10 @@ pub fn kill_tree(pidfd: impl AsFd, pid: i32) -> io::Result<()> {
             .iter()
             .map(|(pid, stat)| (*pid, stat.started))
             .collect();
+        let other = |now: Stat| leader.is_none_or(|leader| leader.started != now.started);
+        if stat(pid).is_some_and(other) {
+            break;
+        }
         doomed = tree(pid);
         doomed.retain(|pid, stat| !known.contains(&(*pid, stat.started)));
     }
@@ -74,8 +92,11 @@ pub fn kill_tree(pidfd: impl AsFd, pid: i32) -> io::Result<()> {
 
 /// Signals what is left of the sessions that ended processes led, given as leader and signal. A number cannot be taken while its
 /// session has members, so a process that has it leads another session, and then there is nothing left of ours.
-pub fn signal_orphans(leaders: &BTreeMap<i32, i32>) {
+///
+/// Returns who was found, by leader.
+pub fn signal_orphans(leaders: &BTreeMap<i32, i32>) -> Members {
     let all = processes();
+    let mut members = Members::new();
     for (pid, stat) in &all {
         let Some(signal) = leaders.get(&stat.session) else {
             continue;
@@ -83,8 +104,20 @@ pub fn signal_orphans(leaders: &BTreeMap<i32, i32>) {
         let led = all.get(&stat.session).is_some_and(|leader| !leader.zombie);
         if *pid != stat.session && !stat.zombie && !led {
             signal_exactly(*pid, *stat, *signal);
+            members
+                .entry(stat.session)
+                .or_default()
+                .push((*pid, stat.started));
         }
     }
+    members
+}
+
+/// Whether one of these processes still runs.
+pub fn any_lives(members: &[(i32, u64)]) -> bool {
+    members.iter().any(|(pid, started)| {
+        stat(*pid).is_some_and(|stat| stat.started == *started && !stat.zombie)
+    })
 }
 
 /// Everything below `root` and everything in its session, without `root` itself.
@@ -111,16 +144,17 @@ fn signal_exactly(pid: i32, expected: Stat, signal: i32) {
     };
     // Checked with the pidfd in hand: from here on the number cannot go to somebody else unnoticed.
     if stat(pid).is_some_and(|found| found.started == expected.started)
-        && let Err(error) = gone_is_fine(sys::pidfd_send_signal(pidfd.as_fd(), signal))
+        && let Err(error) = is_gone(sys::pidfd_send_signal(pidfd.as_fd(), signal))
     {
         tracing::warn!(pid, signal, %error, "cannot signal a process of a worker");
     }
 }
 
-fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+/// Whether the process had been waited for already; that is no error.
+fn is_gone(result: io::Result<()>) -> io::Result<bool> {
     match result {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        other => other,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(true),
+        other => other.map(|()| false),
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use papa_protocol::client::{Address, Push};
 use papa_protocol::process::{Exit, Process};
@@ -21,6 +21,7 @@ use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
 use crate::logs::session::LogThread;
+use crate::pidfd::Members;
 use crate::state::Kept;
 use crate::watcher::{Action, Moment, StartFailure, Watcher};
 
@@ -31,6 +32,8 @@ mod tasks;
 
 /// Events waiting for the loop; a full queue slows its senders.
 const EVENTS: usize = 1024;
+/// How long the kernel gets to take what it was told last.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Events handled before watchers are asked what to do: a burst of exits is one decision.
 const EVENTS_PER_TURN: usize = 256;
 
@@ -128,6 +131,8 @@ pub struct Supervisor {
     unacknowledged: Vec<(usize, u64)>,
     /// Sessions of workers that ended when asked, and when what is left of them is killed.
     orphans: BTreeSet<(Instant, i32)>,
+    /// Who was found in those sessions when their leader ended.
+    orphan_members: Members,
     /// Sessions whose leader ended, and the signal for what is left of them.
     sweeps: BTreeMap<i32, i32>,
     /// Until then workers wait for their output to have a consumer: what they write before could be dropped if we were killed.
@@ -175,6 +180,7 @@ impl Supervisor {
             draining: HashSet::new(),
             unacknowledged: Vec::new(),
             orphans: BTreeSet::new(),
+            orphan_members: Members::new(),
             sweeps: BTreeMap::new(),
             logs_due: None,
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
@@ -224,6 +230,11 @@ impl Supervisor {
             && let Some(link) = &self.link
         {
             tasks::remove_own_sockets(link, &self.config).await;
+            // What was asked of the kernel last (values kept, exits acknowledged)
+            // goes out before the connection does: this question comes behind it.
+            let client = link.client().clone();
+            let last = tokio::spawn(async move { client.barrier().await });
+            let _ = tokio::time::timeout(LAST_WORDS, last).await;
         }
         if let Some(logs) = self.logs.take() {
             // It ends within a bound of its own; the loop has nothing else to do any more.

@@ -39,6 +39,8 @@ pub struct Asked {
 #[derive(Debug)]
 pub struct ControlServer {
     path: PathBuf,
+    /// Of the socket we bound there.
+    inode: Option<(u64, u64)>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -52,17 +54,28 @@ impl ControlServer {
         namespace: &str,
         asked: mpsc::Sender<Asked>,
     ) -> Result<Self, ManagerError> {
-        if let Ok(stream) = UnixStream::connect(&path).await {
-            return Err(ManagerError::AlreadyRunning {
-                namespace: namespace.to_owned(),
-                pid: stream.peer_cred().ok().and_then(|peer| peer.pid()),
-            });
+        let running = |pid| ManagerError::AlreadyRunning {
+            namespace: namespace.to_owned(),
+            pid,
+        };
+        match UnixStream::connect(&path).await {
+            Ok(stream) => {
+                let peer = stream.peer_cred().ok();
+                return Err(running(peer.and_then(|peer| peer.pid())));
+            }
+            // Nobody is there. Anything else is somebody who is busy or stopped.
+            Err(error) if DEAD.contains(&error.kind()) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the control socket does not answer");
+                return Err(running(None));
+            }
         }
         let listener = listen(&path).map_err(|source| ManagerError::ControlSocket {
             path: path.clone(),
             source,
         })?;
         Ok(Self {
+            inode: inode(&path),
             path,
             accepting: tokio::spawn(accept(listener, asked)),
         })
@@ -72,10 +85,23 @@ impl ControlServer {
 impl Drop for ControlServer {
     fn drop(&mut self) {
         self.accepting.abort();
-        if let Err(error) = fs::remove_file(&self.path) {
+        // Another manager may have bound the path meanwhile: its socket stays.
+        if self.inode.is_some()
+            && self.inode == inode(&self.path)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             tracing::debug!(%error, "the control socket's path stays");
         }
     }
+}
+
+/// What connecting to a path answers when nobody listens there.
+const DEAD: [io::ErrorKind; 2] = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::symlink_metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {

@@ -290,14 +290,20 @@ impl Supervisor {
                 self.orphans.insert((kill_at, leader));
                 return;
             }
-            self.sweeps.insert(leader, SIGKILL);
+            // The session's number is ours only as long as one of those found in it lives.
+            if let Some(members) = self.orphan_members.remove(&leader)
+                && pidfd::any_lives(&members)
+            {
+                self.sweeps.insert(leader, SIGKILL);
+            }
         }
     }
 
     /// One look at all processes serves all sessions that ended since the last.
     pub(super) fn send_sweeps(&mut self) {
         if !self.sweeps.is_empty() {
-            pidfd::signal_orphans(&std::mem::take(&mut self.sweeps));
+            let found = pidfd::signal_orphans(&std::mem::take(&mut self.sweeps));
+            self.orphan_members.extend(found);
         }
     }
 

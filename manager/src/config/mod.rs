@@ -27,6 +27,7 @@ pub use render::{WorkerInput, WorkerOutput, WorkerSpec, render_worker};
 pub use resolve::{Surroundings, load};
 pub use signal::SignalNumber;
 pub use types::{
-    Config, FileStreamConfig, HookConfig, Identity, KernelEndpoint, PluginConfig, RlimitValue,
-    SocketConfig, SocketFamily, SocketType, StreamConfig, WatcherConfig,
+    BackoffConfig, Config, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe, HookConfig,
+    Identity, KernelEndpoint, PluginConfig, Readiness, RlimitValue, SocketConfig, SocketFamily,
+    SocketType, StreamConfig, WatcherConfig,
 };

@@ -122,6 +122,26 @@ pub struct WatcherConfig {
     pub priority: i64,
     /// Pause between the starts of two workers.
     pub warmup_delay: Duration,
+    /// When a worker counts as serving; none: as soon as it runs.
+    pub ready: Option<Readiness>,
+    /// How long a worker may take to become ready.
+    pub ready_timeout: Duration,
+    /// How many workers beyond `numprocesses` a rolling reload has at most; at least 1.
+    pub max_surge: u32,
+    /// Age at which a worker is replaced; none: never.
+    pub max_age: Option<Duration>,
+    /// Random time added to `max_age`, drawn once for each worker.
+    pub max_age_variance: Duration,
+    /// Started by the first connection to one of its sockets.
+    pub on_demand: bool,
+    /// How a running worker is asked whether it is well.
+    pub health: Option<HealthCheck>,
+    /// Pauses after quick ends.
+    pub backoff: BackoffConfig,
+    /// When ends are so frequent that the watcher pauses and at last gives up; none: back-off alone.
+    pub flapping: Option<FlappingConfig>,
+    /// Lower-case names of watchers that are ready before this one is started, and stopped after it.
+    pub depends_on: Vec<String>,
     /// True: workers outlive the manager. False: they are stopped when the manager quits.
     pub use_papa: bool,
     /// Sockets the workers inherit: names of `SocketConfig`.
@@ -156,6 +176,81 @@ impl WatcherConfig {
         let number = wid.parse().ok()?;
         (watcher == self.key && wid == format!("{number}")).then_some(number)
     }
+}
+
+/// How a worker says, or is found, to serve. Texts may hold `$(circus.wid)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// `READY=1` to the socket in `NOTIFY_SOCKET`, as systemd has it.
+    Notify,
+    /// Something written to this descriptor, s6's way.
+    Fd(u32),
+    /// `HOST:PORT` accepts a connection.
+    Tcp(String),
+    /// A URL, `http://HOST[:PORT]/PATH`, answers 200 to 399.
+    Http(String),
+    /// A line of output matches this regular expression.
+    Log(String),
+    /// It has run for so long.
+    Delay(Duration),
+}
+
+/// `health`, `health_interval` and so on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: HealthProbe,
+    /// From the end of one check to the next.
+    pub interval: Duration,
+    /// A check that takes longer has failed.
+    pub timeout: Duration,
+    /// Failures in a row after which the worker is replaced; at least 1.
+    pub retries: u32,
+}
+
+/// How a running worker is asked whether it is well. Texts may hold `$(circus.wid)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthProbe {
+    /// `HOST:PORT` accepts a connection.
+    Tcp(String),
+    /// A URL answers 200 to 399.
+    Http(String),
+    /// A command ends with 0; run with the watcher's user, directory and environment, and `PAPA_PID`.
+    Command(Vec<String>),
+}
+
+/// Pauses between the restarts of a worker that ends soon after its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackoffConfig {
+    /// The pause after the second quick end in a row.
+    pub first: Duration,
+    /// Longest pause.
+    pub max: Duration,
+    /// A worker that ran so long was well.
+    pub reset: Duration,
+}
+
+impl Default for BackoffConfig {
+    fn default() -> Self {
+        Self {
+            first: crate::backoff::FIRST_DELAY,
+            max: crate::backoff::MAX_DELAY,
+            reset: crate::backoff::LONG_ENOUGH,
+        }
+    }
+}
+
+/// When a watcher's workers end so often that going on has no prospect. Commanded stops never count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlappingConfig {
+    /// Ends within `window` that are too many; at least 1.
+    pub attempts: u32,
+    /// See `attempts`.
+    pub window: Duration,
+    /// How long the watcher then pauses.
+    pub retry_in: Duration,
+    /// Pauses after which the watcher is stopped for good; none: never.
+    pub max_retry: Option<u32>,
 }
 
 /// Where one output stream of a watcher's workers goes.

@@ -15,13 +15,16 @@ use crate::config::raw::RawSection;
 use crate::config::resolve::{Surroundings, command, hooks, identity, name_fault, stream};
 use crate::config::scalar;
 use crate::config::signal::{SignalNumber, UnknownSignal};
-use crate::config::types::{RlimitValue, SocketConfig, WatcherConfig};
+use crate::config::types::{BackoffConfig, RlimitValue, SocketConfig, WatcherConfig};
 
 /// Most workers of one watcher.
 pub(crate) const MAX_WORKERS: i64 = 10_000;
 
 /// Circus's default grace period.
 const DEFAULT_GRACEFUL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// As long as Circus gives a worker to end.
+const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Circus's default number of attempts to start a worker.
 const DEFAULT_MAX_RETRY: i64 = 5;
@@ -123,6 +126,16 @@ pub(super) fn resolve(
             .whole("priority", i64::from(i32::MIN), i64::from(i32::MAX))
             .unwrap_or(0),
         warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
+        ready: None,
+        ready_timeout: DEFAULT_READY_TIMEOUT,
+        max_surge: 1,
+        max_age: None,
+        max_age_variance: Duration::ZERO,
+        on_demand: false,
+        health: None,
+        backoff: BackoffConfig::default(),
+        flapping: None,
+        depends_on: Vec::new(),
         use_papa: fields.boolean("use_papa", true),
         sockets: if fields.boolean("use_sockets", false) {
             context

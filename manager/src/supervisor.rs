@@ -27,6 +27,7 @@ use crate::watcher::{Action, Moment, StartFailure, Watcher};
 
 mod ending;
 mod kernel;
+mod queries;
 mod requests;
 mod tasks;
 

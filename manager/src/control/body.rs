@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::config::{StreamConfig, WatcherConfig};
 
@@ -116,7 +117,7 @@ pub enum ListReply {
     Pids { pids: Vec<u32> },
 }
 
-/// Answer to `numprocesses`.
+/// Answer to `numprocesses`, `incr`, `decr`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NumProcessesReply {
     /// Of one watcher, or of all together.
@@ -124,13 +125,99 @@ pub struct NumProcessesReply {
     /// When one was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watcher_name: Option<String>,
+    /// `incr` and `decr` of a singleton: nothing was changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub singleton: bool,
 }
 
-/// Answer to `options`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Answer to `options`, `get`, `globaloptions`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptionsReply {
-    /// As in the file.
-    pub options: BTreeMap<String, String>,
+    /// By key; texts, numbers, booleans, null for what is not set.
+    pub options: BTreeMap<String, Value>,
+}
+
+/// Answer to `start`, `restart`, `reload` of one watcher, when waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InfoReply {
+    /// None where nothing was done.
+    pub info: Option<ChangeInfo>,
+}
+
+/// What became of a watcher's workers, by pid.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ChangeInfo {
+    /// Those that ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopped: Vec<u32>,
+    /// Those that are new.
+    pub started: Vec<u32>,
+    /// Those that ran before and run on.
+    pub kept: Vec<u32>,
+}
+
+/// Answer to `add` with `start`, when waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StartedReply {
+    /// Pids of new workers.
+    pub started: Vec<u32>,
+    /// Pids of workers that were there.
+    pub kept: Vec<u32>,
+}
+
+/// Answer to `reloadconfig`: what is, or with `plan` would be, done.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PlanReply {
+    /// In the order of doing; empty when file and running state agree.
+    pub plan: Vec<PlanStep>,
+    /// Warnings of the file, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// One difference between the file and what runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanStep {
+    /// What is done.
+    pub action: PlanAction,
+    /// To what: `watcher:web`, `socket:api`, `circus`.
+    pub what: String,
+    /// Why, one text for each reason: `cmd: "a" -> "b"`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub why: Vec<String>,
+}
+
+/// What `reloadconfig` does to one section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanAction {
+    /// It is new.
+    Add,
+    /// It is gone from the file.
+    Remove,
+    /// Takes effect without touching a worker.
+    Change,
+    /// Workers are replaced, new ones first.
+    Roll,
+    /// Workers are stopped and started.
+    Restart,
+    /// Set at run time, or only a new manager can apply it; the reasons say which.
+    Keep,
+}
+
+impl PlanAction {
+    /// The word used on the screen.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Remove => "remove",
+            Self::Change => "change",
+            Self::Roll => "roll",
+            Self::Restart => "restart",
+            Self::Keep => "keep",
+        }
+    }
 }
 
 /// Answer to `logs`.
@@ -167,5 +254,47 @@ pub fn log_files<'a>(watchers: impl Iterator<Item = &'a WatcherConfig>) -> LogsR
                 stderr: file(&watcher.stderr),
             })
             .collect(),
+    }
+}
+
+/// Answer to `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DoctorReply {
+    /// What was looked at, and what was found.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing `doctor` looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What was looked at: `kernel`, `ledger circus.web.1`.
+    pub about: String,
+    /// What was found, for people.
+    pub text: String,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Worth knowing.
+    Notice,
+    /// Something does not work.
+    Problem,
+}
+
+impl Level {
+    /// The word used on the screen.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Notice => "notice",
+            Self::Problem => "problem",
+        }
     }
 }

@@ -1,8 +1,18 @@
 //! How the manager is told what to do: JSON lines over a private unix socket.
 //!
-//! `message` is the language and `body` what replies hold, `client` the side `papactl` uses, `server` the manager's side.
+//! | module | what it owns |
+//! |---|---|
+//! | `request`, `properties`, `selection`, `options` | requests: commands, their properties, which watchers, values of options |
+//! | `reply`, `body` | replies: the envelope, what each holds |
+//! | `message` | all of these under one name, and the bounds |
+//! | `client`, `server` | the side `papactl` uses; the manager's side |
 
 pub mod body;
 pub mod client;
 pub mod message;
+pub mod options;
+mod properties;
+pub mod reply;
+pub mod request;
+pub mod selection;
 pub mod server;

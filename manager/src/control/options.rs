@@ -1,0 +1,290 @@
+//! Values of a watcher's options as they come in `add` and `set`.
+//!
+//! Owns Circus's JSON types of options and turns each value into the text an INI file would hold, so that one place,
+//! `config`, decides what it means. Knows the keys from `config::known`; decides nothing about watchers.
+//! Invariant: every key is one an INI file knows (or has a known prefix), every value passed its type.
+//! Source: Circus's `util.convert_opt` and `validate_option`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::known;
+use crate::control::reply::{Errno, RequestError};
+
+/// Most options in one request.
+const MAX_OPTIONS: usize = 1024;
+
+/// Prefixes of keys with a free second half.
+const PREFIXES: [&str; 4] = ["stdout_stream.", "stderr_stream.", "hooks.", "rlimit_"];
+
+/// Options with their values, as an INI file would write them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OptionValues {
+    /// Text by key, nested ones flattened: `stdout_stream.filename`.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// The whole environment section, when `env` was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+}
+
+impl OptionValues {
+    /// Checks and converts the object of a request.
+    ///
+    /// # Errors
+    /// A key is unknown, or a value has the wrong type.
+    pub fn parse(object: &Map<String, Value>) -> Result<Self, RequestError> {
+        if object.len() > MAX_OPTIONS {
+            return Err(wrong(format!(
+                "\"options\": {} keys, expected at most {MAX_OPTIONS}",
+                object.len()
+            )));
+        }
+        let mut values = Self::default();
+        for (key, value) in object {
+            values.take(key, value)?;
+        }
+        Ok(values)
+    }
+
+    fn take(&mut self, key: &str, value: &Value) -> Result<(), RequestError> {
+        match key {
+            "env" => self.env = Some(texts(key, value)?),
+            "stdout_stream" | "stderr_stream" | "hooks" => {
+                for (option, text) in texts(key, value)? {
+                    self.options.insert(format!("{key}.{option}"), text);
+                }
+            }
+            "args" => {
+                let text = match value {
+                    Value::Array(words) => quoted(key, words)?,
+                    other => text(key, other)?,
+                };
+                self.options.insert(key.to_owned(), text);
+            }
+            _ if is_known(key) => {
+                self.options.insert(key.to_owned(), typed(key, value)?);
+            }
+            _ => {
+                let hint = known::suggestion(known::WATCHER, key)
+                    .map(|meant| format!("; did you mean {meant:?}?"))
+                    .unwrap_or_default();
+                return Err(wrong(format!("unknown option {key:?}{hint}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The object of a request that gives these values.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let mut object: Map<String, Value> = self
+            .options
+            .iter()
+            .map(|(key, text)| (key.clone(), from_text(key, text)))
+            .collect();
+        if let Some(env) = &self.env {
+            object.insert("env".to_owned(), serde_json::json!(env));
+        }
+        Value::Object(object)
+    }
+}
+
+fn is_known(key: &str) -> bool {
+    // A watcher's name is what it is found by; `add` has a property of its own for it.
+    (key != "name" && known::effect(known::WATCHER, key).is_some())
+        || PREFIXES
+            .iter()
+            .any(|prefix| key.len() > prefix.len() && key.starts_with(prefix))
+}
+
+/// What JSON type an option has, where it is not a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Whole,
+    Number,
+    Flag,
+    Signal,
+    Text,
+}
+
+fn kind(key: &str) -> Kind {
+    match key {
+        "numprocesses" | "max_retry" | "max_age" | "max_age_variance" | "max_surge"
+        | "priority" => Kind::Whole,
+        "warmup_delay" | "retry_in" | "graceful_timeout" | "ready_timeout" => Kind::Number,
+        "send_hup" | "stop_children" | "shell" | "copy_env" | "copy_path" | "respawn"
+        | "singleton" | "autostart" | "on_demand" | "use_papa" | "use_sockets"
+        | "close_child_stdin" | "close_child_stdout" | "close_child_stderr" => Kind::Flag,
+        "stop_signal" => Kind::Signal,
+        _ => Kind::Text,
+    }
+}
+
+/// A typed value as text.
+fn typed(key: &str, value: &Value) -> Result<String, RequestError> {
+    let expected = |what: &str| {
+        Err(wrong(format!(
+            "option {key:?}: got {value}, expected {what}"
+        )))
+    };
+    match (kind(key), value) {
+        (Kind::Whole, Value::Number(number)) if number.is_i64() || number.is_u64() => {
+            Ok(number.to_string())
+        }
+        (Kind::Whole, _) => expected("a whole number"),
+        (Kind::Number, Value::Number(number)) => Ok(number.to_string()),
+        (Kind::Number, _) => expected("a number of seconds"),
+        (Kind::Flag, Value::Bool(flag)) => Ok(flag.to_string()),
+        (Kind::Flag, _) => expected("true or false"),
+        (Kind::Signal, Value::Number(number)) if number.is_i64() => Ok(number.to_string()),
+        (Kind::Signal, Value::String(name)) => Ok(name.clone()),
+        (Kind::Signal, _) => expected("a signal's name or number"),
+        (Kind::Text, value) => text(key, value),
+    }
+}
+
+fn text(key: &str, value: &Value) -> Result<String, RequestError> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Null => Ok(String::new()),
+        Value::Array(_) | Value::Object(_) => Err(wrong(format!(
+            "option {key:?}: got {value}, expected a text"
+        ))),
+    }
+}
+
+fn texts(key: &str, value: &Value) -> Result<BTreeMap<String, String>, RequestError> {
+    let Value::Object(object) = value else {
+        return Err(wrong(format!(
+            "option {key:?}: got {value}, expected an object of texts"
+        )));
+    };
+    object
+        .iter()
+        .map(|(name, value)| Ok((name.clone(), text(&format!("{key}.{name}"), value)?)))
+        .collect()
+}
+
+/// Words as one command line that splits into them again.
+fn quoted(key: &str, words: &[Value]) -> Result<String, RequestError> {
+    let words: Vec<String> = words
+        .iter()
+        .map(|word| Ok(quote(&text(key, word)?)))
+        .collect::<Result<_, RequestError>>()?;
+    Ok(words.join(" "))
+}
+
+/// A word in the form a POSIX shell reads as that word.
+#[must_use]
+pub fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@%_-+=:,./$()".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\"'\"'"))
+}
+
+/// The JSON value of an option that an operator typed.
+///
+/// What does not look like the option's type stays a text: the manager says what it expects.
+#[must_use]
+pub fn from_text(key: &str, text: &str) -> Value {
+    let as_text = || Value::from(text);
+    match kind(key) {
+        Kind::Whole => text.parse::<i64>().map_or_else(|_| as_text(), Value::from),
+        Kind::Number => match text.parse::<i64>() {
+            Ok(whole) => whole.into(),
+            Err(_) => text.parse::<f64>().map_or_else(|_| as_text(), Value::from),
+        },
+        Kind::Flag => match text.to_lowercase().as_str() {
+            "yes" | "true" | "on" | "1" => true.into(),
+            "no" | "false" | "off" | "0" => false.into(),
+            _ => as_text(),
+        },
+        Kind::Signal | Kind::Text => as_text(),
+    }
+}
+
+fn wrong(reason: String) -> RequestError {
+    RequestError::new(Errno::Message, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(value: &Value) -> Result<OptionValues, RequestError> {
+        OptionValues::parse(value.as_object().unwrap())
+    }
+
+    #[test]
+    fn values_become_what_a_file_would_hold() {
+        let values = parse(&json!({
+            "numprocesses": 3, "warmup_delay": 0.5, "send_hup": true, "stop_signal": 3,
+            "args": ["a b", "c", ""], "cmd": "x y", "rlimit_nofile": 500, "uid": "www",
+            "stdout_stream": {"class": "FileStream", "filename": "/x", "max_bytes": 5},
+            "hooks": {"before_start": "a.b"}, "env": {"A": "1"},
+        }))
+        .unwrap();
+        let expected = [
+            ("args", "'a b' c ''"),
+            ("cmd", "x y"),
+            ("hooks.before_start", "a.b"),
+            ("numprocesses", "3"),
+            ("rlimit_nofile", "500"),
+            ("send_hup", "true"),
+            ("stdout_stream.class", "FileStream"),
+            ("stdout_stream.filename", "/x"),
+            ("stdout_stream.max_bytes", "5"),
+            ("stop_signal", "3"),
+            ("uid", "www"),
+            ("warmup_delay", "0.5"),
+        ];
+        let got: Vec<_> = values
+            .options
+            .iter()
+            .map(|(key, text)| (key.as_str(), text.as_str()))
+            .collect();
+        assert_eq!(got, expected);
+        assert_eq!(values.env.as_ref().unwrap()["A"], "1");
+        assert_eq!(parse(&values.to_value()), Ok(values));
+    }
+
+    #[test]
+    fn wrong_types_and_unknown_keys_are_refused() {
+        for (value, expected) in [
+            (json!({"numprocesses": "3"}), "a whole number"),
+            (json!({"numprocesses": 1.5}), "a whole number"),
+            (json!({"graceful_timeout": "3"}), "a number of seconds"),
+            (json!({"send_hup": "true"}), "true or false"),
+            (json!({"cmd": ["a"]}), "a text"),
+            (json!({"env": "A=1"}), "an object"),
+            (json!({"numproceses": 1}), "did you mean \"numprocesses\""),
+            (json!({"name": "x"}), "unknown option"),
+            (json!({"rlimit_": 1}), "unknown option"),
+            (json!({"free": 1}), "unknown option"),
+        ] {
+            let error = parse(&value).unwrap_err();
+            assert_eq!(error.errno, Errno::Message);
+            assert!(error.reason.contains(expected), "{}", error.reason);
+        }
+    }
+
+    #[test]
+    fn words_survive_quoting() {
+        for word in ["", "a b", "it's", "\"x\"", "$(circus.wid)", "a\nb", "\\"] {
+            assert_eq!(
+                crate::config::words::split(&quote(word)).unwrap(),
+                [word],
+                "{word}"
+            );
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Requests that only look: answered at once from what the loop knows.
+//!
+//! Owns what is shown of the manager's state, in Circus's shapes; changes nothing.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::control::message::{
+    Command, Errno, ListReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply, Request,
+    RequestError, StatusReply, WatcherState, log_files,
+};
+use crate::supervisor::Supervisor;
+use crate::supervisor::requests::answer;
+use crate::watcher::Watcher;
+
+impl Supervisor {
+    /// Answers a request that changes nothing.
+    pub(super) fn look(&self, request: Request, reply: oneshot::Sender<Reply>) {
+        match &request.command {
+            Command::Status { name } => {
+                let status = self.status(name.as_deref());
+                answer(request, reply, status.as_ref());
+            }
+            Command::List { name } => {
+                let list = self.list(name.as_deref());
+                answer(request, reply, list.as_ref());
+            }
+            Command::NumProcesses { name } => {
+                let count = self.count(name.as_deref());
+                answer(request, reply, count.as_ref());
+            }
+            Command::NumWatchers => {
+                let count = json!({ "numwatchers": self.watchers.len() });
+                answer(request, reply, Ok(&count));
+            }
+            Command::Options { name } => {
+                let options = self.named(name).map(|watcher| OptionsReply {
+                    options: texts(&watcher.config().options),
+                });
+                answer(request, reply, options.as_ref());
+            }
+            Command::Logs { name } => {
+                let logs = match name {
+                    Some(name) => self
+                        .named(name)
+                        .map(|watcher| log_files(std::iter::once(watcher.config().as_ref()))),
+                    None => Ok(log_files(self.config.watchers.iter())),
+                };
+                answer(request, reply, logs.as_ref());
+            }
+            other => {
+                let reason = format!("{} is not available yet", other.word());
+                let error = RequestError::new(Errno::Command, reason);
+                answer::<()>(request, reply, Err(&error));
+            }
+        }
+    }
+
+    pub(super) fn named(&self, name: &str) -> Result<&Watcher, RequestError> {
+        let key = name.to_lowercase();
+        self.watchers
+            .iter()
+            .find(|watcher| watcher.config().key == key)
+            .ok_or_else(|| RequestError::unknown_watcher(name))
+    }
+
+    fn status(&self, name: Option<&str>) -> Result<StatusReply, RequestError> {
+        let shown: Vec<&Watcher> = match name {
+            Some(name) => vec![self.named(name)?],
+            None => self.watchers.iter().collect(),
+        };
+        let mut watchers: Vec<_> = shown.iter().map(|watcher| watcher.status()).collect();
+        for status in &mut watchers {
+            if self.link.is_none() && status.state != WatcherState::Stopped {
+                status.state = WatcherState::Starting;
+            }
+            if status.message.is_none() {
+                status.message = self.trouble_of(&status.name);
+            }
+        }
+        watchers.sort_by(|a, b| a.name.cmp(&b.name));
+        let statuses: BTreeMap<String, WatcherState> = watchers
+            .iter()
+            .map(|status| (status.name.clone(), status.state))
+            .collect();
+        Ok(StatusReply {
+            status: name.and_then(|_| {
+                watchers
+                    .first()
+                    .map(|status| status.state.as_str().to_owned())
+            }),
+            statuses,
+            watchers,
+            manager: Some(self.manager_status()),
+        })
+    }
+
+    /// What hinders a watcher besides its own workers: the kernel, or one of its log files.
+    fn trouble_of(&self, name: &str) -> Option<String> {
+        if self.kernel_trouble.is_some() {
+            return self.kernel_trouble.clone();
+        }
+        let config = self.config.watcher(name)?;
+        let files: Vec<String> = [&config.stdout, &config.stderr]
+            .iter()
+            .filter_map(|stream| Some(stream.file()?.filename.display().to_string()))
+            .collect();
+        let concerns = |trouble: &&String| {
+            // One that names no file concerns all that are logged.
+            let general = trouble.starts_with("logs: ") && !files.is_empty();
+            general || files.iter().any(|file| trouble.starts_with(file.as_str()))
+        };
+        self.log_troubles.iter().find(concerns).cloned()
+    }
+
+    fn manager_status(&self) -> ManagerStatus {
+        let hello = self.link.as_ref().map(|link| link.client().hello());
+        let connected = hello.filter(|_| self.kernel_trouble.is_none());
+        ManagerStatus {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            config: self.config.path.display().to_string(),
+            namespace: self.config.namespace.clone(),
+            kernel: self
+                .addresses
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            kernel_pid: connected.map(|hello| hello.pid),
+            started: self.started,
+        }
+    }
+
+    fn list(&self, name: Option<&str>) -> Result<ListReply, RequestError> {
+        let Some(name) = name else {
+            let mut watchers: Vec<String> = self
+                .watchers
+                .iter()
+                .map(|watcher| watcher.config().key.clone())
+                .collect();
+            watchers.sort_unstable();
+            return Ok(ListReply::Watchers { watchers });
+        };
+        let pids = self
+            .named(name)?
+            .status()
+            .workers
+            .iter()
+            .map(|worker| worker.pid)
+            .collect();
+        Ok(ListReply::Pids { pids })
+    }
+
+    fn count(&self, name: Option<&str>) -> Result<NumProcessesReply, RequestError> {
+        let of = |watcher: &Watcher| u64::from(watcher.config().numprocesses);
+        Ok(match name {
+            Some(name) => {
+                let watcher = self.named(name)?;
+                NumProcessesReply {
+                    numprocesses: of(watcher),
+                    watcher_name: Some(watcher.config().name.clone()),
+                    singleton: false,
+                }
+            }
+            None => NumProcessesReply {
+                numprocesses: self.watchers.iter().map(of).sum(),
+                watcher_name: None,
+                singleton: false,
+            },
+        })
+    }
+}
+
+fn texts(options: &BTreeMap<String, String>) -> BTreeMap<String, Value> {
+    options
+        .iter()
+        .map(|(key, text)| (key.clone(), text.as_str().into()))
+        .collect()
+}

@@ -2,14 +2,14 @@
 
 import os
 import pathlib
-import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
 
-from servers import Cgroup, Echo, Json, Original, Ours, below, stat_fields
+from processes import below, cpu_seconds, memory, stat_fields
+from servers import Cgroup, Echo, Json, Original, Ours
 
 HERE = pathlib.Path(__file__).resolve().parent
 KIB, MIB = 1 << 10, 1 << 20
@@ -25,27 +25,8 @@ def row(what, original, limit, ours, wanted):
     print("  %s: papa 1.0.6 %s, limit %s, ours %s (at least %s)" % rows[-1], flush=True)
 
 
-def memory(pids, key):
-    """One line of smaps_rollup summed over processes, in KiB."""
-    total = 0
-    for pid in pids:
-        with open("/proc/%d/smaps_rollup" % pid) as text:
-            total += sum(int(n) for n in re.findall(r"^%s:\s+(\d+) kB" % key, text.read(), re.MULTILINE))
-    return total
-
-
 def private(pids):
     return memory(pids, "Private_Clean") + memory(pids, "Private_Dirty")
-
-
-def cpu_seconds(pids):
-    """Processor time of all threads, to the nanosecond: clock ticks are too coarse for what is quiet."""
-    total = 0
-    for pid in pids:
-        for thread in os.listdir("/proc/%d/task" % pid):
-            with open("/proc/%d/task/%s/schedstat" % (pid, thread)) as line:
-                total += int(line.read().split()[0])
-    return total / 1e9
 
 
 def best(times, function):

@@ -13,6 +13,8 @@ import time
 
 import papa
 
+from processes import below
+
 START_SECONDS = 10
 # The client would start the original in place of a kernel that does not answer.
 papa.Papa.spawned = True
@@ -22,30 +24,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def stat_fields(pid):
-    """The fields of /proc/PID/stat after the name."""
-    with open("/proc/%d/stat" % pid) as line:
-        return line.read().rpartition(")")[2].split()
-
-
-def below(root):
-    """Every process below one, itself first."""
-    parents = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                parents[int(entry)] = int(stat_fields(int(entry))[1])
-            except OSError:
-                pass
-    children = {}
-    for pid, parent in parents.items():
-        children.setdefault(parent, []).append(pid)
-    found = [root]
-    for pid in found:
-        found.extend(children.get(pid, []))
-    return found
 
 
 class Server:

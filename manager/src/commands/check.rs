@@ -42,6 +42,7 @@ pub(super) fn problems(problems: &[Problem]) -> Value {
             json!({
                 "file": problem.origin.file().to_string_lossy(),
                 "line": problem.origin.line(),
+                "column": problem.origin.column(),
                 "message": problem.message,
             })
         })

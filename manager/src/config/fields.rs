@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::config::environment::Lookup;
 use crate::config::ini::Entry;
-use crate::config::known::{self, Effect};
+use crate::config::known::{self, Effect, Key};
 use crate::config::problem::{Findings, Origin};
 use crate::config::scalar;
 
@@ -39,10 +39,10 @@ impl<'a> Fields<'a> {
         self.entries
     }
 
-    /// Where `key` is written.
+    /// Where the value of `key` is written.
     #[must_use]
     pub fn origin(&self, key: &str) -> Option<&'a Origin> {
-        self.entry(key).map(|entry| &entry.origin)
+        self.entry(key).map(|entry| &entry.value_origin)
     }
 
     /// The text of `key`, variables replaced.
@@ -75,7 +75,7 @@ impl<'a> Fields<'a> {
             Ok(value) => Some(value),
             Err(expected) => {
                 self.findings
-                    .error(&entry.origin, format!("{key} {text:?}: {expected}"));
+                    .error(&entry.value_origin, format!("{key} {text:?}: {expected}"));
                 None
             }
         }
@@ -114,21 +114,21 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
-    /// Reports keys without effect and keys that look like a misspelt one of `list`.
-    /// `prefix` is what keys of the list are written with: `stdout_stream.`; other keys are left alone.
-    pub fn report_keys(&mut self, list: &[(&str, Effect)], prefix: &str) {
+    /// Reports keys without effect and keys that look like a misspelt one of `table`.
+    /// `prefix` is what keys of the table are written with: `stdout_stream.`; other keys are left alone.
+    pub fn report_keys(&mut self, table: &[Key], prefix: &str) {
         for entry in self.entries {
             let Some(key) = entry.key.strip_prefix(prefix) else {
                 continue;
             };
-            match known::effect(list, key) {
-                Some(Effect::Active) => {}
+            match known::find(table, key).map(|key| key.effect) {
+                Some(Effect::Active | Effect::Needless) => {}
                 Some(Effect::Inactive(what)) => {
                     self.findings
                         .warn(&entry.origin, format!("{} {what}", entry.key));
                 }
                 None => {
-                    if let Some(meant) = known::suggestion(list, key) {
+                    if let Some(meant) = known::suggestion(table, key) {
                         self.findings.warn(
                             &entry.origin,
                             format!("{} is not known; did you mean {prefix}{meant}?", entry.key),

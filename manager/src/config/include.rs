@@ -55,7 +55,7 @@ pub fn load(
             let matches = expand_pattern(&path, directory);
             if matches.is_empty() {
                 findings.warn(
-                    &entry.origin,
+                    &entry.value_origin,
                     format!(
                         "{key} {pattern:?}: {} matches no file; relative paths begin where the main file is",
                         path.display()
@@ -65,7 +65,7 @@ pub fn load(
             included.extend(matches);
             if included.len() > MAX_FILES {
                 findings.error(
-                    &entry.origin,
+                    &entry.value_origin,
                     format!("{key} names more than {MAX_FILES} files"),
                 );
                 return loaded;
@@ -186,7 +186,7 @@ mod tests {
         assert!(
             findings.warnings[0]
                 .to_string()
-                .starts_with("main.ini:2: include \"none-*\"")
+                .starts_with("main.ini:2:11: include \"none-*\"")
         );
         let names: Vec<_> = loaded
             .files

@@ -23,7 +23,7 @@ pub mod variables;
 pub mod words;
 
 pub use problem::{ConfigErrors, Origin, Problem};
-pub use render::{WorkerInput, WorkerOutput, WorkerSpec, render_worker};
+pub use render::{WorkerInput, WorkerOutput, WorkerSpec, render_text, render_worker};
 pub use resolve::{Surroundings, load};
 pub use signal::SignalNumber;
 pub use types::{

@@ -1,25 +1,40 @@
 //! Where something stands in a configuration file, and what is wrong there.
 //!
-//! Owns the rendering `FILE:LINE: text`, the same for errors and warnings; knows nothing of keys or types.
-//! Invariant: a problem always names a file, and a line unless the file as a whole is meant.
+//! Owns the rendering `FILE:LINE:COLUMN: text`, the same for errors and warnings; knows nothing of keys or types.
+//! Invariant: a problem always names a file, and a place in it unless the file as a whole is meant.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A line of a configuration file.
+/// A place in a configuration file.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Origin {
     file: Arc<Path>,
     /// Counted from 1; 0 means the file as a whole.
     line: usize,
+    /// In characters, counted from 1; 0 means the line as a whole.
+    column: usize,
 }
 
 impl Origin {
     /// The line `line` (counted from 1) of `file`.
     #[must_use]
     pub fn new(file: Arc<Path>, line: usize) -> Self {
-        Self { file, line }
+        Self {
+            file,
+            line,
+            column: 0,
+        }
+    }
+
+    /// The character `column` (counted from 1) of the same line.
+    #[must_use]
+    pub fn at_column(&self, column: usize) -> Self {
+        Self {
+            column,
+            ..self.clone()
+        }
     }
 
     /// The file as a whole.
@@ -39,15 +54,24 @@ impl Origin {
     pub fn line(&self) -> usize {
         self.line
     }
+
+    /// The character in the line, counted from 1; 0 for the line as a whole.
+    #[must_use]
+    pub fn column(&self) -> usize {
+        self.column
+    }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line == 0 {
-            write!(f, "{}", self.file.display())
-        } else {
-            write!(f, "{}:{}", self.file.display(), self.line)
+        write!(f, "{}", self.file.display())?;
+        for number in [self.line, self.column] {
+            if number == 0 {
+                break;
+            }
+            write!(f, ":{number}")?;
         }
+        Ok(())
     }
 }
 

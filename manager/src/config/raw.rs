@@ -94,7 +94,7 @@ fn named(name: &str, section: &Section, entries: Vec<Entry>) -> RawSection {
 
 fn report_unknown(section: &Section, findings: &mut Findings) {
     let kind = section.name.split(':').next().unwrap_or_default();
-    if let Some(known) = known::suggestion(known::SECTIONS, kind.trim()) {
+    if let Some(known) = known::nearest(known::SECTIONS, kind.trim()) {
         let form = if known == "circus" {
             "[circus]".to_owned()
         } else {

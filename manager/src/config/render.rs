@@ -69,6 +69,12 @@ impl WorkerOutput {
     }
 }
 
+/// Replaces `$(circus.wid)` in a text of `ready` or `health` for worker number `wid` (from 1).
+#[must_use]
+pub fn render_text(text: &str, wid: u32) -> String {
+    variables::replace(text, |key| (key == "wid").then(|| wid.to_string()))
+}
+
 /// Makes the request for worker number `wid` (from 1) of `watcher`.
 #[must_use]
 pub fn render_worker(watcher: &WatcherConfig, namespace: &str, wid: u32) -> WorkerSpec {

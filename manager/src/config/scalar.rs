@@ -71,6 +71,25 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Shortest period that can be asked for: what is done every period must leave time for everything else.
+const MIN_PERIOD: Duration = Duration::from_millis(10);
+
+/// Seconds of something that repeats or must be given a chance: not 0.
+///
+/// # Errors
+/// Not a number, too small, or absurdly large.
+pub fn period(text: &str) -> Result<Duration, String> {
+    seconds(text)
+        .ok()
+        .filter(|period| *period >= MIN_PERIOD)
+        .ok_or_else(|| {
+            format!(
+                "expected seconds like 10 or 0.5, at least {}",
+                MIN_PERIOD.as_secs_f64()
+            )
+        })
+}
+
 /// An octal mask: `022`.
 ///
 /// # Errors
@@ -156,6 +175,10 @@ mod tests {
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
         for text in ["", "-1", "nan", "inf", "1e99", "5s"] {
             assert!(seconds(text).is_err(), "{text}");
+        }
+        assert_eq!(period("0.01"), Ok(Duration::from_millis(10)));
+        for text in ["0", "0.009", "-1", "x"] {
+            assert!(period(text).is_err(), "{text}");
         }
         assert_eq!(octal_mask("022"), Ok(0o22));
         for text in ["", "8", "1000", "-1"] {

@@ -4,14 +4,16 @@
 //! that manager and command line never disagree about them.
 //! Invariant: a value of these types has passed every check, no text in it needs parsing again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::ini::Entry;
 use crate::config::problem::{Origin, Problem};
 use crate::config::signal::SignalNumber;
+use crate::config::variables;
 
 /// Namespace of the kernel's names unless `[circus] namespace` says otherwise; the one Circus always used.
 pub const DEFAULT_NAMESPACE: &str = "circus";
@@ -156,9 +158,28 @@ pub struct WatcherConfig {
     pub hooks: Vec<HookConfig>,
     /// Every key as written, variables replaced; what `options` shows and plugins read.
     pub options: BTreeMap<String, String>,
+    /// Every key as written; what changing single keys starts from.
+    pub entries: Vec<Entry>,
 }
 
 impl WatcherConfig {
+    /// The sockets the workers serve: those the command or standard input names, else all they inherit.
+    #[must_use]
+    pub fn demand_sockets(&self) -> Vec<String> {
+        let mentioned: BTreeSet<String> = self
+            .argv_template
+            .iter()
+            .flat_map(|word| variables::keys(word))
+            .filter_map(|key| key.strip_prefix("sockets.").map(str::to_owned))
+            .chain(self.stdin_socket.clone())
+            .collect();
+        if mentioned.is_empty() {
+            self.sockets.clone()
+        } else {
+            mentioned.into_iter().collect()
+        }
+    }
+
     /// Name in the kernel of worker number `wid`.
     #[must_use]
     pub fn worker_name(&self, namespace: &str, wid: u32) -> String {

@@ -94,7 +94,7 @@ impl OptionValues {
 
 fn is_known(key: &str) -> bool {
     // A watcher's name is what it is found by; `add` has a property of its own for it.
-    (key != "name" && known::effect(known::WATCHER, key).is_some())
+    (key != "name" && known::find(known::WATCHER, key).is_some())
         || PREFIXES
             .iter()
             .any(|prefix| key.len() > prefix.len() && key.starts_with(prefix))

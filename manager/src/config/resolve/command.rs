@@ -42,9 +42,11 @@ pub(super) fn resolve(
     working_dir: &str,
     sockets: &[SocketConfig],
 ) -> Option<Vec<String>> {
-    let cmd = expanded(fields, "cmd", last, working_dir, sockets);
-    let args = expanded(fields, "args", last, working_dir, sockets);
-    let shell_args = expanded(fields, "shell_args", last, working_dir, sockets);
+    let [cmd, args, shell_args] = ["cmd", "args", "shell_args"].map(|key| {
+        let text = expanded(fields, key, last, working_dir)?;
+        check_sockets(fields, key, &text, sockets);
+        Some(text)
+    });
     // Without a shell these would be silently lost.
     let shell = fields.boolean("shell", false);
     if !shell && let Some(origin) = fields.origin("shell_args") {
@@ -81,15 +83,14 @@ pub(super) fn resolve(
 }
 
 /// The text of `key` with every variable replaced but the worker's and the sockets' numbers.
-fn expanded(
-    fields: &mut Fields<'_>,
+pub(super) fn expanded(
+    fields: &Fields<'_>,
     key: &str,
     last: &Lookup,
     working_dir: &str,
-    sockets: &[SocketConfig],
 ) -> Option<String> {
     let text = fields.filled(key)?;
-    let text = variables::replace(&text, |variable| {
+    Some(variables::replace(&text, |variable| {
         if variable == "working_dir" {
             return Some(working_dir.to_owned());
         }
@@ -97,9 +98,7 @@ fn expanded(
             return fields.text(&variable.replace("rlimits.", "rlimit_"));
         }
         last.get(variable)
-    });
-    check_sockets(fields, key, &text, sockets);
-    Some(text)
+    }))
 }
 
 fn check_sockets(fields: &mut Fields<'_>, key: &str, text: &str, sockets: &[SocketConfig]) {

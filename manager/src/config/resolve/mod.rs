@@ -6,7 +6,10 @@
 //! Source: Circus 0.17.2's `get_config`; manager/README.md.
 
 mod command;
+pub(crate) mod depends;
 mod identity;
+mod probe;
+pub(crate) mod restarts;
 mod socket;
 mod stream;
 mod watcher;
@@ -22,6 +25,7 @@ use crate::config::include::{self, Loaded};
 use crate::config::known;
 use crate::config::problem::{ConfigErrors, Findings, Origin};
 use crate::config::raw::RawConfig;
+use crate::config::resolve::restarts::FlappingDefaults;
 use crate::config::scalar;
 use crate::config::types::{
     Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, PluginConfig, SocketConfig,
@@ -78,7 +82,9 @@ pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> 
             &mut findings,
         ));
     }
+    let flapping = plugins(&raw, &variables, &mut config, &mut findings);
     let context = watcher::Context {
+        flapping,
         umask: config.umask,
         sockets: &config.sockets,
         variables: &variables,
@@ -88,19 +94,8 @@ pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> 
     for section in &raw.watchers {
         watchers.extend(watcher::resolve(section, &context, &mut findings));
     }
-    for section in &raw.plugins {
-        let fields = Fields::new(&section.entries, &variables.global, &mut findings);
-        config.plugins.push(PluginConfig {
-            name: section.name.clone(),
-            options: fields.options(),
-            origin: section.origin.clone(),
-        });
-        findings.warn(
-            &section.origin,
-            format!("[plugin:{}] is accepted but not yet active", section.name),
-        );
-    }
     check_names(&watchers, &config.sockets, &mut findings);
+    depends::check(&watchers, &mut findings);
     watchers.sort_by(|a, b| {
         b.priority
             .cmp(&a.priority)
@@ -124,6 +119,41 @@ pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> 
         .collect();
     config.warnings = findings.warnings;
     Ok(config)
+}
+
+/// `[plugin:NAME]`; what the flapping plugin's says of watchers.
+fn plugins(
+    raw: &RawConfig,
+    variables: &Variables<'_>,
+    config: &mut Config,
+    findings: &mut Findings,
+) -> FlappingDefaults {
+    let mut flapping = FlappingDefaults::default();
+    for section in &raw.plugins {
+        let mut fields = Fields::new(&section.entries, &variables.global, findings);
+        config.plugins.push(PluginConfig {
+            name: section.name.clone(),
+            options: fields.options(),
+            origin: section.origin.clone(),
+        });
+        if restarts::is_flapping_plugin(&fields) {
+            flapping = restarts::flapping_plugin(&mut fields);
+        } else if fields.text("use").is_none() {
+            findings.error(
+                &section.origin,
+                format!(
+                    "[plugin:{}] has no use, expected the plugin's class",
+                    section.name
+                ),
+            );
+        } else {
+            findings.warn(
+                &section.origin,
+                format!("[plugin:{}] is accepted but not yet active", section.name),
+            );
+        }
+    }
+    flapping
 }
 
 /// Where the main file is: absolute, and without the `.` of `papactl up ./file.ini`.
@@ -169,7 +199,7 @@ pub fn namespace_of(path: &Path, around: &Surroundings) -> Result<String, Config
 fn in_file_order(mut findings: Findings, loaded: &Loaded) -> Findings {
     let rank = |origin: &Origin| {
         let file = loaded.files.iter().position(|file| file == origin.file());
-        (file, origin.line())
+        (file, origin.line(), origin.column())
     };
     for problems in [&mut findings.errors, &mut findings.warnings] {
         problems.sort_by_key(|problem| rank(&problem.origin));

@@ -5,7 +5,9 @@ use std::fs;
 
 use super::*;
 use crate::config::render::{WorkerInput, WorkerOutput, render_worker};
-use crate::config::types::{Identity, RlimitValue, SocketFamily, SocketType, StreamConfig};
+use crate::config::types::{
+    HealthProbe, Identity, Readiness, RlimitValue, SocketFamily, SocketType, StreamConfig,
+};
 
 fn around() -> Surroundings {
     Surroundings {
@@ -351,7 +353,7 @@ fn what_has_no_effect_says_so() {
         .iter()
         .map(|warning| warning.origin.line())
         .collect();
-    assert_eq!(got, [3, 4, 7, 8, 10, 11, 12, 14], "{:#?}", config.warnings);
+    assert_eq!(got, [3, 4, 7, 10, 11, 12, 14], "{:#?}", config.warnings);
     assert_eq!(config.plugins[0].options["use"], "x");
     assert_eq!(config.watchers[0].hooks[0].target, "a.b");
 }
@@ -429,7 +431,9 @@ fn the_page_people_have_reads_without_errors() {
          [plugin:flapping]\nuse = circus.plugins.flapping.Flapping\nwindow = 10\npriority = 1000\n",
     );
     assert_eq!(config.watchers[0].name, "web_app");
-    assert_eq!(config.warnings.len(), 2, "{:#?}", config.warnings);
+    assert_eq!(config.warnings.len(), 1, "{:#?}", config.warnings);
+    let judged = config.watchers[0].flapping.unwrap();
+    assert_eq!((judged.attempts, judged.window.as_secs()), (2, 10));
 }
 
 #[test]
@@ -448,4 +452,127 @@ fn the_namespace_is_found_in_a_file_with_mistakes() {
     assert!(read("[circus]\nnamespace = a b").is_err());
     fs::remove_file(&path).unwrap();
     assert!(namespace_of(&path, &around()).is_err());
+}
+
+#[test]
+fn what_comes_beyond_circus_arrives() {
+    let config = config(
+        "[socket:web]\nport = 0\n[watcher:db]\ncmd = x\n[watcher:w]\ncmd = x\nready = tcp:127.0.0.1:809$(circus.wid)\nready_timeout = 5\n\
+         max_surge = 2\nmax_age = 60\nmax_age_variance = 5\non_demand = yes\nuse_sockets = yes\nhealth = command:check $(circus.numprocesses) $(circus.wid)\n\
+         health_interval = 1\nhealth_timeout = 0.5\nhealth_retries = 4\nbackoff_first = 1\nbackoff_max = 2\nbackoff_reset = 3\n\
+         numprocesses = 2\ndepends_on = DB,\n",
+    );
+    let w = config.watcher("w").unwrap();
+    assert_eq!(
+        w.ready,
+        Some(Readiness::Tcp("127.0.0.1:809$(circus.wid)".into()))
+    );
+    assert_eq!((w.ready_timeout, w.max_surge), (Duration::from_secs(5), 2));
+    assert_eq!(
+        (w.max_age, w.max_age_variance),
+        (Some(Duration::from_secs(60)), Duration::from_secs(5))
+    );
+    let health = w.health.as_ref().unwrap();
+    assert_eq!(
+        health.probe,
+        HealthProbe::Command(["check", "2", "$(circus.wid)"].map(str::to_owned).into())
+    );
+    assert_eq!(
+        (health.interval, health.timeout, health.retries),
+        (Duration::from_secs(1), Duration::from_millis(500), 4)
+    );
+    assert_eq!(
+        [w.backoff.first, w.backoff.max, w.backoff.reset].map(|time| time.as_secs()),
+        [1, 2, 3]
+    );
+    assert!(w.on_demand && w.demand_sockets() == ["web"]);
+    assert_eq!(w.depends_on, ["db"]);
+    assert_eq!(w.flapping, None);
+    assert_eq!(lines(&config.warnings), []);
+}
+
+#[test]
+fn a_watcher_is_judged_flapping_by_its_own_keys_or_the_plugin() {
+    let attempts = |text: &str| {
+        let config = config(&format!("[watcher:w]\ncmd = x\n{text}"));
+        config.watchers[0].flapping
+    };
+    assert_eq!(attempts(""), None);
+    let own = attempts("flapping.attempts = 3\nflapping.max_retry = -1").unwrap();
+    assert_eq!(
+        (own.attempts, own.window, own.retry_in, own.max_retry),
+        (3, Duration::from_secs(1), Duration::from_secs(7), None)
+    );
+    let plugin = "[plugin:any]\nuse = circus.plugins.flapping.Flapping\nattempts = 9\nwindow = 4\n";
+    assert_eq!(attempts(plugin).unwrap().attempts, 9);
+    let both = attempts(&format!("flapping.window = 2\n{plugin}")).unwrap();
+    assert_eq!((both.attempts, both.window.as_secs()), (9, 2));
+    assert_eq!(attempts(&format!("flapping.active = no\n{plugin}")), None);
+    assert_eq!(attempts(&format!("{plugin}active = no")), None);
+}
+
+#[test]
+fn dependencies_exist_and_do_not_run_in_circles() {
+    let text = "[watcher:A]\ncmd = x\ndepends_on = b\n[watcher:b]\ncmd = x\ndepends_on = c,\td\n[watcher:c]\ncmd = x\ndepends_on = a\n\
+        [watcher:d]\ncmd = x\ndepends_on = databse\n[watcher:database]\ncmd = x\ndepends_on = database none\n";
+    let found = errors(text);
+    assert_eq!(
+        found,
+        [
+            (
+                9,
+                "depends_on \"a\": they wait for each other: A -> b -> c -> A".to_owned()
+            ),
+            (
+                12,
+                "depends_on \"databse\": did you mean database?".to_owned()
+            ),
+            (
+                15,
+                "depends_on \"none\": expected the name of a [watcher:NAME] section".to_owned()
+            ),
+            (
+                15,
+                "depends_on \"database\": they wait for each other: database -> database"
+                    .to_owned()
+            ),
+        ]
+    );
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    for (text, begin) in [
+        ("on_demand = yes", "on_demand: expected a socket"),
+        ("max_surge = 0", "max_surge \"0\": expected a whole number"),
+        ("ready_timeout = 0", "ready_timeout \"0\": expected seconds"),
+        ("health = x", "health \"x\": expected tcp:HOST:PORT"),
+        (
+            "health_retries = 0",
+            "health_retries \"0\": expected a whole",
+        ),
+        (
+            "backoff_first = 60",
+            "backoff_first 60: expected at most backoff_max, which is 30",
+        ),
+        (
+            "flapping.attempts = 0",
+            "flapping.attempts \"0\": expected a whole",
+        ),
+    ] {
+        let found = errors(&format!("[watcher:w]\ncmd = x\n{text}"));
+        assert!(
+            found.len() == 1 && found[0].0 == 3 && found[0].1.starts_with(begin),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn problems_point_at_the_value_or_the_key() {
+    let errors = try_load("[watcher:w]\ncmd = x\n  --no-config\nstop_signal =   é\nmax_aeg=3")
+        .expect_err("the signal is none");
+    let shown = |problem: &crate::config::Problem| (problem.origin.line(), problem.origin.column());
+    assert_eq!(shown(&errors.errors[0]), (4, 17));
+    assert_eq!(shown(&errors.warnings[0]), (5, 1));
 }

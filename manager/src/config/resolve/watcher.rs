@@ -12,19 +12,19 @@ use crate::config::fields::Fields;
 use crate::config::known;
 use crate::config::problem::Findings;
 use crate::config::raw::RawSection;
-use crate::config::resolve::{Surroundings, command, hooks, identity, name_fault, stream};
+use crate::config::resolve::restarts::FlappingDefaults;
+use crate::config::resolve::{
+    Surroundings, command, depends, hooks, identity, name_fault, probe, restarts, stream,
+};
 use crate::config::scalar;
 use crate::config::signal::{SignalNumber, UnknownSignal};
-use crate::config::types::{BackoffConfig, RlimitValue, SocketConfig, WatcherConfig};
+use crate::config::types::{RlimitValue, SocketConfig, WatcherConfig};
 
 /// Most workers of one watcher.
 pub(crate) const MAX_WORKERS: i64 = 10_000;
 
 /// Circus's default grace period.
 const DEFAULT_GRACEFUL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// As long as Circus gives a worker to end.
-const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Circus's default number of attempts to start a worker.
 const DEFAULT_MAX_RETRY: i64 = 5;
@@ -37,6 +37,7 @@ pub(super) struct Context<'a> {
     pub(super) umask: Option<u32>,
     pub(super) sockets: &'a [SocketConfig],
     pub(super) variables: &'a Variables<'a>,
+    pub(super) flapping: FlappingDefaults,
     pub(super) around: &'a Surroundings,
 }
 
@@ -67,10 +68,11 @@ pub(super) fn resolve(
     let working_dir = fields
         .path("working_dir", &context.around.directory)
         .unwrap_or_else(|| context.around.directory.clone());
+    let directory_text = working_dir.to_string_lossy().into_owned();
     let argv_template = command::resolve(
         &mut fields,
         &variables.last,
-        &working_dir.to_string_lossy(),
+        &directory_text,
         context.sockets,
     );
     let numprocesses = fields.whole("numprocesses", 0, MAX_WORKERS).unwrap_or(1);
@@ -92,7 +94,9 @@ pub(super) fn resolve(
             "close_child_stdin: standard input is always /dev/null, or stdin_socket",
         );
     }
-    Some(WatcherConfig {
+    let (ready, ready_timeout) = probe::readiness(&mut fields);
+    let (max_age, max_age_variance) = restarts::max_age(&mut fields);
+    let watcher = WatcherConfig {
         key: name.to_lowercase(),
         origin: section.origin.clone(),
         argv_template: argv_template.unwrap_or_default(),
@@ -126,16 +130,16 @@ pub(super) fn resolve(
             .whole("priority", i64::from(i32::MIN), i64::from(i32::MAX))
             .unwrap_or(0),
         warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
-        ready: None,
-        ready_timeout: DEFAULT_READY_TIMEOUT,
-        max_surge: 1,
-        max_age: None,
-        max_age_variance: Duration::ZERO,
-        on_demand: false,
-        health: None,
-        backoff: BackoffConfig::default(),
-        flapping: None,
-        depends_on: Vec::new(),
+        ready,
+        ready_timeout,
+        max_surge: fields.whole("max_surge", 1, MAX_WORKERS).unwrap_or(1),
+        max_age,
+        max_age_variance,
+        on_demand: fields.boolean("on_demand", false),
+        health: probe::health(&mut fields, &variables.last, &directory_text),
+        backoff: restarts::backoff(&mut fields),
+        flapping: restarts::flapping(&mut fields, context.flapping),
+        depends_on: depends::names(&fields),
         use_papa: fields.boolean("use_papa", true),
         sockets: if fields.boolean("use_sockets", false) {
             context
@@ -151,8 +155,19 @@ pub(super) fn resolve(
         stderr: stream::resolve(&mut fields, "stderr", context.around),
         hooks: hooks(&mut fields),
         options: fields.options(),
+        entries: section.entries.clone(),
         name,
-    })
+    };
+    if watcher.on_demand
+        && watcher.demand_sockets().is_empty()
+        && let Some(origin) = fields.origin("on_demand")
+    {
+        fields.findings.error(
+            origin,
+            "on_demand: expected a socket whose first connection starts it: use_sockets, stdin_socket or $(circus.sockets.NAME)",
+        );
+    }
+    Some(watcher)
 }
 
 fn rlimits(fields: &mut Fields<'_>) -> BTreeMap<String, RlimitValue> {

@@ -1,0 +1,252 @@
+//! `ready` and `health`: how a worker says, or is found, to serve.
+//!
+//! Owns the forms of both texts; nobody is asked here. `$(circus.wid)` may stand in addresses and commands and stays for
+//! `render_text`, so an address is checked as worker 1 would have it.
+
+use std::time::Duration;
+
+use crate::config::environment::Lookup;
+use crate::config::fields::Fields;
+use crate::config::render::render_text;
+use crate::config::resolve::command;
+use crate::config::scalar;
+use crate::config::types::{HealthCheck, HealthProbe, Readiness};
+
+/// As long as Circus gives a worker to end.
+const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// From one health check to the next: an ill worker is noticed within half a minute.
+const DEFAULT_HEALTH_INTERVAL: Duration = Duration::from_secs(10);
+/// Far longer than a worker that is well takes to answer.
+const DEFAULT_HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// One failed check may be a busy moment, three are none.
+const DEFAULT_HEALTH_RETRIES: u32 = 3;
+/// Most failures in a row that can be asked for.
+const MAX_HEALTH_RETRIES: i64 = 1000;
+
+/// The first descriptor a worker can be told to write to; 0 to 2 are taken.
+const MIN_READY_FD: u32 = 3;
+/// Below the usual soft limit of descriptors, so that it can be there.
+const MAX_READY_FD: u32 = 1023;
+
+/// Largest memory of a compiled pattern, in bytes: thousands of times a real one.
+const MAX_PATTERN_BYTES: usize = 1024 * 1024;
+
+const EXPECTED_READY: &str =
+    "expected notify, fd:N, tcp:HOST:PORT, http://HOST[:PORT]/PATH, log:REGEX or delay:SECONDS";
+const EXPECTED_HEALTH: &str = "expected tcp:HOST:PORT, http://HOST[:PORT]/PATH or command:WORDS";
+
+/// `ready` and `ready_timeout`.
+pub(super) fn readiness(fields: &mut Fields<'_>) -> (Option<Readiness>, Duration) {
+    let ready = fields
+        .filled("ready")
+        .and_then(|_| fields.parsed("ready", parse_readiness));
+    let timeout = fields
+        .parsed("ready_timeout", scalar::period)
+        .unwrap_or(DEFAULT_READY_TIMEOUT);
+    (ready, timeout)
+}
+
+/// `health` and its settings; `last` knows the workers' final environment.
+pub(super) fn health(
+    fields: &mut Fields<'_>,
+    last: &Lookup,
+    working_dir: &str,
+) -> Option<HealthCheck> {
+    let interval = fields.parsed("health_interval", scalar::period);
+    let timeout = fields.parsed("health_timeout", scalar::period);
+    let retries = fields.whole("health_retries", 1, MAX_HEALTH_RETRIES);
+    fields.filled("health")?;
+    let text = command::expanded(fields, "health", last, working_dir)?;
+    let probe = fields.parsed("health", |_| parse_health(&text))?;
+    Some(HealthCheck {
+        probe,
+        interval: interval.unwrap_or(DEFAULT_HEALTH_INTERVAL),
+        timeout: timeout.unwrap_or(DEFAULT_HEALTH_TIMEOUT),
+        retries: retries.unwrap_or(DEFAULT_HEALTH_RETRIES),
+    })
+}
+
+fn parse_readiness(text: &str) -> Result<Readiness, String> {
+    let text = text.trim();
+    if text == "notify" {
+        return Ok(Readiness::Notify);
+    }
+    if text.starts_with("http://") {
+        return url(text).map(Readiness::Http);
+    }
+    match text.split_once(':') {
+        Some(("fd", number)) => number
+            .trim()
+            .parse()
+            .ok()
+            .filter(|number| (MIN_READY_FD..=MAX_READY_FD).contains(number))
+            .map(Readiness::Fd)
+            .ok_or_else(|| {
+                format!("expected fd: and a number from {MIN_READY_FD} to {MAX_READY_FD}")
+            }),
+        Some(("tcp", address)) => host_port(address).map(Readiness::Tcp),
+        Some(("log", pattern)) => log_pattern(pattern).map(Readiness::Log),
+        Some(("delay", seconds)) => scalar::seconds(seconds).map(Readiness::Delay),
+        _ => Err(EXPECTED_READY.to_owned()),
+    }
+}
+
+fn parse_health(text: &str) -> Result<HealthProbe, String> {
+    let text = text.trim();
+    if text.starts_with("http://") {
+        return url(text).map(HealthProbe::Http);
+    }
+    match text.split_once(':') {
+        Some(("tcp", address)) => host_port(address).map(HealthProbe::Tcp),
+        Some(("command", line)) => {
+            let words = crate::config::words::split(line).map_err(|error| error.to_string())?;
+            if words.is_empty() {
+                return Err("expected a program and its arguments after command:".to_owned());
+            }
+            Ok(HealthProbe::Command(words))
+        }
+        _ => Err(EXPECTED_HEALTH.to_owned()),
+    }
+}
+
+/// `HOST:PORT`, the host of IPv6 in brackets.
+fn host_port(text: &str) -> Result<String, String> {
+    const EXPECTED: &str =
+        "expected HOST:PORT with a port from 1 to 65535, like 127.0.0.1:8080 or [::1]:8080";
+    let text = text.trim();
+    let sample = render_text(text, 1);
+    let (host, port) = sample.rsplit_once(':').ok_or(EXPECTED)?;
+    if !is_host(host) || !is_port(port) {
+        return Err(EXPECTED.to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// `http://HOST[:PORT]/PATH`; the path may be missing.
+fn url(text: &str) -> Result<String, String> {
+    const EXPECTED: &str =
+        "expected http://HOST[:PORT]/PATH without user, spaces or control characters";
+    let sample = render_text(text, 1);
+    let rest = sample.strip_prefix("http://").unwrap_or_default();
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(':') {
+        // A colon inside brackets belongs to the host.
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    if !is_host(host)
+        || !port.is_none_or(is_port)
+        || rest.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#')
+    {
+        return Err(EXPECTED.to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn is_host(host: &str) -> bool {
+    match host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        }
+    }
+}
+
+fn is_port(port: &str) -> bool {
+    port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+fn log_pattern(pattern: &str) -> Result<String, String> {
+    if pattern.is_empty() {
+        return Err("expected a regular expression after log:".to_owned());
+    }
+    regex_lite::RegexBuilder::new(pattern)
+        .size_limit(MAX_PATTERN_BYTES)
+        .build()
+        .map_err(|error| format!("expected a regular expression after log:, {error}"))?;
+    Ok(pattern.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_readiness() {
+        for (text, expected) in [
+            ("notify", Readiness::Notify),
+            ("fd:3", Readiness::Fd(3)),
+            ("tcp:127.0.0.1:80", Readiness::Tcp("127.0.0.1:80".into())),
+            (
+                "tcp:[::1]:809$(circus.wid)",
+                Readiness::Tcp("[::1]:809$(circus.wid)".into()),
+            ),
+            (
+                "http://localhost/up",
+                Readiness::Http("http://localhost/up".into()),
+            ),
+            ("http://[::1]:80", Readiness::Http("http://[::1]:80".into())),
+            (
+                "http://h:8$(circus.wid)/?a=b",
+                Readiness::Http("http://h:8$(circus.wid)/?a=b".into()),
+            ),
+            ("log: ready$", Readiness::Log(" ready$".into())),
+            ("delay: 0.5", Readiness::Delay(Duration::from_millis(500))),
+        ] {
+            assert_eq!(parse_readiness(text), Ok(expected), "{text}");
+        }
+        for text in [
+            "yes",
+            "fd:2",
+            "fd:1024",
+            "fd:x",
+            "tcp:80",
+            "tcp::80",
+            "tcp:h:0",
+            "tcp:h:+1",
+            "tcp:h:70000",
+            "http://",
+            "http:///x",
+            "http://h:x/",
+            "http://a b/",
+            "https://h/",
+            "log:",
+            "log:(",
+            "log:a{9999999}",
+            "delay:-1",
+            "delay:",
+            "",
+        ] {
+            assert!(parse_readiness(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_form_of_health() {
+        assert_eq!(
+            parse_health("command: check 'a b' $(circus.wid)"),
+            Ok(HealthProbe::Command(
+                ["check", "a b", "$(circus.wid)"].map(str::to_owned).into()
+            ))
+        );
+        assert_eq!(parse_health("tcp:h:1"), Ok(HealthProbe::Tcp("h:1".into())));
+        for text in ["command:", "command: 'open", "notify", "http://", "delay:1"] {
+            assert!(parse_health(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bad_pattern_says_what_is_wrong_with_it() {
+        let error = log_pattern("a(b").unwrap_err();
+        assert!(
+            error.ends_with("log:, found open group without closing ')'"),
+            "{error}"
+        );
+    }
+}

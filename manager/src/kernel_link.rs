@@ -20,7 +20,7 @@ use papa_protocol::socket::{Family, SocketType as KernelSocketType, Umask};
 use papa_protocol::text::ByteString;
 
 use crate::config::{
-    Identity, RlimitValue, SocketConfig, SocketFamily, SocketType, StreamConfig, WatcherConfig,
+    Identity, Readiness, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig,
     WorkerInput, WorkerOutput, WorkerSpec, render_worker,
 };
 use crate::state;
@@ -282,9 +282,9 @@ impl KernelLink {
 /// Whether anybody reads what the watcher's workers write.
 #[must_use]
 pub fn is_logged(watcher: &WatcherConfig) -> bool {
-    [&watcher.stdout, &watcher.stderr]
-        .iter()
-        .any(|stream| matches!(stream, StreamConfig::File(_) | StreamConfig::Stdout))
+    matches!(watcher.ready, Some(Readiness::Log(_)))
+        || watcher.stdout.is_consumed()
+        || watcher.stderr.is_consumed()
 }
 
 fn socket_request(socket: &SocketConfig, namespace: &str) -> Result<ops::SocketMake, LinkError> {

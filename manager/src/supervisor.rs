@@ -20,7 +20,7 @@ use crate::control::message::{Reply, Request};
 use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
-use crate::logs::session::LogThread;
+use crate::logs::thread::{LogReport, LogThread};
 use crate::pidfd::Members;
 use crate::state::Kept;
 use crate::watcher::{Action, Moment, StartFailure, Watcher};
@@ -55,8 +55,8 @@ pub enum Event {
         wid: u32,
         result: Result<Process, StartFailure>,
     },
-    /// What hinders the log files; empty when nothing does.
-    Logs(Vec<String>),
+    /// The log thread has something to say.
+    Logs(LogReport),
     /// A request from the control socket.
     Asked(Asked),
     /// End, leaving the workers that can be left.
@@ -258,7 +258,10 @@ impl Supervisor {
                 wid,
                 result,
             } => self.started(watcher, wid, result),
-            Event::Logs(troubles) => {
+            Event::Logs(LogReport::LineMatched { serial }) => {
+                tracing::debug!(serial, "the line that readiness waits for was written");
+            }
+            Event::Logs(LogReport::Troubles(troubles)) => {
                 if troubles.is_empty() {
                     self.logs_due = None;
                 }

@@ -289,6 +289,15 @@ pub enum StreamConfig {
 }
 
 impl StreamConfig {
+    /// Whether the manager reads the stream.
+    #[must_use]
+    pub fn is_consumed(&self) -> bool {
+        match self {
+            Self::Unset | Self::Null => false,
+            Self::Stdout | Self::File(_) => true,
+        }
+    }
+
     /// The file, if the stream goes to one.
     #[must_use]
     pub fn file(&self) -> Option<&FileStreamConfig> {

@@ -4,13 +4,24 @@
 //! are (`writer`), the write itself (`file`).
 //! Invariant: a stale stream takes nothing in; everything below `seen` was taken in or reported as a gap.
 
+use std::borrow::Cow;
 use std::time::Instant;
+
+use regex_lite::Regex;
 
 use crate::logs::file::{LogFile, Suspended};
 use crate::logs::layout::{Delta, Kind, Source};
 use crate::logs::lines::{Assembler, MAX_LINE_BYTES, Piece};
 use crate::logs::prefix::Prefix;
 use crate::logs::store::Store;
+use crate::logs::writer::Route;
+
+/// The files, and the record of what is written to them.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) store: Store,
+    pub(super) files: Vec<LogFile>,
+}
 
 /// How far one process is.
 #[derive(Debug)]
@@ -24,9 +35,13 @@ pub(super) struct Book {
     pub(super) acknowledged: u64,
     /// Bytes dropped while nobody listened.
     pub(super) unreported: u64,
+    /// Bytes gap lines have told of so far.
+    pub(super) reported: u64,
     pub(super) touched: bool,
     /// The kernel sent again what it had been told to forget: the acknowledgement was lost with a connection.
     pub(super) acknowledge_again: bool,
+    /// What a line must match for the process to be ready; none once one did.
+    pub(super) ready: Option<Regex>,
 }
 
 #[derive(Debug)]
@@ -37,6 +52,8 @@ pub(super) struct Stream {
     pub(super) target: Option<Target>,
     /// Its file was suspended: nothing is taken in until the kernel is asked again.
     pub(super) stale: bool,
+    /// Where it is to go once its file has finished the write it is stuck in.
+    pub(super) next_route: Option<Option<Route>>,
 }
 
 #[derive(Debug)]
@@ -45,12 +62,38 @@ pub(super) struct Target {
     pub(super) prefix: Option<Prefix>,
 }
 
+impl Desk {
+    fn append(
+        &mut self,
+        file: usize,
+        parts: &[&[u8]],
+        delta: Delta,
+        now: Instant,
+    ) -> Result<(), Suspended> {
+        let file = self.files.get_mut(file).ok_or(Suspended)?;
+        file.append(&mut self.store, parts, delta, now)
+    }
+
+    fn append_lines(
+        &mut self,
+        file: usize,
+        lines: &[u8],
+        source: Source,
+        position: u64,
+        now: Instant,
+    ) -> Result<(), Suspended> {
+        let file = self.files.get_mut(file).ok_or(Suspended)?;
+        file.append_lines(&mut self.store, lines, source, position, now)
+    }
+}
+
 impl Book {
     /// Everything below is in its file.
     pub(super) fn position(&self, store: &Store) -> u64 {
+        let watched = self.ready.is_some();
         self.streams
             .iter()
-            .filter(|stream| stream.target.is_some())
+            .filter(|stream| stream.target.is_some() || watched)
             .filter_map(|stream| {
                 if stream.stale {
                     Some(store.done(stream.source))
@@ -77,27 +120,108 @@ impl Book {
         }
     }
 
+    /// The stream in that place goes elsewhere from here on; an unfinished line goes with it, whole.
+    pub(super) fn turn(&mut self, store: &Store, place: usize, target: Option<Target>) {
+        let Some(stream) = self.streams.get_mut(place) else {
+            return;
+        };
+        if stream.stale {
+            stream.stale = false;
+            stream.lines = Assembler::new(store.done(stream.source), stream.limit);
+            self.seen = self.seen.min(self.acknowledged);
+        }
+        stream.target = target;
+    }
+
+    /// Takes in what one stream wrote from `position` on.
+    pub(super) fn take(
+        &mut self,
+        desk: &mut Desk,
+        kind: Kind,
+        position: u64,
+        bytes: &[u8],
+        stamp_us: i64,
+        now: Instant,
+    ) {
+        let pid = self.pid;
+        let ready = &mut self.ready;
+        let Some(stream) = self.streams.iter_mut().find(|s| s.source.kind == kind) else {
+            return;
+        };
+        if stream.stale || (stream.target.is_none() && ready.is_none()) {
+            return;
+        }
+        let Stream {
+            source,
+            lines,
+            target,
+            ..
+        } = stream;
+        // A suspended file makes the stream stale at the next flush; until then nothing more of it is tried.
+        let _ = lines.feed(position, bytes, stamp_us, |piece| {
+            look_for(ready, &piece);
+            match target {
+                Some(target) => target.deliver(desk, *source, pid, piece, now),
+                None => Ok(()),
+            }
+        });
+    }
+
+    /// A stream's unfinished line is all there will be of it. `broken` when more was to come but is lost.
+    pub(super) fn end(&mut self, desk: &mut Desk, kind: Kind, broken: bool, now: Instant) {
+        let pid = self.pid;
+        let ready = &mut self.ready;
+        let Some(stream) = self.streams.iter_mut().find(|s| s.source.kind == kind) else {
+            return;
+        };
+        if stream.stale {
+            return;
+        }
+        let Stream {
+            source,
+            lines,
+            target,
+            ..
+        } = stream;
+        let _ = lines.finish(|piece| {
+            look_for(ready, &piece);
+            let Some(target) = target else {
+                return Ok(());
+            };
+            if broken && target.prefix.is_none() {
+                let delta = Delta {
+                    source: *source,
+                    position: piece.done(),
+                };
+                return desk.append(target.file, &[piece.head, b"\n"], delta, now);
+            }
+            target.deliver(desk, *source, pid, piece, now)
+        });
+    }
+
     /// Says in the log that output is missing.
     pub(super) fn report_gap(
         &mut self,
-        files: &mut [LogFile],
-        store: &mut Store,
+        desk: &mut Desk,
         bytes: u64,
         position: u64,
         stamp_us: i64,
         now: Instant,
     ) {
-        for stream in &mut self.streams {
+        for kind in [Kind::Out, Kind::Err] {
             // The line is broken: what follows belongs to another one.
-            stream.end(files, store, self.pid, true, now);
+            self.end(desk, kind, true, now);
         }
+        self.unreported = 0;
+        self.seen = position;
         let source = Source {
             serial: self.streams[0].source.serial,
-            kind: Kind::Gap,
+            kind: Kind::Dropped,
         };
         let Some(target) = self
             .streams
             .iter_mut()
+            .filter(|stream| !stream.stale)
             .find_map(|stream| stream.target.as_mut())
         else {
             return;
@@ -108,88 +232,70 @@ impl Book {
             "output was dropped by the kernel"
         );
         let text = format!(
-            "papa: {bytes} bytes of output of {} were dropped here\n",
-            self.name
+            "papa: {bytes} bytes of output of {} were dropped here, before {}\n",
+            self.name,
+            moment(stamp_us)
         );
         let prefix = target
             .prefix
             .as_mut()
             .map_or(&[][..], |prefix| prefix.at(stamp_us, self.pid));
-        if let Some(file) = files.get_mut(target.file) {
-            let _ = file.append(
-                store,
-                &[prefix, text.as_bytes()],
-                Delta { source, position },
-                now,
-            );
-        }
-        self.unreported = 0;
-        self.seen = position;
+        self.reported += bytes;
+        let delta = Delta {
+            source,
+            position: self.reported,
+        };
+        let _ = desk.append(target.file, &[prefix, text.as_bytes()], delta, now);
     }
 }
 
-impl Stream {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call site; the parts are borrowed from different owners"
-    )]
-    pub(super) fn take(
-        &mut self,
-        files: &mut [LogFile],
-        store: &mut Store,
-        pid: i32,
-        position: u64,
-        bytes: &[u8],
-        stamp_us: i64,
-        now: Instant,
-    ) {
-        let Some(target) = self.target.as_mut().filter(|_| !self.stale) else {
-            return;
-        };
-        let Some(file) = files.get_mut(target.file) else {
-            return;
-        };
-        let source = self.source;
-        // A suspended file makes the stream stale at the next flush; until then nothing more of it is tried.
-        let _ = self.lines.feed(position, bytes, stamp_us, |piece| {
-            target.deliver(file, store, source, pid, piece, now)
-        });
+/// Does one of the lines match what is waited for?
+fn look_for(ready: &mut Option<Regex>, piece: &Piece<'_>) {
+    let Some(regex) = ready else {
+        return;
+    };
+    let mut rest = piece.body;
+    let mut found = false;
+    if !piece.head.is_empty() {
+        let length = rest
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map_or(rest.len(), |at| at + 1);
+        let (first, more) = rest.split_at(length);
+        found = regex.is_match(&text(&[piece.head, first].concat()));
+        rest = more;
     }
+    found = found
+        || rest
+            .split_inclusive(|byte| *byte == b'\n')
+            .any(|line| regex.is_match(&text(line)));
+    if found {
+        *ready = None;
+    }
+}
 
-    /// The unfinished line is all there will be of it. `broken` when more was to come but is lost.
-    pub(super) fn end(
-        &mut self,
-        files: &mut [LogFile],
-        store: &mut Store,
-        pid: i32,
-        broken: bool,
-        now: Instant,
-    ) {
-        let Some(target) = self.target.as_mut().filter(|_| !self.stale) else {
-            return;
-        };
-        let Some(file) = files.get_mut(target.file) else {
-            return;
-        };
-        let source = self.source;
-        let _ = self.lines.finish(|piece| {
-            if broken && target.prefix.is_none() {
-                let delta = Delta {
-                    source,
-                    position: piece.done(),
-                };
-                return file.append(store, &[piece.head, b"\n"], delta, now);
-            }
-            target.deliver(file, store, source, pid, piece, now)
-        });
-    }
+/// A line without its end, as far as it is text.
+fn text(line: &[u8]) -> Cow<'_, str> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line))
+}
+
+/// A stamp as people write it, local time.
+fn moment(stamp_us: i64) -> String {
+    chrono::DateTime::from_timestamp_micros(stamp_us).map_or_else(
+        || "now".to_owned(),
+        |at| {
+            at.with_timezone(&chrono::Local)
+                .format("%Y-%m-%d %H:%M:%S%.3f")
+                .to_string()
+        },
+    )
 }
 
 impl Target {
     pub(super) fn deliver(
         &mut self,
-        file: &mut LogFile,
-        store: &mut Store,
+        desk: &mut Desk,
         source: Source,
         pid: i32,
         piece: Piece<'_>,
@@ -197,13 +303,13 @@ impl Target {
     ) -> Result<(), Suspended> {
         let Some(prefix) = &mut self.prefix else {
             if piece.head.is_empty() {
-                return file.append_lines(store, piece.body, source, piece.body_start, now);
+                return desk.append_lines(self.file, piece.body, source, piece.body_start, now);
             }
             let delta = Delta {
                 source,
                 position: piece.done(),
             };
-            return file.append(store, &[piece.head, piece.body], delta, now);
+            return desk.append(self.file, &[piece.head, piece.body], delta, now);
         };
         let mut position = piece.body_start;
         let mut head = piece.head;
@@ -216,7 +322,7 @@ impl Target {
                 position += part.len() as u64;
                 let newline: &[u8] = if part.ends_with(b"\n") { b"" } else { b"\n" };
                 let parts = [prefix.at(stamp_us, pid), head, part, newline];
-                file.append(store, &parts, Delta { source, position }, now)?;
+                desk.append(self.file, &parts, Delta { source, position }, now)?;
                 head = &[];
             }
             stamp_us = piece.body_stamp_us;

@@ -43,8 +43,9 @@ pub struct Suspended;
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
-    /// None until a stream names the path: a predecessor's write may be finished before that.
-    limits: Option<Limits>,
+    limits: Limits,
+    /// A stream has named the path: a predecessor's write may be finished before that.
+    limits_decided: bool,
     /// Said so once.
     limits_disputed: bool,
     handle: Option<Handle>,
@@ -113,7 +114,8 @@ impl LogFile {
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
-            limits: None,
+            limits: Limits::default(),
+            limits_decided: false,
             limits_disputed: false,
             handle: None,
             pending: Pending::default(),
@@ -163,12 +165,20 @@ impl LogFile {
         }
     }
 
+    /// The next stream to name the path decides anew.
+    pub fn renew_limits(&mut self) {
+        self.limits_decided = false;
+        self.limits_disputed = false;
+    }
+
     /// Says when the file is rotated. The first stream to name a path decides: two rotations of one file would fight.
     pub fn set_limits(&mut self, limits: Limits) {
-        let decided = *self.limits.get_or_insert(limits);
-        if decided != limits && !self.limits_disputed {
+        if !self.limits_decided {
+            self.limits = limits;
+            self.limits_decided = true;
+        } else if self.limits != limits && !self.limits_disputed {
             self.limits_disputed = true;
-            tracing::warn!(path = %self.path.display(), max_bytes = decided.max_bytes, backup_count = decided.backup_count, "two streams share the log file; the first one's limits hold");
+            tracing::warn!(path = %self.path.display(), max_bytes = self.limits.max_bytes, backup_count = self.limits.backup_count, "two streams share the log file; the first one's limits hold");
         }
     }
 
@@ -178,6 +188,12 @@ impl LogFile {
         self.trouble
             .as_ref()
             .map(|t| (t.reason.as_str(), t.retry_at))
+    }
+
+    /// Whether a write is in the file in part.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|t| t.stuck.is_some())
     }
 
     /// Closes the file; the next byte opens the path anew.
@@ -367,10 +383,6 @@ impl LogFile {
         Ok(())
     }
 
-    fn limits(&self) -> Limits {
-        self.limits.unwrap_or_default()
-    }
-
     fn size(&self) -> u64 {
         self.handle.as_ref().map_or(0, |handle| handle.size)
     }
@@ -381,7 +393,7 @@ impl LogFile {
             max_bytes,
             backup_count,
             ..
-        } = self.limits();
+        } = self.limits;
         let regular = self.handle.as_ref().is_some_and(|handle| handle.regular);
         let paused = self.rotation_paused_until.is_some_and(|until| now < until);
         if max_bytes == 0 || backup_count == 0 || !regular || paused {
@@ -402,8 +414,8 @@ impl LogFile {
             return Ok(());
         };
         let turned = store
-            .begin_rotate(slot, &self.path, id, self.limits().backup_count)
-            .and_then(|()| shift(&self.path, id, self.limits().backup_count));
+            .begin_rotate(slot, &self.path, id, self.limits.backup_count)
+            .and_then(|()| shift(&self.path, id, self.limits.backup_count));
         if let Err(error) = turned {
             self.pause_rotation(&error, now);
         }
@@ -428,7 +440,7 @@ impl LogFile {
             return;
         };
         let deleted = handle.regular && handle.file.metadata().is_ok_and(|data| data.nlink() == 0);
-        let moved = self.limits().watch_path
+        let moved = self.limits.watch_path
             && fs::metadata(&self.path).map_or(true, |data| file_id(&data) != handle.id);
         if deleted || moved {
             self.handle = None;

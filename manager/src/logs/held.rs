@@ -14,8 +14,9 @@ use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::Name;
 
-use crate::logs::session::{LogSettings, SessionError, TRY_AGAIN};
+use crate::logs::session::{SessionError, TRY_AGAIN};
 use crate::logs::store::Store;
+use crate::logs::thread::{LogSettings, Reports};
 use crate::logs::writer::LogWriter;
 use crate::state::held_logs;
 
@@ -23,6 +24,7 @@ use crate::state::held_logs;
 pub(super) async fn open_state(
     client: &Client,
     settings: &LogSettings,
+    reports: &mut Reports,
 ) -> Result<LogWriter, SessionError> {
     let name = held_logs(&settings.namespace);
     let fetch = ops::Fetch {
@@ -30,10 +32,20 @@ pub(super) async fn open_state(
     };
     match client.call_for_descriptor(fetch).await {
         Ok((_, descriptor)) => {
-            lock(&descriptor).await?;
+            if !try_lock(&descriptor)? {
+                let text = "another manager is still writing the logs; waiting for it to end";
+                tracing::warn!("{text}");
+                reports.troubles(vec![format!("logs: {text}")]);
+                reports.send();
+                lock(&descriptor).await?;
+            }
             match Store::open(descriptor) {
                 Ok((store, unfinished)) => {
                     return Ok(LogWriter::open(store, unfinished, Instant::now()));
+                }
+                // Of a later version: what it says must not be lost, so nothing is written until somebody decides.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    return Err(error.into());
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     tracing::error!(%error, "the log state in the kernel is unusable and is replaced");
@@ -72,6 +84,13 @@ pub(super) async fn hold(client: &Client, name: &str, store: &Store) -> Result<(
 /// Waits until no other process works on the state. The lock belongs to the process, not to the descriptor, which is why it works
 /// among copies of one descriptor, and it ends with the process.
 async fn lock(descriptor: impl AsFd) -> Result<(), SessionError> {
+    while !try_lock(&descriptor)? {
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+    Ok(())
+}
+
+fn try_lock(descriptor: &impl AsFd) -> io::Result<bool> {
     let whole = libc::flock {
         l_type: i16::try_from(libc::F_WRLCK).unwrap_or_default(),
         l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
@@ -79,14 +98,9 @@ async fn lock(descriptor: impl AsFd) -> Result<(), SessionError> {
         l_len: 0,
         l_pid: 0,
     };
-    loop {
-        match fcntl(descriptor.as_fd(), FcntlArg::F_SETLK(&whole)) {
-            Ok(_) => return Ok(()),
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
-                tracing::warn!("another manager is still writing the logs; waiting for it");
-                tokio::time::sleep(TRY_AGAIN).await;
-            }
-            Err(errno) => return Err(io::Error::from(errno).into()),
-        }
+    match fcntl(descriptor.as_fd(), FcntlArg::F_SETLK(&whole)) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }

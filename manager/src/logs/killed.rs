@@ -116,14 +116,17 @@ fn routes(directory: &Path, serial: u64) -> Routes {
         1 => Routes {
             out: route("shared.log", None),
             err: route("shared.log", None),
+            ready: None,
         },
         2 => Routes {
             out: route("shared.log", None),
             err: route("stamped.log", Some("%H:%M")),
+            ready: None,
         },
         _ => Routes {
             out: route("stamped.log", Some("%H:%M")),
             err: route("own.log", None),
+            ready: None,
         },
     }
 }

@@ -5,8 +5,10 @@
 
 use std::path::PathBuf;
 
-/// First eight bytes of the memfd; the last digit is the layout's version.
+/// First eight bytes of the memfd; the last digit is the layout's version. It rises only when an earlier version would misread what is
+/// there: further kinds of positions, and words of a record that were zero, do not need that.
 pub(super) const MAGIC: &[u8; 8] = b"PAPALOG1";
+pub(super) const MAGIC_FAMILY: &[u8] = b"PAPALOG";
 /// How many entries and slots were ever used, each written before the first use: what lies beyond need not be read.
 pub(super) const ENTRIES_USED_OFFSET: u64 = 8;
 pub(super) const SLOTS_USED_OFFSET: u64 = 16;
@@ -50,8 +52,12 @@ pub enum Kind {
     Out,
     /// Bytes of standard error below the position are in their file.
     Err,
-    /// Everything dropped below the position was reported in a gap line.
+    /// Everything dropped below the position was reported in a gap line: how it was counted at first. Read, never written.
     Gap,
+    /// So many dropped bytes were reported in gap lines.
+    Dropped,
+    /// 1 when a line matched what the process's readiness waits for.
+    Matched,
 }
 
 impl Kind {
@@ -60,6 +66,8 @@ impl Kind {
             Self::Out => 1,
             Self::Err => 2,
             Self::Gap => 3,
+            Self::Dropped => 4,
+            Self::Matched => 5,
         }
     }
 
@@ -68,6 +76,8 @@ impl Kind {
             1 => Some(Self::Out),
             2 => Some(Self::Err),
             3 => Some(Self::Gap),
+            4 => Some(Self::Dropped),
+            5 => Some(Self::Matched),
             _ => None,
         }
     }

@@ -7,7 +7,8 @@
 //! | `lines` | chunks to whole lines |
 //! | `prefix` | `TIME [PID] \| ` |
 //! | `writer`, `book` | all files and all processes: output in, positions to acknowledge out |
-//! | `session`, `held` | the connection to the kernel that feeds the writer, on a thread of its own |
+//! | `routes` | the configuration: whose lines go where |
+//! | `session`, `held`, `thread` | the connection to the kernel that feeds the writer, on a thread of its own |
 //!
 //! Invariant: the kernel is told to forget output only after it is in its file and the store says so.
 
@@ -18,9 +19,13 @@ mod held;
 pub mod layout;
 pub mod lines;
 pub mod prefix;
-pub mod session;
+mod routes;
+mod session;
 pub mod store;
+pub mod thread;
 pub mod writer;
 
 #[cfg(test)]
 mod killed;
+#[cfg(test)]
+mod tests;

@@ -1,32 +1,31 @@
-//! The thread that turns the kernel's output into log files.
+//! The connection to the kernel that turns output into log files.
 //!
-//! Owns a kernel session of its own, so that a slow disk delays neither requests nor stops; the consumption of every logged watcher's
-//! output; and the held state's way to and from the kernel. Leaves to others: what is written where (`writer`), processes and their
-//! exits (`supervisor`).
+//! Owns a kernel session of its own, so that a slow disk delays neither requests nor stops, and the consumption of every logged
+//! watcher's output. Leaves to others: whose output goes where (`routes`), what is written (`writer`), the held state's way to and from
+//! the kernel (`held`), processes and their exits (`supervisor`).
 //! Invariant: at most one process works on the state, whoever has a copy of its descriptor: it is locked. Output is acknowledged in the
 //! order flush, then acknowledge.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use papa_protocol::client::{Address, Client, ClientError, Options, Push, Pushes};
+use papa_protocol::client::{Client, ClientError, Options, Push, Pushes};
 use papa_protocol::json::push::EventType;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
 use papa_protocol::process::Process as KernelProcess;
 use papa_protocol::record::{Serial, Stream};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
-use crate::config::{StreamConfig, WatcherConfig};
-use crate::kernel_link::is_logged;
-use crate::logs::file::Limits;
+use crate::config::WatcherConfig;
 use crate::logs::held::{hold, open_state};
 use crate::logs::layout::Kind;
-use crate::logs::writer::{LogWriter, Process, Record, Route, Routes};
+use crate::logs::routes::{Table, Verdict};
+use crate::logs::thread::{LogSettings, Reports, Wanted};
+use crate::logs::writer::{LogWriter, Process, Record};
 use crate::state::held_logs;
 
 /// Batches read ahead of the writing: enough to keep the kernel busy, few enough to stay small in memory.
@@ -40,138 +39,62 @@ const SERIALS_PER_REQUEST: usize = 1024;
 /// Pause between attempts at what should work soon: the kernel is restarting, a predecessor is dying.
 pub(super) const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// How long the last acknowledgements may take when the manager ends.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// Orders waiting for the thread.
-const ORDERS: usize = 16;
-/// Where `StdoutStream` goes: wherever the manager's own output goes.
-const OWN_STDOUT: &str = "/dev/stdout";
+pub(super) const FAREWELL: Duration = Duration::from_secs(2);
+/// Processes remembered as none of ours; beyond that they are asked about again.
+const MAX_STRANGERS: usize = 4096;
 
-/// Everything the thread has to know.
-#[derive(Debug, Clone)]
-pub struct LogSettings {
-    /// Where the kernel is.
-    pub addresses: Vec<Address>,
-    /// Ours.
-    pub namespace: String,
-    /// Whose output goes where.
-    pub watchers: Vec<Arc<WatcherConfig>>,
-}
-
-/// What the thread is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Reopen,
-    Finish,
-}
-
-/// The running thread.
-#[derive(Debug)]
-pub struct LogThread {
-    orders: mpsc::Sender<Order>,
-    handle: JoinHandle<()>,
-}
-
-impl LogThread {
-    /// Starts the thread. `report` is called with what is wrong, for people, whenever that changes; empty means all is well, and the
-    /// first time also that output is being consumed.
-    ///
-    /// # Errors
-    /// When no thread can be started.
-    pub fn start(
-        settings: LogSettings,
-        report: impl Fn(Vec<String>) + Send + 'static,
-    ) -> io::Result<Self> {
-        let (orders, receiver) = mpsc::channel(ORDERS);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let handle = std::thread::Builder::new()
-            .name("logs".to_owned())
-            .spawn(move || {
-                runtime.block_on(run(&settings, receiver, &report));
-            })?;
-        Ok(Self { orders, handle })
-    }
-
-    /// Closes all log files, so that the next line opens them by their paths.
-    pub fn reopen(&self) {
-        if self.orders.try_send(Order::Reopen).is_err() {
-            tracing::warn!("the log thread is busy; send the signal again");
-        }
-    }
-
-    /// Writes and acknowledges what has arrived, then ends the thread. Blocks for that time.
-    pub fn finish(self) {
-        // A full queue or a dead thread both mean that nothing more can be asked of it.
-        if self.orders.blocking_send(Order::Finish).is_ok() && self.handle.join().is_err() {
-            tracing::error!("the log thread panicked");
-        }
-    }
-}
-
-async fn run(
-    settings: &LogSettings,
-    mut orders: mpsc::Receiver<Order>,
-    report: &dyn Fn(Vec<String>),
-) {
-    loop {
-        let attempt = Session::open(settings);
-        let opened = tokio::select! {
-            opened = attempt => opened,
-            order = orders.recv() => match order {
-                Some(Order::Reopen) => continue,
-                Some(Order::Finish) | None => return,
-            },
-        };
-        match opened {
-            Ok(session) => {
-                report(Vec::new());
-                return session.serve(&mut orders, report).await;
-            }
-            Err(error) => {
-                report(vec![format!("logs: {error}")]);
-                tokio::time::sleep(TRY_AGAIN).await;
-            }
-        }
-    }
-}
-
-struct Session<'a> {
+/// One connection to the kernel, with all that hangs on it.
+pub(super) struct Session<'a> {
     settings: &'a LogSettings,
+    table: Table,
     client: Client,
     pushes: Pushes,
     writer: LogWriter,
-    subscriptions: Vec<u64>,
+    /// What is being consumed: name prefix and number.
+    subscriptions: HashMap<String, u64>,
+    /// Subscriptions whose output no longer counts, still to be stopped.
+    lapsed: Vec<u64>,
+    /// Processes whose output we get because of their name, and which are no worker of ours.
+    strangers: HashSet<u64>,
     unsettled: Unsettled,
     /// When to try again to settle it.
     settle_at: Option<Instant>,
     taken_bytes: usize,
 }
 
-/// What a connection that failed has left undone.
+/// What a change or a connection that failed has left undone.
 #[derive(Debug, Default)]
 struct Unsettled {
-    /// Whether the kernel is the one we knew, and what processes it has.
+    /// Whether the kernel is the one we knew.
     kernel: bool,
-    /// Not everything is being consumed, or not from the right position.
+    /// What processes it has.
+    processes: bool,
+    /// Not everything is being consumed that should be, or something that should not.
     consumption: bool,
 }
 
 impl<'a> Session<'a> {
-    async fn open(settings: &'a LogSettings) -> Result<Self, SessionError> {
+    pub(super) async fn open(
+        settings: &'a LogSettings,
+        wanted: &Wanted,
+        reports: &mut Reports,
+    ) -> Result<Self, SessionError> {
         let options = Options {
             client: format!("papa-manager {} logs", std::process::id()),
             push_capacity: PUSHES_AHEAD,
             ..Options::default()
         };
         let (client, pushes) = Client::connect(settings.addresses.clone(), options).await?;
-        let writer = open_state(&client, settings).await?;
+        let writer = open_state(&client, settings, reports).await?;
         let mut session = Self {
             settings,
+            table: Table::new(&settings.namespace, wanted.watchers.clone()),
             client,
             pushes,
             writer,
-            subscriptions: Vec::new(),
+            subscriptions: HashMap::new(),
+            lapsed: Vec::new(),
+            strangers: HashSet::new(),
             unsettled: Unsettled::default(),
             settle_at: None,
             taken_bytes: 0,
@@ -183,35 +106,71 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    async fn serve(mut self, orders: &mut mpsc::Receiver<Order>, report: &dyn Fn(Vec<String>)) {
-        let mut reported = Vec::new();
+    pub(super) async fn serve(
+        mut self,
+        wanted: &mut watch::Receiver<Wanted>,
+        reports: &mut Reports,
+    ) {
+        let mut reopenings = wanted.borrow().reopenings;
         loop {
+            reports.troubles(self.writer.troubles());
+            reports.matched(self.writer.take_matched());
+            let say_again = (!reports.send()).then(|| Instant::now() + TRY_AGAIN);
             let retry = self.writer.next_retry().into_iter();
-            let retry = retry.chain(self.settle_at).min();
+            let retry = retry.chain(self.settle_at).chain(say_again).min();
             let result = tokio::select! {
                 push = self.pushes.recv() => match push {
                     Some(push) => self.take_all(push).await,
                     None => return,
                 },
                 () = sleep_until(retry) => self.retry().await,
-                order = orders.recv() => match order {
-                    Some(Order::Reopen) => {
-                        self.writer.reopen();
-                        Ok(())
+                changed = wanted.changed() => {
+                    let now = wanted.borrow_and_update().clone();
+                    if changed.is_err() || now.finish {
+                        return self.finish().await;
                     }
-                    Some(Order::Finish) | None => return self.finish().await,
-                },
+                    if now.reopenings != reopenings {
+                        reopenings = now.reopenings;
+                        self.writer.reopen();
+                    }
+                    self.update(now.watchers).await
+                }
             };
             if let Err(error) = result {
                 // The client reconnects by itself, and then everything unacknowledged comes again.
                 tracing::warn!(%error, "a request of the log thread failed");
             }
-            let troubles = self.writer.troubles();
-            if troubles != reported {
-                report(troubles.clone());
-                reported = troubles;
+        }
+    }
+
+    /// Goes on under another configuration.
+    async fn update(&mut self, watchers: Arc<[Arc<WatcherConfig>]>) -> Result<(), SessionError> {
+        self.table = Table::new(&self.settings.namespace, watchers);
+        self.strangers.clear();
+        let known: Vec<(u64, String)> = self
+            .writer
+            .names()
+            .map(|(serial, name)| (serial, name.to_owned()))
+            .collect();
+        let mut again = false;
+        self.writer.begin_update();
+        for (serial, name) in known {
+            match self.table.verdict(&name) {
+                Verdict::Logged(routes) => {
+                    again |= self.writer.reroute(serial, routes, Instant::now());
+                }
+                Verdict::NotLogged => self.writer.drop_book(serial),
+                // Of a watcher that is gone: written as before until it ends.
+                Verdict::Unknown => {}
             }
         }
+        self.writer.end_update();
+        if again {
+            self.lapse();
+        }
+        self.unsettled.processes = true;
+        self.unsettled.consumption = true;
+        self.settle().await
     }
 
     /// Takes a push and those that are there already, then flushes once for all of them.
@@ -235,10 +194,12 @@ impl<'a> Session<'a> {
         match push {
             // Of a subscription that has ended: asked for anew, it comes again, and
             // taken out of its turn it would look like a gap.
-            Push::Output { header, .. } if !self.subscriptions.contains(&header.sub) => {}
-            Push::End(end) if !self.subscriptions.contains(&end.sub) => {}
+            Push::Output { header, .. } if !self.counts(header.sub) => {}
+            Push::End(end) if !self.counts(end.sub) => {}
             Push::Output { header, bytes } => {
-                self.know(header.serial).await?;
+                if !self.know(header.serial).await? {
+                    return Ok(());
+                }
                 self.taken_bytes += bytes.len();
                 let records = header.records.iter().map(|record| Record {
                     end: record.end,
@@ -254,13 +215,14 @@ impl<'a> Session<'a> {
                 );
             }
             Push::End(end) => {
-                self.know(end.serial).await?;
-                self.writer
-                    .end(end.serial.0, kind(end.stream), Instant::now());
+                if self.know(end.serial).await? {
+                    self.writer
+                        .end(end.serial.0, kind(end.stream), Instant::now());
+                }
             }
             Push::Event(event) => match (event.kind, event.process, event.serial) {
                 (EventType::Made, Some(process), _) => self.add(&process),
-                (EventType::Removed, _, Some(serial)) => self.writer.forget(serial.0)?,
+                (EventType::Removed, _, Some(serial)) => self.forget(serial.0).await?,
                 _ => {}
             },
             Push::Reconnected(new) => {
@@ -268,9 +230,14 @@ impl<'a> Session<'a> {
                     incarnation = new.hello.incarnation,
                     "the log thread is connected again"
                 );
-                self.unsettled.kernel = true;
-                // Refused where our claim has not been made again yet; and one that is lost halfway is asked for by nobody else.
-                self.unsettled.consumption |= !new.subscriptions_refused.is_empty();
+                // Nothing is taken in before it is clear which kernel this is: another one counts serials from the start.
+                self.lapse();
+                self.strangers.clear();
+                self.unsettled = Unsettled {
+                    kernel: true,
+                    processes: true,
+                    consumption: true,
+                };
                 self.settle().await?;
             }
             // An acknowledgement for a process that was forgotten meanwhile, at worst.
@@ -301,6 +268,7 @@ impl<'a> Session<'a> {
     async fn retry(&mut self) -> Result<(), SessionError> {
         let now = Instant::now();
         if self.writer.retry(now) {
+            self.lapse();
             self.unsettled.consumption = true;
             return self.settle().await;
         }
@@ -308,6 +276,31 @@ impl<'a> Session<'a> {
             Some(at) if at <= now => self.settle().await,
             _ => Ok(()),
         }
+    }
+
+    fn counts(&self, sub: u64) -> bool {
+        self.subscriptions.values().any(|known| *known == sub)
+    }
+
+    /// What is being consumed counts no longer, and is asked for anew.
+    fn lapse(&mut self) {
+        self.lapsed
+            .extend(self.subscriptions.drain().map(|(_, sub)| sub));
+    }
+
+    async fn forget(&mut self, serial: u64) -> Result<(), SessionError> {
+        self.strangers.remove(&serial);
+        let retired = self
+            .writer
+            .name(serial)
+            .is_some_and(|name| matches!(self.table.verdict(name), Verdict::Unknown));
+        self.writer.forget(serial)?;
+        if retired {
+            // Perhaps the last of a watcher that is gone.
+            self.unsettled.consumption = true;
+            self.settle().await?;
+        }
+        Ok(())
     }
 
     async fn finish(mut self) {
@@ -329,13 +322,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Does what is still to do after a reconnection, or a failure of just this.
+    /// Does what is still to do after a change, a reconnection, or a failure of just this.
     async fn settle(&mut self) -> Result<(), SessionError> {
         self.settle_at = Some(Instant::now() + TRY_AGAIN);
         if self.unsettled.kernel {
             self.recognise().await?;
-            self.list().await?;
             self.unsettled.kernel = false;
+        }
+        if self.unsettled.processes {
+            self.list().await?;
+            self.unsettled.processes = false;
         }
         if self.unsettled.consumption {
             self.consume().await?;
@@ -352,7 +348,9 @@ impl<'a> Session<'a> {
             names: vec![NamePattern::new(&name)],
         };
         if self.client.call(list).await?.held.is_empty() {
-            // A new kernel counts serials from the start: what we know belongs to processes of the old one.
+            // A new kernel counts serials from the start: what we know belongs to processes of the old one. Forgotten before the state is
+            // held there: a successor would take it for this kernel's. Nothing was taken in from the new kernel yet, however often this
+            // is repeated.
             self.writer.retain(|_| false)?;
             hold(&self.client, &name, self.writer.store()).await?;
         }
@@ -390,19 +388,29 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Output may overtake the news of its process.
-    async fn know(&mut self, serial: Serial) -> Result<(), SessionError> {
+    /// Output may overtake the news of its process. False for one that is no worker of ours: what it writes is the kernel's to keep.
+    async fn know(&mut self, serial: Serial) -> Result<bool, SessionError> {
         if self.writer.knows(serial.0) {
-            return Ok(());
+            return Ok(true);
+        }
+        if self.strangers.contains(&serial.0) {
+            return Ok(false);
         }
         let list = ops::ProcessList {
             names: Vec::new(),
             serials: vec![serial],
         };
         for process in self.client.call(list).await?.processes {
-            self.add_fresh(&process);
+            // What was pushed begins at the start, or with a gap from there.
+            self.insert(&process, 0, 0);
         }
-        Ok(())
+        if !self.writer.knows(serial.0) {
+            if self.strangers.len() >= MAX_STRANGERS {
+                self.strangers.clear();
+            }
+            self.strangers.insert(serial.0);
+        }
+        Ok(self.writer.knows(serial.0))
     }
 
     fn add(&mut self, process: &KernelProcess) {
@@ -411,22 +419,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A process first heard of through its output: what was pushed begins at the start, or with a gap from there.
-    fn add_fresh(&mut self, process: &KernelProcess) {
-        self.insert(process, 0, 0);
-    }
-
     fn insert(&mut self, process: &KernelProcess, acknowledged: u64, dropped: u64) {
-        let settings = self.settings;
-        let watcher = settings.watchers.iter().find(|watcher| {
-            watcher
-                .worker_number(&settings.namespace, &process.name)
-                .is_some()
-        });
-        let routes = watcher.map(|watcher| Routes {
-            out: route(&watcher.stdout),
-            err: route(&watcher.stderr),
-        });
+        let Verdict::Logged(routes) = self.table.verdict(&process.name) else {
+            return;
+        };
         let process = Process {
             serial: process.serial.0,
             name: process.name.to_string(),
@@ -435,66 +431,41 @@ impl<'a> Session<'a> {
             acknowledged,
             dropped,
         };
-        self.writer.add(&process, &routes.unwrap_or_default());
+        self.writer.add(&process, routes);
     }
 
-    /// Asks for everything unacknowledged, and whatever comes. Takes over from a predecessor that is not quite dead.
+    /// Asks for the output of everybody whose output is wanted, from the first byte not acknowledged, where that is not under way; and
+    /// takes over from a predecessor that is not quite dead.
     async fn consume(&mut self) -> Result<(), SessionError> {
-        for sub in std::mem::take(&mut self.subscriptions) {
+        let wanted = self
+            .table
+            .prefixes(self.writer.names().map(|(_, name)| name));
+        let (kept, gone) = std::mem::take(&mut self.subscriptions)
+            .into_iter()
+            .partition(|(prefix, _)| wanted.contains(prefix));
+        self.subscriptions = kept;
+        self.lapsed
+            .extend(HashMap::<String, u64>::into_values(gone));
+        while let Some(sub) = self.lapsed.last().copied() {
             match self.client.call(ops::OutputStop { sub }).await {
                 Err(error) if error.code() == Some(ErrorCode::NotFound) => {}
                 other => drop(other?),
             }
+            self.lapsed.pop();
         }
-        for prefix in prefixes(self.settings) {
+        for prefix in wanted {
+            if self.subscriptions.contains_key(&prefix) {
+                continue;
+            }
             let consume = ops::OutputConsume {
                 names: vec![NamePattern::new(&format!("{prefix}*"))],
                 bytes: ops::Delivery::Inline,
                 force: true,
             };
-            self.subscriptions
-                .push(self.client.call(consume).await?.sub);
+            let sub = self.client.call(consume).await?.sub;
+            self.subscriptions.insert(prefix, sub);
         }
         Ok(())
-    }
-}
-
-/// What the names of logged workers begin with. A name that begins with another is covered by it: a watcher `web` and one `web.api`
-/// would otherwise both be asked for the latter.
-fn prefixes(settings: &LogSettings) -> Vec<String> {
-    let mut all: Vec<String> = settings
-        .watchers
-        .iter()
-        .filter(|watcher| is_logged(watcher))
-        .map(|watcher| format!("{}.{}.", settings.namespace, watcher.key))
-        .collect();
-    all.sort_unstable();
-    let mut kept: Vec<String> = Vec::new();
-    for prefix in all {
-        if !kept.iter().any(|known| prefix.starts_with(known.as_str())) {
-            kept.push(prefix);
-        }
-    }
-    kept
-}
-
-fn route(stream: &StreamConfig) -> Option<Route> {
-    match stream {
-        StreamConfig::Unset | StreamConfig::Null => None,
-        StreamConfig::Stdout => Some(Route {
-            path: OWN_STDOUT.into(),
-            limits: Limits::default(),
-            time_format: None,
-        }),
-        StreamConfig::File(file) => Some(Route {
-            path: file.filename.clone(),
-            limits: Limits {
-                max_bytes: file.max_bytes,
-                backup_count: file.backup_count,
-                watch_path: file.watch_path,
-            },
-            time_format: file.time_format.clone(),
-        }),
     }
 }
 

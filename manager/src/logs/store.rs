@@ -26,9 +26,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::logs::layout::{
     BUFFER_OFFSET, DELTA_BYTES, DELTAS_OFFSET, DONE_ENTRY_BYTES, DONE_OFFSET, Delta,
-    ENTRIES_USED_OFFSET, FileId, Kind, MAGIC, MAX_BATCH_BYTES, MAX_DELTAS, MAX_DONE_ENTRIES,
-    MAX_PATH_BYTES, MAX_SLOTS, PAGE, PAGE_BYTES, PATH_OFFSET, Phase, RECORD_BYTES, RECORD_OFFSETS,
-    Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot, Source, Unfinished, Work, read_word,
+    ENTRIES_USED_OFFSET, FileId, Kind, MAGIC, MAGIC_FAMILY, MAX_BATCH_BYTES, MAX_DELTAS,
+    MAX_DONE_ENTRIES, MAX_PATH_BYTES, MAX_SLOTS, PAGE, PAGE_BYTES, PATH_OFFSET, Phase,
+    RECORD_BYTES, RECORD_OFFSETS, Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot,
+    Source, Unfinished, Work, read_word,
 };
 
 /// The state memfd, opened.
@@ -75,7 +76,7 @@ impl Store {
     /// Opens the state a predecessor left, and tells what it had not finished.
     ///
     /// # Errors
-    /// `InvalidData` when this is not a log state of this version.
+    /// `InvalidData` when this is not a log state, `Unsupported` when it is one of a later version.
     pub fn open(fd: OwnedFd) -> io::Result<(Self, Vec<Unfinished>)> {
         let file = File::from(fd);
         let mut magic = [0; MAGIC.len()];
@@ -86,6 +87,12 @@ impl Store {
             ));
         }
         file.read_exact_at(&mut magic, 0)?;
+        if magic != *MAGIC && magic.starts_with(MAGIC_FAMILY) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the log state was left by a later version, whose manager must be started again; output waits in the kernel",
+            ));
+        }
         if &magic != MAGIC {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -374,7 +381,11 @@ impl Store {
         Ok(())
     }
 
-    fn set_done(&mut self, delta: Delta) -> io::Result<()> {
+    /// Records a position on its own, where nothing is written along with it.
+    ///
+    /// # Errors
+    /// When the memfd cannot be written or the table is full.
+    pub fn set_done(&mut self, delta: Delta) -> io::Result<()> {
         let entry = match self.done.get(&delta.source) {
             // Positions never go back: a write finished twice must not undo a later one.
             Some((_, position)) if *position >= delta.position => return Ok(()),

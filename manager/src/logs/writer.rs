@@ -5,13 +5,15 @@
 //! Invariant: a position handed out by `flush` has everything below it in the files, and the store says so; what was offered while
 //! a file was suspended is not kept here but read from the kernel again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::logs::book::{Book, Stream, Target};
+use regex_lite::Regex;
+
+use crate::logs::book::{Book, Desk, Stream, Target};
 use crate::logs::file::{Limits, LogFile};
-use crate::logs::layout::{Kind, Source, Unfinished};
+use crate::logs::layout::{Delta, Kind, Source, Unfinished};
 use crate::logs::lines::{Assembler, MAX_LINE_BYTES};
 use crate::logs::prefix::Prefix;
 use crate::logs::store::Store;
@@ -31,12 +33,14 @@ pub struct Route {
 }
 
 /// Where the two streams of a process go; a stream without a route is acknowledged unwritten.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Routes {
     /// Standard output.
     pub out: Option<Route>,
     /// Standard error.
     pub err: Option<Route>,
+    /// What a line of either must match for the process to be ready.
+    pub ready: Option<Regex>,
 }
 
 /// What is known of a process when its output begins to be written.
@@ -70,12 +74,13 @@ pub struct Record {
 /// All log files of the manager.
 #[derive(Debug)]
 pub struct LogWriter {
-    store: Store,
-    files: Vec<LogFile>,
+    desk: Desk,
     by_path: HashMap<PathBuf, usize>,
     books: HashMap<u64, Book>,
     /// Processes that had output since the last flush.
     touched: Vec<u64>,
+    /// Processes that had the line their readiness waits for, not yet told.
+    matched: Vec<u64>,
 }
 
 impl LogWriter {
@@ -89,18 +94,18 @@ impl LogWriter {
             files.push(LogFile::recover(&mut store, work, now));
         }
         Self {
-            store,
-            files,
+            desk: Desk { store, files },
             by_path,
             books: HashMap::new(),
             touched: Vec::new(),
+            matched: Vec::new(),
         }
     }
 
     /// The state, to leave its descriptor with the kernel.
     #[must_use]
     pub fn store(&self) -> &Store {
-        &self.store
+        &self.desk.store
     }
 
     /// Is the process known?
@@ -111,27 +116,55 @@ impl LogWriter {
 
     /// Every process something is known of.
     pub fn serials(&self) -> impl Iterator<Item = u64> {
-        self.store.serials().chain(self.books.keys().copied())
+        self.desk.store.serials().chain(self.books.keys().copied())
+    }
+
+    /// Every process whose output is taken in, and its name.
+    pub fn names(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.books
+            .iter()
+            .map(|(serial, book)| (*serial, book.name.as_str()))
+    }
+
+    /// Name of a process whose output is taken in.
+    #[must_use]
+    pub fn name(&self, serial: u64) -> Option<&str> {
+        self.books.get(&serial).map(|book| book.name.as_str())
     }
 
     /// Starts a new process, or one whose output a predecessor wrote.
     pub fn add(&mut self, process: &Process, routes: &Routes) {
         let serial = process.serial;
+        let done = |kind| self.desk.store.done(Source { serial, kind });
         let oldest = process.acknowledged + process.dropped;
-        let written = [Kind::Out, Kind::Err, Kind::Gap]
-            .map(|kind| self.store.done(Source { serial, kind }))
-            .into_iter()
-            .fold(0, u64::max);
+        let (unreported, reported) = if done(Kind::Gap) > 0 && done(Kind::Dropped) == 0 {
+            // Counted by a predecessor of an earlier version: by position.
+            let written = [Kind::Out, Kind::Err, Kind::Gap]
+                .map(done)
+                .into_iter()
+                .fold(0, u64::max);
+            let unreported = process.dropped.min(oldest.saturating_sub(written));
+            (unreported, process.dropped - unreported)
+        } else {
+            let reported = done(Kind::Dropped);
+            (process.dropped.saturating_sub(reported), reported)
+        };
+        let matched = done(Kind::Matched) > 0;
+        if matched && routes.ready.is_some() {
+            // Whoever asks anew is told anew.
+            self.matched.push(serial);
+        }
         let tail_limit =
             usize::try_from(process.reel_bytes / TAIL_SHARE_OF_REEL).unwrap_or(usize::MAX);
         let streams = [(Kind::Out, &routes.out), (Kind::Err, &routes.err)].map(|(kind, route)| {
             let source = Source { serial, kind };
             Stream {
                 source,
-                lines: Assembler::new(self.store.done(source), tail_limit),
+                lines: Assembler::new(self.desk.store.done(source), tail_limit),
                 limit: tail_limit.min(MAX_LINE_BYTES),
                 target: route.as_ref().map(|route| self.target(route)),
                 stale: false,
+                next_route: None,
             }
         });
         self.books.insert(
@@ -142,11 +175,75 @@ impl LogWriter {
                 streams,
                 seen: oldest,
                 acknowledged: oldest,
-                unreported: process.dropped.min(oldest.saturating_sub(written)),
+                unreported,
+                reported,
                 touched: false,
                 acknowledge_again: false,
+                ready: routes.ready.clone().filter(|_| !matched),
             },
         );
+    }
+
+    /// The routes that come now replace what was said before of each file.
+    pub fn begin_update(&mut self) {
+        for file in &mut self.desk.files {
+            file.renew_limits();
+        }
+    }
+
+    /// All routes were told: files without one are closed.
+    pub fn end_update(&mut self) {
+        let mut used: HashSet<usize> = HashSet::new();
+        for stream in self.books.values().flat_map(|book| &book.streams) {
+            used.extend(stream.target.as_ref().map(|target| target.file));
+        }
+        for (index, file) in self.desk.files.iter_mut().enumerate() {
+            if !used.contains(&index) {
+                file.reopen();
+            }
+        }
+    }
+
+    /// Sends the further lines of a process elsewhere. True when the kernel must be asked for everything unacknowledged once more.
+    pub fn reroute(&mut self, serial: u64, routes: &Routes, now: Instant) -> bool {
+        // What was taken in goes where it was to go; positions then say what is left.
+        self.flush_files(now);
+        let mut again = false;
+        for (place, route) in [&routes.out, &routes.err].into_iter().enumerate() {
+            let fresh = route.as_ref().map(|route| self.target(route));
+            let Some(book) = self.books.get_mut(&serial) else {
+                return false;
+            };
+            let Some(stream) = book.streams.get_mut(place) else {
+                return false;
+            };
+            let stuck = stream.target.as_ref().is_some_and(|target| {
+                self.desk
+                    .files
+                    .get(target.file)
+                    .is_some_and(LogFile::is_stuck)
+            });
+            if stuck {
+                // Part of its lines stand in that file already, and the rest of them must follow.
+                stream.next_route = Some(route.clone());
+                continue;
+            }
+            stream.next_route = None;
+            again |= stream.stale;
+            book.turn(&self.desk.store, place, fresh);
+        }
+        if let Some(book) = self.books.get_mut(&serial) {
+            let matched = Source {
+                serial,
+                kind: Kind::Matched,
+            };
+            let before = self.desk.store.done(matched) > 0;
+            if before && routes.ready.is_some() {
+                self.matched.push(serial);
+            }
+            book.ready = routes.ready.clone().filter(|_| !before);
+        }
+        again
     }
 
     /// Takes pushed output in. `payload` holds the bytes from `start` to the last record's end; output of an unknown process and
@@ -164,19 +261,13 @@ impl LogWriter {
         };
         touch(book, &mut self.touched, serial);
         book.acknowledge_again |= start < book.acknowledged;
+        let waits = book.ready.is_some();
         let mut position = start;
         for (index, record) in records.into_iter().enumerate() {
             if index == 0 {
                 let gap = start.saturating_sub(book.seen) + book.unreported;
                 if gap > 0 {
-                    book.report_gap(
-                        &mut self.files,
-                        &mut self.store,
-                        gap,
-                        start,
-                        record.stamp_us,
-                        now,
-                    );
+                    book.report_gap(&mut self.desk, gap, start, record.stamp_us, now);
                 }
             }
             let range = usize::try_from(position.wrapping_sub(start))
@@ -187,24 +278,15 @@ impl LogWriter {
                     serial,
                     "the kernel sent records that do not fit their bytes"
                 );
-                return;
+                break;
             };
-            let stream = match record.stream {
-                Kind::Out => &mut book.streams[0],
-                Kind::Err => &mut book.streams[1],
-                Kind::Gap => continue,
-            };
-            stream.take(
-                &mut self.files,
-                &mut self.store,
-                book.pid,
-                position,
-                bytes,
-                record.stamp_us,
-                now,
-            );
+            let desk = &mut self.desk;
+            book.take(desk, record.stream, position, bytes, record.stamp_us, now);
             position = record.end;
             book.seen = book.seen.max(position);
+        }
+        if waits && book.ready.is_none() {
+            self.note_match(serial);
         }
     }
 
@@ -214,35 +296,41 @@ impl LogWriter {
             return;
         };
         touch(book, &mut self.touched, serial);
-        if let Some(stream) = book
-            .streams
-            .iter_mut()
-            .find(|stream| stream.source.kind == kind)
-        {
-            stream.end(&mut self.files, &mut self.store, book.pid, false, now);
+        let waits = book.ready.is_some();
+        book.end(&mut self.desk, kind, false, now);
+        if waits && book.ready.is_none() {
+            self.note_match(serial);
         }
+    }
+
+    /// Recorded before the line is acknowledged: a successor, who does not see the line again, is told by the record.
+    fn note_match(&mut self, serial: u64) {
+        let source = Source {
+            serial,
+            kind: Kind::Matched,
+        };
+        if let Err(error) = self.desk.store.set_done(Delta {
+            source,
+            position: 1,
+        }) {
+            tracing::warn!(%error, serial, "the log state cannot note that a process is ready");
+        }
+        self.matched.push(serial);
+    }
+
+    /// Processes that had the line their readiness waits for, since this was last asked.
+    pub fn take_matched(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.matched)
     }
 
     /// Writes everything that is complete; answers the positions that may now be acknowledged, per process.
     pub fn flush(&mut self, now: Instant) -> Vec<(u64, u64)> {
-        for index in 0..self.files.len() {
-            let Some(file) = self.files.get_mut(index) else {
-                break;
-            };
-            if file.flush(&mut self.store, now).is_err() {
-                for stream in self.books.values_mut().flat_map(|book| &mut book.streams) {
-                    stream.stale |= stream
-                        .target
-                        .as_ref()
-                        .is_some_and(|target| target.file == index);
-                }
-            }
-        }
+        self.flush_files(now);
         let mut positions = Vec::with_capacity(self.touched.len());
         for serial in self.touched.drain(..) {
             if let Some(book) = self.books.get_mut(&serial) {
                 book.touched = false;
-                let position = book.position(&self.store);
+                let position = book.position(&self.desk.store);
                 let again = std::mem::take(&mut book.acknowledge_again);
                 if position > book.acknowledged || again {
                     book.acknowledged = book.acknowledged.max(position);
@@ -253,24 +341,55 @@ impl LogWriter {
         positions
     }
 
-    /// Tries suspended files again. True when one resumed: the kernel must be asked for everything unacknowledged once more.
-    pub fn retry(&mut self, now: Instant) -> bool {
-        let mut resumed = false;
-        for (index, file) in self.files.iter_mut().enumerate() {
-            if file.retry(&mut self.store, now) {
-                resumed = true;
-                for book in self.books.values_mut() {
-                    book.resume(&self.store, index);
+    fn flush_files(&mut self, now: Instant) {
+        let Desk { store, files } = &mut self.desk;
+        for (index, file) in files.iter_mut().enumerate() {
+            if file.flush(store, now).is_err() {
+                for stream in self.books.values_mut().flat_map(|book| &mut book.streams) {
+                    stream.stale |= stream
+                        .target
+                        .as_ref()
+                        .is_some_and(|target| target.file == index);
                 }
             }
         }
-        resumed
+    }
+
+    /// Tries suspended files again. True when one resumed: the kernel must be asked for everything unacknowledged once more.
+    pub fn retry(&mut self, now: Instant) -> bool {
+        let mut resumed = Vec::new();
+        for (index, file) in self.desk.files.iter_mut().enumerate() {
+            if file.retry(&mut self.desk.store, now) {
+                resumed.push(index);
+            }
+        }
+        let mut turns = Vec::new();
+        for (serial, book) in &mut self.books {
+            for index in &resumed {
+                book.resume(&self.desk.store, *index);
+            }
+            for (place, stream) in book.streams.iter_mut().enumerate() {
+                if !stream.stale
+                    && let Some(route) = stream.next_route.take()
+                {
+                    turns.push((*serial, place, route));
+                }
+            }
+        }
+        for (serial, place, route) in turns {
+            let target = route.as_ref().map(|route| self.target(route));
+            if let Some(book) = self.books.get_mut(&serial) {
+                book.turn(&self.desk.store, place, target);
+            }
+        }
+        !resumed.is_empty()
     }
 
     /// The earliest moment at which `retry` has something to do.
     #[must_use]
     pub fn next_retry(&self) -> Option<Instant> {
-        self.files
+        self.desk
+            .files
             .iter()
             .filter_map(|file| Some(file.trouble()?.1))
             .min()
@@ -279,10 +398,16 @@ impl LogWriter {
     /// What is wrong with which file, for people.
     #[must_use]
     pub fn troubles(&self) -> Vec<String> {
-        self.files
+        self.desk
+            .files
             .iter()
             .filter_map(|file| Some(file.trouble()?.0.to_owned()))
             .collect()
+    }
+
+    /// Takes no more output of the process in; what is known of it stays in the state.
+    pub fn drop_book(&mut self, serial: u64) {
+        self.books.remove(&serial);
     }
 
     /// The kernel has forgotten the process: so may we.
@@ -291,7 +416,7 @@ impl LogWriter {
     /// When the state cannot be written.
     pub fn forget(&mut self, serial: u64) -> std::io::Result<()> {
         self.books.remove(&serial);
-        self.store.retain(|known| known != serial)
+        self.desk.store.retain(|known| known != serial)
     }
 
     /// Forgets every process but those for which `keep` says yes.
@@ -300,12 +425,12 @@ impl LogWriter {
     /// When the state cannot be written.
     pub fn retain(&mut self, mut keep: impl FnMut(u64) -> bool) -> std::io::Result<()> {
         self.books.retain(|serial, _| keep(*serial));
-        self.store.retain(keep)
+        self.desk.store.retain(keep)
     }
 
     /// Closes all files; each is opened by its path at the next line. For who moved them away.
     pub fn reopen(&mut self) {
-        for file in &mut self.files {
+        for file in &mut self.desk.files {
             file.reopen();
         }
     }
@@ -315,12 +440,12 @@ impl LogWriter {
         let file = match self.by_path.get(&path) {
             Some(index) => *index,
             None => {
-                self.files.push(LogFile::new(path.clone()));
-                self.by_path.insert(path, self.files.len() - 1);
-                self.files.len() - 1
+                self.desk.files.push(LogFile::new(path.clone()));
+                self.by_path.insert(path, self.desk.files.len() - 1);
+                self.desk.files.len() - 1
             }
         };
-        if let Some(log) = self.files.get_mut(file) {
+        if let Some(log) = self.desk.files.get_mut(file) {
             log.set_limits(route.limits);
         }
         Target {

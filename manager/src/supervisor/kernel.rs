@@ -13,7 +13,7 @@ use crate::adopt::{Verdict, verdict};
 use crate::config::WatcherConfig;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, is_logged};
-use crate::logs::session::{LogSettings, LogThread};
+use crate::logs::thread::{LogSettings, LogThread};
 use crate::pidfd;
 use crate::state::Kept;
 use crate::supervisor::{Event, Phase, Supervisor, tasks};
@@ -56,23 +56,18 @@ impl Supervisor {
             .iter()
             .map(|watcher| watcher.config().clone())
             .collect();
-        if !watchers.iter().any(|watcher| is_logged(watcher)) {
-            return;
-        }
+        let any = watchers.iter().any(|watcher| is_logged(watcher));
         let settings = LogSettings {
             addresses: self.addresses.clone(),
             namespace: self.config.namespace.clone(),
             watchers,
         };
         let events = self.events.clone();
-        let report = move |troubles| {
-            // A full queue means the loop is busy with worse; the next change is told again.
-            let _ = events.try_send(Event::Logs(troubles));
-        };
+        let report = move |report| events.try_send(Event::Logs(report)).is_ok();
         match LogThread::start(settings, report) {
             Ok(thread) => {
                 self.logs = Some(thread);
-                self.logs_due = Some(Instant::now() + LOGS_READY);
+                self.logs_due = any.then(|| Instant::now() + LOGS_READY);
             }
             Err(error) => {
                 tracing::error!(%error, "the log thread cannot be started; output stays in the kernel");

@@ -1,0 +1,182 @@
+//! From the configuration to where each process's lines go.
+//!
+//! Owns the table of logged watchers and what their workers' names begin with; decides nothing about files (`writer`) and talks to
+//! nobody. Invariant: a process is known here only if its name is one that a logged watcher gives its workers: what others wrote under
+//! a similar name is not ours to take away from the kernel.
+
+use std::sync::Arc;
+
+use regex_lite::{Regex, RegexBuilder};
+
+use crate::config::{Readiness, StreamConfig, WatcherConfig};
+use crate::kernel_link::is_logged;
+use crate::logs::file::Limits;
+use crate::logs::writer::{Route, Routes};
+
+/// Where `StdoutStream` goes: wherever the manager's own output goes.
+pub(super) const OWN_STDOUT: &str = "/dev/stdout";
+/// Memory a compiled expression may take; an ordinary one takes some kilobytes.
+const MAX_REGEX_BYTES: usize = 1024 * 1024;
+
+/// The logged watchers, and what they want.
+#[derive(Debug)]
+pub(super) struct Table {
+    namespace: String,
+    watchers: Arc<[Arc<WatcherConfig>]>,
+    entries: Vec<(usize, Routes)>,
+}
+
+/// What is to be done with a process.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Verdict<'a> {
+    /// A worker of a logged watcher.
+    Logged(&'a Routes),
+    /// A worker of a watcher whose output nobody collects.
+    NotLogged,
+    /// A worker of no watcher there is.
+    Unknown,
+}
+
+impl Table {
+    pub(super) fn new(namespace: &str, watchers: Arc<[Arc<WatcherConfig>]>) -> Self {
+        let entries = watchers
+            .iter()
+            .enumerate()
+            .filter(|(_, watcher)| is_logged(watcher))
+            .map(|(index, watcher)| (index, routes(watcher)))
+            .collect();
+        Self {
+            namespace: namespace.to_owned(),
+            watchers,
+            entries,
+        }
+    }
+
+    /// What to do with the process `name`.
+    pub(super) fn verdict(&self, name: &str) -> Verdict<'_> {
+        let found = self
+            .watchers
+            .iter()
+            .position(|watcher| watcher.worker_number(&self.namespace, name).is_some());
+        match found {
+            None => Verdict::Unknown,
+            Some(index) => self
+                .entries
+                .iter()
+                .find(|(logged, _)| *logged == index)
+                .map_or(Verdict::NotLogged, |(_, routes)| Verdict::Logged(routes)),
+        }
+    }
+
+    /// What the names of logged workers begin with, and those of `others`. A name that begins with another is covered by it: a watcher
+    /// `web` and one `web.api` would otherwise both be asked for the latter.
+    pub(super) fn prefixes<'a>(&self, others: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let mut all: Vec<String> = self
+            .entries
+            .iter()
+            .filter_map(|(index, _)| self.watchers.get(*index))
+            .map(|watcher| format!("{}.{}.", self.namespace, watcher.key))
+            .chain(
+                others
+                    .filter(|name| matches!(self.verdict(name), Verdict::Unknown))
+                    .filter_map(prefix_of)
+                    .map(str::to_owned),
+            )
+            .collect();
+        all.sort_unstable();
+        let mut kept: Vec<String> = Vec::new();
+        for prefix in all {
+            if !kept.iter().any(|known| prefix.starts_with(known.as_str())) {
+                kept.push(prefix);
+            }
+        }
+        kept
+    }
+}
+
+/// A worker's name without its number.
+fn prefix_of(name: &str) -> Option<&str> {
+    name.rfind('.').and_then(|dot| name.get(..=dot))
+}
+
+fn routes(watcher: &WatcherConfig) -> Routes {
+    Routes {
+        out: route(&watcher.stdout),
+        err: route(&watcher.stderr),
+        ready: match &watcher.ready {
+            Some(Readiness::Log(text)) => compiled(&watcher.name, text),
+            _ => None,
+        },
+    }
+}
+
+fn compiled(watcher: &str, text: &str) -> Option<Regex> {
+    let built = RegexBuilder::new(text).size_limit(MAX_REGEX_BYTES).build();
+    if let Err(error) = &built {
+        // `check` refuses these; the worker is then judged by its ready_timeout.
+        tracing::warn!(watcher, %error, "ready = log: expected a regular expression");
+    }
+    built.ok()
+}
+
+fn route(stream: &StreamConfig) -> Option<Route> {
+    match stream {
+        StreamConfig::Unset | StreamConfig::Null => None,
+        StreamConfig::Stdout => Some(Route {
+            path: OWN_STDOUT.into(),
+            limits: Limits::default(),
+            time_format: None,
+        }),
+        StreamConfig::File(file) => Some(Route {
+            path: file.filename.clone(),
+            limits: Limits {
+                max_bytes: file.max_bytes,
+                backup_count: file.backup_count,
+                watch_path: file.watch_path,
+            },
+            time_format: file.time_format.clone(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Surroundings};
+
+    fn table(ini: &str) -> Table {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("t.ini");
+        std::fs::write(&file, ini).unwrap();
+        let config = config::load(&file, &Surroundings::current().unwrap()).unwrap();
+        Table::new(
+            "circus",
+            config.watchers.into_iter().map(Arc::new).collect(),
+        )
+    }
+
+    #[test]
+    fn only_workers_of_logged_watchers_are_consumed() {
+        let table = table(
+            "[watcher:web]\ncmd = x\nstdout_stream.filename = /l/web\n\
+             [watcher:web.api]\ncmd = x\nstdout_stream.filename = /l/api\n\
+             [watcher:quiet]\ncmd = x\n",
+        );
+        assert!(matches!(
+            table.verdict("circus.web.1"),
+            Verdict::Logged(routes) if routes.out.is_some() && routes.err.is_none()
+        ));
+        assert!(matches!(
+            table.verdict("circus.quiet.1"),
+            Verdict::NotLogged
+        ));
+        for other in ["circus.web.migrate", "circus.web.01", "circus.gone.1"] {
+            assert!(matches!(table.verdict(other), Verdict::Unknown), "{other}");
+        }
+        let names = ["circus.gone.1", "circus.gone.2", "circus.quiet.1"];
+        assert_eq!(
+            table.prefixes(names.into_iter()),
+            ["circus.gone.", "circus.web."]
+        );
+    }
+}

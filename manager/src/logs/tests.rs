@@ -1,0 +1,142 @@
+//! The writer as a whole: output in, files and positions out.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Instant;
+
+use regex_lite::Regex;
+
+use crate::logs::file::Limits;
+use crate::logs::layout::Kind;
+use crate::logs::store::Store;
+use crate::logs::writer::{LogWriter, Process, Record, Route, Routes};
+
+fn writer() -> LogWriter {
+    LogWriter::open(Store::create().unwrap(), Vec::new(), Instant::now())
+}
+
+/// What a new manager finds.
+fn successor(writer: &LogWriter) -> LogWriter {
+    let copy = writer.store().descriptor().as_fd().try_clone_to_owned();
+    let (store, unfinished) = Store::open(copy.unwrap()).unwrap();
+    LogWriter::open(store, unfinished, Instant::now())
+}
+
+fn process(acknowledged: u64, dropped: u64) -> Process {
+    Process {
+        serial: 7,
+        name: "circus.w.1".to_owned(),
+        pid: 42,
+        reel_bytes: 1 << 20,
+        acknowledged,
+        dropped,
+    }
+}
+
+fn to(directory: &Path, name: &str) -> Option<Route> {
+    Some(Route {
+        path: directory.join(name),
+        limits: Limits::default(),
+        time_format: None,
+    })
+}
+
+fn out(directory: &Path, name: &str) -> Routes {
+    Routes {
+        out: to(directory, name),
+        ..Routes::default()
+    }
+}
+
+fn write(writer: &mut LogWriter, start: u64, kind: Kind, text: &str) -> Vec<(u64, u64)> {
+    let record = Record {
+        end: start + text.len() as u64,
+        stream: kind,
+        stamp_us: 1_795_315_366_978_956,
+    };
+    writer.output(7, start, [record], text.as_bytes(), Instant::now());
+    writer.flush(Instant::now())
+}
+
+#[test]
+fn another_route_takes_over_at_a_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let mut writer = writer();
+    writer.add(&process(0, 0), &out(directory, "old"));
+    assert_eq!(write(&mut writer, 0, Kind::Out, "one\ntw"), [(7, 4)]);
+    writer.begin_update();
+    assert!(!writer.reroute(7, &out(directory, "new"), Instant::now()));
+    writer.end_update();
+    assert_eq!(write(&mut writer, 6, Kind::Out, "o\nthree\n"), [(7, 14)]);
+    assert_eq!(fs::read(directory.join("old")).unwrap(), b"one\n");
+    assert_eq!(fs::read(directory.join("new")).unwrap(), b"two\nthree\n");
+}
+
+#[test]
+fn a_route_is_left_for_another_while_its_file_cannot_be_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let mut writer = writer();
+    writer.add(&process(0, 0), &out(directory, "absent/old"));
+    assert_eq!(write(&mut writer, 0, Kind::Out, "one\n"), []);
+    writer.begin_update();
+    assert!(writer.reroute(7, &out(directory, "new"), Instant::now()));
+    writer.end_update();
+    // What is not acknowledged comes again.
+    assert_eq!(write(&mut writer, 0, Kind::Out, "one\ntwo\n"), [(7, 8)]);
+    assert_eq!(fs::read(directory.join("new")).unwrap(), b"one\ntwo\n");
+}
+
+#[test]
+fn a_line_that_readiness_waits_for_is_told_once_and_to_a_successor_again() {
+    let ready = Routes {
+        ready: Some(Regex::new("^serving on [0-9]+$").unwrap()),
+        ..Routes::default()
+    };
+    let mut writer = writer();
+    writer.add(&process(0, 0), &ready);
+    write(&mut writer, 0, Kind::Out, "not serving on 1\nserving ");
+    assert!(writer.take_matched().is_empty());
+    // Half a line is still wanted; then nobody wants anything.
+    assert_eq!(write(&mut writer, 25, Kind::Err, "e\n"), []);
+    assert_eq!(write(&mut writer, 27, Kind::Out, "on 8080\n"), [(7, 35)]);
+    assert_eq!(writer.take_matched(), [7]);
+    write(&mut writer, 35, Kind::Out, "serving on 1\n");
+    assert!(writer.take_matched().is_empty());
+    let mut next = successor(&writer);
+    next.add(&process(35, 0), &ready);
+    assert_eq!(next.take_matched(), [7]);
+}
+
+#[test]
+fn a_gap_is_reported_once_by_whoever_comes_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    // Only standard error is logged: its position says nothing of what was dropped.
+    let routes = Routes {
+        err: to(directory, "err"),
+        ..Routes::default()
+    };
+    let mut writer = writer();
+    writer.add(&process(0, 0), &routes);
+    write(&mut writer, 100, Kind::Err, "a\n");
+    write(&mut writer, 102, Kind::Out, "unseen\n");
+    let mut next = successor(&writer);
+    next.add(&process(9, 100), &routes);
+    write(&mut next, 109, Kind::Err, "b\n");
+    let mut last = successor(&next);
+    last.add(&process(11, 105), &routes);
+    write(&mut last, 116, Kind::Err, "c\n");
+    let text = fs::read_to_string(directory.join("err")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let gap = |bytes: u64| {
+        format!("papa: {bytes} bytes of output of circus.w.1 were dropped here, before 2026-")
+    };
+    assert_eq!(lines.len(), 5, "{text}");
+    assert!(lines[0].starts_with(&gap(100)), "{text}");
+    assert_eq!(lines[1..3], ["a", "b"]);
+    assert!(lines[3].starts_with(&gap(5)), "{text}");
+    assert_eq!(lines[4], "c");
+}

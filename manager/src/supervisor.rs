@@ -16,6 +16,7 @@ use papa_protocol::process::{Exit, Process};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
+use crate::control::events::{EventKind, EventLog};
 use crate::control::message::{Reply, Request};
 use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
@@ -25,6 +26,7 @@ use crate::pidfd::Members;
 use crate::state::Kept;
 use crate::watcher::{Action, Moment, StartFailure, Watcher};
 
+mod announce;
 mod ending;
 mod kernel;
 mod queries;
@@ -140,6 +142,10 @@ pub struct Supervisor {
     logs_due: Option<Instant>,
     kernel_trouble: Option<String>,
     log_troubles: Vec<String>,
+    /// What happened, for whoever listens.
+    events_log: EventLog,
+    /// Which states of the watchers were told.
+    announced: Vec<announce::Announced>,
     events: mpsc::Sender<Event>,
     receiver: mpsc::Receiver<Event>,
     /// What was last given to the kernel to keep.
@@ -168,6 +174,8 @@ impl Supervisor {
             .collect();
         Self {
             saved: vec![Kept::default(); watchers.len()],
+            events_log: EventLog::new(format!("{:x}-{}", epoch_ms(), std::process::id())),
+            announced: vec![announce::Announced::default(); watchers.len()],
             config,
             addresses: setup.addresses,
             watchers,
@@ -298,6 +306,7 @@ impl Supervisor {
             }
             self.save(&link);
         }
+        self.announce();
         self.settle_tickets();
         match &self.phase {
             Phase::Quitting if self.leaving().all(Watcher::is_stopped) => self.phase = Phase::Done,
@@ -310,13 +319,17 @@ impl Supervisor {
         let Some(watcher) = self.watchers.get_mut(index) else {
             return;
         };
+        let config = watcher.config().clone();
         for action in watcher.step(now) {
-            let config = watcher.config().clone();
+            let config = config.clone();
             match action {
                 Action::Start { wid } => {
                     tasks::start(link.clone(), config, index, wid, self.events.clone());
                 }
                 Action::Stop(process) => {
+                    let signal = config.stop_signal.number();
+                    let pid = process.pid.unsigned_abs();
+                    self.publish(index, &EventKind::Kill { pid, signal });
                     tracing::info!(watcher = config.name, pid = process.pid, signal = %config.stop_signal, "stopping worker");
                     tasks::signal(
                         link.clone(),
@@ -326,6 +339,8 @@ impl Supervisor {
                     );
                 }
                 Action::Kill(process) => {
+                    let (pid, signal) = (process.pid.unsigned_abs(), nix::libc::SIGKILL);
+                    self.publish(index, &EventKind::Kill { pid, signal });
                     tracing::warn!(
                         watcher = config.name,
                         pid = process.pid,

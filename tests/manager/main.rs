@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod control;
 mod crash;
 mod lifecycle;
 mod logs;

@@ -6,6 +6,7 @@
 //! Source: manager/README.md, "Control".
 
 pub use crate::control::body::*;
+pub use crate::control::events::EventsReply;
 pub use crate::control::options::OptionValues;
 pub use crate::control::reply::{Errno, Reply, ReplyError, RequestError};
 pub use crate::control::request::{

@@ -5,10 +5,12 @@
 //! | `request`, `properties`, `selection`, `options` | requests: commands, their properties, which watchers, values of options |
 //! | `reply`, `body` | replies: the envelope, what each holds |
 //! | `message` | all of these under one name, and the bounds |
+//! | `events` | what happened, for whoever listens |
 //! | `client`, `server` | the side `papactl` uses; the manager's side |
 
 pub mod body;
 pub mod client;
+pub mod events;
 pub mod message;
 pub mod options;
 mod properties;

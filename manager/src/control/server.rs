@@ -6,17 +6,24 @@
 //! the order of the requests.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Uid;
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::message::{Errno, MAX_REQUEST_BYTES, Reply, Request, RequestError};
+use crate::control::message::{
+    Command, Errno, EventsReply, Listen, MAX_REQUEST_BYTES, Reply, Request, RequestError, Since,
+};
 use crate::error::ManagerError;
 
 /// Connections served at once; more wait in the accept queue.
@@ -25,6 +32,9 @@ const MAX_CONNECTIONS: usize = 128;
 const SOCKET_MODE: u32 = 0o600;
 /// Pause when no descriptor is left for a new connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often an asker that has finished asking is looked for while its answer is worked on.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A request and where its answer goes.
 #[derive(Debug)]
@@ -42,6 +52,8 @@ pub struct ControlServer {
     /// Of the socket we bound there.
     inode: Option<(u64, u64)>,
     accepting: tokio::task::JoinHandle<()>,
+    /// Held for as long as we live: two that start at once cannot both find the socket dead and replace it.
+    _lock: Flock<fs::File>,
 }
 
 impl ControlServer {
@@ -58,6 +70,11 @@ impl ControlServer {
             namespace: namespace.to_owned(),
             pid,
         };
+        let failed = |source| ManagerError::ControlSocket {
+            path: path.clone(),
+            source,
+        };
+        let lock = lock(&path).map_err(failed)?;
         match UnixStream::connect(&path).await {
             Ok(stream) => {
                 let peer = stream.peer_cred().ok();
@@ -70,14 +87,19 @@ impl ControlServer {
                 return Err(running(None));
             }
         }
-        let listener = listen(&path).map_err(|source| ManagerError::ControlSocket {
-            path: path.clone(),
-            source,
-        })?;
+        let Some(lock) = lock else {
+            // It is starting, or ending.
+            return Err(running(holder(&path)));
+        };
+        // For whoever comes while the socket does not answer.
+        let _ = lock.set_len(0);
+        let _ = (&*lock).write_all(std::process::id().to_string().as_bytes());
+        let listener = listen(&path).map_err(failed)?;
         Ok(Self {
             inode: inode(&path),
             path,
             accepting: tokio::spawn(accept(listener, asked)),
+            _lock: lock,
         })
     }
 }
@@ -97,6 +119,31 @@ impl Drop for ControlServer {
 
 /// What connecting to a path answers when nobody listens there.
 const DEAD: [io::ErrorKind; 2] = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
+
+/// The lock beside the socket, unless somebody has it.
+fn lock(socket: &Path) -> io::Result<Option<Flock<fs::File>>> {
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(SOCKET_MODE)
+        .open(lock_path(socket))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// Who wrote itself into the lock.
+fn holder(socket: &Path) -> Option<i32> {
+    fs::read_to_string(lock_path(socket)).ok()?.parse().ok()
+}
+
+fn lock_path(socket: &Path) -> PathBuf {
+    socket.with_extension("lock")
+}
 
 fn inode(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
@@ -170,10 +217,12 @@ async fn converse(stream: UnixStream, asked: &mpsc::Sender<Asked>) -> io::Result
                     .await;
             }
         }
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
         let reply = match Request::parse(&line) {
+            Ok(Request {
+                id,
+                command: Command::Listen(listen),
+                ..
+            }) => return stream_events(reader, writer, asked, id, listen).await,
             Ok(request) => {
                 let cast = request.cast;
                 let (sender, receiver) = oneshot::channel();
@@ -187,16 +236,100 @@ async fn converse(stream: UnixStream, asked: &mpsc::Sender<Asked>) -> io::Result
                 if cast {
                     continue;
                 }
-                // No answer: the manager has ended.
-                let Ok(reply) = receiver.await else {
-                    return Ok(());
-                };
-                reply
+                match unless_gone(&mut reader, receiver).await {
+                    Some(reply) => reply,
+                    None => return Ok(()),
+                }
             }
             Err((id, error)) => Reply::error(id, now(), error),
         };
         writer.write_all(&reply.to_line()).await?;
     }
+}
+
+/// The rest of a connection that listens: what it asks for is fetched batch by batch, so that a slow reader holds up
+/// only this task.
+async fn stream_events(
+    mut reader: BufReader<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+    asked: &mpsc::Sender<Asked>,
+    id: serde_json::Value,
+    mut listen: Listen,
+) -> io::Result<()> {
+    let mut begun = false;
+    loop {
+        let (sender, receiver) = oneshot::channel();
+        let request = Request {
+            id: id.clone(),
+            cast: false,
+            // The first fetch says where the stream begins, the others wait for something to say.
+            waiting: begun,
+            command: Command::Listen(listen.clone()),
+        };
+        let question = Asked {
+            request,
+            reply: sender,
+        };
+        if asked.send(question).await.is_err() {
+            return Ok(());
+        }
+        let Some(reply) = unless_gone(&mut reader, receiver).await else {
+            return Ok(());
+        };
+        let batch: EventsReply = reply.body().map_err(io::Error::other)?;
+        let mut lines = Vec::new();
+        if !begun {
+            let start = json!({"incarnation": batch.incarnation, "seq": batch.seq});
+            lines.extend(Reply::ok(id.clone(), now(), &start).to_line());
+            begun = true;
+        }
+        if batch.missed != Some(0) {
+            let missed = json!({"topic": "listen.missed", "time": now(), "missed": batch.missed});
+            lines.extend(format!("{missed}\n").into_bytes());
+        }
+        for event in &batch.events {
+            serde_json::to_writer(&mut lines, event)?;
+            lines.push(b'\n');
+        }
+        writer.write_all(&lines).await?;
+        listen.since = Some(Since {
+            incarnation: Some(batch.incarnation),
+            seq: batch.seq,
+        });
+    }
+}
+
+/// The answer, or none if the manager ends first or whoever asked has gone: waiting for nobody would hold a permit.
+async fn unless_gone(
+    reader: &mut BufReader<OwnedReadHalf>,
+    answer: oneshot::Receiver<Reply>,
+) -> Option<Reply> {
+    tokio::select! {
+        biased;
+        answer = answer => answer.ok(),
+        () = gone(reader) => None,
+    }
+}
+
+/// Waits until the other end is closed.
+///
+/// # Cancel safety
+/// Nothing is consumed.
+async fn gone(reader: &mut BufReader<OwnedReadHalf>) {
+    // Wakes at the end of the stream, but also for a next request, and for one who has only finished asking.
+    let _ = reader.fill_buf().await;
+    while !is_hung_up(reader.get_ref().as_ref()) {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn is_hung_up(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let ends = PollFlags::POLLHUP | PollFlags::POLLERR;
+    poll(&mut polled, PollTimeout::ZERO).is_ok()
+        && polled[0]
+            .revents()
+            .is_some_and(|events| events.intersects(ends))
 }
 
 /// Seconds since the epoch, as Circus's replies carry them.

@@ -128,12 +128,21 @@ impl Supervisor {
                 pid = running.pid,
                 "found running"
             );
+            let known = watcher.workers().values().any(|worker| {
+                worker
+                    .process()
+                    .is_some_and(|there| there.serial == running.serial)
+            });
             watcher.adopt(wid, running);
+            if !known {
+                self.publish_spawn(index, wid, &running);
+            }
             return;
         }
         let how = process.exit.as_ref().map_or(Ended::Unknown, ended);
         let worker = watcher.ended(running.serial, how, &at);
         if let Some(worker) = worker {
+            self.publish_reap(index, &running, how);
             self.sweep(index, &worker);
         } else {
             let ran = process
@@ -215,6 +224,9 @@ impl Supervisor {
             .find_map(|(index, watcher)| Some((index, watcher.ended(serial, ended(&exit), &at)?)));
         match found {
             Some((index, worker)) => {
+                if let Some(process) = worker.process() {
+                    self.publish_reap(index, process, ended(&exit));
+                }
                 self.sweep(index, &worker);
                 self.acknowledge(index, serial);
             }
@@ -245,7 +257,9 @@ impl Supervisor {
                     pid = process.pid,
                     "worker started"
                 );
-                watcher.started(wid, running(&process, &at));
+                let running = running(&process, &at);
+                watcher.started(wid, running);
+                self.publish_spawn(index, wid, &running);
                 if let Some(exit) = self.early_exits.remove(&serial) {
                     self.exited(serial, exit);
                 }

@@ -56,7 +56,7 @@ impl Supervisor {
                 }
                 answer(request, reply, Ok(&json!({})));
             }
-            Command::Listen(_) => not_yet(request, reply),
+            Command::Listen(listen) => self.events_log.fetch(listen, &request, reply, now()),
             // What only looks.
             Command::Status { .. }
             | Command::List { .. }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::fnmatch;
 use crate::config::ini::Document;
@@ -18,7 +18,7 @@ pub type Environment = BTreeMap<OsString, OsString>;
 
 /// What `$(circus.env.X)` and `$(circus.config_dir)` mean: names are compared lower-cased. Values that are not UTF-8
 /// cannot stand in a file's text and count as unknown.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lookup {
     /// By key, lower case, without `circus.`.
     values: HashMap<String, String>,
@@ -66,10 +66,10 @@ impl Lookup {
 }
 
 /// Everything needed to compute a watcher's variables.
-#[derive(Debug)]
-pub struct Variables<'a> {
-    inherited: &'a Environment,
-    config_dir: &'a Path,
+#[derive(Debug, Clone, PartialEq)]
+pub struct Variables {
+    inherited: Environment,
+    config_dir: PathBuf,
     /// `[env]`, variables replaced.
     own: Vec<(String, String)>,
     /// `[env:…]` in file order: patterns and raw values.
@@ -79,7 +79,7 @@ pub struct Variables<'a> {
 }
 
 /// One `[env:PATTERNS]` section.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 struct MatchedSection {
     patterns: Vec<String>,
     values: Vec<(String, String)>,
@@ -96,11 +96,11 @@ pub struct WatcherVariables {
     pub last: Lookup,
 }
 
-impl<'a> Variables<'a> {
+impl Variables {
     /// Gathers the env sections of `document` on top of `inherited`, the manager's own environment. `config_dir` is
     /// the directory of the main file.
     #[must_use]
-    pub fn new(document: &Document, inherited: &'a Environment, config_dir: &'a Path) -> Self {
+    pub fn new(document: &Document, inherited: &Environment, config_dir: &Path) -> Self {
         let mut global = Lookup::default().with_config_dir(config_dir);
         global.extend(inherited);
         // Values of [env] see the inherited variables, not each other.
@@ -128,17 +128,22 @@ impl<'a> Variables<'a> {
             })
             .collect();
         Self {
-            inherited,
-            config_dir,
+            inherited: inherited.clone(),
+            config_dir: config_dir.to_owned(),
             own,
             matched,
             global,
         }
     }
 
-    /// The variables of the watcher called `name`.
+    /// The variables of the watcher called `name`. `given` replaces what all sections say.
     #[must_use]
-    pub fn of_watcher(&self, name: &str, copy_env: bool) -> WatcherVariables {
+    pub fn of_watcher(
+        &self,
+        name: &str,
+        copy_env: bool,
+        given: Option<&BTreeMap<String, String>>,
+    ) -> WatcherVariables {
         let matching = self
             .matched
             .iter()
@@ -149,12 +154,18 @@ impl<'a> Variables<'a> {
                     .any(|pattern| fnmatch::matches(pattern, name))
             })
             .flat_map(|section| &section.values);
-        let written: BTreeMap<&str, &str> = self
-            .own
-            .iter()
-            .chain(matching)
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .collect();
+        let written: BTreeMap<&str, &str> = match given {
+            Some(given) => given
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
+            None => self
+                .own
+                .iter()
+                .chain(matching)
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect(),
+        };
         let mut raw = self.global.clone();
         raw.extend(&to_environment(written.iter()));
         let mut environment = if copy_env {
@@ -163,10 +174,10 @@ impl<'a> Variables<'a> {
             Environment::new()
         };
         environment.extend(written.iter().map(|(key, value)| {
-            let value = replace_names(value, self.inherited);
+            let value = replace_names(value, &self.inherited);
             ((*key).into(), value)
         }));
-        let mut last = Lookup::default().with_config_dir(self.config_dir);
+        let mut last = Lookup::default().with_config_dir(&self.config_dir);
         last.extend(&environment);
         WatcherVariables {
             raw,
@@ -248,7 +259,7 @@ A = four
         let inherited: Environment = [("HOME", "/root"), ("ODD", "a$HOME")]
             .map(|(key, value)| (key.into(), value.into()))
             .into();
-        Variables::new(&document, &inherited, Path::new("/etc/c")).of_watcher(name, copy_env)
+        Variables::new(&document, &inherited, Path::new("/etc/c")).of_watcher(name, copy_env, None)
     }
 
     fn get(variables: &WatcherVariables, name: &str) -> Option<String> {

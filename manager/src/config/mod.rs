@@ -6,7 +6,10 @@
 //! starts anything.
 //! Source: Circus 0.17.2's INI format; differences are listed in manager/README.md.
 
+pub mod change;
+pub mod diff;
 pub mod environment;
+pub(crate) mod facets;
 pub mod fields;
 pub mod fnmatch;
 pub mod include;

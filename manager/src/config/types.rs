@@ -8,10 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::environment::Variables;
 use crate::config::ini::Entry;
 use crate::config::problem::{Origin, Problem};
+use crate::config::resolve::Surroundings;
+use crate::config::resolve::restarts::FlappingDefaults;
 use crate::config::signal::SignalNumber;
 use crate::config::variables;
 
@@ -45,6 +49,19 @@ pub struct Config {
     pub options: BTreeMap<String, String>,
     /// What was accepted but is probably not what was meant, in file order.
     pub warnings: Vec<Problem>,
+    /// What reading one more watcher needs.
+    pub base: Arc<Base>,
+}
+
+/// What every watcher of a configuration is read with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Base {
+    /// `[env]` and `[env:…]`.
+    pub(crate) variables: Variables,
+    /// Where the manager was started.
+    pub(crate) around: Surroundings,
+    /// What the flapping plugin's section says.
+    pub(crate) flapping: FlappingDefaults,
 }
 
 impl Config {
@@ -98,6 +115,8 @@ pub struct WatcherConfig {
     pub working_dir: PathBuf,
     /// The workers' environment, complete.
     pub env: BTreeMap<OsString, OsString>,
+    /// Variables given at run time in place of those of the file's sections.
+    pub env_given: Option<BTreeMap<String, String>>,
     /// User of the workers; none means the kernel's.
     pub uid: Option<Identity>,
     /// Group of the workers; none means the user's primary group, or the kernel's.

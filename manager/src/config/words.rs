@@ -38,6 +38,20 @@ pub fn split(text: &str) -> Result<Vec<String>, SplitError> {
     Ok(words)
 }
 
+/// The text that [`split`] makes `words` of, with as few quotes as that needs.
+#[must_use]
+pub fn join(words: &[String]) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_@%+=:,./-$()*?[]{}~!#^".contains(c);
+    let quoted = words.iter().map(|word| {
+        if !word.is_empty() && word.chars().all(plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', "'\"'\"'"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
 fn quoted(
     quote: char,
     chars: &mut std::str::Chars<'_>,
@@ -80,6 +94,19 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(&split(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn joined_words_have_quotes_where_needed() {
+        let words = ["run", "--x=$(circus.wid)", "", "a b", "it's"].map(str::to_owned);
+        assert_eq!(join(&words), "run --x=$(circus.wid) '' 'a b' 'it'\"'\"'s'");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn joined_words_are_split_into_the_same(words: Vec<String>) {
+            proptest::prop_assert_eq!(split(&join(&words)).unwrap(), words);
         }
     }
 

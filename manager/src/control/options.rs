@@ -16,9 +16,6 @@ use crate::control::reply::{Errno, RequestError};
 /// Most options in one request.
 const MAX_OPTIONS: usize = 1024;
 
-/// Prefixes of keys with a free second half.
-const PREFIXES: [&str; 4] = ["stdout_stream.", "stderr_stream.", "hooks.", "rlimit_"];
-
 /// Options with their values, as an INI file would write them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct OptionValues {
@@ -94,10 +91,7 @@ impl OptionValues {
 
 fn is_known(key: &str) -> bool {
     // A watcher's name is what it is found by; `add` has a property of its own for it.
-    (key != "name" && known::find(known::WATCHER, key).is_some())
-        || PREFIXES
-            .iter()
-            .any(|prefix| key.len() > prefix.len() && key.starts_with(prefix))
+    key != "name" && known::is_watcher_key(key)
 }
 
 /// What JSON type an option has, where it is not a text.

@@ -111,15 +111,31 @@ pub fn find<'a>(table: &'a [Key], name: &str) -> Option<&'a Key> {
     table.iter().find(|key| key.name == name)
 }
 
+/// Prefixes of a watcher's keys with a free second half.
+const WATCHER_PREFIXES: [&str; 5] = [
+    "stdout_stream.",
+    "stderr_stream.",
+    "hooks.",
+    "flapping.",
+    "rlimit_",
+];
+
+/// Whether a watcher's section knows `name`, which may have a free second half.
+#[must_use]
+pub fn is_watcher_key(name: &str) -> bool {
+    find(WATCHER, name).is_some()
+        || WATCHER_PREFIXES
+            .iter()
+            .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+}
+
 /// Whether any section knows `name`.
 #[must_use]
 pub fn is_known(name: &str) -> bool {
-    [CIRCUS, WATCHER, SOCKET]
-        .iter()
-        .any(|table| find(table, name).is_some())
-        || ["stdout_stream.", "stderr_stream.", "hooks.", "rlimit_"]
+    is_watcher_key(name)
+        || [CIRCUS, SOCKET]
             .iter()
-            .any(|prefix| name.starts_with(prefix))
+            .any(|table| find(table, name).is_some())
 }
 
 /// The key that was probably meant by an unknown one.

@@ -14,9 +14,11 @@ mod socket;
 mod stream;
 mod watcher;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::environment::{Environment, Lookup, Variables};
@@ -24,11 +26,11 @@ use crate::config::fields::Fields;
 use crate::config::include::{self, Loaded};
 use crate::config::known;
 use crate::config::problem::{ConfigErrors, Findings, Origin};
-use crate::config::raw::RawConfig;
+use crate::config::raw::{RawConfig, RawSection};
 use crate::config::resolve::restarts::FlappingDefaults;
 use crate::config::scalar;
 use crate::config::types::{
-    Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, PluginConfig, SocketConfig,
+    Base, Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, PluginConfig, SocketConfig,
     WatcherConfig,
 };
 
@@ -72,27 +74,26 @@ pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> 
     let config_dir = directory_of(path, around);
     let variables = Variables::new(&loaded.document, &around.environment, &config_dir);
     let raw = RawConfig::new(&loaded.document, &mut findings);
-    let mut config = circus_section(&raw, &variables, &mut findings);
+    let (plugins, flapping) = plugins(&raw, &variables, &mut findings);
+    let base = Arc::new(Base {
+        variables,
+        around: around.clone(),
+        flapping,
+    });
+    let mut config = circus_section(&raw, &base, &mut findings);
+    config.plugins = plugins;
     config.path = around.directory.join(path);
     for section in &raw.sockets {
         config.sockets.extend(socket::resolve(
             section,
-            &variables.global,
+            &base.variables.global,
             around,
             &mut findings,
         ));
     }
-    let flapping = plugins(&raw, &variables, &mut config, &mut findings);
-    let context = watcher::Context {
-        flapping,
-        umask: config.umask,
-        sockets: &config.sockets,
-        variables: &variables,
-        around,
-    };
     let mut watchers = Vec::new();
     for section in &raw.watchers {
-        watchers.extend(watcher::resolve(section, &context, &mut findings));
+        watchers.extend(one_watcher(&config, section, None, &mut findings));
     }
     check_names(&watchers, &config.sockets, &mut findings);
     depends::check(&watchers, &mut findings);
@@ -121,17 +122,34 @@ pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> 
     Ok(config)
 }
 
+/// One watcher of `config`, whose sockets are known. `env_given` replaces what the env sections say.
+pub(crate) fn one_watcher(
+    config: &Config,
+    section: &RawSection,
+    env_given: Option<&BTreeMap<String, String>>,
+    findings: &mut Findings,
+) -> Option<WatcherConfig> {
+    let context = watcher::Context {
+        umask: config.umask,
+        sockets: &config.sockets,
+        variables: &config.base.variables,
+        flapping: config.base.flapping,
+        around: &config.base.around,
+    };
+    watcher::resolve(section, &context, env_given, findings)
+}
+
 /// `[plugin:NAME]`; what the flapping plugin's says of watchers.
 fn plugins(
     raw: &RawConfig,
-    variables: &Variables<'_>,
-    config: &mut Config,
+    variables: &Variables,
     findings: &mut Findings,
-) -> FlappingDefaults {
+) -> (Vec<PluginConfig>, FlappingDefaults) {
+    let mut plugins = Vec::new();
     let mut flapping = FlappingDefaults::default();
     for section in &raw.plugins {
         let mut fields = Fields::new(&section.entries, &variables.global, findings);
-        config.plugins.push(PluginConfig {
+        plugins.push(PluginConfig {
             name: section.name.clone(),
             options: fields.options(),
             origin: section.origin.clone(),
@@ -153,7 +171,7 @@ fn plugins(
             );
         }
     }
-    flapping
+    (plugins, flapping)
 }
 
 /// Where the main file is: absolute, and without the `.` of `papactl up ./file.ini`.
@@ -208,8 +226,8 @@ fn in_file_order(mut findings: Findings, loaded: &Loaded) -> Findings {
     findings
 }
 
-fn circus_section(raw: &RawConfig, variables: &Variables<'_>, findings: &mut Findings) -> Config {
-    let mut fields = Fields::new(&raw.circus, &variables.global, findings);
+fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) -> Config {
+    let mut fields = Fields::new(&raw.circus, &base.variables.global, findings);
     fields.report_keys(known::CIRCUS, "");
     let debug = fields.boolean("debug", false);
     let log_level = fields.parsed("loglevel", |text| {
@@ -243,6 +261,7 @@ fn circus_section(raw: &RawConfig, variables: &Variables<'_>, findings: &mut Fin
         plugins: Vec::new(),
         options: fields.options(),
         warnings: Vec::new(),
+        base: Arc::clone(base),
     }
 }
 

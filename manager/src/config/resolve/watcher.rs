@@ -36,7 +36,7 @@ const NAME_ROOM: usize = 48;
 pub(super) struct Context<'a> {
     pub(super) umask: Option<u32>,
     pub(super) sockets: &'a [SocketConfig],
-    pub(super) variables: &'a Variables<'a>,
+    pub(super) variables: &'a Variables,
     pub(super) flapping: FlappingDefaults,
     pub(super) around: &'a Surroundings,
 }
@@ -45,6 +45,7 @@ pub(super) struct Context<'a> {
 pub(super) fn resolve(
     section: &RawSection,
     context: &Context<'_>,
+    env_given: Option<&BTreeMap<String, String>>,
     findings: &mut Findings,
 ) -> Option<WatcherConfig> {
     // An option called `name` replaces the section's, as in Circus.
@@ -53,7 +54,7 @@ pub(super) fn resolve(
         .filled("name")
         .unwrap_or_else(|| section.name.clone());
     let copy_env = global.boolean("copy_env", false);
-    let variables = context.variables.of_watcher(&name, copy_env);
+    let variables = context.variables.of_watcher(&name, copy_env, env_given);
     if let Some(fault) = name_fault(&name, NAME_ROOM) {
         findings.error(&section.origin, fault);
     }
@@ -104,6 +105,7 @@ pub(super) fn resolve(
         singleton,
         working_dir,
         env: variables.environment,
+        env_given: env_given.cloned(),
         uid: identity::user(&mut fields),
         gid: identity::group(&mut fields),
         rlimits: rlimits(&mut fields),

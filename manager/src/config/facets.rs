@@ -1,0 +1,267 @@
+//! A configuration taken apart into keys and comparable values.
+//!
+//! Owns which resolved value belongs to which key of a file, and whether a worker that runs already is affected by it;
+//! `diff` compares. Every field of the resolved types appears, or is left out with a reason.
+//! Invariant: two values of one key are equal exactly if their texts are.
+
+use std::time::Duration;
+
+use crate::config::diff::Apply;
+use crate::config::render::render_worker;
+use crate::config::types::{
+    Config, HealthProbe, Identity, Readiness, RlimitValue, SocketConfig, StreamConfig,
+    WatcherConfig,
+};
+use crate::config::{scalar, words};
+
+/// One key's value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facet {
+    /// As in a file.
+    pub(crate) key: String,
+    /// For comparing and showing.
+    pub(crate) value: String,
+    /// What a difference asks for.
+    pub(crate) apply: Apply,
+    /// Not to be shown.
+    pub(crate) secret: bool,
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "most callers pass what they have just made"
+)]
+fn in_place(key: impl Into<String>, value: impl ToString) -> Facet {
+    Facet {
+        key: key.into(),
+        value: value.to_string(),
+        apply: Apply::InPlace,
+        secret: false,
+    }
+}
+
+/// Part of what a worker is started with.
+fn spec(key: impl Into<String>, value: impl ToString) -> Facet {
+    Facet {
+        apply: Apply::Roll,
+        ..in_place(key, value)
+    }
+}
+
+/// Keys of `[circus]` the manager reads when it starts.
+pub(crate) fn of_manager(config: &Config) -> Vec<Facet> {
+    let written = |key: &str| config.options.get(key).cloned().unwrap_or_default();
+    vec![
+        in_place("namespace", &config.namespace),
+        in_place(
+            "papa_endpoint",
+            config
+                .kernel
+                .as_ref()
+                .map_or(String::new(), ToString::to_string),
+        ),
+        in_place("loglevel", &config.log_level),
+        in_place("pidfile", written("pidfile")),
+        in_place("logoutput", written("logoutput")),
+    ]
+}
+
+/// Keys of `[circus]` that hold at once. `umask` is each watcher's.
+pub(crate) fn of_settings(config: &Config) -> Vec<Facet> {
+    vec![in_place("warmup_delay", seconds(config.warmup_delay))]
+}
+
+/// A socket. Name and place in the file are not its values.
+pub(crate) fn of_socket(socket: &SocketConfig) -> Vec<Facet> {
+    let path = socket.path.as_ref();
+    vec![
+        spec("family", socket.family.as_str()),
+        spec("type", socket.kind.as_str()),
+        spec(
+            "path",
+            path.map_or(String::new(), |path| path.display().to_string()),
+        ),
+        spec("umask", mask(socket.umask)),
+        spec("host", text(socket.host.as_ref())),
+        spec("port", text(socket.port.as_ref())),
+        spec("interface", text(socket.interface.as_ref())),
+        spec("backlog", socket.backlog),
+        spec("so_reuseport", yes_no(socket.reuseport)),
+        spec("blocking", yes_no(!socket.nonblocking)),
+        // Only how it is opened, and when it is given up.
+        in_place("replace", yes_no(socket.replace)),
+        in_place("use_papa", yes_no(socket.use_papa)),
+    ]
+}
+
+/// A watcher. Inherited sockets are compared by `diff`, which knows what became of each.
+pub(crate) fn of_watcher(watcher: &WatcherConfig) -> Vec<Facet> {
+    let mut facets = spec_of(watcher);
+    facets.extend(policy_of(watcher));
+    facets.extend(options_of(watcher));
+    facets
+}
+
+fn spec_of(watcher: &WatcherConfig) -> Vec<Facet> {
+    // What the kernel is asked to start, but for the names of namespace and worker.
+    let worker = render_worker(watcher, "", 1);
+    let use_sockets = watcher.options.get("use_sockets");
+    let mut facets = vec![
+        spec("cmd", words::join(&watcher.argv_template)),
+        spec("working_dir", watcher.working_dir.display()),
+        spec("uid", identity(watcher.uid.as_ref())),
+        spec("gid", identity(watcher.gid.as_ref())),
+        spec("umask", mask(watcher.umask)),
+        spec(
+            "use_sockets",
+            yes_no(use_sockets.is_some_and(|text| scalar::boolean(text) == Ok(true))),
+        ),
+        spec("stdin_socket", text(watcher.stdin_socket.as_ref())),
+        spec("close_child_stdout", format!("{:?}", worker.stdout)),
+        spec("close_child_stderr", format!("{:?}", worker.stderr)),
+        Facet {
+            apply: if in_environment(watcher.ready.as_ref()) {
+                Apply::Roll
+            } else {
+                Apply::InPlace
+            },
+            ..in_place(
+                "ready",
+                watcher.ready.as_ref().map_or(String::new(), readiness),
+            )
+        },
+    ];
+    facets.extend(watcher.rlimits.iter().map(|(name, limit)| {
+        let value = match limit {
+            RlimitValue::Limit(limit) => limit.to_string(),
+            RlimitValue::Infinity => "unlimited".to_owned(),
+        };
+        spec(format!("rlimit_{name}"), value)
+    }));
+    facets.extend(watcher.env.iter().map(|(name, value)| Facet {
+        secret: true,
+        // Bytes that are no text still differ.
+        ..spec(
+            format!("env.{}", name.to_string_lossy()),
+            format!("{value:?}"),
+        )
+    }));
+    facets
+}
+
+/// The worker is told where to say that it is ready.
+fn in_environment(ready: Option<&Readiness>) -> bool {
+    matches!(ready, Some(Readiness::Notify | Readiness::Fd(_)))
+}
+
+fn policy_of(watcher: &WatcherConfig) -> Vec<Facet> {
+    let mut facets = vec![
+        in_place("name", &watcher.name),
+        in_place("numprocesses", watcher.numprocesses),
+        in_place("singleton", yes_no(watcher.singleton)),
+        in_place("stop_signal", watcher.stop_signal),
+        in_place("stop_children", yes_no(watcher.stop_children)),
+        in_place("graceful_timeout", seconds(watcher.graceful_timeout)),
+        in_place("send_hup", yes_no(watcher.send_hup)),
+        in_place("respawn", yes_no(watcher.respawn)),
+        in_place("max_retry", or_ever(watcher.max_retry)),
+        in_place("autostart", yes_no(watcher.autostart)),
+        in_place("priority", watcher.priority),
+        in_place("warmup_delay", seconds(watcher.warmup_delay)),
+        in_place("ready_timeout", seconds(watcher.ready_timeout)),
+        in_place("max_surge", watcher.max_surge),
+        in_place("max_age", seconds(watcher.max_age.unwrap_or_default())),
+        in_place("max_age_variance", seconds(watcher.max_age_variance)),
+        in_place("on_demand", yes_no(watcher.on_demand)),
+        in_place("backoff_first", seconds(watcher.backoff.first)),
+        in_place("backoff_max", seconds(watcher.backoff.max)),
+        in_place("backoff_reset", seconds(watcher.backoff.reset)),
+        in_place("depends_on", watcher.depends_on.join(", ")),
+        in_place("use_papa", yes_no(watcher.use_papa)),
+        in_place("stdout_stream", stream(&watcher.stdout)),
+        in_place("stderr_stream", stream(&watcher.stderr)),
+    ];
+    if let Some(health) = &watcher.health {
+        facets.extend([
+            in_place("health", probe(&health.probe)),
+            in_place("health_interval", seconds(health.interval)),
+            in_place("health_timeout", seconds(health.timeout)),
+            in_place("health_retries", health.retries),
+        ]);
+    }
+    if let Some(flapping) = &watcher.flapping {
+        facets.extend([
+            in_place("flapping.attempts", flapping.attempts),
+            in_place("flapping.window", seconds(flapping.window)),
+            in_place("flapping.retry_in", seconds(flapping.retry_in)),
+            in_place("flapping.max_retry", or_ever(flapping.max_retry)),
+        ]);
+    }
+    facets.extend(watcher.hooks.iter().map(|hook| {
+        in_place(
+            format!("hooks.{}", hook.name),
+            format!("{}, {}", hook.target, yes_no(hook.ignore_failure)),
+        )
+    }));
+    facets
+}
+
+/// Keys nobody here knows; hooks and plugins may.
+fn options_of(watcher: &WatcherConfig) -> impl Iterator<Item = Facet> {
+    watcher
+        .options
+        .iter()
+        .filter(|(key, _)| !crate::config::known::is_watcher_key(key))
+        .map(|(key, value)| in_place(key.clone(), value))
+}
+
+fn text(value: Option<&impl ToString>) -> String {
+    value.map_or(String::new(), ToString::to_string)
+}
+
+fn yes_no(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+fn or_ever(number: Option<u32>) -> String {
+    number.map_or("-1".to_owned(), |number| number.to_string())
+}
+
+fn mask(mask: Option<u32>) -> String {
+    mask.map_or(String::new(), |mask| format!("{mask:03o}"))
+}
+
+fn identity(identity: Option<&Identity>) -> String {
+    identity.map_or(String::new(), ToString::to_string)
+}
+
+fn readiness(ready: &Readiness) -> String {
+    match ready {
+        Readiness::Notify => "notify".to_owned(),
+        Readiness::Fd(number) => format!("fd:{number}"),
+        Readiness::Tcp(address) => format!("tcp:{address}"),
+        Readiness::Http(url) => url.clone(),
+        Readiness::Log(pattern) => format!("log:{pattern}"),
+        Readiness::Delay(time) => format!("delay:{}", seconds(*time)),
+    }
+}
+
+fn probe(probe: &HealthProbe) -> String {
+    match probe {
+        HealthProbe::Tcp(address) => format!("tcp:{address}"),
+        HealthProbe::Http(url) => url.clone(),
+        HealthProbe::Command(argv) => format!("command:{}", words::join(argv)),
+    }
+}
+
+/// Long for the wide variants, but exact; people see only that it changed.
+fn stream(stream: &StreamConfig) -> String {
+    match stream {
+        StreamConfig::Unset => String::new(),
+        other => format!("{other:?}"),
+    }
+}

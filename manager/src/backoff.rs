@@ -1,20 +1,22 @@
 //! When a worker that ended is started again.
 //!
 //! Owns the growth of the delay. Pure: the caller says how long the worker ran and supplies the jitter.
-//! Invariant: a worker that ran for `LONG_ENOUGH` is started again at once; a delay is never longer than `MAX_DELAY`.
+//! Invariant: a worker that ran for `reset` is started again at once; a delay is never longer than `max`.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A worker that ran so long was well: its end is no sign of a loop.
+use crate::config::BackoffConfig;
+
+/// A worker that ran so long was well: its end is no sign of a loop. The default of `backoff_reset`.
 pub const LONG_ENOUGH: Duration = Duration::from_secs(10);
-/// The delay after the second quick end in a row; the first is free.
+/// The delay after the second quick end in a row; the first is free. The default of `backoff_first`.
 pub const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// Longest delay, jitter included.
+/// Longest delay, jitter included. The default of `backoff_max`.
 pub const MAX_DELAY: Duration = Duration::from_secs(30);
-/// Enough doublings to reach `MAX_DELAY`; counting further would only overflow.
-const MAX_DOUBLINGS: u32 = 9;
+/// Enough doublings to reach any sensible maximum; counting further would only overflow.
+const MAX_DOUBLINGS: u32 = 30;
 
 /// How one worker's restarts have gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -25,8 +27,8 @@ pub struct Backoff {
 impl Backoff {
     /// The worker ended after `ran`: how long to wait before the next start. `jitter` is any number; it takes up to a quarter
     /// off, so that many workers that failed together do not return together.
-    pub fn ended(&mut self, ran: Duration, jitter: u64) -> Duration {
-        if ran >= LONG_ENOUGH {
+    pub fn ended(&mut self, ran: Duration, config: &BackoffConfig, jitter: u64) -> Duration {
+        if ran >= config.reset {
             self.failures = 0;
             return Duration::ZERO;
         }
@@ -34,14 +36,20 @@ impl Backoff {
         let Some(doublings) = self.failures.checked_sub(2) else {
             return Duration::ZERO;
         };
-        let delay = (FIRST_DELAY * (1 << doublings.min(MAX_DOUBLINGS))).min(MAX_DELAY);
+        let factor = 1 << doublings.min(MAX_DOUBLINGS);
+        let delay = config.first.saturating_mul(factor).min(config.max);
         delay - (delay / 4).mul_f64((jitter % 1024) as f64 / 1024.0)
     }
 
     /// The worker could not be started at all: there is no free attempt.
-    pub fn failed(&mut self, jitter: u64) -> Duration {
+    pub fn failed(&mut self, config: &BackoffConfig, jitter: u64) -> Duration {
         self.failures = self.failures.max(1);
-        self.ended(Duration::ZERO, jitter)
+        // Whatever `reset` is: it did not run at all.
+        let config = BackoffConfig {
+            reset: Duration::MAX,
+            ..*config
+        };
+        self.ended(Duration::ZERO, &config, jitter)
     }
 
     /// Quick ends in a row.
@@ -55,11 +63,17 @@ impl Backoff {
 mod tests {
     use super::*;
 
+    const CONFIG: BackoffConfig = BackoffConfig {
+        first: FIRST_DELAY,
+        max: MAX_DELAY,
+        reset: LONG_ENOUGH,
+    };
+
     #[test]
     fn the_first_quick_end_is_free_and_then_delays_double_up_to_the_limit() {
         let mut backoff = Backoff::default();
         let delays: Vec<u128> = (0..12)
-            .map(|_| backoff.ended(Duration::ZERO, 0).as_millis())
+            .map(|_| backoff.ended(Duration::ZERO, &CONFIG, 0).as_millis())
             .collect();
         assert_eq!(delays[..5], [0, 100, 200, 400, 800]);
         assert_eq!(delays[10..], [30_000, 30_000]);
@@ -69,9 +83,9 @@ mod tests {
     fn a_long_run_clears_the_record() {
         let mut backoff = Backoff::default();
         for _ in 0..5 {
-            backoff.ended(Duration::ZERO, 0);
+            backoff.ended(Duration::ZERO, &CONFIG, 0);
         }
-        assert_eq!(backoff.ended(LONG_ENOUGH, 0), Duration::ZERO);
+        assert_eq!(backoff.ended(LONG_ENOUGH, &CONFIG, 0), Duration::ZERO);
         assert_eq!(backoff.failures(), 0);
     }
 
@@ -79,7 +93,7 @@ mod tests {
     fn jitter_takes_at_most_a_quarter_off() {
         for jitter in [0, 1, 1023, u64::MAX] {
             let mut backoff = Backoff { failures: 4 };
-            let delay = backoff.ended(Duration::ZERO, jitter);
+            let delay = backoff.ended(Duration::ZERO, &CONFIG, jitter);
             assert!(
                 delay <= Duration::from_millis(800) && delay >= Duration::from_millis(600),
                 "{delay:?}"
@@ -89,8 +103,8 @@ mod tests {
 
     #[test]
     fn a_failed_start_always_waits() {
-        assert_eq!(Backoff::default().failed(0), FIRST_DELAY);
+        assert_eq!(Backoff::default().failed(&CONFIG, 0), FIRST_DELAY);
         let mut many = Backoff { failures: u32::MAX };
-        assert_eq!(many.failed(0), MAX_DELAY);
+        assert_eq!(many.failed(&CONFIG, 0), MAX_DELAY);
     }
 }

@@ -19,6 +19,7 @@ use papa_protocol::size::ByteSize;
 use papa_protocol::socket::{Family, SocketType as KernelSocketType, Umask};
 use papa_protocol::text::ByteString;
 
+use crate::adopt::Note;
 use crate::config::{
     Identity, Readiness, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig,
     WorkerInput, WorkerOutput, WorkerSpec, render_worker,
@@ -193,8 +194,15 @@ impl KernelLink {
     ///
     /// # Errors
     /// The kernel refused or did not answer.
-    pub async fn start(&self, watcher: &WatcherConfig, wid: u32) -> Result<Process, LinkError> {
-        let request = process_request(watcher, render_worker(watcher, &self.namespace, wid))?;
+    pub async fn start(
+        &self,
+        watcher: &WatcherConfig,
+        wid: u32,
+        generation: u64,
+    ) -> Result<Process, LinkError> {
+        let spec = render_worker(watcher, &self.namespace, wid);
+        let mut request = process_request(watcher, spec)?;
+        request.tag = Note { generation }.to_tag();
         let name = request.name.clone();
         match self.client.call(request).await {
             Ok(made) => Ok(made.process),

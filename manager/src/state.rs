@@ -1,8 +1,8 @@
 //! What the manager must still know after its own death, as values in the kernel.
 //!
-//! Owns their names and their form: one JSON object per watcher under `NAMESPACE.manager.watcher.WATCHER`, and the held log state
-//! under `NAMESPACE.manager.logs`. Reading is tolerant: a field that is missing or unreadable has its default, so that an older or
-//! newer manager can take over.
+//! Owns their names and their form: one JSON object per watcher under `NAMESPACE.manager.watcher.WATCHER`, one per watcher that no file
+//! names under `NAMESPACE.manager.added.WATCHER`, and the held log state under `NAMESPACE.manager.logs`. Reading is tolerant: a field
+//! that is missing or unreadable has its default, so that an older or newer manager can take over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,12 +17,42 @@ pub struct Kept {
     /// The operator stopped it (`true`) or started it (`false`), whatever `autostart` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<bool>,
+    /// A restart was asked for and not everything has ended yet.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub restarting: bool,
     /// Serials of workers that ended and are not to be started again (`respawn = false`).
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub finished: BTreeSet<u64>,
+    /// Serials of workers whose end was dealt with and that the kernel still lists.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub ended: BTreeSet<u64>,
     /// By worker number: how its restarts went, and until when it waits.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub backoff: BTreeMap<u32, KeptBackoff>,
+    /// How often the watcher flapped, and until when it pauses.
+    #[serde(skip_serializing_if = "is_default")]
+    pub flapping: KeptFlapping,
+    /// The number of workers asked for at run time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<KeptCount>,
+    /// Number of the reload that started the workers wanted now; 0 until the first.
+    #[serde(skip_serializing_if = "is_default")]
+    pub generation: u64,
+    /// Highest number any reload had.
+    #[serde(skip_serializing_if = "is_default")]
+    pub generations: u64,
+    /// A reload is under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roll: Option<KeptRoll>,
+    /// Serials of workers that said they serve; only for watchers with `ready`.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub ready: BTreeSet<u64>,
+    /// By serial of a worker that was asked to end: when it is killed, in milliseconds since the epoch.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub stopping: BTreeMap<u64, u64>,
+    /// Options set at run time, as typed.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: BTreeMap<String, String>,
 }
 
 /// A worker's restart record.
@@ -33,6 +63,40 @@ pub struct KeptBackoff {
     pub record: Backoff,
     /// No start before this, in milliseconds since the epoch.
     pub until_ms: u64,
+}
+
+/// A watcher's flapping record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptFlapping {
+    /// Pauses so far.
+    pub pauses: u32,
+    /// No start before this, in milliseconds since the epoch.
+    pub until_ms: u64,
+}
+
+/// A number of workers that was asked for at run time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptCount {
+    /// What the file said then; when it says something else, the file is right.
+    pub file: u32,
+    /// What is wanted.
+    pub now: u32,
+}
+
+/// A rolling reload under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptRoll {
+    /// The generation that takes over.
+    pub to: u64,
+    /// One goes before one comes.
+    pub sequential: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Kept {
@@ -52,10 +116,31 @@ impl Kept {
     }
 }
 
+/// What is kept of a watcher that no file names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Added {
+    /// As given.
+    pub name: String,
+    /// The command.
+    pub cmd: String,
+    /// More words of it.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Options as in the file.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+}
+
 /// Name of the value for the watcher whose lower-case name is `key`.
 #[must_use]
 pub fn watcher_value(namespace: &str, key: &str) -> String {
     format!("{namespace}.manager.watcher.{key}")
+}
+
+/// Name of the value that describes the watcher `key` if no file does.
+#[must_use]
+pub fn added_value(namespace: &str, key: &str) -> String {
+    format!("{namespace}.manager.added.{key}")
 }
 
 /// Name the log state's memfd is held under.
@@ -72,9 +157,15 @@ mod tests {
     fn a_kept_state_survives_and_a_foreign_one_is_nothing() {
         let mut kept = Kept {
             stopped: Some(true),
+            generation: 3,
+            roll: Some(KeptRoll {
+                to: 3,
+                sequential: false,
+            }),
             ..Kept::default()
         };
         kept.finished.insert(7);
+        kept.stopping.insert(9, 12);
         kept.backoff.insert(1, KeptBackoff::default());
         assert_eq!(Kept::parse(kept.to_value().as_bytes()), kept);
         assert_eq!(

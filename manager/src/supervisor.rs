@@ -6,7 +6,7 @@
 //! log files (`logs`, on a thread).
 //! Invariant: state changes only here; nothing here waits, so a slow stop of one watcher delays no other and no request.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -15,7 +15,7 @@ use papa_protocol::client::{Address, Push};
 use papa_protocol::process::{Exit, Process};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::Config;
+use crate::config::{Config, WatcherConfig};
 use crate::control::events::{EventKind, EventLog};
 use crate::control::message::{Reply, Request};
 use crate::control::server::{Asked, now as epoch_seconds};
@@ -33,12 +33,18 @@ mod queries;
 mod requests;
 mod tasks;
 
+use tasks::Order;
+
 /// Events waiting for the loop; a full queue slows its senders.
 const EVENTS: usize = 1024;
 /// How long the kernel gets to take what it was told last.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Events handled before watchers are asked what to do: a burst of exits is one decision.
 const EVENTS_PER_TURN: usize = 256;
+
+/// A watcher's number; never used twice by one manager, so that what comes late for a removed one meets nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatcherId(u32);
 
 /// Everything that can happen.
 #[derive(Debug)]
@@ -53,7 +59,7 @@ pub enum Event {
     Kernel(Push),
     /// A start was answered.
     Started {
-        watcher: usize,
+        watcher: WatcherId,
         wid: u32,
         result: Result<Process, StartFailure>,
     },
@@ -103,7 +109,7 @@ enum Phase {
 struct Ticket {
     request: Request,
     reply: oneshot::Sender<Reply>,
-    watchers: Vec<usize>,
+    watchers: Vec<WatcherId>,
     goal: Goal,
 }
 
@@ -118,9 +124,12 @@ enum Goal {
 pub struct Supervisor {
     config: Arc<Config>,
     addresses: Vec<Address>,
-    watchers: Vec<Watcher>,
+    watchers: BTreeMap<WatcherId, Watcher>,
+    /// Their numbers by lower-case name.
+    keys: HashMap<String, WatcherId>,
+    next_id: u32,
     /// Watchers whose turn to start has not come, in order.
-    queue: VecDeque<usize>,
+    queue: VecDeque<WatcherId>,
     next_release: Option<Instant>,
     link: Option<KernelLink>,
     logs: Option<LogThread>,
@@ -130,8 +139,8 @@ pub struct Supervisor {
     early_exits: BTreeMap<u64, Exit>,
     /// Ended processes whose output is still on its way to the log files.
     draining: HashSet<u64>,
-    /// Exits the kernel is to be told are dealt with: place of the watcher, serial.
-    unacknowledged: Vec<(usize, u64)>,
+    /// Exits the kernel is to be told are dealt with, and whose they were.
+    unacknowledged: Vec<(WatcherId, u64)>,
     /// Sessions of workers that ended when asked, and when what is left of them is killed.
     orphans: BTreeSet<(Instant, i32)>,
     /// Who was found in those sessions when their leader ended.
@@ -145,11 +154,11 @@ pub struct Supervisor {
     /// What happened, for whoever listens.
     events_log: EventLog,
     /// Which states of the watchers were told.
-    announced: Vec<announce::Announced>,
+    announced: HashMap<WatcherId, announce::Announced>,
     events: mpsc::Sender<Event>,
     receiver: mpsc::Receiver<Event>,
     /// What was last given to the kernel to keep.
-    saved: Vec<Kept>,
+    saved: HashMap<WatcherId, Kept>,
     started: f64,
     jitter: RandomState,
     failure: Option<ManagerError>,
@@ -161,24 +170,14 @@ impl Supervisor {
     pub fn new(setup: Setup) -> Self {
         let (events, receiver) = mpsc::channel(EVENTS);
         let config = Arc::new(setup.config);
-        let at = Moment {
-            now: Instant::now(),
-            epoch_ms: epoch_ms(),
-            jitter: 0,
-        };
-        // Until the kernel has told what it keeps, nothing is known but the configuration.
-        let watchers: Vec<Watcher> = config
-            .watchers
-            .iter()
-            .map(|watcher| Watcher::new(Arc::new(watcher.clone()), Kept::default(), &at))
-            .collect();
-        Self {
-            saved: vec![Kept::default(); watchers.len()],
+        let mut supervisor = Self {
+            config: config.clone(),
             events_log: EventLog::new(format!("{:x}-{}", epoch_ms(), std::process::id())),
-            announced: vec![announce::Announced::default(); watchers.len()],
-            config,
+            announced: HashMap::new(),
             addresses: setup.addresses,
-            watchers,
+            watchers: BTreeMap::new(),
+            keys: HashMap::new(),
+            next_id: 0,
             queue: VecDeque::new(),
             next_release: None,
             link: None,
@@ -196,10 +195,38 @@ impl Supervisor {
             log_troubles: Vec::new(),
             events,
             receiver,
+            saved: HashMap::new(),
             started: epoch_seconds(),
             jitter: RandomState::new(),
             failure: None,
+        };
+        // Until the kernel has told what it keeps, nothing is known but the configuration.
+        for watcher in &config.watchers {
+            supervisor.insert(Arc::new(watcher.clone()), Kept::default());
         }
+        supervisor
+    }
+
+    /// Takes a watcher in.
+    fn insert(&mut self, config: Arc<WatcherConfig>, kept: Kept) -> WatcherId {
+        let id = WatcherId(self.next_id);
+        self.next_id += 1;
+        self.keys.insert(config.key.clone(), id);
+        let watcher = Watcher::new(config, kept, &self.moment());
+        self.watchers.insert(id, watcher);
+        id
+    }
+
+    /// Every watcher, higher priority first, then by name.
+    fn start_order(&self) -> Vec<WatcherId> {
+        let mut order: Vec<WatcherId> = self.watchers.keys().copied().collect();
+        order.sort_by_key(|id| {
+            self.watchers.get(id).map(|watcher| {
+                let config = watcher.config();
+                (std::cmp::Reverse(config.priority), config.name.clone())
+            })
+        });
+        order
     }
 
     /// Where others put events.
@@ -301,8 +328,9 @@ impl Supervisor {
             self.save(&link);
             self.send_acknowledgements(&link);
             self.release(now);
-            for index in 0..self.watchers.len() {
-                self.step(index, &link, now);
+            let ids: Vec<WatcherId> = self.watchers.keys().copied().collect();
+            for id in ids {
+                self.step(id, &link);
             }
             self.save(&link);
         }
@@ -315,21 +343,27 @@ impl Supervisor {
         }
     }
 
-    fn step(&mut self, index: usize, link: &KernelLink, now: Instant) {
-        let Some(watcher) = self.watchers.get_mut(index) else {
+    fn step(&mut self, id: WatcherId, link: &KernelLink) {
+        let at = self.moment();
+        let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
         };
         let config = watcher.config().clone();
-        for action in watcher.step(now) {
+        for action in watcher.step(&at) {
             let config = config.clone();
             match action {
-                Action::Start { wid } => {
-                    tasks::start(link.clone(), config, index, wid, self.events.clone());
+                Action::Start { wid, generation } => {
+                    let order = Order {
+                        watcher: id,
+                        wid,
+                        generation,
+                    };
+                    tasks::start(link.clone(), config, order, self.events.clone());
                 }
                 Action::Stop(process) => {
                     let signal = config.stop_signal.number();
                     let pid = process.pid.unsigned_abs();
-                    self.publish(index, &EventKind::Kill { pid, signal });
+                    self.publish(id, &EventKind::Kill { pid, signal });
                     tracing::info!(watcher = config.name, pid = process.pid, signal = %config.stop_signal, "stopping worker");
                     tasks::signal(
                         link.clone(),
@@ -340,7 +374,7 @@ impl Supervisor {
                 }
                 Action::Kill(process) => {
                     let (pid, signal) = (process.pid.unsigned_abs(), nix::libc::SIGKILL);
-                    self.publish(index, &EventKind::Kill { pid, signal });
+                    self.publish(id, &EventKind::Kill { pid, signal });
                     tracing::warn!(
                         watcher = config.name,
                         pid = process.pid,
@@ -361,14 +395,16 @@ impl Supervisor {
         self.next_release = None;
         self.logs_due = None;
         let link = self.link.clone();
-        while let Some(index) = self.queue.front().copied() {
-            let (Some(watcher), Some(link)) = (self.watchers.get_mut(index), &link) else {
-                return;
+        while let Some(id) = self.queue.front().copied() {
+            let (Some(watcher), Some(link)) = (self.watchers.get_mut(&id), &link) else {
+                // It was removed meanwhile.
+                self.queue.pop_front();
+                continue;
             };
             let idle = watcher.is_launched();
             watcher.release();
-            self.step(index, link, now);
-            if !self.watchers.get(index).is_none_or(Watcher::is_launched) {
+            self.step(id, link);
+            if !self.watchers.get(&id).is_none_or(Watcher::is_launched) {
                 return;
             }
             self.queue.pop_front();
@@ -381,7 +417,8 @@ impl Supervisor {
     }
 
     fn save(&mut self, link: &KernelLink) {
-        for (watcher, saved) in self.watchers.iter().zip(&mut self.saved) {
+        for (id, watcher) in &self.watchers {
+            let saved = self.saved.entry(*id).or_default();
             if watcher.kept() != saved {
                 saved.clone_from(watcher.kept());
                 tasks::keep(link.clone(), watcher.config().key.clone(), saved.clone());
@@ -401,7 +438,7 @@ impl Supervisor {
         let watchers = self
             .link
             .iter()
-            .flat_map(|_| self.watchers.iter().filter_map(Watcher::deadline));
+            .flat_map(|_| self.watchers.values().filter_map(Watcher::deadline));
         let orphans = self.orphans.first().map(|(kill_at, _)| *kill_at);
         watchers
             .chain(self.next_release)

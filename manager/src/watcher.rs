@@ -1,28 +1,35 @@
 //! One watcher: how many workers there should be, and which to start or stop for it.
 //!
 //! Owns wanted and actual state of one `[watcher:NAME]` and decides what to do next. Pure: it is told what happened and what time it
-//! is, and answers with actions. Leaves to others: the kernel, other watchers, who asked.
+//! is, and answers with actions. Leaves to others: the kernel, other watchers, probes, who asked.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `steps` | what is to be done now: grow, replace, shrink, stop |
+//! | `ends` | what an end, a failed start or a missed readiness means: back-off, flapping, giving up |
+//! | `roll` | the rolling reload and its way back |
+//! | `pauses` | when each worker may be started again |
+//! | `view` | what others are told of it |
+//!
 //! Invariant: a worker number names at most one process; after `step` everything that can be done now has been answered as an action,
 //! and `deadline` is the earliest moment at which there is more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::WatcherConfig;
-use crate::control::message::{WatcherState, WatcherStatus, WorkerStatus};
-use crate::state::Kept;
-use crate::worker::{Running, Worker};
+use crate::config::{Readiness, WatcherConfig};
+use crate::state::{Kept, KeptCount};
+use crate::worker::{Running, State, Worker};
 
+mod ends;
 mod pauses;
+mod roll;
+mod steps;
+mod view;
 
 use pauses::Pauses;
-
-/// After a request the kernel could not answer (it was restarting), the same is asked again this much later.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
-
-/// Quick ends in a row after which whoever waits for the start is told.
-const HOPELESS: u32 = 3;
+use roll::Roll;
 
 /// The moment something happened, as the loop read it.
 #[derive(Debug, Clone, Copy)]
@@ -39,11 +46,40 @@ pub struct Moment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Ask the kernel for this worker.
-    Start { wid: u32 },
+    Start { wid: u32, generation: u64 },
     /// Send the stop signal.
     Stop(Running),
     /// Kill the tree.
     Kill(Running),
+}
+
+/// What happened to a watcher that others may want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A worker serves.
+    Ready {
+        /// Its number.
+        wid: u32,
+        /// Its process id.
+        pid: i32,
+    },
+    /// A health check said no, often enough.
+    Unwell {
+        /// Its number.
+        wid: u32,
+        /// Its process id.
+        pid: i32,
+        /// What the check said.
+        reason: String,
+    },
+    /// A reload is complete.
+    Reloaded,
+    /// A reload was undone.
+    RolledBack(String),
+    /// Its workers end too often; it pauses.
+    Flapping(String),
+    /// It was stopped because starting it has no prospect.
+    GaveUp(String),
 }
 
 /// What the operator or the configuration asked for.
@@ -87,6 +123,15 @@ pub enum StartFailure {
     Refused(String),
 }
 
+/// What other watchers have to say to this one's start and stop.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Gate {
+    /// It waits for this watcher to serve before it is started.
+    pub start_after: Option<String>,
+    /// Watchers that depend on it are still stopping.
+    pub stop_later: bool,
+}
+
 /// One watcher.
 #[derive(Debug)]
 pub struct Watcher {
@@ -94,17 +139,28 @@ pub struct Watcher {
     wanted: Wanted,
     /// Starting is allowed: those of higher priority have been started.
     released: bool,
+    gate: Gate,
+    /// Waits for the first connection.
+    dormant: bool,
     workers: BTreeMap<u32, Worker>,
     pauses: Pauses,
     /// The pause between two starts ends here.
     next_start: Option<Instant>,
+    /// Unexpected ends within the flapping window, oldest first; at most `attempts` of them.
+    ends: VecDeque<Instant>,
+    /// It flapped, and pauses until then.
+    flapping_until: Option<Instant>,
     /// Starts the kernel refused in a row.
     refused: u32,
     /// Starting it has no prospect; a person has to look.
     gave_up: bool,
-    /// All wanted workers ran at once since the last start.
+    /// All wanted workers served at once since the last start.
     came_up: bool,
+    roll: Option<Roll>,
+    /// What became of the last reload.
+    rolled: Result<(), String>,
     message: Option<String>,
+    notices: Vec<Notice>,
     kept: Kept,
 }
 
@@ -113,26 +169,40 @@ impl Watcher {
     #[must_use]
     pub fn new(config: Arc<WatcherConfig>, kept: Kept, at: &Moment) -> Self {
         let stopped = kept.stopped.unwrap_or(!config.autostart);
+        let flapping_ms = kept.flapping.until_ms.saturating_sub(at.epoch_ms);
+        // A clock that was set back must not pause it for ever.
+        let longest = config
+            .flapping
+            .map_or(Duration::ZERO, |flapping| flapping.retry_in);
+        let flapping_left = Duration::from_millis(flapping_ms).min(longest);
         Self {
-            config,
-            wanted: if stopped {
-                Wanted::Stopped
-            } else {
-                Wanted::Running
+            wanted: match stopped {
+                true => Wanted::Stopped,
+                false if kept.restarting => Wanted::Restarting,
+                false => Wanted::Running,
             },
             released: false,
+            gate: Gate::default(),
+            dormant: config.on_demand,
             workers: BTreeMap::new(),
-            pauses: Pauses::from_kept(&kept.backoff, at),
+            pauses: Pauses::from_kept(&kept.backoff, &config.backoff, at),
             next_start: None,
+            ends: VecDeque::new(),
+            flapping_until: (!flapping_left.is_zero()).then(|| at.now + flapping_left),
             refused: 0,
             gave_up: false,
             came_up: false,
+            // What it was before is known to nobody any more but the processes themselves.
+            roll: kept.roll.map(|roll| Roll::resumed(&roll)),
+            rolled: Ok(()),
             message: None,
+            notices: Vec::new(),
+            config,
             kept,
         }
     }
 
-    /// Its section of the configuration.
+    /// Its section of the configuration, as its next worker will have it.
     #[must_use]
     pub fn config(&self) -> &Arc<WatcherConfig> {
         &self.config
@@ -154,17 +224,14 @@ impl Watcher {
     pub fn start(&mut self) {
         self.kept.stopped = Some(false);
         self.kept.finished.clear();
-        self.message = None;
-        self.refused = 0;
-        self.gave_up = false;
+        self.forgive();
         self.released = true;
-        self.pauses.clear();
-        self.keep_pauses();
-        self.wanted = match self.wanted {
+        self.dormant = self.config.on_demand && self.workers.is_empty();
+        self.set_wanted(match self.wanted {
             Wanted::Stopped if self.workers.is_empty() => Wanted::Running,
             Wanted::Stopped | Wanted::Restarting => Wanted::Restarting,
             Wanted::Running => Wanted::Running,
-        };
+        });
     }
 
     /// Asked to stop by the operator; it stays stopped when the manager is started again.
@@ -177,15 +244,17 @@ impl Watcher {
 
     /// Stops for the time being: the manager ends, or starting it has no prospect.
     pub fn halt(&mut self) {
-        self.wanted = Wanted::Stopped;
+        self.set_wanted(Wanted::Stopped);
         self.came_up = false;
+        self.cancel_roll();
     }
 
     /// Asked to stop and start.
     pub fn restart(&mut self) {
         self.start();
+        self.cancel_roll();
         if !self.workers.is_empty() {
-            self.wanted = Wanted::Restarting;
+            self.set_wanted(Wanted::Restarting);
             self.came_up = false;
         }
     }
@@ -195,28 +264,85 @@ impl Watcher {
         self.released = true;
     }
 
-    /// Nothing hinders the next watcher in the start order: everything wanted has been started or tried.
+    /// The first connection came.
+    pub fn demand(&mut self) {
+        self.dormant = false;
+    }
+
+    /// What others have to say to its start and stop.
+    pub fn set_gate(&mut self, gate: Gate) {
+        self.gate = gate;
+    }
+
+    /// How many workers are wanted from now on; remembered until the file says another number.
+    pub fn set_count(&mut self, count: u32) {
+        let count = if self.config.singleton {
+            count.min(1)
+        } else {
+            count
+        };
+        self.kept.count = (count != self.config.numprocesses).then_some(KeptCount {
+            file: self.config.numprocesses,
+            now: count,
+        });
+    }
+
+    /// How many workers are wanted, those that ended for good included.
     #[must_use]
-    pub fn is_launched(&self) -> bool {
-        self.wanted == Wanted::Stopped
-            || self.missing() == 0
-            || self.pauses.any_paused()
-            || self.refused > 0
+    pub fn count(&self) -> u32 {
+        match self.kept.count {
+            Some(count) if count.file == self.config.numprocesses => count.now,
+            _ => self.config.numprocesses,
+        }
+    }
+
+    /// Options set at run time from now on; they are in the configuration already.
+    pub fn set_options(&mut self, set: BTreeMap<String, String>) {
+        self.kept.set = set;
+    }
+
+    /// Other settings that need no other processes.
+    pub fn configure(&mut self, config: Arc<WatcherConfig>) {
+        if self
+            .kept
+            .count
+            .is_some_and(|count| count.file != config.numprocesses)
+        {
+            self.kept.count = None;
+        }
+        self.dormant &= config.on_demand;
+        self.config = config;
     }
 
     /// A worker of a predecessor, or of a start whose answer was lost.
-    pub fn adopt(&mut self, wid: u32, process: Running) {
+    pub fn adopt(&mut self, wid: u32, process: Running, generation: Option<u64>, at: &Moment) {
+        self.dormant = false;
+        let state = match self.kept.stopping.get(&process.serial) {
+            Some(kill_at_ms) => State::Stopping {
+                process,
+                // A predecessor may have died before it sent the signal.
+                signalled: false,
+                kill_at: at.now + Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms)),
+            },
+            None => self.adopted_state(process, generation, at),
+        };
         match self.workers.get_mut(&wid) {
-            Some(worker)
-                if worker
+            Some(known)
+                if known
                     .process()
                     .is_some_and(|known| known.serial == process.serial) => {}
-            Some(worker @ Worker::Starting { unwanted: false }) => {
-                *worker = Worker::Running(process);
-            }
-            Some(worker @ Worker::Starting { unwanted: true }) => {
-                // Stopped by the next step.
-                *worker = Worker::Running(process);
+            // If it is unwanted by now, the next step stops it.
+            Some(
+                worker @ Worker {
+                    state: State::Starting { .. },
+                    ..
+                },
+            ) => {
+                let unwanted = worker.is_stopping();
+                worker.state = state;
+                if unwanted {
+                    worker.retiring = true;
+                }
             }
             Some(_) => {
                 tracing::warn!(
@@ -227,306 +353,134 @@ impl Watcher {
                 );
             }
             None => {
-                self.workers.insert(wid, Worker::Running(process));
-            }
-        }
-    }
-
-    /// The kernel has started worker `wid`.
-    pub fn started(&mut self, wid: u32, process: Running) {
-        self.refused = 0;
-        self.adopt(wid, process);
-    }
-
-    /// The kernel could not start worker `wid`.
-    pub fn start_failed(&mut self, wid: u32, failure: StartFailure, at: &Moment) {
-        if !matches!(self.workers.get(&wid), Some(Worker::Starting { .. })) {
-            return;
-        }
-        self.workers.remove(&wid);
-        let reason = match failure {
-            StartFailure::Occupied | StartFailure::Unanswered => {
-                self.pauses.postpone(wid, at.now + ASK_AGAIN);
-                return;
-            }
-            StartFailure::Refused(reason) => reason,
-        };
-        self.refused = self.refused.saturating_add(1);
-        if self
-            .config
-            .max_retry
-            .is_some_and(|limit| self.refused > limit)
-        {
-            self.message = Some(format!(
-                "given up after {} attempts: {reason}",
-                self.refused
-            ));
-            tracing::error!(
-                watcher = self.config.name,
-                attempts = self.refused,
-                reason,
-                "the watcher is stopped: its workers cannot be started"
-            );
-            self.gave_up = true;
-            self.halt();
-            return;
-        }
-        tracing::warn!(
-            watcher = self.config.name,
-            wid,
-            reason,
-            "a worker cannot be started"
-        );
-        self.message = Some(reason);
-        self.pauses.failed(wid, at);
-        self.keep_pauses();
-    }
-
-    /// A process of the watcher ended. Answers what it was if it was one of its workers.
-    pub fn ended(&mut self, serial: u64, how: Ended, at: &Moment) -> Option<Worker> {
-        let (wid, worker) = self.workers.iter().find_map(|(wid, worker)| {
-            let process = worker.process()?;
-            (process.serial == serial).then_some((*wid, *worker))
-        })?;
-        let process = worker.process()?;
-        let asked = worker.is_stopping();
-        self.workers.remove(&wid);
-        tracing::info!(
-            watcher = self.config.name,
-            wid,
-            pid = process.pid,
-            asked,
-            "worker {how}"
-        );
-        if asked {
-            self.pauses.forget(wid);
-            self.keep_pauses();
-        } else {
-            let ran = at.now.saturating_duration_since(process.started);
-            self.ended_by_itself(wid, serial, ran, how, at);
-        }
-        Some(worker)
-    }
-
-    /// A worker ended while no manager was there.
-    pub fn ended_unseen(&mut self, wid: u32, serial: u64, ran: Duration, how: Ended, at: &Moment) {
-        if !self.kept.finished.contains(&serial) {
-            self.ended_by_itself(wid, serial, ran, how, at);
-        }
-    }
-
-    fn ended_by_itself(&mut self, wid: u32, serial: u64, ran: Duration, how: Ended, at: &Moment) {
-        if !self.config.respawn {
-            self.kept.finished.insert(serial);
-            self.message = Some(format!("worker {wid} {how}"));
-            return;
-        }
-        let (delay, times) = self.pauses.ended(wid, ran, at);
-        self.keep_pauses();
-        if !delay.is_zero() {
-            self.message = Some(format!(
-                "worker {wid} {how}, {times} times soon after its start; next try in {:.1} s",
-                delay.as_secs_f64()
-            ));
-        }
-    }
-
-    /// What is to be done now.
-    pub fn step(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
-        if self.wanted == Wanted::Restarting && self.workers.is_empty() {
-            self.wanted = Wanted::Running;
-        }
-        self.shrink(now, &mut actions);
-        if self.wanted == Wanted::Running && self.released {
-            self.grow(now, &mut actions);
-            self.settle();
-        }
-        for worker in self.workers.values_mut() {
-            actions.extend(worker.due(now).map(Action::Kill));
-        }
-        actions
-    }
-
-    /// When there is more to do, if nothing happens before.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        let stops = self.workers.values().filter_map(Worker::deadline);
-        let starts = (self.wanted == Wanted::Running && self.released && self.missing() > 0)
-            .then(|| self.pauses.next_end().into_iter().chain(self.next_start))
-            .into_iter()
-            .flatten();
-        stops.chain(starts).min()
-    }
-
-    /// Every wanted worker runs.
-    #[must_use]
-    pub fn is_up(&self) -> bool {
-        self.wanted == Wanted::Running
-            && self.released
-            && self.missing() == 0
-            && self
-                .workers
-                .values()
-                .all(|worker| matches!(worker, Worker::Running(_)))
-    }
-
-    /// What became of the last request to start it; `None` while that is open. The error is for people.
-    #[must_use]
-    pub fn start_outcome(&self) -> Option<Result<(), String>> {
-        let message = || {
-            self.message
-                .clone()
-                .unwrap_or_else(|| "its workers end soon after their start".to_owned())
-        };
-        match self.wanted {
-            Wanted::Restarting => None,
-            Wanted::Running if self.is_up() => Some(Ok(())),
-            Wanted::Running if self.pauses.worst() >= HOPELESS => Some(Err(message())),
-            Wanted::Running => None,
-            Wanted::Stopped if self.gave_up => Some(Err(message())),
-            Wanted::Stopped if !self.kept.finished.is_empty() => Some(Ok(())),
-            Wanted::Stopped => Some(Err("it was stopped by a later request".to_owned())),
-        }
-    }
-
-    /// Not wanted and without workers.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.wanted == Wanted::Stopped && self.workers.is_empty()
-    }
-
-    /// Not wanted, and ending.
-    #[must_use]
-    pub fn is_stopping(&self) -> bool {
-        self.wanted == Wanted::Stopped && !self.workers.is_empty()
-    }
-
-    /// Circus's word for what it is doing.
-    #[must_use]
-    pub fn state(&self) -> WatcherState {
-        match self.wanted {
-            Wanted::Stopped if self.workers.is_empty() => WatcherState::Stopped,
-            Wanted::Stopped | Wanted::Restarting => WatcherState::Stopping,
-            Wanted::Running if self.came_up && self.workers.values().any(Worker::is_wanted) => {
-                WatcherState::Active
-            }
-            Wanted::Running => WatcherState::Starting,
-        }
-    }
-
-    /// For `status`.
-    #[must_use]
-    pub fn status(&self) -> WatcherStatus {
-        WatcherStatus {
-            name: self.config.name.clone(),
-            state: self.state(),
-            numprocesses: self.config.numprocesses,
-            workers: self
-                .workers
-                .iter()
-                .filter_map(|(wid, worker)| {
-                    let process = worker.process()?;
-                    Some(WorkerStatus {
-                        wid: *wid,
-                        pid: process.pid.unsigned_abs(),
-                        serial: process.serial,
-                        started_us: process.started_us,
-                        stopping: worker.is_stopping(),
-                    })
-                })
-                .collect(),
-            message: self.message.clone(),
-        }
-    }
-
-    /// What hinders it, for people.
-    #[must_use]
-    pub fn message(&self) -> Option<&str> {
-        self.message.as_deref()
-    }
-
-    fn target(&self) -> usize {
-        let count = usize::try_from(self.config.numprocesses).unwrap_or(usize::MAX);
-        count.saturating_sub(self.kept.finished.len())
-    }
-
-    fn missing(&self) -> usize {
-        let there = self
-            .workers
-            .values()
-            .filter(|worker| worker.is_wanted())
-            .count();
-        self.target().saturating_sub(there)
-    }
-
-    fn shrink(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let keep = if self.wanted == Wanted::Running {
-            self.target()
-        } else {
-            0
-        };
-        // The newest stay, as in Circus; what is on its way is newer than all.
-        let mut ages: Vec<(u64, u32)> = self
-            .workers
-            .iter()
-            .filter(|(_, worker)| worker.is_wanted())
-            .map(|(wid, worker)| {
-                (
-                    worker
-                        .process()
-                        .map_or(u64::MAX, |process| process.started_us),
-                    *wid,
-                )
-            })
-            .collect();
-        ages.sort_unstable();
-        let surplus = ages.len().saturating_sub(keep);
-        for (_, wid) in ages.into_iter().take(surplus) {
-            if let Some(worker) = self.workers.get_mut(&wid) {
-                actions.extend(
-                    worker
-                        .stop(self.config.graceful_timeout, now)
-                        .map(Action::Stop),
+                // Without a note it was started before there were generations, by circusd or an older manager.
+                let generation = generation.unwrap_or(0);
+                let retiring = self.kept.roll.is_some_and(|roll| roll.to != generation);
+                self.workers.insert(
+                    wid,
+                    Worker {
+                        generation,
+                        retiring,
+                        state,
+                    },
                 );
             }
         }
     }
 
-    fn grow(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        // What has passed is cleared, so that it is no deadline any more.
-        self.pauses.expire(now);
-        self.next_start = self.next_start.filter(|at| now < *at);
-        let missing = self.missing();
-        let free: Vec<u32> = (1..)
-            .filter(|wid| !self.workers.contains_key(wid))
-            .take(missing)
-            .collect();
-        for wid in free {
-            if self.next_start.is_some() {
-                return;
+    /// The kernel has started worker `wid`.
+    pub fn started(&mut self, wid: u32, process: Running, at: &Moment) {
+        self.refused = 0;
+        let generation = self.workers.get(&wid).map(|worker| worker.generation);
+        match self.workers.get_mut(&wid).map(|worker| &mut worker.state) {
+            Some(State::Starting { unwanted: true }) | None => {
+                self.adopt(wid, process, generation, at);
             }
-            if self.pauses.is_paused(wid) {
-                continue;
+            Some(State::Starting { unwanted: false }) => {
+                let state = self.first_state(process, generation.unwrap_or(0), at);
+                if let Some(worker) = self.workers.get_mut(&wid) {
+                    worker.state = state;
+                }
             }
-            self.workers
-                .insert(wid, Worker::Starting { unwanted: false });
-            actions.push(Action::Start { wid });
-            self.next_start =
-                (!self.config.warmup_delay.is_zero()).then(|| now + self.config.warmup_delay);
+            Some(_) => {}
         }
     }
 
-    fn settle(&mut self) {
-        if self.is_up() {
-            self.came_up = true;
-            if self.pauses.worst() < 2 && self.config.respawn {
-                self.message = None;
+    /// A worker says, or was found, to serve.
+    pub fn ready(&mut self, serial: u64) {
+        let found = self
+            .workers
+            .iter_mut()
+            .find(|(_, worker)| worker.process().is_some_and(|known| known.serial == serial));
+        if let Some((wid, worker)) = found
+            && worker.serve()
+            && let Some(process) = worker.process()
+        {
+            self.notices.push(Notice::Ready {
+                wid: *wid,
+                pid: process.pid,
+            });
+        }
+    }
+
+    /// What there was to tell since the last time.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Asks workers to end, all or the one with this pid; they are replaced. Answers those to send a signal to now.
+    pub fn end_workers(&mut self, pid: Option<i32>, grace: Duration, at: &Moment) -> Vec<Running> {
+        let mut asked = Vec::new();
+        for worker in self.workers.values_mut() {
+            let meant = worker
+                .process()
+                .is_some_and(|process| pid.is_none_or(|pid| pid == process.pid));
+            if meant {
+                asked.extend(worker.stop(grace, at.now));
             }
         }
-        if !self.config.respawn && self.target() == 0 && self.workers.is_empty() {
-            self.wanted = Wanted::Stopped;
+        self.sync_kept(at);
+        asked
+    }
+
+    /// The state of a worker that was found running.
+    fn adopted_state(&self, process: Running, generation: Option<u64>, at: &Moment) -> State {
+        let told = matches!(
+            self.config.ready,
+            Some(Readiness::Notify | Readiness::Fd(_) | Readiness::Log(_))
+        );
+        let rolled_in = self
+            .kept
+            .roll
+            .is_some_and(|roll| Some(roll.to) == generation);
+        let age = at.now.saturating_duration_since(process.started);
+        // It had its time to say that it serves, and nobody has noted down whether it did: the option may be new.
+        if self.kept.ready.contains(&process.serial)
+            || (told && !rolled_in && age >= self.config.ready_timeout)
+        {
+            return State::Serving(process);
         }
+        self.first_state(process, generation.unwrap_or(0), at)
+    }
+
+    fn first_state(&self, process: Running, generation: u64, at: &Moment) -> State {
+        match &self.config.ready {
+            // Until now nothing says that it can serve; that it has not ended at once has to do.
+            None if self.is_replacing(generation) => State::Waiting {
+                process,
+                settles: Some(process.started + roll::SETTLE),
+                limit: at.now + self.config.ready_timeout.max(roll::SETTLE),
+            },
+            None => State::Serving(process),
+            Some(Readiness::Delay(delay)) => State::Waiting {
+                process,
+                settles: Some(process.started + *delay),
+                limit: at.now + self.config.ready_timeout.max(*delay),
+            },
+            Some(_) => State::Waiting {
+                process,
+                settles: None,
+                limit: at.now + self.config.ready_timeout,
+            },
+        }
+    }
+
+    fn set_wanted(&mut self, wanted: Wanted) {
+        self.wanted = wanted;
+        self.kept.restarting = wanted == Wanted::Restarting;
+    }
+
+    /// Forgets what went wrong, because a person asked for another attempt.
+    fn forgive(&mut self) {
+        self.message = None;
+        self.refused = 0;
+        self.gave_up = false;
+        self.pauses.clear();
+        self.ends.clear();
+        self.flapping_until = None;
+        self.kept.flapping = crate::state::KeptFlapping::default();
+        self.next_start = None;
+        self.keep_pauses();
     }
 
     fn keep_pauses(&mut self) {

@@ -1,7 +1,8 @@
-//! One worker: what is known of its process and how far a stop has come.
+//! One worker: what is known of its process, whether it serves, and how far a stop has come.
 //!
-//! Owns the stop sequence: stop signal, grace period, kill, kill again. Pure: time is an argument, signals are answers.
-//! Invariant: a deadline exists only while a stop is under way.
+//! Owns the life of one process as we see it: asked for, waited for, serving, stopping; and the stop sequence: stop signal, grace
+//! period, kill, kill again. Pure: time is an argument, signals are answers.
+//! Invariant: a worker that is to go never becomes wanted again, except one that was only to be replaced (`retiring`).
 
 use std::time::{Duration, Instant};
 
@@ -21,92 +22,177 @@ pub struct Running {
     pub started: Instant,
 }
 
-/// One worker's state.
+/// One worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Worker {
+pub struct Worker {
+    /// Which reload of its watcher it was started by.
+    pub generation: u64,
+    /// It is to be replaced, and goes when a successor serves.
+    pub retiring: bool,
+    /// How far it has come.
+    pub state: State,
+}
+
+/// How far a worker has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
     /// The kernel was asked to start it.
     Starting {
         /// It is not wanted any more: stop it once it is there.
         unwanted: bool,
     },
-    /// It runs.
-    Running(Running),
-    /// It was asked to end.
+    /// It runs and does not serve yet.
+    Waiting {
+        /// What runs.
+        process: Running,
+        /// When it counts as serving by having run; none: somebody tells.
+        settles: Option<Instant>,
+        /// When it counts as failed.
+        limit: Instant,
+    },
+    /// It runs, and serves as far as we know.
+    Serving(Running),
+    /// It was asked to end, or is about to be.
     Stopping {
         /// What runs still.
         process: Running,
+        /// The stop signal has been sent by us.
+        signalled: bool,
         /// When it is killed, or killed again.
         kill_at: Instant,
     },
 }
 
+/// What is due to a worker that is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// The stop signal, which a predecessor may not have sent.
+    Signal(Running),
+    /// The end of its tree.
+    Kill(Running),
+}
+
 impl Worker {
-    /// The process, once there is one.
+    /// One the kernel is asked for.
     #[must_use]
-    pub fn process(&self) -> Option<&Running> {
-        match self {
-            Self::Starting { .. } => None,
-            Self::Running(process) | Self::Stopping { process, .. } => Some(process),
+    pub fn starting(generation: u64) -> Self {
+        Self {
+            generation,
+            retiring: false,
+            state: State::Starting { unwanted: false },
         }
     }
 
-    /// It counts towards the wanted number.
+    /// The process, once there is one.
+    #[must_use]
+    pub fn process(&self) -> Option<&Running> {
+        match &self.state {
+            State::Starting { .. } => None,
+            State::Waiting { process, .. }
+            | State::Serving(process)
+            | State::Stopping { process, .. } => Some(process),
+        }
+    }
+
+    /// Runs or is on its way, and was not asked to end.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
-        matches!(self, Self::Running(_) | Self::Starting { unwanted: false })
+        matches!(
+            self.state,
+            State::Waiting { .. } | State::Serving(_) | State::Starting { unwanted: false }
+        )
+    }
+
+    /// Wanted, and not to be replaced.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.is_wanted() && !self.retiring
+    }
+
+    /// It serves.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        matches!(self.state, State::Serving(_))
     }
 
     /// It was asked to end.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         matches!(
-            self,
-            Self::Stopping { .. } | Self::Starting { unwanted: true }
+            self.state,
+            State::Stopping { .. } | State::Starting { unwanted: true }
         )
     }
 
     /// Asks it to end. Answers the process to send the stop signal to, if that is to happen now.
     pub fn stop(&mut self, grace: Duration, now: Instant) -> Option<Running> {
-        match *self {
-            Self::Starting { .. } => {
-                *self = Self::Starting { unwanted: true };
+        match self.state {
+            State::Starting { .. } => {
+                self.state = State::Starting { unwanted: true };
                 None
             }
-            Self::Running(process) => {
-                *self = Self::Stopping {
+            State::Waiting { process, .. } | State::Serving(process) => {
+                self.state = State::Stopping {
                     process,
+                    signalled: true,
                     kill_at: now + grace,
                 };
                 Some(process)
             }
-            Self::Stopping { .. } => None,
+            State::Stopping { .. } => None,
         }
+    }
+
+    /// It serves now. False if that changes nothing.
+    pub fn serve(&mut self) -> bool {
+        let State::Waiting { process, .. } = self.state else {
+            return false;
+        };
+        self.state = State::Serving(process);
+        true
     }
 
     /// When something is due.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::Stopping { kill_at, .. } => Some(*kill_at),
-            Self::Starting { .. } | Self::Running(_) => None,
+        match self.state {
+            State::Stopping { kill_at, .. } => Some(kill_at),
+            State::Waiting { settles, limit, .. } => {
+                Some(settles.map_or(limit, |at| at.min(limit)))
+            }
+            State::Starting { .. } | State::Serving(_) => None,
         }
     }
 
-    /// The grace period may be over: answers the process to kill.
-    pub fn due(&mut self, now: Instant) -> Option<Running> {
-        match self {
-            Self::Stopping { process, kill_at } if *kill_at <= now => {
-                *kill_at = now + KILL_AGAIN;
-                Some(*process)
-            }
-            _ => None,
+    /// What is due to it now if it is stopping.
+    pub fn due(&mut self, now: Instant) -> Option<Due> {
+        let State::Stopping {
+            process,
+            signalled,
+            kill_at,
+        } = &mut self.state
+        else {
+            return None;
+        };
+        if *kill_at <= now {
+            *kill_at = now + KILL_AGAIN;
+            *signalled = true;
+            return Some(Due::Kill(*process));
         }
+        (!std::mem::replace(signalled, true)).then_some(Due::Signal(*process))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn running(process: Running) -> Worker {
+        Worker {
+            state: State::Serving(process),
+            ..Worker::starting(1)
+        }
+    }
 
     #[test]
     fn a_stop_is_one_signal_then_a_kill_and_kills_again() {
@@ -118,19 +204,22 @@ mod tests {
             started_us: 3,
             started: now,
         };
-        let mut worker = Worker::Running(process);
+        let mut worker = running(process);
         assert_eq!(worker.deadline(), None);
         assert_eq!(worker.stop(grace, now), Some(process));
         assert_eq!(worker.stop(grace, now), None, "asked once");
         assert_eq!(worker.due(now), None);
-        assert_eq!(worker.due(now + grace), Some(process));
+        assert_eq!(worker.due(now + grace), Some(Due::Kill(process)));
         assert_eq!(worker.due(now + grace), None);
-        assert_eq!(worker.due(now + grace + KILL_AGAIN), Some(process));
+        assert_eq!(
+            worker.due(now + grace + KILL_AGAIN),
+            Some(Due::Kill(process))
+        );
     }
 
     #[test]
     fn a_worker_on_its_way_is_stopped_when_it_is_there() {
-        let mut worker = Worker::Starting { unwanted: false };
+        let mut worker = Worker::starting(1);
         assert_eq!(worker.stop(Duration::ZERO, Instant::now()), None);
         assert!(worker.is_stopping() && !worker.is_wanted());
     }

@@ -5,8 +5,8 @@
 use crate::control::events::EventKind;
 use crate::control::message::WatcherState;
 use crate::control::server::now as epoch_seconds;
-use crate::supervisor::Supervisor;
-use crate::watcher::Ended;
+use crate::supervisor::{Supervisor, WatcherId};
+use crate::watcher::{Ended, Notice};
 use crate::worker::Running;
 
 /// What was last said about a watcher.
@@ -18,16 +18,16 @@ pub(super) struct Announced {
 
 impl Supervisor {
     /// Tells what happened to a watcher just now.
-    pub(super) fn publish(&mut self, watcher: usize, kind: &EventKind) {
-        if let Some(watcher) = self.watchers.get(watcher) {
+    pub(super) fn publish(&mut self, watcher: WatcherId, kind: &EventKind) {
+        if let Some(watcher) = self.watchers.get(&watcher) {
             self.events_log
                 .publish(&watcher.config().name, kind, epoch_seconds());
         }
     }
 
     /// Tells of a worker that is new to us; its time is that of its start.
-    pub(super) fn publish_spawn(&mut self, watcher: usize, wid: u32, process: &Running) {
-        let Some(watcher) = self.watchers.get(watcher) else {
+    pub(super) fn publish_spawn(&mut self, watcher: WatcherId, wid: u32, process: &Running) {
+        let Some(watcher) = self.watchers.get(&watcher) else {
             return;
         };
         let kind = EventKind::Spawn {
@@ -40,7 +40,7 @@ impl Supervisor {
     }
 
     /// Tells of the end of a worker.
-    pub(super) fn publish_reap(&mut self, watcher: usize, process: &Running, how: Ended) {
+    pub(super) fn publish_reap(&mut self, watcher: WatcherId, process: &Running, how: Ended) {
         let kind = EventKind::Reap {
             pid: process.pid.unsigned_abs(),
             exit_code: match how {
@@ -52,34 +52,48 @@ impl Supervisor {
         self.publish(watcher, &kind);
     }
 
-    /// Tells which watchers have become active or stopped since the last time.
+    /// Tells what watchers had to tell, and which have become active or stopped since the last time.
     pub(super) fn announce(&mut self) {
-        // Watchers that were added or removed begin anew: at worst an event too few.
-        if self.announced.len() != self.watchers.len() {
-            let states = self.watchers.iter().map(|watcher| Announced {
-                started: watcher.state() == WatcherState::Active,
-                stopping: false,
-            });
-            self.announced = states.collect();
-        }
-        for index in 0..self.watchers.len() {
-            let (Some(watcher), Some(said)) =
-                (self.watchers.get(index), self.announced.get_mut(index))
-            else {
-                return;
-            };
+        self.announced
+            .retain(|id, _| self.watchers.contains_key(id));
+        let now = epoch_seconds();
+        for (id, watcher) in &mut self.watchers {
             let state = watcher.state();
+            let said = self.announced.entry(*id).or_default();
             let was_stopping =
                 std::mem::replace(&mut said.stopping, state == WatcherState::Stopping);
-            let kind = match state {
-                WatcherState::Active if !said.started => EventKind::Start,
-                WatcherState::Stopped if said.started => EventKind::Stop,
+            let change = match state {
+                WatcherState::Active if !said.started => Some(EventKind::Start),
+                WatcherState::Stopped if said.started => Some(EventKind::Stop),
                 // A restart: stopped for a moment.
-                WatcherState::Starting if said.started && was_stopping => EventKind::Stop,
-                _ => continue,
+                WatcherState::Starting if said.started && was_stopping => Some(EventKind::Stop),
+                _ => None,
             };
-            said.started = kind == EventKind::Start;
-            self.publish(index, &kind);
+            if let Some(kind) = &change {
+                said.started = *kind == EventKind::Start;
+            }
+            let notices = watcher.take_notices().into_iter().map(event_of);
+            for kind in notices.chain(change) {
+                self.events_log.publish(&watcher.config().name, &kind, now);
+            }
         }
+    }
+}
+
+fn event_of(notice: Notice) -> EventKind {
+    match notice {
+        Notice::Ready { wid, pid } => EventKind::Ready {
+            pid: pid.unsigned_abs(),
+            wid,
+        },
+        Notice::Unwell { wid, pid, reason } => EventKind::Unhealthy {
+            pid: pid.unsigned_abs(),
+            wid,
+            reason,
+        },
+        Notice::Reloaded => EventKind::Reload,
+        Notice::RolledBack(reason) => EventKind::RolledBack { reason },
+        Notice::Flapping(reason) => EventKind::Flapping { reason },
+        Notice::GaveUp(reason) => EventKind::GaveUp { reason },
     }
 }

@@ -16,7 +16,7 @@ impl Supervisor {
     /// Watchers that end with the manager.
     pub(super) fn leaving(&self) -> impl Iterator<Item = &Watcher> {
         self.watchers
-            .iter()
+            .values()
             .filter(|watcher| !watcher.config().use_papa)
     }
 
@@ -27,7 +27,7 @@ impl Supervisor {
         tracing::info!("quitting; workers stay in the kernel");
         for watcher in self
             .watchers
-            .iter_mut()
+            .values_mut()
             .filter(|watcher| !watcher.config().use_papa)
         {
             watcher.halt();
@@ -42,7 +42,7 @@ impl Supervisor {
             return;
         }
         tracing::info!("shutting everything down");
-        for watcher in &mut self.watchers {
+        for watcher in self.watchers.values_mut() {
             watcher.halt();
         }
         self.queue.clear();
@@ -54,7 +54,7 @@ impl Supervisor {
     }
 
     pub(super) fn advance_shutdown(&mut self, now: Instant) {
-        if !self.watchers.iter().all(Watcher::is_stopped) {
+        if !self.watchers.values().all(Watcher::is_stopped) {
             return;
         }
         let drained = self.draining.is_empty();

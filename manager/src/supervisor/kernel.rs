@@ -9,16 +9,16 @@ use papa_protocol::client::Push;
 use papa_protocol::json::push::{Event as KernelEvent, EventType};
 use papa_protocol::process::{Exit, Process};
 
-use crate::adopt::{Verdict, verdict};
+use crate::adopt::{Note, worker_of};
 use crate::config::WatcherConfig;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, is_logged};
 use crate::logs::thread::{LogSettings, LogThread};
 use crate::pidfd;
 use crate::state::Kept;
-use crate::supervisor::{Event, Phase, Supervisor, tasks};
+use crate::supervisor::{Event, Phase, Supervisor, WatcherId, tasks};
 use crate::watcher::{Ended, Moment, StartFailure, Watcher};
-use crate::worker::{Running, Worker};
+use crate::worker::{Running, State, Worker};
 
 /// Exits of processes whose start has not been answered yet; more than ever start at once.
 const MAX_EARLY_EXITS: usize = 4096;
@@ -30,7 +30,7 @@ impl Supervisor {
     pub(super) fn attached(&mut self, link: KernelLink, mut inventory: Inventory) {
         self.kernel_trouble = None;
         let at = self.moment();
-        for (watcher, saved) in self.watchers.iter_mut().zip(&mut self.saved) {
+        for (id, watcher) in &mut self.watchers {
             // What was asked for while we were not attached counts more than what was kept.
             let kept = inventory
                 .kept
@@ -39,12 +39,12 @@ impl Supervisor {
             if watcher.kept() == &Kept::default() {
                 *watcher = Watcher::new(watcher.config().clone(), kept.clone(), &at);
             }
-            *saved = kept;
+            self.saved.insert(*id, kept);
         }
         self.link = Some(link);
         self.start_logs();
         self.reconcile(inventory.processes);
-        self.queue = (0..self.watchers.len()).collect();
+        self.queue = self.start_order().into();
         if matches!(self.phase, Phase::Attaching) {
             self.phase = Phase::Managing;
         }
@@ -53,7 +53,7 @@ impl Supervisor {
     pub(super) fn start_logs(&mut self) {
         let watchers: Vec<Arc<WatcherConfig>> = self
             .watchers
-            .iter()
+            .values()
             .map(|watcher| watcher.config().clone())
             .collect();
         let any = watchers.iter().any(|watcher| is_logged(watcher));
@@ -81,7 +81,7 @@ impl Supervisor {
         let listed: HashSet<u64> = processes.iter().map(|process| process.serial.0).collect();
         let newest = listed.iter().max().copied();
         let at = self.moment();
-        for watcher in &mut self.watchers {
+        for watcher in self.watchers.values_mut() {
             let gone: Vec<u64> = watcher
                 .workers()
                 .values()
@@ -94,17 +94,16 @@ impl Supervisor {
             for serial in gone {
                 watcher.ended(serial, Ended::Unknown, &at);
             }
+            watcher.forget_ended(|serial| listed.contains(&serial));
         }
         self.draining.retain(|serial| listed.contains(serial));
         let mut foreign = 0;
         for process in processes {
-            let configs = self
-                .watchers
-                .iter()
-                .map(|watcher| watcher.config().as_ref());
-            match verdict(&self.config.namespace, configs, &process) {
-                Verdict::Worker { watcher, wid } => self.reconcile_one(watcher, wid, &process),
-                Verdict::Foreign => foreign += 1,
+            let worker = worker_of(&self.config.namespace, &process.name)
+                .and_then(|(key, wid)| Some((*self.keys.get(key)?, wid)));
+            match worker {
+                Some((id, wid)) => self.reconcile_one(id, wid, &process),
+                None => foreign += 1,
             }
         }
         if foreign > 0 {
@@ -115,9 +114,9 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn reconcile_one(&mut self, index: usize, wid: u32, process: &Process) {
+    pub(super) fn reconcile_one(&mut self, id: WatcherId, wid: u32, process: &Process) {
         let at = self.moment();
-        let Some(watcher) = self.watchers.get_mut(index) else {
+        let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
         };
         let running = running(process, &at);
@@ -133,17 +132,18 @@ impl Supervisor {
                     .process()
                     .is_some_and(|there| there.serial == running.serial)
             });
-            watcher.adopt(wid, running);
+            let generation = Note::of(process).map(|note| note.generation);
+            watcher.adopt(wid, running, generation, &at);
             if !known {
-                self.publish_spawn(index, wid, &running);
+                self.publish_spawn(id, wid, &running);
             }
             return;
         }
         let how = process.exit.as_ref().map_or(Ended::Unknown, ended);
         let worker = watcher.ended(running.serial, how, &at);
-        if let Some(worker) = worker {
-            self.publish_reap(index, &running, how);
-            self.sweep(index, &worker);
+        if let Some((_, worker)) = worker {
+            self.publish_reap(id, &running, how);
+            self.sweep(id, &worker);
         } else {
             let ran = process
                 .exit
@@ -151,7 +151,7 @@ impl Supervisor {
                 .map_or(0, |exit| exit.stamp_us.saturating_sub(process.started_us));
             watcher.ended_unseen(wid, running.serial, Duration::from_micros(ran), how, &at);
         }
-        self.acknowledge(index, running.serial);
+        self.acknowledge(id, running.serial);
     }
 
     pub(super) fn told(&mut self, push: Push) {
@@ -165,7 +165,7 @@ impl Supervisor {
                 tracing::info!(incarnation = new.hello.incarnation, "the kernel is back");
                 self.kernel_trouble = None;
                 // Should this be another kernel, it keeps nothing yet.
-                self.saved.fill(Kept::default());
+                self.saved.clear();
                 if let Some(link) = &self.link {
                     // Refused perhaps because of our own old connection, which the kernel still takes for alive.
                     let claim = !new.claims_refused.is_empty();
@@ -205,9 +205,7 @@ impl Supervisor {
                     self.exited(serial, exit);
                 }
             }
-            EventType::Removed => {
-                self.draining.remove(&serial);
-            }
+            EventType::Removed => self.forgotten(serial),
             EventType::Made
             | EventType::SocketMade
             | EventType::SocketRemoved
@@ -220,15 +218,14 @@ impl Supervisor {
         let found = self
             .watchers
             .iter_mut()
-            .enumerate()
-            .find_map(|(index, watcher)| Some((index, watcher.ended(serial, ended(&exit), &at)?)));
+            .find_map(|(id, watcher)| Some((*id, watcher.ended(serial, ended(&exit), &at)?.1)));
         match found {
-            Some((index, worker)) => {
+            Some((id, worker)) => {
                 if let Some(process) = worker.process() {
-                    self.publish_reap(index, process, ended(&exit));
+                    self.publish_reap(id, process, ended(&exit));
                 }
-                self.sweep(index, &worker);
-                self.acknowledge(index, serial);
+                self.sweep(id, &worker);
+                self.acknowledge(id, serial);
             }
             // Perhaps of a start whose answer is still on its way.
             None if self.early_exits.len() < MAX_EARLY_EXITS => {
@@ -238,14 +235,24 @@ impl Supervisor {
         }
     }
 
+    /// The kernel has forgotten an ended process.
+    fn forgotten(&mut self, serial: u64) {
+        self.draining.remove(&serial);
+        for watcher in self.watchers.values_mut() {
+            if watcher.kept().ended.contains(&serial) {
+                watcher.forget_ended(|known| known != serial);
+            }
+        }
+    }
+
     pub(super) fn started(
         &mut self,
-        index: usize,
+        id: WatcherId,
         wid: u32,
         result: Result<Process, StartFailure>,
     ) {
         let at = self.moment();
-        let Some(watcher) = self.watchers.get_mut(index) else {
+        let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
         };
         match result {
@@ -258,8 +265,8 @@ impl Supervisor {
                     "worker started"
                 );
                 let running = running(&process, &at);
-                watcher.started(wid, running);
-                self.publish_spawn(index, wid, &running);
+                watcher.started(wid, running, &at);
+                self.publish_spawn(id, wid, &running);
                 if let Some(exit) = self.early_exits.remove(&serial) {
                     self.exited(serial, exit);
                 }
@@ -267,24 +274,28 @@ impl Supervisor {
             Ok(process) => {
                 // One that has ended and still had the name.
                 watcher.start_failed(wid, StartFailure::Occupied, &at);
-                self.acknowledge(index, process.serial.0);
+                self.acknowledge(id, process.serial.0);
             }
             Err(failure) => watcher.start_failed(wid, failure, &at),
         }
-        if !self.watchers.iter().any(|watcher| {
+        if !self.watchers.values().any(|watcher| {
             watcher
                 .workers()
                 .values()
-                .any(|worker| matches!(worker, Worker::Starting { .. }))
+                .any(|worker| matches!(worker.state, State::Starting { .. }))
         }) {
             self.early_exits.clear();
         }
     }
 
     /// A worker that was asked to end may leave processes behind: they are asked too, and killed when its grace period is over.
-    pub(super) fn sweep(&mut self, index: usize, worker: &Worker) {
-        if let (Worker::Stopping { process, kill_at }, Some(watcher)) =
-            (worker, self.watchers.get(index))
+    pub(super) fn sweep(&mut self, id: WatcherId, worker: &Worker) {
+        if let (
+            State::Stopping {
+                process, kill_at, ..
+            },
+            Some(watcher),
+        ) = (&worker.state, self.watchers.get(&id))
         {
             self.sweeps
                 .insert(process.pid, watcher.config().stop_signal.number());
@@ -318,14 +329,14 @@ impl Supervisor {
 
     /// The exit is dealt with: the kernel may forget the process once its output is written too. Told to the kernel only after it
     /// keeps what follows from the exit: killed in between, we see the exit again.
-    pub(super) fn acknowledge(&mut self, index: usize, serial: u64) {
+    pub(super) fn acknowledge(&mut self, id: WatcherId, serial: u64) {
         self.draining.insert(serial);
-        self.unacknowledged.push((index, serial));
+        self.unacknowledged.push((id, serial));
     }
 
     pub(super) fn send_acknowledgements(&mut self, link: &KernelLink) {
-        for (index, serial) in std::mem::take(&mut self.unacknowledged) {
-            let watcher = self.watchers.get(index);
+        for (id, serial) in std::mem::take(&mut self.unacknowledged) {
+            let watcher = self.watchers.get(&id);
             let discard = watcher.is_some_and(|watcher| !is_logged(watcher.config()));
             tasks::acknowledge(link.clone(), serial, discard);
         }

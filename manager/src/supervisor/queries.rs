@@ -46,7 +46,11 @@ impl Supervisor {
                     Some(name) => self
                         .named(name)
                         .map(|watcher| log_files(std::iter::once(watcher.config().as_ref()))),
-                    None => Ok(log_files(self.config.watchers.iter())),
+                    None => Ok(log_files(
+                        self.watchers
+                            .values()
+                            .map(|watcher| watcher.config().as_ref()),
+                    )),
                 };
                 answer(request, reply, logs.as_ref());
             }
@@ -59,17 +63,16 @@ impl Supervisor {
     }
 
     pub(super) fn named(&self, name: &str) -> Result<&Watcher, RequestError> {
-        let key = name.to_lowercase();
-        self.watchers
-            .iter()
-            .find(|watcher| watcher.config().key == key)
+        self.keys
+            .get(&name.to_lowercase())
+            .and_then(|id| self.watchers.get(id))
             .ok_or_else(|| RequestError::unknown_watcher(name))
     }
 
     fn status(&self, name: Option<&str>) -> Result<StatusReply, RequestError> {
         let shown: Vec<&Watcher> = match name {
             Some(name) => vec![self.named(name)?],
-            None => self.watchers.iter().collect(),
+            None => self.watchers.values().collect(),
         };
         let mut watchers: Vec<_> = shown.iter().map(|watcher| watcher.status()).collect();
         for status in &mut watchers {
@@ -102,7 +105,7 @@ impl Supervisor {
         if self.kernel_trouble.is_some() {
             return self.kernel_trouble.clone();
         }
-        let config = self.config.watcher(name)?;
+        let config = self.named(name).ok()?.config();
         let files: Vec<String> = [&config.stdout, &config.stderr]
             .iter()
             .filter_map(|stream| Some(stream.file()?.filename.display().to_string()))
@@ -137,7 +140,7 @@ impl Supervisor {
         let Some(name) = name else {
             let mut watchers: Vec<String> = self
                 .watchers
-                .iter()
+                .values()
                 .map(|watcher| watcher.config().key.clone())
                 .collect();
             watchers.sort_unstable();
@@ -154,7 +157,7 @@ impl Supervisor {
     }
 
     fn count(&self, name: Option<&str>) -> Result<NumProcessesReply, RequestError> {
-        let of = |watcher: &Watcher| u64::from(watcher.config().numprocesses);
+        let of = |watcher: &Watcher| u64::from(watcher.count());
         Ok(match name {
             Some(name) => {
                 let watcher = self.named(name)?;
@@ -165,7 +168,7 @@ impl Supervisor {
                 }
             }
             None => NumProcessesReply {
-                numprocesses: self.watchers.iter().map(of).sum(),
+                numprocesses: self.watchers.values().map(of).sum(),
                 watcher_name: None,
                 singleton: false,
             },

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::control::message::{Command, Errno, Reply, Request, RequestError, Selection};
 use crate::control::server::{Asked, now};
-use crate::supervisor::{Goal, Phase, Supervisor, Ticket};
+use crate::supervisor::{Goal, Phase, Supervisor, Ticket, WatcherId};
 use crate::watcher::Watcher;
 
 impl Supervisor {
@@ -74,7 +74,11 @@ impl Supervisor {
     }
 
     /// The watchers meant. Without a name, starting leaves out those that are not started by themselves.
-    fn choose(&self, selection: &Selection, starting: bool) -> Result<Vec<usize>, RequestError> {
+    fn choose(
+        &self,
+        selection: &Selection,
+        starting: bool,
+    ) -> Result<Vec<WatcherId>, RequestError> {
         if matches!(
             self.phase,
             Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done
@@ -82,12 +86,12 @@ impl Supervisor {
             return Err(RequestError::new(Errno::Command, "the manager is ending"));
         }
         let matcher = selection.matcher();
-        let matching = self.watchers.iter().enumerate().filter(|(_, watcher)| {
+        let matching = self.watchers.iter().filter(|(_, watcher)| {
             let config = watcher.config();
             matcher.matches(&config.key)
                 && (selection.name.is_some() || !starting || config.autostart)
         });
-        let chosen: Vec<usize> = matching.map(|(index, _)| index).collect();
+        let chosen: Vec<WatcherId> = matching.map(|(id, _)| *id).collect();
         match &selection.name {
             Some(name) if chosen.is_empty() => Err(RequestError::unknown_watcher(name)),
             _ => Ok(chosen),
@@ -98,7 +102,7 @@ impl Supervisor {
         &mut self,
         request: Request,
         reply: oneshot::Sender<Reply>,
-        chosen: Result<Vec<usize>, RequestError>,
+        chosen: Result<Vec<WatcherId>, RequestError>,
         goal: Goal,
         act: fn(&mut Watcher),
     ) {
@@ -106,8 +110,8 @@ impl Supervisor {
             Ok(watchers) => watchers,
             Err(error) => return answer::<()>(request, reply, Err(&error)),
         };
-        for index in &watchers {
-            if let Some(watcher) = self.watchers.get_mut(*index) {
+        for id in &watchers {
+            if let Some(watcher) = self.watchers.get_mut(id) {
                 tracing::info!(watcher = watcher.config().name, command = ?goal, "asked");
                 act(watcher);
             }
@@ -146,7 +150,7 @@ impl Supervisor {
         for watcher in ticket
             .watchers
             .iter()
-            .filter_map(|index| self.watchers.get(*index))
+            .filter_map(|id| self.watchers.get(id))
         {
             let outcome = match ticket.goal {
                 Goal::Up => watcher.start_outcome()?,

@@ -18,7 +18,7 @@ use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, LinkError};
 use crate::pidfd;
 use crate::state;
-use crate::supervisor::Event;
+use crate::supervisor::{Event, WatcherId};
 use crate::watcher::StartFailure;
 use crate::worker::Running;
 
@@ -186,16 +186,28 @@ fn keep_making_sockets(
     });
 }
 
+/// Which worker is to be started, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Order {
+    pub(super) watcher: WatcherId,
+    pub(super) wid: u32,
+    pub(super) generation: u64,
+}
+
 /// Starts one worker.
 pub(super) fn start(
     link: KernelLink,
     config: Arc<WatcherConfig>,
-    watcher: usize,
-    wid: u32,
+    order: Order,
     events: mpsc::Sender<Event>,
 ) {
     tokio::spawn(async move {
-        let result = link.start(&config, wid).await.map_err(|error| {
+        let Order {
+            watcher,
+            wid,
+            generation,
+        } = order;
+        let result = link.start(&config, wid, generation).await.map_err(|error| {
             if error.is_unanswered() {
                 StartFailure::Unanswered
             } else {

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::backoff::{Backoff, MAX_DELAY};
+use crate::backoff::Backoff;
+use crate::config::BackoffConfig;
 use crate::state::KeptBackoff;
 use crate::watcher::Moment;
 
@@ -22,10 +23,14 @@ struct Pause {
 }
 
 impl Pauses {
-    pub(super) fn from_kept(kept: &BTreeMap<u32, KeptBackoff>, at: &Moment) -> Self {
+    pub(super) fn from_kept(
+        kept: &BTreeMap<u32, KeptBackoff>,
+        config: &BackoffConfig,
+        at: &Moment,
+    ) -> Self {
         let pause = |kept: &KeptBackoff| {
             let left =
-                Duration::from_millis(kept.until_ms.saturating_sub(at.epoch_ms)).min(MAX_DELAY);
+                Duration::from_millis(kept.until_ms.saturating_sub(at.epoch_ms)).min(config.max);
             Pause {
                 record: kept.record,
                 until: (!left.is_zero()).then(|| at.now + left),
@@ -52,18 +57,25 @@ impl Pauses {
     }
 
     /// The worker ended by itself after `ran`. Answers the pause, and how often it ended soon.
-    pub(super) fn ended(&mut self, wid: u32, ran: Duration, at: &Moment) -> (Duration, u32) {
+    pub(super) fn ended(
+        &mut self,
+        wid: u32,
+        ran: Duration,
+        config: &BackoffConfig,
+        at: &Moment,
+    ) -> (Duration, u32) {
         let pause = self.0.entry(wid).or_default();
-        let delay = pause.record.ended(ran, at.jitter);
+        let delay = pause.record.ended(ran, config, at.jitter);
         pause.last(delay, at);
         (delay, pause.record.failures())
     }
 
     /// The worker could not be started.
-    pub(super) fn failed(&mut self, wid: u32, at: &Moment) {
+    pub(super) fn failed(&mut self, wid: u32, config: &BackoffConfig, at: &Moment) -> Duration {
         let pause = self.0.entry(wid).or_default();
-        let delay = pause.record.failed(at.jitter);
+        let delay = pause.record.failed(config, at.jitter);
         pause.last(delay, at);
+        delay
     }
 
     /// A pause that is nobody's fault and not kept.

@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::config::{Surroundings, load};
+use crate::control::message::WatcherState;
+
+mod replacing;
 
 fn config(lines: &str) -> Arc<WatcherConfig> {
     let directory = tempfile::tempdir().unwrap();
@@ -46,9 +49,9 @@ impl Bench {
 
     /// Steps and has every start succeed; answers what was done.
     fn step(&mut self) -> Vec<Action> {
-        let actions = self.watcher.step(self.at.now);
+        let actions = self.watcher.step(&self.at);
         for action in &actions {
-            if let Action::Start { wid } = action {
+            if let Action::Start { wid, .. } = action {
                 self.serial += 1;
                 let process = Running {
                     serial: self.serial,
@@ -56,7 +59,7 @@ impl Bench {
                     started_us: self.serial,
                     started: self.at.now,
                 };
-                self.watcher.started(*wid, process);
+                self.watcher.started(*wid, process, &self.at);
             }
         }
         actions
@@ -73,7 +76,7 @@ impl Bench {
 
 fn starts(actions: &[Action]) -> Vec<u32> {
     let wid = |action: &Action| match action {
-        Action::Start { wid } => Some(*wid),
+        Action::Start { wid, .. } => Some(*wid),
         _ => None,
     };
     actions.iter().filter_map(wid).collect()
@@ -152,16 +155,16 @@ fn a_restart_stops_everything_before_it_starts_anything() {
 #[test]
 fn a_stop_during_a_start_is_not_forgotten() {
     let mut bench = Bench::new("");
-    assert_eq!(starts(&bench.watcher.step(bench.at.now)), [1]);
+    assert_eq!(starts(&bench.watcher.step(&bench.at)), [1]);
     bench.watcher.stop();
-    assert_eq!(bench.watcher.step(bench.at.now), []);
+    assert_eq!(bench.watcher.step(&bench.at), []);
     let process = Running {
         serial: 9,
         pid: 1,
         started_us: 1,
         started: bench.at.now,
     };
-    bench.watcher.started(1, process);
+    bench.watcher.started(1, process, &bench.at);
     assert_eq!(stops(&bench.step()), [9]);
     bench.end(9);
     bench.step();
@@ -179,7 +182,7 @@ fn surplus_workers_are_stopped_the_newest_stay() {
             started_us: serial,
             started: bench.at.now,
         };
-        bench.watcher.adopt(wid, process);
+        bench.watcher.adopt(wid, process, None, &bench.at);
     }
     assert_eq!(stops(&bench.step()), [5, 6]);
 }
@@ -203,7 +206,7 @@ fn what_cannot_be_started_is_given_up_and_can_be_started_again() {
     let mut bench = Bench::new("max_retry = 2");
     for _ in 0..3 {
         bench.later(Duration::from_secs(60));
-        assert_eq!(starts(&bench.watcher.step(bench.at.now)), [1]);
+        assert_eq!(starts(&bench.watcher.step(&bench.at)), [1]);
         let refused = StartFailure::Refused("no such file".to_owned());
         bench.watcher.start_failed(1, refused, &bench.at);
     }
@@ -226,11 +229,11 @@ fn what_cannot_be_started_is_given_up_and_can_be_started_again() {
 #[test]
 fn an_unanswered_start_is_asked_again_and_not_counted() {
     let mut bench = Bench::new("max_retry = 0");
-    bench.watcher.step(bench.at.now);
+    bench.watcher.step(&bench.at);
     bench
         .watcher
         .start_failed(1, StartFailure::Unanswered, &bench.at);
-    bench.later(ASK_AGAIN);
+    bench.later(ends::ASK_AGAIN);
     assert_eq!(starts(&bench.step()), [1]);
 }
 

@@ -1,0 +1,225 @@
+//! What it means that a worker ended, could not be started, or did not become ready.
+//!
+//! Owns back-off, flapping, giving up. Invariant: an end that was asked for is never held against anybody.
+
+use std::time::{Duration, Instant};
+
+use crate::config::FlappingConfig;
+use crate::watcher::{Ended, Moment, Notice, StartFailure, Watcher};
+use crate::worker::{Running, State, Worker};
+
+/// After a request the kernel could not answer (it was restarting), the same is asked again this much later.
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+impl Watcher {
+    /// The kernel could not start worker `wid`.
+    pub fn start_failed(&mut self, wid: u32, failure: StartFailure, at: &Moment) {
+        let generation = match self.workers.get(&wid) {
+            Some(worker) if matches!(worker.state, State::Starting { .. }) => worker.generation,
+            _ => return,
+        };
+        self.workers.remove(&wid);
+        let reason = match failure {
+            StartFailure::Occupied | StartFailure::Unanswered => {
+                self.pauses.postpone(wid, at.now + ASK_AGAIN);
+                return;
+            }
+            StartFailure::Refused(reason) => reason,
+        };
+        if self.fail_roll(
+            generation,
+            &format!("worker {wid} cannot be started: {reason}"),
+        ) {
+            return;
+        }
+        self.refused = self.refused.saturating_add(1);
+        if self
+            .config
+            .max_retry
+            .is_some_and(|limit| self.refused > limit)
+        {
+            let attempts = self.refused;
+            self.give_up(format!("given up after {attempts} attempts: {reason}"));
+            return;
+        }
+        tracing::warn!(
+            watcher = self.config.name,
+            wid,
+            reason,
+            "a worker cannot be started"
+        );
+        self.message = Some(reason);
+        self.pauses.failed(wid, &self.config.backoff, at);
+        self.keep_pauses();
+    }
+
+    /// A process of the watcher ended. Answers what it was if it was one of its workers.
+    pub fn ended(&mut self, serial: u64, how: Ended, at: &Moment) -> Option<(u32, Worker)> {
+        let (wid, worker) = self.workers.iter().find_map(|(wid, worker)| {
+            let process = worker.process()?;
+            (process.serial == serial).then_some((*wid, *worker))
+        })?;
+        let process = *worker.process()?;
+        let asked = worker.is_stopping();
+        self.workers.remove(&wid);
+        self.kept.ended.insert(serial);
+        tracing::info!(
+            watcher = self.config.name,
+            wid,
+            pid = process.pid,
+            asked,
+            "worker {how}"
+        );
+        if asked {
+            self.pauses.forget(wid);
+            self.keep_pauses();
+        } else {
+            let reason = format!("worker {wid} {how}");
+            if !self.fail_roll(worker.generation, &reason) {
+                let ran = at.now.saturating_duration_since(process.started);
+                self.ended_by_itself(wid, serial, ran, how, at);
+            }
+        }
+        self.sync_kept(at);
+        Some((wid, worker))
+    }
+
+    /// A worker ended while no manager was there.
+    pub fn ended_unseen(&mut self, wid: u32, serial: u64, ran: Duration, how: Ended, at: &Moment) {
+        // Whoever asked it to end, or dealt with its end already, needs no second reckoning.
+        let dealt_with = self.kept.finished.contains(&serial)
+            || self.kept.stopping.remove(&serial).is_some()
+            || self.kept.ended.contains(&serial);
+        self.kept.ended.insert(serial);
+        if !dealt_with {
+            self.ended_by_itself(wid, serial, ran, how, at);
+        }
+    }
+
+    /// The kernel has forgotten these ended processes, or all but those `listed`.
+    pub fn forget_ended(&mut self, listed: impl Fn(u64) -> bool) {
+        self.kept.ended.retain(|serial| listed(*serial));
+    }
+
+    /// A health check says a worker is not well: it is asked to end, and replaced. Answers it if so.
+    pub fn unwell(&mut self, serial: u64, reason: &str, at: &Moment) -> Option<Running> {
+        let grace = self.config.graceful_timeout;
+        let (wid, worker) = self
+            .workers
+            .iter_mut()
+            .find(|(_, worker)| worker.process().is_some_and(|known| known.serial == serial))?;
+        let (wid, generation) = (*wid, worker.generation);
+        let process = worker.stop(grace, at.now)?;
+        self.notices.push(Notice::Unwell {
+            wid,
+            pid: process.pid,
+            reason: reason.to_owned(),
+        });
+        let reason = format!("worker {wid} is not well: {reason}");
+        tracing::warn!(
+            watcher = self.config.name,
+            wid,
+            reason,
+            "replacing a worker"
+        );
+        if !self.fail_roll(generation, &reason) {
+            self.message = Some(reason);
+            self.count_end(at);
+        }
+        self.sync_kept(at);
+        Some(process)
+    }
+
+    /// A worker did not say that it serves, in time.
+    pub(super) fn not_ready(&mut self, wid: u32, at: &Moment) -> Option<Running> {
+        let grace = self.config.graceful_timeout;
+        let worker = self.workers.get_mut(&wid)?;
+        let generation = worker.generation;
+        let process = worker.stop(grace, at.now)?;
+        let seconds = self.config.ready_timeout.as_secs_f64();
+        let reason = format!("worker {wid} was not ready within {seconds} s");
+        tracing::warn!(watcher = self.config.name, wid, "{reason}");
+        if !self.fail_roll(generation, &reason) {
+            self.message = Some(reason);
+            // Its number is taken until it has ended, so that the pause has to be everybody's.
+            let delay = self.pauses.failed(wid, &self.config.backoff, at);
+            self.keep_pauses();
+            self.next_start = self.next_start.max(Some(at.now + delay));
+            self.count_end(at);
+        }
+        Some(process)
+    }
+
+    fn ended_by_itself(&mut self, wid: u32, serial: u64, ran: Duration, how: Ended, at: &Moment) {
+        if !self.config.respawn {
+            self.kept.finished.insert(serial);
+            self.message = Some(format!("worker {wid} {how}"));
+            return;
+        }
+        let backoff = &self.config.backoff;
+        if ran >= backoff.reset {
+            self.kept.flapping.pauses = 0;
+        }
+        if self.config.on_demand && !self.workers.values().any(Worker::is_wanted) {
+            self.dormant = true;
+        }
+        let (delay, times) = self.pauses.ended(wid, ran, backoff, at);
+        self.keep_pauses();
+        if !delay.is_zero() {
+            self.message = Some(format!(
+                "worker {wid} {how}, {times} times soon after its start; next try in {:.1} s",
+                delay.as_secs_f64()
+            ));
+        }
+        self.count_end(at);
+    }
+
+    /// One more unexpected end: perhaps one too many.
+    fn count_end(&mut self, at: &Moment) {
+        let Some(flapping) = self.config.flapping else {
+            return;
+        };
+        self.ends.push_back(at.now);
+        let attempts = usize::try_from(flapping.attempts.max(1)).unwrap_or(usize::MAX);
+        let within = |first: &Instant| at.now.saturating_duration_since(*first) <= flapping.window;
+        while self.ends.len() > attempts || self.ends.front().is_some_and(|first| !within(first)) {
+            self.ends.pop_front();
+        }
+        if self.ends.len() >= attempts {
+            self.ends.clear();
+            self.flap(&flapping, at);
+        }
+    }
+
+    fn flap(&mut self, flapping: &FlappingConfig, at: &Moment) {
+        let pauses = self.kept.flapping.pauses;
+        let ends = format!(
+            "{} ends within {} s",
+            flapping.attempts,
+            flapping.window.as_secs_f64()
+        );
+        if flapping.max_retry.is_some_and(|limit| pauses >= limit) {
+            self.give_up(format!("given up: {ends}, after {pauses} pauses"));
+            return;
+        }
+        self.kept.flapping.pauses = pauses.saturating_add(1);
+        let pause_ms = u64::try_from(flapping.retry_in.as_millis()).unwrap_or(u64::MAX);
+        self.kept.flapping.until_ms = at.epoch_ms.saturating_add(pause_ms);
+        self.flapping_until = Some(at.now + flapping.retry_in);
+        let text = format!(
+            "flapping: {ends}; next try in {} s",
+            flapping.retry_in.as_secs_f64()
+        );
+        tracing::warn!(watcher = self.config.name, "{text}");
+        self.message = Some(text.clone());
+        self.notices.push(Notice::Flapping(text));
+    }
+
+    fn give_up(&mut self, reason: String) {
+        tracing::error!(watcher = self.config.name, reason, "the watcher is stopped");
+        self.message = Some(reason.clone());
+        self.gave_up = true;
+        self.halt();
+        self.notices.push(Notice::GaveUp(reason));
+    }
+}

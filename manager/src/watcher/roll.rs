@@ -1,0 +1,155 @@
+//! The rolling reload: new workers come, are waited for, and only then old ones go; or everything goes back.
+//!
+//! Owns when a reload begins, when it has succeeded, and how it is undone. Which worker is started or stopped next is `steps`'s: there
+//! a reload is no more than workers that are `retiring`.
+//! Invariant: while a reload runs, the workers that serve are never fewer than before it but by the one that `sequential` allows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::WatcherConfig;
+use crate::state::KeptRoll;
+use crate::watcher::{Notice, Wanted, Watcher};
+
+/// Without `ready`, a replacement counts as serving once it has run for so long: a command that fails at its start fails within it.
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
+
+/// A reload under way.
+#[derive(Debug)]
+pub(super) struct Roll {
+    /// What was before; none if a predecessor began it.
+    previous: Option<Previous>,
+    /// One goes before one comes.
+    pub(super) sequential: bool,
+}
+
+#[derive(Debug)]
+struct Previous {
+    generation: u64,
+    config: Arc<WatcherConfig>,
+}
+
+impl Roll {
+    pub(super) fn resumed(kept: &KeptRoll) -> Self {
+        Self {
+            previous: None,
+            sequential: kept.sequential,
+        }
+    }
+}
+
+impl Watcher {
+    /// Replaces every worker by one with `config`. Answers false if there was nothing to replace: then `config` is simply what the next
+    /// start uses.
+    pub fn reload(&mut self, config: Arc<WatcherConfig>, sequential: bool) -> bool {
+        let previous = match self.roll.take() {
+            // The state to return to is the last that served.
+            Some(roll) => roll.previous,
+            None => Some(Previous {
+                generation: self.kept.generation,
+                config: self.config.clone(),
+            }),
+        };
+        self.configure(config);
+        self.rolled = Ok(());
+        if self.wanted != Wanted::Running || self.workers.is_empty() {
+            self.kept.roll = None;
+            return false;
+        }
+        self.forgive();
+        for worker in self.workers.values_mut() {
+            worker.retiring = true;
+        }
+        self.kept.generations = self.kept.generations.saturating_add(1);
+        self.kept.generation = self.kept.generations;
+        self.kept.roll = Some(KeptRoll {
+            to: self.kept.generation,
+            sequential,
+        });
+        self.roll = Some(Roll {
+            previous,
+            sequential,
+        });
+        true
+    }
+
+    /// A reload is under way.
+    #[must_use]
+    pub fn is_rolling(&self) -> bool {
+        self.roll.is_some()
+    }
+
+    /// What became of the last reload; `None` while that is open. The error is for people.
+    #[must_use]
+    pub fn reload_outcome(&self) -> Option<Result<(), String>> {
+        if self.roll.is_some() {
+            return None;
+        }
+        match &self.rolled {
+            Err(reason) => Some(Err(reason.clone())),
+            // Those that were replaced are still ending.
+            Ok(()) if self.wanted == Wanted::Running && !self.is_settled() => {
+                match self.start_outcome() {
+                    Some(Err(reason)) => Some(Err(reason)),
+                    _ => None,
+                }
+            }
+            Ok(()) => self.start_outcome(),
+        }
+    }
+
+    /// It counts as a replacement: what it has to prove is more than that it was started.
+    pub(super) fn is_replacing(&self, generation: u64) -> bool {
+        let rolled_in = self.roll.is_some() && generation == self.kept.generation;
+        rolled_in || self.workers.values().any(|worker| worker.retiring)
+    }
+
+    /// A worker with this generation failed before the reload was complete: that decides it. True if it was so.
+    pub(super) fn fail_roll(&mut self, generation: u64, reason: &str) -> bool {
+        if generation != self.kept.generation {
+            return false;
+        }
+        let Some(roll) = self.roll.take() else {
+            return false;
+        };
+        self.kept.roll = None;
+        let known = roll.previous.is_some();
+        if let Some(previous) = roll.previous {
+            self.config = previous.config;
+            self.kept.generation = previous.generation;
+        }
+        for worker in self.workers.values_mut() {
+            // Where nothing is known of the old settings, new workers that serve are all there is to go on with.
+            worker.retiring = worker.generation == generation && (known || !worker.is_serving());
+        }
+        self.pauses.clear();
+        self.keep_pauses();
+        let reason = format!("the reload was rolled back: {reason}");
+        tracing::error!(watcher = self.config.name, reason, "rolled back");
+        self.rolled = Err(reason.clone());
+        self.message = Some(reason.clone());
+        self.notices.push(Notice::RolledBack(reason));
+        true
+    }
+
+    /// Everybody was replaced.
+    pub(super) fn complete_roll(&mut self) {
+        if self.roll.take().is_some() {
+            self.kept.roll = None;
+            self.rolled = Ok(());
+            tracing::info!(watcher = self.config.name, "reloaded");
+            self.notices.push(Notice::Reloaded);
+        }
+    }
+
+    /// Somebody asked for something else.
+    pub(super) fn cancel_roll(&mut self) {
+        if self.roll.take().is_some() {
+            self.kept.roll = None;
+            self.rolled = Err("the reload was given up for a later request".to_owned());
+        }
+        for worker in self.workers.values_mut() {
+            worker.retiring = false;
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What others are told of a watcher.
+//!
+//! Owns no decision. Source: circus's words for states.
+
+use crate::control::message::{WatcherState, WatcherStatus, WorkerStatus};
+use crate::watcher::{Wanted, Watcher};
+use crate::worker::Worker;
+
+/// Quick ends in a row after which whoever waits for the start is told.
+const HOPELESS: u32 = 3;
+
+impl Watcher {
+    /// Every wanted worker serves.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.wanted == Wanted::Running
+            && self.released
+            && self.missing() == 0
+            && self.fresh().all(|(_, worker)| worker.is_serving())
+    }
+
+    /// Up, and nobody is on the way out.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        (self.is_up() || self.is_dormant()) && self.workers.values().all(Worker::is_fresh)
+    }
+
+    /// Waits for the first connection.
+    #[must_use]
+    pub fn is_dormant(&self) -> bool {
+        self.wanted == Wanted::Running && self.dormant && self.workers.is_empty()
+    }
+
+    /// What became of the last request to start it; `None` while that is open. The error is for people.
+    #[must_use]
+    pub fn start_outcome(&self) -> Option<Result<(), String>> {
+        let message = || {
+            self.message
+                .clone()
+                .unwrap_or_else(|| "its workers end soon after their start".to_owned())
+        };
+        match self.wanted {
+            Wanted::Restarting => None,
+            Wanted::Running if self.is_up() || self.is_dormant() => Some(Ok(())),
+            Wanted::Running if self.pauses.worst() >= HOPELESS => Some(Err(message())),
+            Wanted::Running if self.flapping_until.is_some() => Some(Err(message())),
+            Wanted::Running => None,
+            Wanted::Stopped if self.gave_up => Some(Err(message())),
+            Wanted::Stopped if !self.kept.finished.is_empty() => Some(Ok(())),
+            Wanted::Stopped => Some(Err("it was stopped by a later request".to_owned())),
+        }
+    }
+
+    /// Not wanted and without workers.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.wanted == Wanted::Stopped && self.workers.is_empty()
+    }
+
+    /// Not wanted, and ending.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.wanted == Wanted::Stopped && !self.workers.is_empty()
+    }
+
+    /// Stopping, or about to start again once it has.
+    #[must_use]
+    pub fn is_going_down(&self) -> bool {
+        self.wanted != Wanted::Running && !self.workers.is_empty()
+    }
+
+    /// Its start waits for others: it has not been up since it was asked to run.
+    #[must_use]
+    pub fn is_coming_up(&self) -> bool {
+        self.wanted == Wanted::Running && !self.came_up
+    }
+
+    /// It is wanted.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.wanted != Wanted::Stopped
+    }
+
+    /// Circus's word for what it is doing.
+    #[must_use]
+    pub fn state(&self) -> WatcherState {
+        match self.wanted {
+            Wanted::Stopped if self.workers.is_empty() => WatcherState::Stopped,
+            Wanted::Stopped | Wanted::Restarting => WatcherState::Stopping,
+            Wanted::Running if self.is_dormant() => WatcherState::Stopped,
+            Wanted::Running
+                if self.came_up
+                    && (self.target() == 0 || self.workers.values().any(Worker::is_wanted)) =>
+            {
+                WatcherState::Active
+            }
+            Wanted::Running => WatcherState::Starting,
+        }
+    }
+
+    /// For `status`.
+    #[must_use]
+    pub fn status(&self) -> WatcherStatus {
+        WatcherStatus {
+            name: self.config.name.clone(),
+            state: self.state(),
+            numprocesses: self.count(),
+            workers: self
+                .workers
+                .iter()
+                .filter_map(|(wid, worker)| {
+                    let process = worker.process()?;
+                    Some(WorkerStatus {
+                        wid: *wid,
+                        pid: process.pid.unsigned_abs(),
+                        serial: process.serial,
+                        started_us: process.started_us,
+                        stopping: worker.is_stopping(),
+                    })
+                })
+                .collect(),
+            message: self.current_message(),
+        }
+    }
+
+    /// What hinders it, for people.
+    #[must_use]
+    pub fn message(&self) -> Option<&str> {
+        self.message.as_deref()
+    }
+
+    fn current_message(&self) -> Option<String> {
+        if self.is_dormant() {
+            return Some("is started by the first connection".to_owned());
+        }
+        match &self.gate.start_after {
+            Some(other) if self.is_coming_up() => Some(format!("waits for {other}")),
+            _ => self.message.clone(),
+        }
+    }
+}

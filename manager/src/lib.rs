@@ -6,6 +6,7 @@
 //! | `supervisor`, `watcher`, `worker`, `backoff` | wanted state against actual state |
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
 //! | `logs` | captured output to files, exactly once |
+//! | `probe` | readiness, health checks, starts on demand |
 //! | `control` | the socket `papactl` speaks to |
 //! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
 //! | `runtime_dir` | where sockets and the manager's log live |
@@ -21,6 +22,7 @@ pub mod kernel_link;
 pub mod logs;
 pub mod own_log;
 pub mod pidfd;
+pub mod probe;
 pub mod runtime_dir;
 pub mod state;
 pub mod supervisor;

@@ -1,4 +1,4 @@
-//! The two system calls the manager needs and no safe wrapper offers.
+//! The few calls the manager needs and no safe wrapper offers.
 //!
 //! Owns all unsafe code of this crate; gives out only owned descriptors and errors.
 //! Source: `pidfd_open(2)`, `pidfd_send_signal(2)`.
@@ -8,8 +8,12 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use nix::libc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A pidfd for a running process, or a zombie. The caller knows why `pid` cannot have been given to somebody else.
 ///
@@ -45,4 +49,39 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Has `command` start in a session of its own, with no descriptor but those it is given: not even what whoever started us let us
+/// inherit.
+pub fn detach(command: &mut Command) {
+    let detach = || {
+        nix::unistd::setsid()?;
+        // SAFETY: takes three integers and touches no memory of ours.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
+        };
+        // Systems before Linux 5.11 cannot; what is ours is close-on-exec there too.
+        let _ = result;
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes two system calls and neither allocates nor locks.
+    unsafe { command.pre_exec(detach) };
+}
+
+/// Lets the runtime say when `fd` becomes readable. Changes nothing about it: it need not be non-blocking, as long as nobody reads just
+/// because of that.
+///
+/// # Errors
+/// It cannot be waited for (a file), or the system has no room.
+///
+/// # Panics
+/// Outside a tokio runtime with I/O.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd stays open and keeps its number until it is dropped, and the AsyncFd owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }

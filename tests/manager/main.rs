@@ -10,5 +10,6 @@ mod control;
 mod crash;
 mod lifecycle;
 mod logs;
+mod probes;
 mod stack;
 mod web_stack;

@@ -9,7 +9,7 @@
 //! | `probe` | readiness, health checks, starts on demand |
 //! | `control` | the socket `papactl` speaks to |
 //! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
-//! | `runtime_dir` | where sockets and the manager's log live |
+//! | `runtime_dir`, `own_log`, `pidfile` | where sockets and the manager's log live; that log; the file with its pid |
 
 pub mod adopt;
 pub mod backoff;
@@ -22,6 +22,7 @@ pub mod kernel_link;
 pub mod logs;
 pub mod own_log;
 pub mod pidfd;
+pub mod pidfile;
 pub mod probe;
 pub mod runtime_dir;
 pub mod state;

@@ -3,6 +3,7 @@
 //! Owns the start: arguments, log, configuration, control socket, signals. Exit status: 0 done, 1 failed, 2 usage or configuration.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -11,7 +12,8 @@ use papa_manager::cli::ManagerArgs;
 use papa_manager::commands::kernel::candidates;
 use papa_manager::config::{self, Config, Surroundings};
 use papa_manager::control::server::{Asked, ControlServer};
-use papa_manager::own_log::OwnLog;
+use papa_manager::own_log::{self, OwnLog};
+use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
 use papa_manager::supervisor::{Event, Setup, Supervisor};
 use papa_protocol::client::Address;
@@ -29,13 +31,6 @@ fn main() -> ExitCode {
         // Fails only for who leads a session already, which is as good.
         let _ = nix::unistd::setsid();
     }
-    let log = match OwnLog::start(args.log_file.as_deref(), args.debug) {
-        Ok(log) => log,
-        Err(error) => {
-            say(&format!("papa-manager: {error:#}"));
-            return ExitCode::FAILURE;
-        }
-    };
     let config = match Surroundings::current()
         .map_err(|error| error.to_string())
         .and_then(|around| config::load(&args.file, &around).map_err(|errors| errors.to_string()))
@@ -44,6 +39,20 @@ fn main() -> ExitCode {
         Err(text) => {
             say(&text);
             return ExitCode::from(EXIT_CONFIGURATION);
+        }
+    };
+    // The command line wins, as in Circus.
+    let path = args.log_file.as_ref().or(config.log_output.as_ref());
+    let level = own_log::level(if args.debug {
+        "debug"
+    } else {
+        &config.log_level
+    });
+    let log = match OwnLog::start(path.map(PathBuf::as_path), level) {
+        Ok(log) => log,
+        Err(error) => {
+            say(&format!("papa-manager: {error:#}"));
+            return ExitCode::FAILURE;
         }
     };
     match run(config, args.kernel.as_deref(), log) {
@@ -75,15 +84,18 @@ fn run(config: Config, kernel: Option<&str>, log: OwnLog) -> anyhow::Result<()> 
         .build()?;
     runtime.block_on(async {
         let socket = directory.manager_socket(&config.namespace);
+        let pidfile = config.pidfile.clone();
         let namespace = config.namespace.clone();
         let supervisor = Supervisor::new(Setup { config, addresses });
         let events = supervisor.events();
         let (asked, requests) = mpsc::channel(REQUESTS);
         let server = ControlServer::bind(socket, &namespace, asked).await?;
+        // After the socket: a second manager of this namespace then hears who the first is.
+        let pidfile = pidfile.as_deref().map(Pidfile::claim).transpose()?;
         forward_requests(requests, events.clone());
         forward_signals(events, log)?;
         let result = supervisor.run().await;
-        drop(server);
+        drop((server, pidfile));
         tracing::info!("the manager ends");
         Ok(result?)
     })

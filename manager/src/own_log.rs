@@ -25,7 +25,7 @@ impl OwnLog {
     ///
     /// # Errors
     /// The file cannot be opened, or there is a log already.
-    pub fn start(path: Option<&Path>, debug: bool) -> anyhow::Result<Self> {
+    pub fn start(path: Option<&Path>, level: LevelFilter) -> anyhow::Result<Self> {
         let log = Self {
             path: path.map(Path::to_owned),
             file: Arc::default(),
@@ -34,11 +34,7 @@ impl OwnLog {
             .with_context(|| format!("log file {}", path.unwrap_or(Path::new("-")).display()))?;
         let writer = log.clone();
         tracing_subscriber::fmt()
-            .with_max_level(if debug {
-                LevelFilter::DEBUG
-            } else {
-                LevelFilter::INFO
-            })
+            .with_max_level(level)
             .with_ansi(false)
             .with_target(false)
             .with_writer(move || writer.clone())
@@ -62,6 +58,17 @@ impl OwnLog {
             .open(path)?;
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
         Ok(())
+    }
+}
+
+/// What `loglevel` lets through; the tracing crate has no level above error.
+#[must_use]
+pub fn level(name: &str) -> LevelFilter {
+    match name {
+        "critical" | "error" => LevelFilter::ERROR,
+        "warning" => LevelFilter::WARN,
+        "debug" => LevelFilter::DEBUG,
+        _ => LevelFilter::INFO,
     }
 }
 

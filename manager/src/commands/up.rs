@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     let status = status_of_all(common, &mut client)?;
     if !common.json {
         let pid = status.manager.as_ref().map_or(0, |manager| manager.pid);
-        let log = directory.manager_log(&config.namespace);
+        let log = manager_log(&directory, &config);
         print(&format!(
             "manager: started, pid {pid}, log {}\n",
             log.display()
@@ -195,12 +195,13 @@ fn start_manager(
     config: &Config,
     deadline: Instant,
 ) -> Result<ManagerClient, CommandError> {
+    // What comes before the log the file names is open, and panics, go to the usual place.
     let log = directory.manager_log(&config.namespace);
     // No --kernel: the manager looks in the same places, and again in all of them if the kernel comes back.
     let arguments: [OsString; 4] = [
         "--own-session".into(),
         "--log-file".into(),
-        log.clone().into(),
+        manager_log(directory, config).into(),
         config.path.clone().into(),
     ];
     let mut manager = Background::start("papa-manager", arguments, &log)?;
@@ -215,6 +216,14 @@ fn start_manager(
             return Err(manager.late(common.timeout()).into());
         }
         thread::sleep(POLL);
+    }
+}
+
+/// The log of a manager in the background: the one the file names, else beside its socket.
+fn manager_log(directory: &RuntimeDir, config: &Config) -> PathBuf {
+    match &config.log_output {
+        Some(path) => path.clone(),
+        None => directory.manager_log(&config.namespace),
     }
 }
 

@@ -4,6 +4,7 @@
 //! `diff` compares. Every field of the resolved types appears, or is left out with a reason.
 //! Invariant: two values of one key are equal exactly if their texts are.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::diff::Apply;
@@ -50,7 +51,8 @@ fn spec(key: impl Into<String>, value: impl ToString) -> Facet {
 
 /// Keys of `[circus]` the manager reads when it starts.
 pub(crate) fn of_manager(config: &Config) -> Vec<Facet> {
-    let written = |key: &str| config.options.get(key).cloned().unwrap_or_default();
+    let path =
+        |path: Option<&PathBuf>| path.map_or(String::new(), |path| path.display().to_string());
     vec![
         in_place("namespace", &config.namespace),
         in_place(
@@ -61,8 +63,8 @@ pub(crate) fn of_manager(config: &Config) -> Vec<Facet> {
                 .map_or(String::new(), ToString::to_string),
         ),
         in_place("loglevel", &config.log_level),
-        in_place("pidfile", written("pidfile")),
-        in_place("logoutput", written("logoutput")),
+        in_place("pidfile", path(config.pidfile.as_ref())),
+        in_place("logoutput", path(config.log_output.as_ref())),
     ]
 }
 

@@ -113,9 +113,18 @@ pub struct Findings {
     pub errors: Vec<Problem>,
     /// What is accepted but probably not what was meant.
     pub warnings: Vec<Problem>,
+    /// Whoever wrote the file knows where a value means something else than in Circus.
+    pub differences_known: bool,
 }
 
 impl Findings {
+    /// Notes that a value means something else than in Circus.
+    pub fn differs(&mut self, origin: &Origin, message: impl Into<String>) {
+        if !self.differences_known {
+            self.warn(origin, message);
+        }
+    }
+
     /// Notes an error.
     pub fn error(&mut self, origin: &Origin, message: impl Into<String>) {
         self.errors.push(Problem::new(origin, message));

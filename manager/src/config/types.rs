@@ -37,6 +37,10 @@ pub struct Config {
     pub warmup_delay: Duration,
     /// File mode mask of every worker, when given.
     pub umask: Option<u32>,
+    /// Where the manager's pid is written, absolute.
+    pub pidfile: Option<PathBuf>,
+    /// The manager's own log, absolute; none: standard error.
+    pub log_output: Option<PathBuf>,
     /// `loglevel`, lower case: one of critical, error, warning, info, debug.
     pub log_level: String,
     /// In start order: higher priority first, then by name.

@@ -77,6 +77,13 @@ pub const CIRCUS: &[Key] = &[
         "the manager writes its pid there; refused while another living manager is named in it",
         "/run/papa-manager.pid",
     ),
+    key(
+        "circus_warnings",
+        YES_NO,
+        Value("yes"),
+        "no: say nothing where a value means something else than in Circus (not in Circus)",
+        "no",
+    ),
     inert(
         "check_delay",
         SECONDS,

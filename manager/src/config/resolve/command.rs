@@ -45,6 +45,14 @@ pub(super) fn resolve(
     let [cmd, args, shell_args] = ["cmd", "args", "shell_args"].map(|key| {
         let text = expanded(fields, key, last, working_dir)?;
         check_sockets(fields, key, &text, sockets);
+        if text.contains("$WID")
+            && let Some(origin) = fields.origin(key)
+        {
+            fields.findings.warn(
+                origin,
+                format!("{key}: $WID is not replaced, as in Circus; write $(circus.wid)"),
+            );
+        }
         Some(text)
     });
     // Without a shell these would be silently lost.
@@ -54,11 +62,16 @@ pub(super) fn resolve(
             .findings
             .warn(origin, "shell_args has no effect without shell = true");
     }
+    let executable = fields
+        .filled("executable")
+        .map(|text| text.trim().to_owned());
     if shell {
+        report_shell(fields);
         let text = [cmd?, args.unwrap_or_default()].join(" ");
         // A continued line is one command, as it always was.
         let text = text.trim().replace('\n', " ");
-        let mut argv = vec![SHELL.to_owned(), "-c".to_owned(), text];
+        let shell = executable.unwrap_or_else(|| SHELL.to_owned());
+        let mut argv = vec![shell, "-c".to_owned(), text];
         argv.extend(split(
             fields,
             "shell_args",
@@ -78,8 +91,29 @@ pub(super) fn resolve(
             .error(origin, "cmd: expected a program and its arguments");
         return None;
     }
+    if let (Some(executable), Some(first)) = (executable, argv.first_mut()) {
+        *first = executable;
+    }
     argv.extend(args);
     Some(argv)
+}
+
+/// Circus quoted every word again, so that these had no meaning to the shell.
+fn report_shell(fields: &mut Fields<'_>) {
+    for key in ["cmd", "args"] {
+        let Some(text) = fields.text(key) else {
+            continue;
+        };
+        let text = variables::replace(&text, |_| Some(String::new()));
+        if let Some(sign) = text.chars().find(|c| "|&;<>$`*?~".contains(*c))
+            && let Some(origin) = fields.origin(key)
+        {
+            fields.findings.differs(
+                origin,
+                format!("{key}: the shell obeys `{sign}` here; Circus quoted it"),
+            );
+        }
+    }
 }
 
 /// The text of `key` with every variable replaced but the worker's and the sockets' numbers.

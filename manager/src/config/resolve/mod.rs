@@ -9,6 +9,7 @@ mod command;
 pub(crate) mod depends;
 mod identity;
 mod probe;
+mod python;
 pub(crate) mod restarts;
 mod socket;
 mod stream;
@@ -74,6 +75,7 @@ pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> 
     let config_dir = directory_of(path, around);
     let variables = Variables::new(&loaded.document, &around.environment, &config_dir);
     let raw = RawConfig::new(&loaded.document, &mut findings);
+    findings.differences_known = !circus_warnings(&raw, &variables, &mut findings);
     let (plugins, flapping) = plugins(&raw, &variables, &mut findings);
     let base = Arc::new(Base {
         variables,
@@ -226,6 +228,11 @@ fn in_file_order(mut findings: Findings, loaded: &Loaded) -> Findings {
     findings
 }
 
+/// Whether to warn where a value means something else than in Circus.
+fn circus_warnings(raw: &RawConfig, variables: &Variables, findings: &mut Findings) -> bool {
+    Fields::new(&raw.circus, &variables.global, findings).boolean("circus_warnings", true)
+}
+
 fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) -> Config {
     let mut fields = Fields::new(&raw.circus, &base.variables.global, findings);
     fields.report_keys(known::CIRCUS, "");
@@ -248,6 +255,8 @@ fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) ->
             .parsed("namespace", namespace)
             .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
         warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
+        pidfile: fields.path("pidfile", &base.around.directory),
+        log_output: log_output(&mut fields, &base.around),
         umask: fields
             .filled("umask")
             .and_then(|_| fields.parsed("umask", scalar::octal_mask)),
@@ -262,6 +271,24 @@ fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) ->
         options: fields.options(),
         warnings: Vec::new(),
         base: Arc::clone(base),
+    }
+}
+
+/// `logoutput`: a file, or standard error, which is what Circus means by `-` and `stdout` too.
+fn log_output(fields: &mut Fields<'_>, around: &Surroundings) -> Option<PathBuf> {
+    let text = fields.filled("logoutput")?;
+    match text.trim() {
+        "-" | "stdout" => None,
+        text if text.starts_with("syslog://") => {
+            if let Some(origin) = fields.origin("logoutput") {
+                fields.findings.warn(
+                    origin,
+                    "logoutput: syslog is not yet active, the log goes where it goes without this key",
+                );
+            }
+            None
+        }
+        path => Some(around.directory.join(path)),
     }
 }
 

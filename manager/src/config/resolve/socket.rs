@@ -56,14 +56,16 @@ pub(super) fn resolve(
             format!("[socket:{name}] has family AF_UNIX but no path"),
         );
     }
+    let kind = fields
+        .parsed("type", socket_type)
+        .unwrap_or(SocketType::Stream);
+    check_protocol(&mut fields, unix, kind);
     let port = fields
         .whole("port", 0, i64::from(u16::MAX))
         .unwrap_or(DEFAULT_PORT);
     Some(SocketConfig {
         family,
-        kind: fields
-            .parsed("type", socket_type)
-            .unwrap_or(SocketType::Stream),
+        kind,
         umask: umask(&mut fields).filter(|_| unix),
         host: (!unix).then(|| host(&fields, family)),
         port: (!unix).then_some(port),
@@ -124,6 +126,28 @@ fn socket_type(text: &str) -> Result<SocketType, String> {
     }
 }
 
+/// The kernel opens sockets with their type's usual protocol; naming that one changes nothing.
+fn check_protocol(fields: &mut Fields<'_>, unix: bool, kind: SocketType) {
+    if fields.filled("proto").is_none() {
+        return;
+    }
+    let usual = match (unix, kind) {
+        (false, SocketType::Stream) => Some("tcp"),
+        (false, SocketType::Datagram) => Some("udp"),
+        _ => None,
+    };
+    fields.parsed("proto", |text| {
+        let name = text.trim().to_lowercase();
+        if name == "ip" || Some(name.as_str()) == usual {
+            return Ok(());
+        }
+        Err(match usual {
+            Some(usual) => format!("expected {usual}, which it is without this key too"),
+            None => "expected no proto for a socket of this family and type".to_owned(),
+        })
+    });
+}
+
 fn prefixless(text: &str, prefix: &str) -> String {
     let text = text.trim().to_uppercase();
     text.strip_prefix(prefix).unwrap_or(&text).to_owned()
@@ -147,7 +171,7 @@ fn umask(fields: &mut Fields<'_>) -> Option<u32> {
         if digits.len() > 1
             && let Some(origin) = fields.origin("umask")
         {
-            fields.findings.warn(
+            fields.findings.differs(
                 origin,
                 format!("umask {digits}: read as octal because of the leading 0; Circus read it as decimal"),
             );

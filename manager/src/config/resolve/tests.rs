@@ -95,7 +95,7 @@ fn a_watcher_has_circus_defaults() {
 #[test]
 fn every_watcher_key_arrives() {
     let config = config(
-        "[circus]\numask = 027\nwarmup_delay = 0.5\nnamespace = prod\npapa_endpoint = ipc:///run/k.sock\n\
+        "[circus]\ncircus_warnings = no\numask = 027\nwarmup_delay = 0.5\nnamespace = prod\npapa_endpoint = ipc:///run/k.sock\n\
          [watcher:w]\ncmd = prog\nnumprocesses = 4\nworking_dir = sub\nuid = 12\ngid = root\n\
          rlimit_nofile = 4096\nrlimit_CORE =\nstop_signal = QUIT\nstop_children = on\ngraceful_timeout = 2.5\n\
          send_hup = yes\nrespawn = no\nmax_retry = -1\nautostart = off\npriority = -3\nwarmup_delay = 1\n\
@@ -575,4 +575,70 @@ fn problems_point_at_the_value_or_the_key() {
     let shown = |problem: &crate::config::Problem| (problem.origin.line(), problem.origin.column());
     assert_eq!(shown(&errors.errors[0]), (4, 17));
     assert_eq!(shown(&errors.warnings[0]), (5, 1));
+}
+
+#[test]
+fn what_an_existing_file_may_notice_is_said_unless_it_is_known() {
+    let text = "[watcher:w]\nshell = yes\ncmd = a | b $WID\nuse_papa = 0\nexecutable = /bin/bash\nenv = x\n[socket:s]\npath = /s\numask = 022\n";
+    let config_with = |circus: &str| {
+        let config = config(&format!("{text}[circus]\n{circus}"));
+        let lines: Vec<usize> = config.warnings.iter().map(|w| w.origin.line()).collect();
+        (config.watchers[0].argv_template.clone(), lines)
+    };
+    assert_eq!(
+        config_with(""),
+        (
+            ["/bin/bash", "-c", "a | b $WID"].map(str::to_owned).into(),
+            vec![3, 3, 4, 5, 6, 9]
+        )
+    );
+    assert_eq!(config_with("circus_warnings = no").1, [3, 6]);
+}
+
+#[test]
+fn an_executable_replaces_the_first_word() {
+    assert_eq!(argv("[watcher:w]\ncmd = a b\nexecutable = /c"), ["/c", "b"]);
+}
+
+#[test]
+fn python_paths_need_copy_env_and_a_virtualenv() {
+    let found = errors("[watcher:w]\ncmd = x\ncopy_path = yes\nvirtualenv = /no/such");
+    let found: Vec<_> = found
+        .iter()
+        .map(|(line, text)| (*line, text.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (3, "copy_path needs copy_env = true"),
+            (4, "virtualenv needs copy_env = true"),
+            (
+                4,
+                "virtualenv \"/no/such\": expected a virtualenv with /no/such/lib/pythonX.Y/site-packages"
+            ),
+        ]
+    );
+}
+
+#[test]
+fn only_the_usual_protocol_can_be_named() {
+    assert_eq!(config("[socket:s]\nproto = tcp").warnings.len(), 0);
+    assert_eq!(
+        errors("[socket:s]\nproto = sctp"),
+        [(
+            2,
+            "proto \"sctp\": expected tcp, which it is without this key too".to_owned()
+        )]
+    );
+}
+
+#[test]
+fn the_managers_own_files_are_absolute() {
+    assert_eq!(config("[circus]\nlogoutput = stdout").log_output, None);
+    let config = config("[circus]\npidfile = m.pid\nlogoutput = log/m.log");
+    assert_eq!(config.pidfile.as_deref(), Some(Path::new("/srv/m.pid")));
+    assert_eq!(
+        config.log_output.as_deref(),
+        Some(Path::new("/srv/log/m.log"))
+    );
 }

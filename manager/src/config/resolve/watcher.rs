@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::config::environment::Variables;
+use crate::config::environment::{Variables, WatcherVariables};
 use crate::config::fields::Fields;
 use crate::config::known;
 use crate::config::problem::Findings;
 use crate::config::raw::RawSection;
 use crate::config::resolve::restarts::FlappingDefaults;
 use crate::config::resolve::{
-    Surroundings, command, depends, hooks, identity, name_fault, probe, restarts, stream,
+    Surroundings, command, depends, hooks, identity, name_fault, probe, python, restarts, stream,
 };
 use crate::config::scalar;
 use crate::config::signal::{SignalNumber, UnknownSignal};
@@ -58,8 +58,16 @@ pub(super) fn resolve(
     if let Some(fault) = name_fault(&name, NAME_ROOM) {
         findings.error(&section.origin, fault);
     }
-    let mut fields = Fields::new(&section.entries, &variables.raw, findings);
+    let WatcherVariables {
+        raw,
+        mut environment,
+        mut last,
+    } = variables;
+    let mut fields = Fields::new(&section.entries, &raw, findings);
     fields.report_keys(known::WATCHER, "");
+    report_differences(&mut fields);
+    python::resolve(&mut fields, copy_env, context.around, &mut environment);
+    last.extend(&environment);
     if fields.text("cmd").is_none() {
         fields.findings.error(
             &section.origin,
@@ -70,12 +78,7 @@ pub(super) fn resolve(
         .path("working_dir", &context.around.directory)
         .unwrap_or_else(|| context.around.directory.clone());
     let directory_text = working_dir.to_string_lossy().into_owned();
-    let argv_template = command::resolve(
-        &mut fields,
-        &variables.last,
-        &directory_text,
-        context.sockets,
-    );
+    let argv_template = command::resolve(&mut fields, &last, &directory_text, context.sockets);
     let numprocesses = fields.whole("numprocesses", 0, MAX_WORKERS).unwrap_or(1);
     let singleton = fields.boolean("singleton", false);
     if singleton
@@ -104,7 +107,7 @@ pub(super) fn resolve(
         numprocesses,
         singleton,
         working_dir,
-        env: variables.environment,
+        env: environment,
         env_given: env_given.cloned(),
         uid: identity::user(&mut fields),
         gid: identity::group(&mut fields),
@@ -138,7 +141,7 @@ pub(super) fn resolve(
         max_age,
         max_age_variance,
         on_demand: fields.boolean("on_demand", false),
-        health: probe::health(&mut fields, &variables.last, &directory_text),
+        health: probe::health(&mut fields, &last, &directory_text),
         backoff: restarts::backoff(&mut fields),
         flapping: restarts::flapping(&mut fields, context.flapping),
         depends_on: depends::names(&fields),
@@ -170,6 +173,39 @@ pub(super) fn resolve(
         );
     }
     Some(watcher)
+}
+
+/// What an existing file may notice, and what Circus cannot be given.
+fn report_differences(fields: &mut Fields<'_>) {
+    if let Some(origin) = fields.origin("use_papa")
+        && !fields.boolean("use_papa", true)
+    {
+        fields.findings.differs(
+            origin,
+            "use_papa: these workers are stopped when the manager quits; Circus took every value for yes",
+        );
+    }
+    if let Some(origin) = fields.origin("executable") {
+        fields
+            .findings
+            .differs(origin, "executable: is obeyed here; Circus ignored it");
+    }
+    if let Some(origin) = fields.origin("env") {
+        fields.findings.warn(
+            origin,
+            "env: has no effect, as in Circus; expected a section [env:NAME]",
+        );
+    }
+    for key in ["prereload_fn", "loop", "rlimits", "hooks"] {
+        if let Some(origin) = fields.origin(key) {
+            let hint = match key {
+                "rlimits" => "expected keys like rlimit_nofile",
+                "hooks" => "expected keys like hooks.before_start",
+                _ => "no file can give this",
+            };
+            fields.findings.error(origin, format!("{key}: {hint}"));
+        }
+    }
 }
 
 fn rlimits(fields: &mut Fields<'_>) -> BTreeMap<String, RlimitValue> {

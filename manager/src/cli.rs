@@ -8,6 +8,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+pub mod args;
+
+use args::{
+    AddArgs, CheckArgs, CompletionsArgs, CountArgs, GetArgs, KernelVerb, KillArgs, ListenArgs,
+    LogsArgs, NameArg, OptionsArgs, ReloadArgs, ReloadConfigArgs, RmArgs, SelectArgs, SetArgs,
+    SignalArgs, StatsArgs, UpArgs,
+};
+
 /// Runs the watchers of an INI file through the papa kernel. May be stopped, upgraded or killed at any time: the
 /// workers stay, and the next manager takes them over. Usually started by `papactl up FILE`.
 #[derive(Debug, Parser)]
@@ -67,12 +75,18 @@ pub struct Common {
     /// The manager to talk to: the one that runs this INI file's namespace
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "namespace")]
     pub config: Option<PathBuf>,
-    /// The manager to talk to, by namespace [default: circus]
+    /// The manager to talk to, by namespace [default: the one that runs]
     #[arg(long, global = true, value_name = "NS")]
     pub namespace: Option<String>,
     /// Seconds to wait for the work to be done [default: 60]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = parse_timeout)]
     pub timeout: Option<Duration>,
+    /// Return when the work is accepted instead of when it is done
+    #[arg(long, global = true)]
+    pub no_wait: bool,
+    /// Wait for the work to be done: the default, and how circusctl said it
+    #[arg(long, global = true, hide = true, conflicts_with = "no_wait")]
+    pub waiting: bool,
 }
 
 /// How long a verb waits unless told otherwise: twice Circus's default grace period for stopping a worker.
@@ -103,77 +117,155 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 pub enum Verb {
     /// Start the kernel and the manager as needed, then every watcher of FILE
     Up(UpArgs),
+    /// Stop everything: workers, sockets, manager, and the kernel when nothing is
+    /// left in it
+    #[command(after_help = "\
+Example:
+  $ papactl down
+  manager: ended
+  kernel:  ended")]
+    Down,
     /// Show watchers, their state and their workers' pids
+    #[command(after_help = "\
+Example:
+  $ papactl status 'web*'
+  web      active   2/2  4715 4716
+  web-api  stopped  0/1")]
     Status(NameArg),
     /// Start a watcher, or all of them
-    Start(NameArg),
+    #[command(after_help = "Example:\n  $ papactl start web")]
+    Start(SelectArgs),
     /// Stop a watcher, or all of them; it stays stopped until started
-    Stop(NameArg),
+    #[command(after_help = "\
+Example: all whose name begins with web, without waiting for their end
+  $ papactl stop 'web*' --no-wait")]
+    Stop(SelectArgs),
     /// Stop and start a watcher, or all of them
-    Restart(NameArg),
+    #[command(after_help = "Example:\n  $ papactl restart web --timeout 120")]
+    Restart(SelectArgs),
+    /// Replace workers without a gap: new ones are ready before old ones go
+    #[command(after_help = "\
+Example: one worker after another, each old one before its successor
+  $ papactl reload web --sequential")]
+    Reload(ReloadArgs),
+    /// Apply what has changed in the INI file, and only that
+    #[command(
+        name = "reloadconfig",
+        after_help = "\
+Example: look first, then do it
+  $ papactl reloadconfig --plan
+  roll     watcher:web  cmd: \"web -v1\" -> \"web -v2\"
+  $ papactl reloadconfig"
+    )]
+    ReloadConfig(ReloadConfigArgs),
+    /// More workers for a watcher
+    #[command(after_help = "Example: two more\n  $ papactl incr web 2")]
+    Incr(CountArgs),
+    /// Fewer workers for a watcher
+    #[command(after_help = "Example: one fewer\n  $ papactl decr web")]
+    Decr(CountArgs),
+    /// Change options of a running watcher
+    #[command(after_help = "\
+Example:
+  $ papactl set web numprocesses 4 graceful_timeout 10
+What is set is gone when the watcher is next changed by reloadconfig; write it
+into the file to keep it.")]
+    Set(SetArgs),
+    /// Print some of a watcher's options
+    #[command(after_help = "\
+Example:
+  $ papactl get web numprocesses cmd
+  cmd: web --port 80
+  numprocesses: 4")]
+    Get(GetArgs),
+    /// Print all options of a watcher, or those of [circus]
+    #[command(after_help = "Example:\n  $ papactl options web")]
+    Options(OptionsArgs),
+    /// Add a watcher that is in no file
+    #[command(after_help = "\
+Example:
+  $ papactl add --start sleeper sleep 1000")]
+    Add(AddArgs),
+    /// Stop a watcher and forget it
+    #[command(after_help = "Example:\n  $ papactl rm sleeper")]
+    Rm(RmArgs),
+    /// Send a signal to workers
+    #[command(after_help = "\
+Examples: to all workers of web; to worker 4715 and all it started
+  $ papactl signal web HUP
+  $ papactl signal web 4715 USR1 --recursive")]
+    Signal(SignalArgs),
+    /// Stop workers, which are then replaced
+    #[command(after_help = "\
+Example: one worker, which gets 5 seconds to end
+  $ papactl kill web 4715 --graceful-timeout 5")]
+    Kill(KillArgs),
+    /// Print the watchers' names, or the pids of one
+    #[command(after_help = "Example:\n  $ papactl list web\n  4715,4716")]
+    List(NameArg),
+    /// Print what workers use of CPU and memory
+    #[command(after_help = "Example:\n  $ papactl stats web")]
+    Stats(StatsArgs),
+    /// Print what the manager uses of CPU and memory
+    #[command(name = "dstats", after_help = "Example:\n  $ papactl dstats")]
+    DStats,
     /// Print watchers' log files
     Logs(LogsArgs),
-    /// Print the watchers' names, or the pids of one
-    List(NameArg),
-    /// End the manager; the workers stay
-    Quit,
-    /// Stop everything: workers, sockets, manager, and the kernel when nothing is left in it
-    Down,
+    /// Print what happens, as it happens: one line of JSON for each event
+    #[command(after_help = "\
+Example: the events of one watcher, then the same from where it was cut off
+  $ papactl listen watcher.web.
+  $ papactl listen watcher.web. --since 19a0-77:412")]
+    Listen(ListenArgs),
+    /// Print the sockets held for the workers
+    #[command(
+        name = "listsockets",
+        after_help = "Example:\n  $ papactl listsockets\n  100:socket 'web' at 0.0.0.0:80"
+    )]
+    ListSockets,
     /// Read an INI file and report every mistake in it
     Check(CheckArgs),
-}
-
-/// Arguments of `up`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
+    /// Look at the kernel, or have it start anew
+    #[command(subcommand)]
+    Kernel(KernelVerb),
+    /// Have the manager start anew, as the program that is installed now; the
+    /// workers stay
+    #[command(after_help = "Example:\n  $ papactl upgrade")]
+    Upgrade,
+    /// End the manager; the workers stay
+    #[command(after_help = "\
 Example:
-  $ papactl up examples/quickstart.ini
-  kernel:  started, pid 4711, /run/papa/20202.sock
-  manager: started, pid 4713, log /run/papa/circus.manager.log
-  clock    active   1/1  4715
-  greeter  active   2/2  4716 4717")]
-pub struct UpArgs {
-    /// The INI file
-    pub file: PathBuf,
-    /// Run the manager here instead of in the background
-    #[arg(long)]
-    pub foreground: bool,
-    /// Return when every watcher is up (this is the default)
-    #[arg(long, conflicts_with = "no_wait")]
-    pub wait: bool,
-    /// Return as soon as the manager answers
-    #[arg(long)]
-    pub no_wait: bool,
-}
-
-/// A watcher, or all.
-#[derive(Debug, Args)]
-pub struct NameArg {
-    /// A watcher's name; `*` and `?` stand for several
-    pub name: Option<String>,
-}
-
-/// Arguments of `logs`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Example: the last 50 lines of web's logs, then what is added:
-  $ papactl logs web -n 50 -f")]
-pub struct LogsArgs {
-    /// A watcher's name; `*` and `?` stand for several
-    pub name: Option<String>,
-    /// How many of the last lines of each file to print
-    #[arg(short = 'n', long, default_value_t = 10, value_name = "N")]
-    pub lines: usize,
-    /// Go on printing what is added, across rotation
-    #[arg(short, long)]
-    pub follow: bool,
-}
-
-/// Arguments of `check`.
-#[derive(Debug, Args)]
-pub struct CheckArgs {
-    /// The INI file
-    pub file: PathBuf,
+  $ papactl quit
+  manager: ended; 12 workers run on")]
+    Quit,
+    /// Have the manager open its log files anew, after somebody moved them
+    #[command(
+        name = "reopenlogs",
+        after_help = "Example: in a logrotate script\n  papactl reopenlogs"
+    )]
+    ReopenLogs,
+    /// Look for everything that is not as it should be
+    #[command(after_help = "\
+Example:
+  $ papactl doctor
+  ok       kernel   pid 4711, connected
+  notice   drift    web: numprocesses is 4, the file says 2
+Exit status 1 if there is a problem.")]
+    Doctor,
+    /// Print a script that completes papactl's words in a shell
+    #[command(after_help = "\
+Example:
+  $ papactl completions bash > /etc/bash_completion.d/papactl")]
+    Completions(CompletionsArgs),
+    /// How many workers are meant to run
+    #[command(name = "numprocesses", hide = true)]
+    NumProcesses(NameArg),
+    /// How many watchers there are
+    #[command(name = "numwatchers", hide = true)]
+    NumWatchers,
+    /// Options of [circus], or one of them
+    #[command(name = "globaloptions", hide = true)]
+    GlobalOptions(NameArg),
 }
 
 #[cfg(test)]
@@ -194,6 +286,24 @@ mod tests {
             ["papactl", "status", "web", "--json"],
         ] {
             assert!(Papactl::parse_from(line).common.json);
+        }
+    }
+
+    #[test]
+    fn every_verb_shows_an_example_in_80_columns() {
+        let mut command = Papactl::command();
+        command.build();
+        for verb in command.get_subcommands_mut() {
+            let hidden = verb.is_hide_set() || verb.get_name() == "help";
+            let help = verb.render_long_help().to_string();
+            let name = verb.get_name().to_owned();
+            assert!(
+                hidden || name == "kernel" || help.contains("Example"),
+                "{name}:\n{help}"
+            );
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "{name}: {line:?}");
+            }
         }
     }
 

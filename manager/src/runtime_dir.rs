@@ -10,10 +10,15 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
 
+/// How the name of a manager's socket ends.
+const MANAGER_SOCKET: &str = ".manager.sock";
+/// Most entries looked at in search of managers.
+const MAX_ENTRIES: usize = 4096;
 /// Only we may look inside.
 const PRIVATE_MODE: u32 = 0o700;
 
@@ -128,7 +133,28 @@ impl RuntimeDir {
     /// Control socket of the manager of `namespace`.
     #[must_use]
     pub fn manager_socket(&self, namespace: &str) -> PathBuf {
-        self.path.join(format!("{namespace}.manager.sock"))
+        self.path.join(format!("{namespace}{MANAGER_SOCKET}"))
+    }
+
+    /// Namespaces whose managers answer, sorted.
+    #[must_use]
+    pub fn managers(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(&self.path) else {
+            return Vec::new();
+        };
+        let mut namespaces: Vec<String> = entries
+            .take(MAX_ENTRIES)
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let namespace = name.strip_suffix(MANAGER_SOCKET)?.to_owned();
+                // A socket that nobody listens at is left over.
+                UnixStream::connect(entry.path()).ok()?;
+                Some(namespace)
+            })
+            .collect();
+        namespaces.sort_unstable();
+        namespaces
     }
 
     /// What the manager of `namespace` has to say when nobody gave it a log file.

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use crate::cli::{CheckArgs, Common};
+use crate::cli::Common;
+use crate::cli::args::CheckArgs;
 use crate::commands::{CommandError, note, print, print_json, table};
 use crate::config::{self, Config, Problem, Surroundings};
 

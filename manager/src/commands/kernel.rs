@@ -17,6 +17,8 @@ use crate::commands::programs::{Background, ProgramError};
 use crate::config::KernelEndpoint;
 use crate::runtime_dir::{DEFAULT_KERNEL_PORT, RuntimeDir, abstract_kernel_socket};
 
+pub(super) mod verbs;
+
 /// How long a kernel may take to greet and to answer: it does nothing slow.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 

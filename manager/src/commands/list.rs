@@ -1,6 +1,7 @@
 //! `papactl list`: the watchers' names, or the pids of one, as Circus prints them.
 
-use crate::cli::{Common, NameArg};
+use crate::cli::Common;
+use crate::cli::args::NameArg;
 use crate::commands::{CommandError, connect, print, print_json, table, with_ok};
 use crate::control::message::{Command, ListReply, Request};
 

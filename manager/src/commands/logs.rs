@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::cli::{Common, LogsArgs};
+use crate::cli::Common;
+use crate::cli::args::LogsArgs;
 use crate::commands::tail::Tail;
 use crate::commands::{CommandError, connect, note, table};
 use crate::config::{self, Surroundings};

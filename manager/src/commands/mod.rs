@@ -4,32 +4,53 @@
 //! asks the manager and prints; it decides nothing about workers.
 //! Source: manager/README.md, "papactl".
 
+mod add;
 mod check;
+mod circus;
+mod completions;
+mod decr;
+mod doctor;
 mod down;
+mod get;
+mod incr;
 pub mod kernel;
+mod kill;
 mod list;
+mod listen;
+mod listsockets;
 mod logs;
+mod options;
 mod programs;
+mod progress;
 mod quit;
+mod reload;
+mod reloadconfig;
+mod reopenlogs;
 mod restart;
+mod rm;
+mod set;
+mod signal;
 mod start;
+mod stats;
 mod status;
 mod stop;
 pub mod table;
 mod tail;
 mod up;
+mod upgrade;
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
 use crate::cli::{Common, Papactl, Verb};
 use crate::config::{self, ConfigErrors};
 use crate::control::client::{ManagerClient, ManagerError};
-use crate::control::message::{Command, Request, Selection, StatusReply};
+use crate::control::message::{Command, Errno, Request, Selection, StatusReply};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 
 use kernel::KernelError;
@@ -95,15 +116,41 @@ pub fn run(line: &Papactl) -> ExitCode {
     let common = &line.common;
     let result = match &line.verb {
         Verb::Up(args) => up::run(common, args),
+        Verb::Down => down::run(common),
         Verb::Status(args) => status::run(common, args),
         Verb::Start(args) => start::run(common, args),
         Verb::Stop(args) => stop::run(common, args),
         Verb::Restart(args) => restart::run(common, args),
-        Verb::Logs(args) => logs::run(common, args),
+        Verb::Reload(args) => reload::run(common, args),
+        Verb::ReloadConfig(args) => reloadconfig::run(common, args),
+        Verb::Incr(args) => incr::run(common, args),
+        Verb::Decr(args) => decr::run(common, args),
+        Verb::Set(args) => set::run(common, args),
+        Verb::Get(args) => get::run(common, args),
+        Verb::Options(args) => options::run(common, args),
+        Verb::Add(args) => add::run(common, args),
+        Verb::Rm(args) => rm::run(common, args),
+        Verb::Signal(args) => signal::run(common, args),
+        Verb::Kill(args) => kill::run(common, args),
         Verb::List(args) => list::run(common, args),
-        Verb::Quit => quit::run(common),
-        Verb::Down => down::run(common),
+        Verb::Stats(args) => stats::run(common, args),
+        Verb::DStats => stats::run_manager(common),
+        Verb::Logs(args) => logs::run(common, args),
+        Verb::Listen(args) => listen::run(common, args),
+        Verb::ListSockets => listsockets::run(common),
         Verb::Check(args) => check::run(common, args),
+        Verb::Kernel(verb) => kernel::verbs::run(common, *verb),
+        Verb::Upgrade => upgrade::run(common),
+        Verb::Quit => quit::run(common),
+        Verb::ReopenLogs => reopenlogs::run(common),
+        Verb::Doctor => doctor::run(common),
+        Verb::Completions(args) => completions::run(args),
+        Verb::NumProcesses(args) => circus::num_processes(common, args.name.clone()),
+        Verb::NumWatchers => circus::num_watchers(common),
+        Verb::GlobalOptions(args) => {
+            let option = args.name.clone();
+            options::show(common, Command::GlobalOptions { option })
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -154,16 +201,24 @@ fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// The namespace the command line means.
+/// The namespace the command line means: as given, else that of the one manager that runs.
 fn namespace(common: &Common) -> Result<String, CommandError> {
     if let Some(namespace) = &common.namespace {
         return config::resolve::namespace(namespace).map_err(|expected| {
             CommandError::Usage(format!("--namespace {namespace:?}: {expected}"))
         });
     }
-    match &common.config {
-        Some(file) => namespace_of(file),
-        None => Ok(config::types::DEFAULT_NAMESPACE.to_owned()),
+    if let Some(file) = &common.config {
+        return namespace_of(file);
+    }
+    let mut running = RuntimeDir::locate().managers();
+    match running.len() {
+        0 => Ok(config::types::DEFAULT_NAMESPACE.to_owned()),
+        1 => Ok(running.swap_remove(0)),
+        _ => Err(CommandError::Usage(format!(
+            "several managers run, for namespaces {}; say which with --namespace NS or --config FILE",
+            running.join(", ")
+        ))),
     }
 }
 
@@ -186,27 +241,82 @@ fn status_of_all(common: &Common, client: &mut ManagerClient) -> Result<StatusRe
     )
 }
 
-/// Start, stop, restart: asks, waits, and prints what became of the watchers.
+/// Asks for work on `selection` and waits until it is done, visibly.
+fn wait_for<T: DeserializeOwned>(
+    common: &Common,
+    client: &mut ManagerClient,
+    selection: &Selection,
+    command: Command,
+) -> Result<T, CommandError> {
+    if common.no_wait {
+        return Ok(client.ask(&Request::accepted(command), common.timeout())?);
+    }
+    let namespace = namespace(common)?;
+    progress::say_when_interrupted(common);
+    let watching = progress::Watching::start(common, &namespace, selection);
+    let outcome = client.ask(&Request::waiting(command), common.timeout());
+    drop(watching);
+    match outcome {
+        Err(ManagerError::Timeout(timeout)) => {
+            let missing = progress::ask_missing(&namespace, selection)
+                .filter(|missing| !missing.is_empty())
+                .map(|missing| format!(": {missing}"))
+                .unwrap_or_default();
+            Err(CommandError::Failed(format!(
+                "not done within {} s{missing}; {}",
+                timeout.as_secs_f64(),
+                progress::GOES_ON
+            )))
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Start, stop, restart, reload: asks, waits, and prints what became of the watchers.
 fn change(
     common: &Common,
-    name: Option<&String>,
+    selection: &Selection,
     command: impl FnOnce(Selection) -> Command,
 ) -> Result<(), CommandError> {
-    let selection = Selection {
-        name: name.cloned(),
-        ..Selection::default()
-    };
     let mut client = connect(common)?;
-    let request = Request::waiting(command(selection.clone()));
-    let outcome: Result<serde_json::Map<_, _>, _> = client.ask(&request, common.timeout());
+    let outcome =
+        wait_for::<Map<String, Value>>(common, &mut client, selection, command(selection.clone()));
     if let Err(error) = outcome {
         // What became of the others is worth seeing even if one failed.
-        if matches!(error, ManagerError::Refused(_)) && !common.json {
-            print_selected(common, &mut client, &selection)?;
+        if let CommandError::Manager(ManagerError::Refused(refused)) = &error
+            && refused.errno == Errno::Asynchronous
+            && !common.json
+        {
+            print_selected(common, &mut client, selection)?;
         }
-        return Err(error.into());
+        return Err(error);
     }
-    print_selected(common, &mut client, &selection)
+    print_selected(common, &mut client, selection)
+}
+
+/// Incr, decr: asks, waits, and prints how many workers are wanted now.
+fn count(common: &Common, name: &str, command: Command) -> Result<(), CommandError> {
+    let mut client = connect(common)?;
+    let selection = Selection::named(name);
+    let reply: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
+    if common.json {
+        return print_json(&with_ok(reply));
+    }
+    if reply.get("singleton") == Some(&Value::Bool(true)) {
+        return print("this watcher is a singleton: it has one worker at most\n");
+    }
+    match reply.get("numprocesses") {
+        Some(number) => print(&format!("{number}\n")),
+        None => print("ok\n"),
+    }
+}
+
+/// `ok`, where there is nothing more to say.
+fn done(common: &Common) -> Result<(), CommandError> {
+    if common.json {
+        return print_json(&json!({"status": "ok"}));
+    }
+    print("ok\n")
 }
 
 fn print_selected(
@@ -215,12 +325,10 @@ fn print_selected(
     selection: &Selection,
 ) -> Result<(), CommandError> {
     let mut status = status_of_all(common, client)?;
-    status
-        .watchers
-        .retain(|watcher| selection.matches(&watcher.name.to_lowercase()));
-    status
-        .statuses
-        .retain(|name, _| selection.matches(&name.to_lowercase()));
+    let matcher = selection.matcher();
+    let meant = |name: &str| matcher.matches(&name.to_lowercase());
+    status.watchers.retain(|watcher| meant(&watcher.name));
+    status.statuses.retain(|name, _| meant(name));
     if common.json {
         print_json(&with_ok(status))
     } else {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::cli::Common;
-use crate::commands::{CommandError, namespace, print, print_json, status_of_all};
+use crate::commands::{CommandError, namespace, print, print_json, progress, status_of_all};
 use crate::control::client::{ManagerClient, ManagerError};
-use crate::control::message::{Command, Request, StatusReply};
+use crate::control::message::{Command, Request, Selection, StatusReply};
 use crate::runtime_dir::RuntimeDir;
 
 /// How often to look whether the manager is gone.
@@ -42,9 +42,30 @@ pub(super) fn end_manager(common: &Common, command: Command) -> Result<StatusRep
     let deadline = Instant::now() + common.timeout();
     let mut client = ManagerClient::connect(&directory, &namespace)?;
     let status = status_of_all(common, &mut client)?;
-    match client.ask::<Map<String, Value>>(&Request::waiting(command), common.timeout()) {
-        // It may be gone before its answer is read.
-        Ok(_) | Err(ManagerError::Gone) => {}
+    let quitting = command == Command::Quit;
+    progress::say_when_interrupted(common);
+    let watching = progress::Watching::start(common, &namespace, &Selection::all());
+    let outcome = client.ask::<Map<String, Value>>(&Request::waiting(command), common.timeout());
+    drop(watching);
+    match outcome {
+        Ok(_) => {}
+        // It may be gone before its answer is read: workers stay in any case.
+        Err(ManagerError::Gone) if quitting => {}
+        // Not so here: what it had not stopped yet runs on.
+        Err(ManagerError::Gone) => {
+            return Err(CommandError::Failed(
+                "the manager ended before everything was stopped; `papactl up FILE` takes over what runs, then `papactl down` stops it".to_owned(),
+            ));
+        }
+        Err(ManagerError::Timeout(timeout)) => {
+            let missing =
+                progress::missing(&status_of_all(common, &mut client)?, &Selection::all());
+            return Err(CommandError::Failed(format!(
+                "not done within {} s: {missing}; {}",
+                timeout.as_secs_f64(),
+                progress::GOES_ON
+            )));
+        }
         Err(error) => return Err(error.into()),
     }
     loop {

@@ -1,10 +1,11 @@
 //! `papactl start`: starts watchers and waits until they are up.
 
-use crate::cli::{Common, NameArg};
+use crate::cli::Common;
+use crate::cli::args::SelectArgs;
 use crate::commands::{CommandError, change};
 use crate::control::message::Command;
 
 /// Runs the verb.
-pub(super) fn run(common: &Common, args: &NameArg) -> Result<(), CommandError> {
-    change(common, args.name.as_ref(), Command::Start)
+pub(super) fn run(common: &Common, args: &SelectArgs) -> Result<(), CommandError> {
+    change(common, &args.selection(), Command::Start)
 }

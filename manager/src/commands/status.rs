@@ -1,6 +1,7 @@
 //! `papactl status`: watchers, their state and their workers' pids.
 
-use crate::cli::{Common, NameArg};
+use crate::cli::Common;
+use crate::cli::args::NameArg;
 use crate::commands::{CommandError, connect, print_selected};
 use crate::control::client::ManagerError;
 use crate::control::message::{RequestError, Selection};

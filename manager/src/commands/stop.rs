@@ -1,10 +1,11 @@
-//! `papactl stop`: stops watchers and waits until their workers are gone.
+//! `papactl stop`: stops watchers and waits until their workers have ended.
 
-use crate::cli::{Common, NameArg};
+use crate::cli::Common;
+use crate::cli::args::SelectArgs;
 use crate::commands::{CommandError, change};
 use crate::control::message::Command;
 
 /// Runs the verb.
-pub(super) fn run(common: &Common, args: &NameArg) -> Result<(), CommandError> {
-    change(common, args.name.as_ref(), Command::Stop)
+pub(super) fn run(common: &Common, args: &SelectArgs) -> Result<(), CommandError> {
+    change(common, &args.selection(), Command::Stop)
 }

@@ -72,6 +72,28 @@ pub fn watchers(watchers: &[WatcherStatus]) -> String {
     text
 }
 
+/// `said` after `start`, broken between words at the width of the output, the lines indented to where it began.
+#[must_use]
+pub fn wrapped(start: &str, said: &str) -> String {
+    let indent = (start.chars().count() + 2).min(COLUMNS / 2);
+    let mut text = String::new();
+    let mut line = start.to_owned();
+    let mut separator = "  ";
+    for word in said.split_whitespace() {
+        let width = line.chars().count() + separator.len() + word.chars().count();
+        if width > COLUMNS && line.chars().count() > indent {
+            let _ = writeln!(text, "{}", line.trim_end());
+            line = " ".repeat(indent.saturating_sub(2));
+            separator = "  ";
+        }
+        line.push_str(separator);
+        line.push_str(word);
+        separator = " ";
+    }
+    let _ = writeln!(text, "{}", line.trim_end());
+    text
+}
+
 /// `line` cut to the width of the output.
 #[must_use]
 pub fn shortened(line: &str) -> String {

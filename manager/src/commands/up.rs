@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::cli::{Common, UpArgs};
+use crate::cli::Common;
+use crate::cli::args::UpArgs;
 use crate::commands::kernel::{self, Kernel};
 use crate::commands::programs::{self, Background};
+use crate::commands::progress::{self, ProgressLine};
 use crate::commands::{CommandError, check, print, print_json, status_of_all, table};
 use crate::config::{self, Config, Surroundings};
 use crate::control::client::{ManagerClient, ManagerError};
-use crate::control::message::{ManagerStatus, StatusReply, WatcherState, WatcherStatus};
+use crate::control::message::{ManagerStatus, Selection, StatusReply, WatcherState, WatcherStatus};
 use crate::runtime_dir::RuntimeDir;
 
 /// How often to look again.
@@ -70,7 +72,7 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
             log.display()
         ))?;
     }
-    let status = if args.no_wait {
+    let status = if common.no_wait {
         status
     } else {
         wait_until_up(common, &mut client, deadline)?
@@ -78,7 +80,7 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     finish(
         common,
         &config,
-        args.no_wait,
+        common.no_wait,
         &status,
         &json!({
             "address": kernel.address.to_string(),
@@ -133,11 +135,11 @@ fn report_running(
     if !common.json {
         print(&running_lines(&manager))?;
     }
-    if !args.no_wait {
+    if !common.no_wait {
         status = wait_until_up(common, &mut client, Instant::now() + common.timeout())?;
     }
     let kernel = json!({"address": manager.kernel, "pid": manager.kernel_pid, "started": false});
-    finish(common, config, args.no_wait, &status, &kernel)
+    finish(common, config, common.no_wait, &status, &kernel)
 }
 
 fn running_lines(manager: &ManagerStatus) -> String {
@@ -234,8 +236,11 @@ fn wait_until_up(
     deadline: Instant,
 ) -> Result<StatusReply, CommandError> {
     let mut troubled: HashMap<String, Instant> = HashMap::new();
+    progress::say_when_interrupted(common);
+    let mut line = ProgressLine::new(common);
     loop {
         let status = status_of_all(common, client)?;
+        line.show(&progress::missing(&status, &Selection::all()));
         let now = Instant::now();
         let mut waiting = false;
         for watcher in &status.watchers {

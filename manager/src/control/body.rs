@@ -257,6 +257,33 @@ pub fn log_files<'a>(watchers: impl Iterator<Item = &'a WatcherConfig>) -> LogsR
     }
 }
 
+/// Answer to `listsockets`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SocketsReply {
+    /// By descriptor number.
+    pub sockets: Vec<SocketEntry>,
+}
+
+/// One socket held for the workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketEntry {
+    /// Its descriptor's number in the kernel and in workers; none where each worker gets its own.
+    pub fd: Option<u32>,
+    /// As in the file, without the namespace.
+    pub name: String,
+    /// Length of the accept queue.
+    pub backlog: u32,
+    /// Where it is bound, unless it is a unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Where it is bound, unless it is a unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Where a unix socket is bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
 /// Answer to `doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DoctorReply {

@@ -19,6 +19,9 @@ use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 /// How much is read at a time.
 const READ_BYTES: usize = 64 * 1024;
 
+/// How long one wait for the next line of a stream takes; another one follows.
+const STREAM_PERIOD: Duration = Duration::from_secs(3600);
+
 /// Why the manager could not be asked, or did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
@@ -147,6 +150,20 @@ impl ManagerClient {
             // An answer to an earlier request that we stopped waiting for is nobody's.
             if reply.id == request.id {
                 return Ok(reply.body()?);
+            }
+        }
+    }
+
+    /// The next line of a stream that was asked for, however long it takes to come.
+    ///
+    /// # Errors
+    /// The manager went away, or the line is too long.
+    pub fn next_line(&mut self) -> Result<Vec<u8>, ManagerError> {
+        loop {
+            // Nothing is lost when the time is up: what came is kept.
+            match self.line(Instant::now() + STREAM_PERIOD, STREAM_PERIOD) {
+                Err(ManagerError::Timeout(_)) => {}
+                line => return line,
             }
         }
     }

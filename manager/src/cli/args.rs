@@ -1,0 +1,269 @@
+//! Arguments of `papactl`'s verbs. Doc comments here are the help text.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::control::message::{Matching, Selection, Since};
+
+/// Arguments of `up`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  $ papactl up examples/quickstart.ini
+  kernel:  started, pid 4711, /run/papa/20202.sock
+  manager: started, pid 4713, log /run/papa/circus.manager.log
+  clock    active   1/1  4715
+  greeter  active   2/2  4716 4717")]
+pub struct UpArgs {
+    /// The INI file
+    pub file: PathBuf,
+    /// Run the manager here instead of in the background
+    #[arg(long)]
+    pub foreground: bool,
+    /// Return when every watcher is up (this is the default)
+    #[arg(long, conflicts_with = "no_wait")]
+    pub wait: bool,
+}
+
+/// A watcher, or all.
+#[derive(Debug, Args)]
+pub struct NameArg {
+    /// A watcher's name; `*` and `?` stand for several
+    pub name: Option<String>,
+}
+
+/// Watchers, or all.
+#[derive(Debug, Args)]
+pub struct SelectArgs {
+    /// A watcher's name; `*` and `?` stand for several
+    pub name: Option<String>,
+    /// How NAME is compared
+    #[arg(
+        long = "match",
+        value_name = "HOW",
+        default_value = "glob",
+        requires = "name"
+    )]
+    pub matching: MatchArg,
+}
+
+/// How a name is compared.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum MatchArg {
+    /// As a shell pattern
+    Glob,
+    /// As it is
+    Simple,
+    /// As a regular expression that matches from the beginning
+    Regex,
+}
+
+impl SelectArgs {
+    /// What is meant.
+    #[must_use]
+    pub fn selection(&self) -> Selection {
+        Selection {
+            name: self.name.clone(),
+            matching: match self.matching {
+                MatchArg::Glob => Matching::Glob,
+                MatchArg::Simple => Matching::Simple,
+                MatchArg::Regex => Matching::Regex,
+            },
+        }
+    }
+}
+
+/// Arguments of `reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    /// Whose workers.
+    #[command(flatten)]
+    pub select: SelectArgs,
+    /// One after another, each old worker before its successor
+    #[arg(long, conflicts_with = "terminate")]
+    pub sequential: bool,
+    /// All old workers first, like restart
+    #[arg(long)]
+    pub terminate: bool,
+}
+
+/// Arguments of `reloadconfig`.
+#[derive(Debug, Args)]
+pub struct ReloadConfigArgs {
+    /// Only print what would be done, and why
+    #[arg(long)]
+    pub plan: bool,
+}
+
+/// Arguments of `incr` and `decr`.
+#[derive(Debug, Args)]
+pub struct CountArgs {
+    /// The watcher
+    pub name: String,
+    /// How many
+    #[arg(value_name = "N", default_value_t = 1)]
+    pub count: u32,
+}
+
+/// Arguments of `set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// The watcher
+    pub name: String,
+    /// Option and value, as often as needed
+    #[arg(value_names = ["KEY", "VALUE"], required = true, num_args = 2.., allow_hyphen_values = true)]
+    pub pairs: Vec<String>,
+}
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// The watcher
+    pub name: String,
+    /// Options
+    #[arg(value_name = "KEY", required = true)]
+    pub keys: Vec<String>,
+}
+
+/// Arguments of `options`.
+#[derive(Debug, Args)]
+pub struct OptionsArgs {
+    /// The watcher; without one, the options of [circus]
+    pub name: Option<String>,
+}
+
+/// Arguments of `add`.
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// Start it at once
+    #[arg(long)]
+    pub start: bool,
+    /// An option, as in an INI file; may be given several times
+    #[arg(long = "option", short = 'o', value_name = "KEY=VALUE")]
+    pub options: Vec<String>,
+    /// Name of the new watcher
+    pub name: String,
+    /// Its command: one word is split like `cmd` in a file, several are taken
+    /// as they are
+    #[arg(
+        value_name = "CMD",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub command: Vec<String>,
+}
+
+/// Arguments of `rm`.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// The watcher
+    pub name: String,
+    /// Forget it only: its workers run on, managed by nobody
+    #[arg(long)]
+    pub nostop: bool,
+}
+
+/// Arguments of `signal`.
+#[derive(Debug, Args)]
+pub struct SignalArgs {
+    /// The watcher
+    pub name: String,
+    /// A worker's pid if only one is meant, then the signal: a name or a number
+    #[arg(value_name = "[PID] SIGNAL", required = true, num_args = 1..=2)]
+    pub words: Vec<String>,
+    /// To the direct children of the workers, not to themselves
+    #[arg(long, conflicts_with = "recursive")]
+    pub children: bool,
+    /// Also to everything the workers started
+    #[arg(long)]
+    pub recursive: bool,
+}
+
+/// Arguments of `kill`.
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// The watcher
+    pub name: String,
+    /// Only this worker
+    pub pid: Option<u32>,
+    /// Instead of the watcher's `stop_signal`
+    #[arg(long, value_name = "SIGNAL")]
+    pub signum: Option<String>,
+    /// Seconds until they are killed, instead of the watcher's
+    #[arg(long, visible_alias = "graceful_timeout", value_name = "SECONDS")]
+    pub graceful_timeout: Option<f64>,
+}
+
+/// Arguments of `stats`.
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// The watcher
+    pub name: Option<String>,
+    /// Only this worker
+    pub pid: Option<u32>,
+    /// What hooks add is shown too
+    #[arg(long, hide = true)]
+    pub extended: bool,
+}
+
+/// Arguments of `listen`.
+#[derive(Debug, Args)]
+pub struct ListenArgs {
+    /// Beginnings of topics: `watcher.web.`; none means all events
+    #[arg(value_name = "TOPIC")]
+    pub topics: Vec<String>,
+    /// Go on after this event: INCARNATION:NUMBER, or 0 for all there still are
+    #[arg(long, value_name = "PLACE")]
+    pub since: Option<Since>,
+}
+
+/// The verbs of `kernel`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum KernelVerb {
+    /// What the kernel is and holds, in numbers
+    #[command(after_help = "Example:\n  $ papactl kernel status")]
+    Status,
+    /// Have the kernel start anew, as the program that is installed now; processes,
+    /// sockets and output stay
+    #[command(after_help = "Example:\n  $ papactl kernel upgrade")]
+    Upgrade,
+    /// Everything the kernel knows, as JSON
+    #[command(after_help = "Example:\n  $ papactl kernel dump > kernel.json")]
+    Dump,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `logs`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example: the last 50 lines of web's logs, then what is added:
+  $ papactl logs web -n 50 -f")]
+pub struct LogsArgs {
+    /// A watcher's name; `*` and `?` stand for several
+    pub name: Option<String>,
+    /// How many of the last lines of each file to print
+    #[arg(short = 'n', long, default_value_t = 10, value_name = "N")]
+    pub lines: usize,
+    /// Go on printing what is added, across rotation
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  $ papactl check examples/quickstart.ini
+  examples/quickstart.ini: no mistakes; 2 watchers, 0 sockets")]
+pub struct CheckArgs {
+    /// The INI file
+    pub file: PathBuf,
+}

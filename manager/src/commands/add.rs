@@ -1,0 +1,42 @@
+//! `papactl add`: a watcher that is in no file.
+
+use serde_json::{Map, Value};
+
+use crate::cli::Common;
+use crate::cli::args::AddArgs;
+use crate::commands::{CommandError, connect, done, print_selected, set, wait_for};
+use crate::control::message::{Add, Command, Selection};
+use crate::control::options::quote;
+
+/// Runs the verb.
+pub(super) fn run(common: &Common, args: &AddArgs) -> Result<(), CommandError> {
+    // One word is a whole command line, as in a file; several were split by the shell already.
+    let cmd = match args.command.as_slice() {
+        [line] => line.clone(),
+        words => words
+            .iter()
+            .map(|word| quote(word))
+            .collect::<Vec<_>>()
+            .join(" "),
+    };
+    let mut pairs = vec![("cmd", cmd.as_str())];
+    for option in &args.options {
+        pairs.push(option.split_once('=').ok_or_else(|| {
+            CommandError::Usage(format!(
+                "--option {option:?}: expected KEY=VALUE, for example numprocesses=2"
+            ))
+        })?);
+    }
+    let command = Command::Add(Add {
+        name: args.name.clone(),
+        options: set::values(&pairs)?,
+        start: args.start,
+    });
+    let mut client = connect(common)?;
+    let selection = Selection::named(&args.name);
+    let _: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
+    if args.start && !common.no_wait {
+        return print_selected(common, &mut client, &selection);
+    }
+    done(common)
+}

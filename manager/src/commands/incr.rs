@@ -1,0 +1,12 @@
+//! `papactl incr`: more workers for a watcher; prints how many are wanted then.
+
+use crate::cli::Common;
+use crate::cli::args::CountArgs;
+use crate::commands::{CommandError, count};
+use crate::control::message::Command;
+
+/// Runs the verb.
+pub(super) fn run(common: &Common, args: &CountArgs) -> Result<(), CommandError> {
+    let (name, by) = (args.name.clone(), args.count);
+    count(common, &args.name, Command::Incr { name, by })
+}

@@ -1,0 +1,191 @@
+//! `papactl kernel status|upgrade|dump`: the kernel that the manager uses, or the one in the usual places.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use papa_protocol::client::{Address, Client};
+use papa_protocol::json::request::ops;
+use papa_protocol::json::status::StatusReply;
+use serde_json::{Value, json};
+
+use super::{KernelError, block_on, candidates, connect as open, is_absent, parse};
+use crate::cli::Common;
+use crate::cli::args::KernelVerb;
+use crate::commands::{CommandError, connect, print, print_json, status_of_all};
+use crate::config::{self, Surroundings};
+use crate::control::client::ManagerError;
+use crate::runtime_dir::RuntimeDir;
+
+/// How often to look whether the new kernel answers.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Runs the verb.
+pub(in crate::commands) fn run(common: &Common, verb: KernelVerb) -> Result<(), CommandError> {
+    let addresses = places(common)?;
+    match verb {
+        KernelVerb::Status => status(common, &addresses),
+        KernelVerb::Upgrade => upgrade(common, &addresses),
+        KernelVerb::Dump => dump(common, &addresses),
+    }
+}
+
+/// Where the kernel may be: the manager knows; without one the file, or the usual places.
+fn places(common: &Common) -> Result<Vec<Address>, CommandError> {
+    let manager = match connect(common) {
+        Ok(mut client) => status_of_all(common, &mut client)?.manager,
+        Err(CommandError::Manager(ManagerError::NotRunning { .. })) => None,
+        Err(error) => return Err(error),
+    };
+    if let Some(manager) = manager {
+        return Ok(vec![parse(&manager.kernel)?]);
+    }
+    let endpoint = match &common.config {
+        Some(file) => config::load(file, &Surroundings::current()?)?.kernel,
+        None => None,
+    };
+    Ok(candidates(&RuntimeDir::locate(), endpoint.as_ref())?)
+}
+
+/// Does `work` with the first kernel that answers.
+fn with_kernel<T>(
+    addresses: &[Address],
+    work: &impl AsyncFn(&Client) -> Result<T, papa_protocol::client::ClientError>,
+) -> Result<(Address, T), CommandError> {
+    let found = block_on(async {
+        for address in addresses {
+            let failed = |source| KernelError::Failed {
+                address: address.clone(),
+                source,
+            };
+            match open(address).await {
+                Ok(client) => {
+                    let result = work(&client).await.map_err(failed)?;
+                    return Ok(Some((address.clone(), result)));
+                }
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(None)
+    })
+    .map_err(KernelError::from)??;
+    found.ok_or_else(|| {
+        let places: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        CommandError::Failed(format!(
+            "no kernel runs (looked at {}); `papactl up FILE` starts one",
+            places.join(", ")
+        ))
+    })
+}
+
+fn ask_status(addresses: &[Address]) -> Result<(Address, StatusReply), CommandError> {
+    with_kernel(addresses, &async |client: &Client| {
+        client.call(ops::Status {}).await
+    })
+}
+
+fn status(common: &Common, addresses: &[Address]) -> Result<(), CommandError> {
+    let (address, status) = ask_status(addresses)?;
+    if common.json {
+        return print_json(
+            &json!({"status": "ok", "address": address.to_string(), "kernel": status}),
+        );
+    }
+    let (counts, ledger) = (&status.counts, &status.ledger);
+    let kept = ledger
+        .captured
+        .saturating_sub(ledger.acknowledged)
+        .saturating_sub(ledger.dropped);
+    print(&format!(
+        "address    {address}\n\
+         pid        {} (keeper {}), version {}\n\
+         up         {} s, start number {}\n\
+         processes  {} running of {}\n\
+         sockets    {}\n\
+         held       {} descriptors, {} values\n\
+         claims     {}\n\
+         sessions   {}, {} of {} bytes\n\
+         output     {} bytes captured = {} acknowledged + {} dropped + {kept} kept\n",
+        status.pid,
+        status.keeper,
+        status.version,
+        status.uptime_ms / 1000,
+        status.incarnation,
+        counts.running,
+        counts.processes,
+        counts.sockets,
+        counts.held,
+        counts.values,
+        counts.claims,
+        counts.sessions,
+        status.memory.used_bytes,
+        status.memory.budget_bytes,
+        ledger.captured,
+        ledger.acknowledged,
+        ledger.dropped,
+    ))
+}
+
+/// Signals the kernel and waits until it has started anew.
+fn upgrade(common: &Common, addresses: &[Address]) -> Result<(), CommandError> {
+    let deadline = Instant::now() + common.timeout();
+    let (_, before) = ask_status(addresses)?;
+    let pid = i32::try_from(before.pid)
+        .ok()
+        .filter(|pid| *pid > 1)
+        .ok_or_else(|| {
+            CommandError::Failed(format!(
+                "the kernel says its pid is {}, which cannot be signalled from here",
+                before.pid
+            ))
+        })?;
+    kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|errno| {
+        CommandError::Failed(format!(
+            "send SIGUSR2 to the kernel, pid {pid}: {}",
+            errno.desc()
+        ))
+    })?;
+    let after = loop {
+        // It is away for a moment: every error is looked at again until the time is up.
+        match ask_status(addresses) {
+            Ok((_, status)) if status.incarnation > before.incarnation => break status,
+            _ if common.no_wait => break before.clone(),
+            _ if Instant::now() >= deadline => {
+                return Err(CommandError::Failed(format!(
+                    "the kernel did not start anew within {} s; `papactl kernel status` shows what runs",
+                    common.timeout().as_secs_f64()
+                )));
+            }
+            _ => thread::sleep(POLL),
+        }
+    };
+    if common.json {
+        return print_json(&json!({"status": "ok", "before": before, "after": after}));
+    }
+    print(&format!(
+        "kernel:  started anew, pid {}, version {} -> {}, {} of {} processes run on\n",
+        after.pid, before.version, after.version, after.counts.running, before.counts.running
+    ))
+}
+
+fn dump(common: &Common, addresses: &[Address]) -> Result<(), CommandError> {
+    let (address, mut everything) = with_kernel(addresses, &async |client: &Client| {
+        // One after another: together they could be larger than a session may be.
+        Ok(json!({
+            "status": client.call(ops::Status {}).await?,
+            "claims": client.call(ops::ClaimList {}).await?.claims,
+            "sockets": client.call(ops::SocketList::default()).await?.sockets,
+            "processes": client.call(ops::ProcessList::default()).await?.processes,
+            "values": client.call(ops::ValueList::default()).await?.values,
+            "held": client.call(ops::HoldList::default()).await?.held,
+        }))
+    })?;
+    everything["address"] = Value::from(address.to_string());
+    if common.json {
+        return print_json(&everything);
+    }
+    let text = serde_json::to_string_pretty(&everything).map_err(std::io::Error::other)?;
+    print(&format!("{text}\n"))
+}

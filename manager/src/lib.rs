@@ -7,6 +7,7 @@
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
 //! | `logs` | captured output to files, exactly once |
 //! | `probe` | readiness, health checks, starts on demand |
+//! | `procinfo` | what processes use of the machine |
 //! | `control` | the socket `papactl` speaks to |
 //! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
 //! | `runtime_dir`, `own_log`, `pidfile` | where sockets and the manager's log live; that log; the file with its pid |
@@ -24,6 +25,7 @@ pub mod own_log;
 pub mod pidfd;
 pub mod pidfile;
 pub mod probe;
+pub mod procinfo;
 pub mod runtime_dir;
 pub mod state;
 pub mod supervisor;

@@ -91,6 +91,7 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
             Vec::new(),
             ready.as_ref(),
             false,
+            None,
         )?;
         Ok(process::exec(
             binary.as_fd(),

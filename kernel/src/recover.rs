@@ -32,6 +32,9 @@ pub enum RecoverError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The keeper did not hand out what it holds.
+    #[error("fetch from the keeper: {0}")]
+    Fetch(Errno),
     /// The system refused.
     #[error("{0}: {1}")]
     System(&'static str, Errno),
@@ -52,9 +55,7 @@ impl Fetched {
 /// The keeper, the journal or the system is not as it must be; the keeper
 /// then tries again.
 pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
-    let kept = link
-        .fetch_all()
-        .map_err(|errno| RecoverError::System("fetch from the keeper", errno))?;
+    let kept = link.fetch_all().map_err(RecoverError::Fetch)?;
     let mut fetched = Fetched(
         kept.into_iter()
             .map(|(key, fd)| match key.kind {

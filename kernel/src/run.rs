@@ -4,20 +4,23 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use anyhow::{Context, Error};
+use nix::errno::Errno;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::ToKeeper;
 use crate::owner::{EVENT_QUEUE, Owner};
-use crate::recover::recover;
+use crate::recover::{RecoverError, recover};
 use crate::server::{Listener, Server};
 use crate::sys::process;
 use crate::sys::socket::local_port;
+use crate::takeover::HandedOver;
 
-/// Runs the kernel on the line to its keeper; returns only if it cannot.
+/// Runs the kernel on what it was started with: the line to its keeper, or a
+/// list that names it; returns only if it cannot.
 #[must_use]
-pub fn kernel(socket: OwnedFd) -> Error {
+pub fn kernel(first: OwnedFd) -> Error {
     process::set_name(c"papa-kernel");
     let start = || -> anyhow::Result<Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -25,8 +28,18 @@ pub fn kernel(socket: OwnedFd) -> Error {
             .build()
             .context("start the runtime")?;
         let local = LocalSet::new();
+        let (socket, handed_over) = HandedOver::take(first).context("what was handed over")?;
         let link = KeeperLink::new(socket).context("the keeper's socket")?;
-        let parts = recover(link)?;
+        let parts = match recover(link) {
+            // Killed while this program was started anew. Ending now would
+            // take every process's last holder away.
+            Err(RecoverError::Fetch(Errno::EPIPE | Errno::ECONNRESET)) if handed_over.is_some() => {
+                let errno = handed_over.map(|all| all.become_keeper());
+                anyhow::bail!("cannot take the dead keeper's place: {errno:?}");
+            }
+            result => result?,
+        };
+        drop(handed_over);
         Ok(local.block_on(&runtime, serve(parts)))
     };
     start().unwrap_or_else(|error| error)

@@ -1,12 +1,17 @@
 //! This process changes its program: into the keeper's role when the keeper
 //! has died, or into the same program anew.
 //!
-//! Either way nothing is lost: descriptors go along or are with the keeper,
-//! and what exists is in the journal.
+//! Either way nothing is lost: every descriptor goes along, and what exists is
+//! in the journal. The program that was started anew fetches from the keeper
+//! as after a crash, and needs what came along only if the keeper dies in
+//! that moment: then it takes its place.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 
 use nix::errno::Errno;
+use nix::sys::stat::{SFlag, fstat};
 
 use crate::keeper::wire::{Key, Kind};
 use crate::keeper::{self, manifest};
@@ -20,20 +25,8 @@ pub fn become_keeper(owner: &Owner) -> Errno {
     let go = || -> Result<Errno, Errno> {
         // From here on orphans come to us, not to process 1.
         process::set_child_subreaper()?;
-        let journal: OwnedFd = owner
-            .journal
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|_| Errno::EMFILE)?;
-        let mut kept = owner.all_descriptors();
-        kept.push((Key::new(Kind::JOURNAL, 0), &journal));
-        let workers = owner
-            .table
-            .processes()
-            .filter(|row| row.exit.is_none() && row.pid != 0)
-            .map(|row| (row.serial, row.pid.cast_signed()))
-            .collect();
-        let file = manifest::write(kept.into_iter(), workers, None, true)?;
+        let journal = journal_of(owner)?;
+        let file = hand_over(owner, &journal, None)?;
         Ok(process::exec(
             owner.fixed.binary.as_fd(),
             file.as_fd(),
@@ -44,13 +37,98 @@ pub fn become_keeper(owner: &Owner) -> Errno {
     go().unwrap_or_else(|errno| errno)
 }
 
-/// Execs the same program anew, with nothing but the line to the keeper.
-/// Returns only on failure.
+/// Execs the same program anew, with everything and the line to the keeper.
+/// Returns only on failure, everything being as before.
 pub fn exec_again(owner: &Owner) -> Errno {
-    process::exec(
-        owner.fixed.binary.as_fd(),
-        owner.link.as_fd(),
-        &title(keeper::KERNEL_TITLE, &owner.config),
-        &process::environment(),
-    )
+    let go = || -> Result<Errno, Errno> {
+        let journal = journal_of(owner)?;
+        // Its own number is where the list arrives.
+        let line: OwnedFd = owner
+            .link
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|_| Errno::EMFILE)?;
+        let file = hand_over(owner, &journal, Some(&line))?;
+        let errno = process::exec(
+            owner.fixed.binary.as_fd(),
+            file.as_fd(),
+            &title(keeper::KERNEL_TITLE, &owner.config),
+            &process::environment(),
+        );
+        process::put_back(&line, owner.link.as_fd())?;
+        Ok(errno)
+    };
+    let errno = go().unwrap_or_else(|errno| errno);
+    // Nothing of it is for the processes started from here on.
+    for (_, fd) in owner.all_descriptors() {
+        let _ = process::set_inheritable(fd, false);
+    }
+    errno
+}
+
+fn journal_of(owner: &Owner) -> Result<OwnedFd, Errno> {
+    let journal = owner.journal.as_fd().try_clone_to_owned();
+    journal.map_err(|_| Errno::EMFILE)
+}
+
+/// Opens everything there is for the coming exec, and lists it.
+fn hand_over(owner: &Owner, journal: &OwnedFd, line: Option<&OwnedFd>) -> Result<OwnedFd, Errno> {
+    let mut kept = owner.all_descriptors();
+    kept.push((Key::new(Kind::JOURNAL, 0), journal));
+    let workers = owner
+        .table
+        .processes()
+        .filter(|row| row.exit.is_none() && row.pid != 0)
+        .map(|row| (row.serial, row.pid.cast_signed()))
+        .collect();
+    manifest::write(kept.into_iter(), workers, None, true, line)
+}
+
+/// What came along from before the program was started anew.
+#[derive(Debug)]
+pub struct HandedOver {
+    file: OwnedFd,
+    kept: Vec<(Key, OwnedFd)>,
+}
+
+impl HandedOver {
+    /// Tells what the kernel's role was started with: the line to the keeper
+    /// alone, or a list of everything.
+    ///
+    /// # Errors
+    /// `EBADMSG` for a list without a line.
+    pub fn take(first: OwnedFd) -> Result<(OwnedFd, Option<Self>), Errno> {
+        let mode = fstat(&first)?.st_mode;
+        if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFSOCK {
+            return Ok((first, None));
+        }
+        let (list, kept) = manifest::read(&first)?;
+        let line = process::take_inherited(list.line.ok_or(Errno::EBADMSG)?)?;
+        Ok((line, Some(Self { file: first, kept })))
+    }
+
+    /// Execs into the keeper's role with what came along. Returns only on
+    /// failure.
+    #[must_use]
+    pub fn become_keeper(&self) -> Errno {
+        let go = || -> Result<Errno, Errno> {
+            process::set_child_subreaper()?;
+            for (_, fd) in &self.kept {
+                process::set_inheritable(fd, true)?;
+            }
+            let binary = process::own_binary()?;
+            let argv: Vec<CString> = std::iter::once(keeper::TITLE.into())
+                .chain(std::env::args_os().skip(1))
+                .filter_map(|word| CString::new(word.into_vec()).ok())
+                .collect();
+            let env = process::environment();
+            Ok(process::exec(
+                binary.as_fd(),
+                self.file.as_fd(),
+                &argv,
+                &env,
+            ))
+        };
+        go().unwrap_or_else(|errno| errno)
+    }
 }

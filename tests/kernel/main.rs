@@ -7,6 +7,7 @@ mod harness;
 
 mod crash;
 mod dialect;
+mod hardship;
 mod lifecycle;
 mod output;
 mod processes;

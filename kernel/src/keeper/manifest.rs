@@ -2,7 +2,9 @@
 //!
 //! Both who becomes keeper first (the launcher) and who takes the role over
 //! (a kernel whose keeper died) leave their descriptors open across exec and
-//! list them, number by number, in a memfd that arrives as descriptor 3.
+//! list them, number by number, in a memfd that arrives as descriptor 3. So
+//! does a kernel that starts its program anew, should the keeper die before
+//! the descriptors are fetched from it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
@@ -29,6 +31,9 @@ pub struct Manifest {
     /// A kernel has served before, so the daemon never gives up by itself.
     #[serde(default)]
     pub served: bool,
+    /// The line to the keeper, where the next role is the kernel's.
+    #[serde(default)]
+    pub line: Option<RawFd>,
 }
 
 /// Opens every descriptor of `kept` for the coming exec and writes the
@@ -41,11 +46,13 @@ pub fn write<'a>(
     workers: Vec<(u64, i32)>,
     ready: Option<&OwnedFd>,
     served: bool,
+    line: Option<&OwnedFd>,
 ) -> Result<OwnedFd, Errno> {
     let mut manifest = Manifest {
         workers,
         ready: ready.map(AsRawFd::as_raw_fd),
         served,
+        line: line.map(AsRawFd::as_raw_fd),
         ..Manifest::default()
     };
     for (key, fd) in kept {
@@ -58,8 +65,8 @@ pub fn write<'a>(
         };
         manifest.descriptors.push((key.kind.0, key.id, number));
     }
-    if let Some(ready) = ready {
-        process::set_inheritable(ready, true)?;
+    for fd in [ready, line].into_iter().flatten() {
+        process::set_inheritable(fd, true)?;
     }
     let text = serde_json::to_vec(&manifest).map_err(|_| Errno::EINVAL)?;
     let file = memfd::memfd_create("papa-manifest")?;

@@ -154,6 +154,19 @@ pub fn put_at(fd: impl AsFd, number: RawFd) -> Result<(), Errno> {
     Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
 }
 
+/// Makes `number`, replaced by an [`exec`] that failed, what it was: another
+/// name for `fd`.
+///
+/// # Errors
+/// The errno of `dup3(2)`.
+pub fn put_back(fd: impl AsFd, number: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: whoever owns the number gets the same open description back.
+    Errno::result(unsafe {
+        libc::dup3(fd.as_fd().as_raw_fd(), number.as_raw_fd(), libc::O_CLOEXEC)
+    })
+    .map(drop)
+}
+
 /// The program file of this process, held open: it can be started again even
 /// if the path has another file by then.
 ///
@@ -185,7 +198,7 @@ pub fn exec(
     };
     // SAFETY: `binary` is a fresh duplicate; descriptor 3 is replaced on
     // purpose: on success this program ends here, and callers have nothing
-    // that must survive a failure at 3 (they exit).
+    // that must survive a failure at 3 (they exit, or put it back).
     unsafe {
         let result = if first.as_raw_fd() == 3 {
             libc::fcntl(3, libc::F_SETFD, 0)

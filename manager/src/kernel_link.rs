@@ -24,6 +24,7 @@ use crate::config::{
     Identity, Readiness, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig,
     WorkerInput, WorkerOutput, WorkerSpec, render_worker,
 };
+use crate::probe::ready::Means;
 use crate::state;
 use crate::sys;
 
@@ -68,6 +69,8 @@ pub struct Inventory {
     pub processes: Vec<Process>,
     /// Kept watcher states by lower-case name.
     pub kept: BTreeMap<String, state::Kept>,
+    /// Watchers that no file has, by lower-case name.
+    pub added: BTreeMap<String, state::Added>,
 }
 
 /// The kernel, as one namespace's manager sees it.
@@ -88,6 +91,12 @@ impl KernelLink {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// First part of every name of ours.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Takes the namespace. `holder` says who we are, for whoever is refused later.
@@ -129,8 +138,19 @@ impl KernelLink {
     /// The kernel did not answer.
     pub async fn inventory(&self) -> Result<Inventory, LinkError> {
         let prefix = state::watcher_value(&self.namespace, "");
-        let names = vec![NamePattern::new(&format!("{prefix}*"))];
+        let added_prefix = state::added_value(&self.namespace, "");
+        let names = [&prefix, &added_prefix]
+            .map(|prefix| NamePattern::new(&format!("{prefix}*")))
+            .into();
         let values = self.client.call(ops::ValueList { names }).await?.values;
+        let added = values
+            .iter()
+            .filter_map(|(name, value)| {
+                let key = name.strip_prefix(added_prefix.as_str())?;
+                let added = serde_json::from_slice(value.as_bytes()).ok()?;
+                Some((key.to_owned(), added))
+            })
+            .collect();
         let kept = values
             .iter()
             .filter_map(|(name, value)| {
@@ -144,7 +164,11 @@ impl KernelLink {
             serials: Vec::new(),
         };
         let processes = self.client.call(list).await?.processes;
-        Ok(Inventory { processes, kept })
+        Ok(Inventory {
+            processes,
+            kept,
+            added,
+        })
     }
 
     /// Keeps a watcher's state; not waited for.
@@ -157,6 +181,39 @@ impl KernelLink {
             value: ByteString::from(kept.to_value()),
         };
         self.client.send(value).await?;
+        Ok(())
+    }
+
+    /// Keeps what describes a watcher that no file has.
+    ///
+    /// # Errors
+    /// The connection's queue stays full.
+    pub async fn keep_added(&self, key: &str, added: &state::Added) -> Result<(), LinkError> {
+        let text = serde_json::to_string(added).unwrap_or_default();
+        let value = ops::ValueSet {
+            name: Name::new(&state::added_value(&self.namespace, key))?,
+            value: ByteString::from(text),
+        };
+        self.client.send(value).await?;
+        Ok(())
+    }
+
+    /// Forgets what was kept of a watcher.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub async fn forget(&self, key: &str) -> Result<(), LinkError> {
+        let namespace = &self.namespace;
+        for name in [
+            state::watcher_value(namespace, key),
+            state::added_value(namespace, key),
+        ] {
+            let names = vec![NamePattern::new(&name)];
+            match self.client.call(ops::ValueRemove { names }).await {
+                Err(error) if error.code() == Some(ErrorCode::NotFound) => {}
+                other => drop(other?),
+            }
+        }
         Ok(())
     }
 
@@ -199,9 +256,15 @@ impl KernelLink {
         watcher: &WatcherConfig,
         wid: u32,
         generation: u64,
+        means: Means,
     ) -> Result<Process, LinkError> {
         let spec = render_worker(watcher, &self.namespace, wid);
         let mut request = process_request(watcher, spec)?;
+        if let Some((variable, value)) = means.variable {
+            let environment = &mut request.env.0;
+            environment.insert(variable.to_owned(), ByteString::from(value));
+        }
+        request.descriptors.extend(means.descriptor);
         request.tag = Note { generation }.to_tag();
         let name = request.name.clone();
         match self.client.call(request).await {

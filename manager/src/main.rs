@@ -3,8 +3,9 @@
 //! Owns the start: arguments, log, configuration, control socket, signals. Exit status: 0 done, 1 failed, 2 usage or configuration.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
@@ -15,7 +16,7 @@ use papa_manager::control::server::{Asked, ControlServer};
 use papa_manager::own_log::{self, OwnLog};
 use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
-use papa_manager::supervisor::{Event, Setup, Supervisor};
+use papa_manager::supervisor::{Event, Outcome, Setup, Supervisor};
 use papa_protocol::client::Address;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -55,7 +56,19 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match run(config, args.kernel.as_deref(), log) {
+    // Looked up now: when the file has been replaced, the system knows the old one as deleted.
+    let program = std::env::current_exe();
+    let again = |program: std::io::Result<PathBuf>| -> anyhow::Result<()> {
+        let program = program.context("our own path is unknown")?;
+        let error = Command::new(&program)
+            .args(std::env::args_os().skip(1))
+            .exec();
+        Err(error).with_context(|| format!("starting {} anew", program.display()))
+    };
+    match run(config, args.kernel.as_deref(), log).and_then(|outcome| match outcome {
+        Outcome::Ended => Ok(()),
+        Outcome::Again => again(program),
+    }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "the manager ends");
@@ -65,7 +78,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config, kernel: Option<&str>, log: OwnLog) -> anyhow::Result<()> {
+fn run(config: Config, kernel: Option<&str>, log: OwnLog) -> anyhow::Result<Outcome> {
     let directory = RuntimeDir::locate();
     directory.ensure()?;
     let addresses = match kernel {
@@ -111,13 +124,14 @@ fn forward_requests(mut requests: mpsc::Receiver<Asked>, events: mpsc::Sender<Ev
     });
 }
 
-/// TERM, INT and QUIT end the manager, USR1 reopens log files. HUP does nothing yet, but must not kill.
+/// TERM, INT and QUIT end the manager, HUP reloads every watcher, USR1 reopens log files, USR2 starts the manager anew.
 fn forward_signals(events: mpsc::Sender<Event>, log: OwnLog) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut quit = signal(SignalKind::quit())?;
     let mut reopen = signal(SignalKind::user_defined1())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let mut upgrade = signal(SignalKind::user_defined2())?;
     tokio::spawn(async move {
         loop {
             let event = tokio::select! {
@@ -130,10 +144,8 @@ fn forward_signals(events: mpsc::Sender<Event>, log: OwnLog) -> std::io::Result<
                     }
                     Event::ReopenLogs
                 }
-                _ = hang_up.recv() => {
-                    tracing::warn!("SIGHUP is not supported yet and does nothing");
-                    continue;
-                }
+                _ = hang_up.recv() => Event::ReloadAll,
+                _ = upgrade.recv() => Event::Upgrade,
             };
             if events.send(event).await.is_err() {
                 return;

@@ -29,28 +29,55 @@ struct Stat {
     zombie: bool,
 }
 
-/// Sends `signal` to the process behind `pidfd`, whose pid is `pid`, and with `children` to its direct children too, listed
-/// beforehand. A process that is gone counts as done.
+/// Who in a worker's tree gets a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whom {
+    /// The worker.
+    Worker,
+    /// The worker and its direct children.
+    WorkerAndChildren,
+    /// Its direct children, not itself.
+    Children,
+    /// One direct child of it.
+    Child(i32),
+    /// The worker and everything it started.
+    Tree,
+}
+
+/// Sends `signal` to those of the tree of the process behind `pidfd`, whose pid is `pid`. A process that is gone counts as done.
 ///
 /// # Errors
 /// What the system answers for the process itself.
-pub fn signal(pidfd: impl AsFd, pid: i32, signal: i32, children: bool) -> io::Result<()> {
-    let listed: Vec<(i32, Stat)> = if children {
-        processes()
+pub fn signal(pidfd: impl AsFd, pid: i32, signal: i32, whom: Whom) -> io::Result<()> {
+    // Listed beforehand: when it has ended, its children are somebody else's.
+    let others: BTreeMap<i32, Stat> = match whom {
+        Whom::Worker => BTreeMap::new(),
+        Whom::Tree => tree(pid),
+        Whom::WorkerAndChildren | Whom::Children => children(pid),
+        Whom::Child(child) => children(pid)
             .into_iter()
-            .filter(|(_, stat)| stat.parent == pid)
-            .collect()
-    } else {
-        Vec::new()
+            .filter(|(pid, _)| *pid == child)
+            .collect(),
     };
-    if is_gone(sys::pidfd_send_signal(pidfd.as_fd(), signal))? {
-        // Waited for already, so the children listed may be somebody else's.
+    let itself = match whom {
+        Whom::Worker | Whom::WorkerAndChildren | Whom::Tree => signal,
+        // Nothing is sent, but it is known to be there still.
+        Whom::Children | Whom::Child(_) => 0,
+    };
+    if is_gone(sys::pidfd_send_signal(pidfd.as_fd(), itself))? {
+        // Waited for already, so those listed may be somebody else's.
         return Ok(());
     }
-    for (child, stat) in listed {
-        signal_exactly(child, stat, signal);
+    for (other, stat) in others {
+        signal_exactly(other, stat, signal);
     }
     Ok(())
+}
+
+fn children(pid: i32) -> BTreeMap<i32, Stat> {
+    let mut all = processes();
+    all.retain(|_, stat| stat.parent == pid);
+    all
 }
 
 /// Kills the process behind `pidfd`, its descendants and all that is left in its session, which it leads.
@@ -227,6 +254,6 @@ mod tests {
             assert!(Instant::now() < deadline, "the orphan {orphan} lives");
             std::thread::yield_now();
         }
-        signal(&pidfd, pid, libc::SIGTERM, true).unwrap();
+        signal(&pidfd, pid, libc::SIGTERM, Whom::WorkerAndChildren).unwrap();
     }
 }

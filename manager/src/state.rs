@@ -53,6 +53,26 @@ pub struct Kept {
     /// Options set at run time, as typed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub set: BTreeMap<String, String>,
+    /// The whole environment section set at run time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+    /// No file names it any more; its workers are being stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub removing: Option<KeptRemoval>,
+}
+
+/// How the workers of a watcher that is no more are stopped, as its file had it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptRemoval {
+    /// Its name as written.
+    pub name: String,
+    /// The signal's number.
+    pub stop_signal: i32,
+    /// To the workers' children too.
+    pub stop_children: bool,
+    /// How long they may take, in seconds.
+    pub graceful_timeout: String,
 }
 
 /// A worker's restart record.
@@ -121,14 +141,12 @@ impl Kept {
 pub struct Added {
     /// As given.
     pub name: String,
-    /// The command.
-    pub cmd: String,
-    /// More words of it.
-    #[serde(default)]
-    pub args: Vec<String>,
-    /// Options as in the file.
+    /// Options as in a file, `cmd` and `args` among them.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
+    /// Variables in place of those of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
 }
 
 /// Name of the value for the watcher whose lower-case name is `key`.

@@ -23,17 +23,28 @@ use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
 use crate::logs::thread::{LogReport, LogThread};
 use crate::pidfd::Members;
+use crate::probe::ready::Gate;
 use crate::state::Kept;
 use crate::watcher::{Action, Moment, StartFailure, Watcher};
 
 mod announce;
+mod change;
 mod ending;
+mod gates;
 mod kernel;
+mod membership;
+mod plan;
+mod probes;
 mod queries;
 mod requests;
 mod tasks;
+mod tickets;
 
+use change::Change;
+pub use probes::Finding;
+use probes::Probes;
 use tasks::Order;
+use tickets::Ticket;
 
 /// Events waiting for the loop; a full queue slows its senders.
 const EVENTS: usize = 1024;
@@ -75,6 +86,32 @@ pub enum Event {
     Fatal(ManagerError),
     /// Everything was given back to the kernel.
     CleanedUp,
+    /// A probe has an answer.
+    Found {
+        watcher: WatcherId,
+        wid: u32,
+        serial: u64,
+        finding: Finding,
+    },
+    /// Somebody connected to a socket of a watcher that waits for that.
+    Demanded(WatcherId),
+    /// The file was read again.
+    Read(Box<Result<Config, String>>),
+    /// The sockets of a change are there, or nothing was changed.
+    SocketsChanged(Result<(), String>),
+    /// Reload every watcher that runs.
+    ReloadAll,
+    /// Replace ourselves by what our path holds now.
+    Upgrade,
+}
+
+/// How the manager ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// For good.
+    Ended,
+    /// Another is to be started in its place, in the same process.
+    Again,
 }
 
 /// What the loop is made from.
@@ -94,7 +131,10 @@ enum Phase {
     /// The normal state.
     Managing,
     /// Only watchers that must not outlive us are waited for.
-    Quitting,
+    Quitting {
+        /// What comes after us takes those over too.
+        again: bool,
+    },
     /// Everything is being stopped.
     ShuttingDown {
         answer: Vec<(Request, oneshot::Sender<Reply>)>,
@@ -102,21 +142,6 @@ enum Phase {
         cleaning: bool,
     },
     Done,
-}
-
-/// Somebody waits for watchers to get somewhere.
-#[derive(Debug)]
-struct Ticket {
-    request: Request,
-    reply: oneshot::Sender<Reply>,
-    watchers: Vec<WatcherId>,
-    goal: Goal,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Goal {
-    Up,
-    Stopped,
 }
 
 /// The manager.
@@ -135,6 +160,18 @@ pub struct Supervisor {
     logs: Option<LogThread>,
     phase: Phase,
     tickets: Vec<Ticket>,
+    change: Option<Change>,
+    /// Changes that wait for the one under way.
+    changes: VecDeque<(Request, oneshot::Sender<Reply>)>,
+    probes: Probes,
+    /// Readiness descriptors nobody needs any more.
+    discards: Vec<Gate>,
+    /// Some watcher has had to wait for others.
+    gated: bool,
+    /// Highest serial known when the list under way was asked for.
+    known_until: u64,
+    /// The kernel we speak to: its place in its line, and its process.
+    incarnation: (u64, u32),
     /// Exits that were told before the start was answered.
     early_exits: BTreeMap<u64, Exit>,
     /// Ended processes whose output is still on its way to the log files.
@@ -184,6 +221,13 @@ impl Supervisor {
             logs: None,
             phase: Phase::Attaching,
             tickets: Vec::new(),
+            change: None,
+            changes: VecDeque::new(),
+            probes: Probes::default(),
+            discards: Vec::new(),
+            gated: false,
+            known_until: 0,
+            incarnation: (0, 0),
             early_exits: BTreeMap::new(),
             draining: HashSet::new(),
             unacknowledged: Vec::new(),
@@ -239,13 +283,18 @@ impl Supervisor {
     ///
     /// # Errors
     /// The namespace belongs to somebody else.
-    pub async fn run(mut self) -> Result<(), ManagerError> {
+    pub async fn run(mut self) -> Result<Outcome, ManagerError> {
+        let mut outcome = Outcome::Ended;
         tasks::attach(
             self.config.clone(),
             self.addresses.clone(),
             self.events.clone(),
         );
         while !matches!(self.phase, Phase::Done) {
+            outcome = match self.phase {
+                Phase::Quitting { again: true } => Outcome::Again,
+                _ => Outcome::Ended,
+            };
             let deadline = self.deadline();
             tokio::select! {
                 event = self.receiver.recv() => match event {
@@ -262,10 +311,13 @@ impl Supervisor {
             }
             self.advance();
         }
+        self.probes.clear();
         if self.failure.is_none()
             && let Some(link) = &self.link
         {
-            tasks::remove_own_sockets(link, &self.config).await;
+            if outcome == Outcome::Ended {
+                tasks::remove_own_sockets(link, &self.config).await;
+            }
             // What was asked of the kernel last (values kept, exits acknowledged)
             // goes out before the connection does: this question comes behind it.
             let client = link.client().clone();
@@ -278,7 +330,7 @@ impl Supervisor {
         }
         match self.failure {
             Some(failure) => Err(failure),
-            None => Ok(()),
+            None => Ok(outcome),
         }
     }
 
@@ -294,7 +346,9 @@ impl Supervisor {
                 result,
             } => self.started(watcher, wid, result),
             Event::Logs(LogReport::LineMatched { serial }) => {
-                tracing::debug!(serial, "the line that readiness waits for was written");
+                for watcher in self.watchers.values_mut() {
+                    watcher.ready(serial);
+                }
             }
             Event::Logs(LogReport::Troubles(troubles)) => {
                 if troubles.is_empty() {
@@ -315,6 +369,23 @@ impl Supervisor {
                 self.phase = Phase::Done;
             }
             Event::CleanedUp => self.finish_shutdown(),
+            Event::Found {
+                watcher,
+                wid,
+                serial,
+                finding,
+            } => self.found(watcher, wid, serial, finding),
+            Event::Demanded(id) => {
+                self.probes.forget_demand(id);
+                if let Some(watcher) = self.watchers.get_mut(&id) {
+                    tracing::info!(watcher = watcher.config().name, "wanted by a connection");
+                    watcher.demand();
+                }
+            }
+            Event::Read(read) => self.read(*read),
+            Event::SocketsChanged(result) => self.sockets_changed(result),
+            Event::ReloadAll => self.reload_all(),
+            Event::Upgrade => self.upgrade(),
         }
     }
 
@@ -327,19 +398,26 @@ impl Supervisor {
             // First what follows from an exit is kept, then the exit is acknowledged, then its name is used again.
             self.save(&link);
             self.send_acknowledgements(&link);
+            self.set_gates();
             self.release(now);
             let ids: Vec<WatcherId> = self.watchers.keys().copied().collect();
             for id in ids {
                 self.step(id, &link);
             }
+            self.drop_removed();
+            self.tend_probes(&link);
             self.save(&link);
+            self.send_discards();
         }
         self.announce();
+        self.advance_change();
         self.settle_tickets();
         match &self.phase {
-            Phase::Quitting if self.leaving().all(Watcher::is_stopped) => self.phase = Phase::Done,
+            Phase::Quitting { again } if *again || self.leaving().all(Watcher::is_stopped) => {
+                self.phase = Phase::Done;
+            }
             Phase::ShuttingDown { .. } => self.advance_shutdown(now),
-            Phase::Attaching | Phase::Managing | Phase::Quitting | Phase::Done => {}
+            Phase::Attaching | Phase::Managing | Phase::Quitting { .. } | Phase::Done => {}
         }
     }
 
@@ -348,40 +426,50 @@ impl Supervisor {
         let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
         };
-        let config = watcher.config().clone();
         for action in watcher.step(&at) {
-            let config = config.clone();
-            match action {
-                Action::Start { wid, generation } => {
-                    let order = Order {
-                        watcher: id,
-                        wid,
-                        generation,
-                    };
-                    tasks::start(link.clone(), config, order, self.events.clone());
-                }
-                Action::Stop(process) => {
-                    let signal = config.stop_signal.number();
-                    let pid = process.pid.unsigned_abs();
-                    self.publish(id, &EventKind::Kill { pid, signal });
-                    tracing::info!(watcher = config.name, pid = process.pid, signal = %config.stop_signal, "stopping worker");
-                    tasks::signal(
-                        link.clone(),
-                        process,
-                        config.stop_signal.number(),
-                        config.stop_children,
-                    );
-                }
-                Action::Kill(process) => {
-                    let (pid, signal) = (process.pid.unsigned_abs(), nix::libc::SIGKILL);
-                    self.publish(id, &EventKind::Kill { pid, signal });
-                    tracing::warn!(
-                        watcher = config.name,
-                        pid = process.pid,
-                        "killing worker and everything it started"
-                    );
-                    tasks::kill(link.clone(), process);
-                }
+            self.perform(id, action, link);
+        }
+    }
+
+    /// Has one action done.
+    fn perform(&mut self, id: WatcherId, action: Action, link: &KernelLink) {
+        let Some(config) = self
+            .watchers
+            .get(&id)
+            .map(|watcher| watcher.config().clone())
+        else {
+            return;
+        };
+        match action {
+            Action::Start { wid, generation } => {
+                let order = Order {
+                    watcher: id,
+                    wid,
+                    generation,
+                };
+                tasks::start(link.clone(), config, order, self.events.clone());
+            }
+            Action::Stop(process) => {
+                let signal = config.stop_signal.number();
+                let pid = process.pid.unsigned_abs();
+                self.publish(id, &EventKind::Kill { pid, signal });
+                tracing::info!(watcher = config.name, pid = process.pid, signal = %config.stop_signal, "stopping worker");
+                tasks::signal(
+                    link.clone(),
+                    process,
+                    config.stop_signal.number(),
+                    tasks::stop_reach(config.stop_children),
+                );
+            }
+            Action::Kill(process) => {
+                let (pid, signal) = (process.pid.unsigned_abs(), nix::libc::SIGKILL);
+                self.publish(id, &EventKind::Kill { pid, signal });
+                tracing::warn!(
+                    watcher = config.name,
+                    pid = process.pid,
+                    "killing worker and everything it started"
+                );
+                tasks::kill(link.clone(), process);
             }
         }
     }

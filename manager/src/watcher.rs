@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Readiness, WatcherConfig};
-use crate::state::{Kept, KeptCount};
+use crate::state::{Kept, KeptCount, KeptRemoval};
 use crate::worker::{Running, State, Worker};
 
 mod ends;
@@ -30,6 +30,9 @@ mod view;
 
 use pauses::Pauses;
 use roll::Roll;
+
+/// A probe that waits for a worker gets this much longer to say what is missing.
+pub const TELL_WHY: Duration = Duration::from_secs(1);
 
 /// The moment something happened, as the loop read it.
 #[derive(Debug, Clone, Copy)]
@@ -297,8 +300,51 @@ impl Watcher {
     }
 
     /// Options set at run time from now on; they are in the configuration already.
-    pub fn set_options(&mut self, set: BTreeMap<String, String>) {
+    pub fn set_options(
+        &mut self,
+        set: BTreeMap<String, String>,
+        env: Option<BTreeMap<String, String>>,
+    ) {
         self.kept.set = set;
+        self.kept.env = env;
+    }
+
+    /// Stops for good, because no file names it any more; should we die, our successor goes on with it.
+    pub fn remove(&mut self) {
+        self.stop();
+        self.kept.removing = Some(KeptRemoval {
+            name: self.config.name.clone(),
+            stop_signal: self.config.stop_signal.number(),
+            stop_children: self.config.stop_children,
+            graceful_timeout: self.config.graceful_timeout.as_secs_f64().to_string(),
+        });
+    }
+
+    /// It is wanted after all, with these settings; what it has still is stopped first.
+    pub fn come_back(&mut self, config: Arc<WatcherConfig>) {
+        self.kept.removing = None;
+        self.configure(config);
+        self.start();
+    }
+
+    /// It is to be forgotten once it has stopped.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.kept.removing.is_some()
+    }
+
+    /// The kernel that knew our workers is gone, and another has their names: nothing that was is any more.
+    pub fn forget_kernel(&mut self) {
+        self.workers.clear();
+        self.cancel_roll();
+        for serials in [
+            &mut self.kept.finished,
+            &mut self.kept.ended,
+            &mut self.kept.ready,
+        ] {
+            serials.clear();
+        }
+        self.kept.stopping.clear();
     }
 
     /// Other settings that need no other processes.
@@ -460,7 +506,8 @@ impl Watcher {
             Some(_) => State::Waiting {
                 process,
                 settles: None,
-                limit: at.now + self.config.ready_timeout,
+                // Whoever waits for it knows why it is late, and says so in time.
+                limit: at.now + self.config.ready_timeout + TELL_WHY,
             },
         }
     }

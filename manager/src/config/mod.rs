@@ -32,5 +32,5 @@ pub use signal::SignalNumber;
 pub use types::{
     BackoffConfig, Config, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe, HookConfig,
     Identity, KernelEndpoint, PluginConfig, Readiness, RlimitValue, SocketConfig, SocketFamily,
-    SocketType, StreamConfig, WatcherConfig,
+    SocketType, StreamConfig, WatcherConfig, socket_name,
 };

@@ -33,7 +33,19 @@ impl Supervisor {
             watcher.halt();
         }
         self.queue.clear();
-        self.phase = Phase::Quitting;
+        self.phase = Phase::Quitting { again: false };
+    }
+
+    /// Ends so that another manager can take over in the same process: everything runs on, whatever `use_papa` says.
+    pub(super) fn upgrade(&mut self) {
+        if matches!(
+            self.phase,
+            Phase::Quitting { .. } | Phase::ShuttingDown { .. } | Phase::Done
+        ) {
+            return;
+        }
+        tracing::info!("starting anew; workers stay in the kernel");
+        self.phase = Phase::Quitting { again: true };
     }
 
     pub(super) fn shut_down(&mut self, request: Request, reply: oneshot::Sender<Reply>) {

@@ -41,7 +41,9 @@ impl Supervisor {
             }
             self.saved.insert(*id, kept);
         }
+        self.incarnation = incarnation(&link);
         self.link = Some(link);
+        self.take_over(inventory.added, inventory.kept);
         self.start_logs();
         self.reconcile(inventory.processes);
         self.queue = self.start_order().into();
@@ -79,17 +81,15 @@ impl Supervisor {
     /// Compares what there is with what we know: after a start of ours, or of the kernel.
     pub(super) fn reconcile(&mut self, processes: Vec<Process>) {
         let listed: HashSet<u64> = processes.iter().map(|process| process.serial.0).collect();
-        let newest = listed.iter().max().copied();
+        let known_until = self.known_until;
         let at = self.moment();
         for watcher in self.watchers.values_mut() {
             let gone: Vec<u64> = watcher
                 .workers()
                 .values()
                 .filter_map(|worker| Some(worker.process()?.serial))
-                // Serials rise: one above all that are listed was started after the list was made.
-                .filter(|serial| {
-                    !listed.contains(serial) && newest.is_none_or(|newest| *serial < newest)
-                })
+                // One that was started after the list was asked for is not on it.
+                .filter(|serial| !listed.contains(serial) && *serial <= known_until)
                 .collect();
             for serial in gone {
                 watcher.ended(serial, Ended::Unknown, &at);
@@ -164,6 +164,20 @@ impl Supervisor {
             Push::Reconnected(new) => {
                 tracing::info!(incarnation = new.hello.incarnation, "the kernel is back");
                 self.kernel_trouble = None;
+                if let Some(link) = &self.link {
+                    let now = incarnation(link);
+                    let before = std::mem::replace(&mut self.incarnation, now);
+                    // Its number never falls while processes live, so this one has never heard of ours.
+                    if now != before && now.0 <= before.0 {
+                        self.forget_kernel();
+                    }
+                }
+                let workers = self
+                    .watchers
+                    .values()
+                    .flat_map(|known| known.workers().values());
+                let serials = workers.filter_map(|worker| Some(worker.process()?.serial));
+                self.known_until = serials.max().unwrap_or(0);
                 // Should this be another kernel, it keeps nothing yet.
                 self.saved.clear();
                 if let Some(link) = &self.link {
@@ -233,6 +247,20 @@ impl Supervisor {
             }
             None => {}
         }
+    }
+
+    /// Keeper and kernel are gone together, and with them everything they knew.
+    fn forget_kernel(&mut self) {
+        tracing::error!(
+            "the kernel was lost with everything it held; what it had started may run on unmanaged, and is started again"
+        );
+        for watcher in self.watchers.values_mut() {
+            watcher.forget_kernel();
+        }
+        self.early_exits.clear();
+        self.draining.clear();
+        self.unacknowledged.clear();
+        self.probes.clear();
     }
 
     /// The kernel has forgotten an ended process.
@@ -341,6 +369,11 @@ impl Supervisor {
             tasks::acknowledge(link.clone(), serial, discard);
         }
     }
+}
+
+fn incarnation(link: &KernelLink) -> (u64, u32) {
+    let hello = link.client().hello();
+    (hello.incarnation, hello.pid)
 }
 
 fn running(process: &Process, at: &Moment) -> Running {

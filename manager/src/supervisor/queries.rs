@@ -12,7 +12,7 @@ use crate::control::message::{
     RequestError, StatusReply, WatcherState, log_files,
 };
 use crate::supervisor::Supervisor;
-use crate::supervisor::requests::answer;
+use crate::supervisor::tickets::answer;
 use crate::watcher::Watcher;
 
 impl Supervisor {

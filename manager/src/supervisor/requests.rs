@@ -1,62 +1,95 @@
 //! Requests from the control socket: what each does, and when it is answered.
+//!
+//! Owns the requests that act on watchers there are. Leaves to others: what only looks (`queries`), what changes the configuration
+//! (`change`), the answer to who waits (`tickets`).
 
-use serde::Serialize;
-use serde_json::json;
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
-use crate::control::message::{Command, Errno, Reply, Request, RequestError, Selection};
+use crate::control::events::EventKind;
+use crate::control::message::{
+    Command, Errno, NumProcessesReply, Reach, ReloadHow, Reply, Request, RequestError, Selection,
+};
+use crate::control::message::{Kill, Signal};
 use crate::control::server::{Asked, now};
-use crate::supervisor::{Goal, Phase, Supervisor, Ticket, WatcherId};
+use crate::pidfd::Whom;
+use crate::supervisor::tickets::{Body, Goal, Ticket, answer, done, refuse};
+use crate::supervisor::{Phase, Supervisor, WatcherId, tasks};
 use crate::watcher::Watcher;
+use crate::worker::Running;
+
+/// Most workers that can be asked for; the file has the same limit.
+const MAX_WORKERS: u32 = 10_000;
 
 impl Supervisor {
     pub(super) fn asked(&mut self, asked: Asked) {
         let Asked { request, reply } = asked;
-        match &request.command {
-            Command::Start(selection) => {
-                let chosen = self.choose(selection, true);
-                self.change(request, reply, chosen, Goal::Up, Watcher::start);
+        let command = request.command.clone();
+        match command {
+            Command::Start(selection) => match self.choose(&selection, true) {
+                Ok(chosen) => {
+                    let all = self.with_dependencies(&chosen);
+                    self.act(&all, Watcher::start);
+                    self.wait(request, reply, chosen, Goal::Up);
+                }
+                Err(error) => refuse(request, reply, &error),
+            },
+            Command::Stop(selection) => match self.choose(&selection, false) {
+                Ok(chosen) => {
+                    self.act(&chosen, Watcher::stop);
+                    self.wait(request, reply, chosen, Goal::Stopped);
+                }
+                Err(error) => refuse(request, reply, &error),
+            },
+            // Without a name everything begins anew, the file included, as in Circus.
+            Command::Restart(Selection { name: None, .. }) => {
+                self.ask_for_change(request, reply);
             }
-            Command::Stop(selection) => {
-                let chosen = self.choose(selection, false);
-                self.change(request, reply, chosen, Goal::Stopped, Watcher::stop);
+            Command::Restart(selection) => match self.choose(&selection, true) {
+                Ok(chosen) => {
+                    self.act(&chosen, Watcher::restart);
+                    self.wait(request, reply, chosen, Goal::Up);
+                }
+                Err(error) => refuse(request, reply, &error),
+            },
+            Command::Reload { selection, how } => self.reload(request, reply, &selection, how),
+            Command::ReloadConfig { .. } => self.ask_for_change(request, reply),
+            Command::Add(add) => self.add(request, reply, add),
+            Command::Rm { name, nostop } => self.remove(request, reply, &name, nostop),
+            Command::Incr { name, by } => {
+                self.recount(request, reply, &name, |count| count.saturating_add(by));
             }
-            Command::Restart(selection) => {
-                let chosen = self.choose(selection, true);
-                self.change(request, reply, chosen, Goal::Up, Watcher::restart);
+            Command::Decr { name, by } => {
+                self.recount(request, reply, &name, |count| count.saturating_sub(by));
             }
+            Command::Set { name, options } => self.set(request, reply, &name, options),
+            Command::Signal(signal) => self.signal(request, reply, &signal),
+            Command::Kill(kill) => self.kill(request, reply, &kill),
             Command::Quit => {
                 // Answered first: the connection ends with us.
-                answer(request, reply, Ok(&json!({})));
+                done(request, reply);
                 self.quit();
             }
             Command::Shutdown if self.link.is_none() => {
                 let reason = "the kernel is not connected, so its workers cannot be stopped; `quit` ends the manager";
-                answer::<()>(
-                    request,
-                    reply,
-                    Err(&RequestError::new(Errno::Command, reason)),
-                );
+                refuse(request, reply, &RequestError::new(Errno::Command, reason));
             }
             Command::Shutdown => self.shut_down(request, reply),
-            // To be carried out by the core; each of these arms is its own.
-            Command::Reload { .. }
-            | Command::ReloadConfig { .. }
-            | Command::Add(_)
-            | Command::Rm { .. }
-            | Command::Incr { .. }
-            | Command::Decr { .. }
-            | Command::Set { .. }
-            | Command::Signal(_)
-            | Command::Kill(_)
-            | Command::Upgrade => not_yet(request, reply),
+            Command::Upgrade => match self.may_act() {
+                Ok(()) => {
+                    done(request, reply);
+                    self.upgrade();
+                }
+                Err(error) => refuse(request, reply, &error),
+            },
             Command::ReopenLogs => {
                 if let Some(logs) = &self.logs {
                     logs.reopen();
                 }
-                answer(request, reply, Ok(&json!({})));
+                done(request, reply);
             }
-            Command::Listen(listen) => self.events_log.fetch(listen, &request, reply, now()),
+            Command::Listen(listen) => self.events_log.fetch(&listen, &request, reply, now()),
             // What only looks.
             Command::Status { .. }
             | Command::List { .. }
@@ -73,22 +106,40 @@ impl Supervisor {
         }
     }
 
+    /// HUP: every watcher that runs is reloaded; the file is not read again, as in Circus.
+    pub(super) fn reload_all(&mut self) {
+        match self.choose(&Selection::all(), false) {
+            Ok(chosen) => {
+                for id in self.running_ones(chosen) {
+                    self.reload_one(id, ReloadHow::Graceful);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "nothing is reloaded"),
+        }
+    }
+
+    /// Whether anything may be asked of watchers still.
+    pub(super) fn may_act(&self) -> Result<(), RequestError> {
+        match self.phase {
+            Phase::Attaching | Phase::Managing => Ok(()),
+            Phase::Quitting { .. } | Phase::ShuttingDown { .. } | Phase::Done => {
+                Err(RequestError::new(Errno::Command, "the manager is ending"))
+            }
+        }
+    }
+
     /// The watchers meant. Without a name, starting leaves out those that are not started by themselves.
-    fn choose(
+    pub(super) fn choose(
         &self,
         selection: &Selection,
         starting: bool,
     ) -> Result<Vec<WatcherId>, RequestError> {
-        if matches!(
-            self.phase,
-            Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done
-        ) {
-            return Err(RequestError::new(Errno::Command, "the manager is ending"));
-        }
+        self.may_act()?;
         let matcher = selection.matcher();
         let matching = self.watchers.iter().filter(|(_, watcher)| {
             let config = watcher.config();
-            matcher.matches(&config.key)
+            !watcher.is_removed()
+                && matcher.matches(&config.key)
                 && (selection.name.is_some() || !starting || config.autostart)
         });
         let chosen: Vec<WatcherId> = matching.map(|(id, _)| *id).collect();
@@ -98,96 +149,239 @@ impl Supervisor {
         }
     }
 
-    fn change(
-        &mut self,
-        request: Request,
-        reply: oneshot::Sender<Reply>,
-        chosen: Result<Vec<WatcherId>, RequestError>,
-        goal: Goal,
-        act: fn(&mut Watcher),
-    ) {
-        let watchers = match chosen {
-            Ok(watchers) => watchers,
-            Err(error) => return answer::<()>(request, reply, Err(&error)),
-        };
-        for id in &watchers {
+    /// The one watcher of that name, if anything may be asked of it.
+    pub(super) fn chosen(&self, name: &str) -> Result<WatcherId, RequestError> {
+        self.may_act()?;
+        self.keys
+            .get(&name.to_lowercase())
+            .copied()
+            .filter(|id| {
+                self.watchers
+                    .get(id)
+                    .is_some_and(|known| !known.is_removed())
+            })
+            .ok_or_else(|| RequestError::unknown_watcher(name))
+    }
+
+    fn act(&mut self, chosen: &[WatcherId], act: fn(&mut Watcher)) {
+        for id in chosen {
             if let Some(watcher) = self.watchers.get_mut(id) {
-                tracing::info!(watcher = watcher.config().name, command = ?goal, "asked");
                 act(watcher);
             }
         }
-        if request.waiting {
+    }
+
+    /// Answers when the watchers have got there, if that is wanted, else at once.
+    pub(super) fn wait(
+        &mut self,
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+        watchers: Vec<WatcherId>,
+        goal: Goal,
+    ) {
+        if !request.waiting {
+            return done(request, reply);
+        }
+        let one = watchers.len() == 1 && goal != Goal::Stopped;
+        let body = if one {
+            Body::Info(self.pids(&watchers))
+        } else {
+            Body::Nothing
+        };
+        self.tickets.push(Ticket {
+            request,
+            reply,
+            watchers,
+            goal,
+            body,
+        });
+    }
+
+    fn reload(
+        &mut self,
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+        selection: &Selection,
+        how: ReloadHow,
+    ) {
+        let chosen = match self.choose(selection, false) {
+            Ok(chosen) => chosen,
+            Err(error) => return refuse(request, reply, &error),
+        };
+        // One that is named is started if it is stopped; "all" means all that run.
+        let chosen = match selection.name {
+            Some(_) => chosen,
+            None => self.running_ones(chosen),
+        };
+        let before = self.pids(&chosen);
+        for id in &chosen {
+            self.reload_one(*id, how);
+        }
+        if !request.waiting {
+            return done(request, reply);
+        }
+        self.tickets.push(Ticket {
+            body: if chosen.len() == 1 {
+                Body::Info(before)
+            } else {
+                Body::Nothing
+            },
+            request,
+            reply,
+            watchers: chosen,
+            goal: Goal::Reloaded,
+        });
+    }
+
+    fn running_ones(&self, mut chosen: Vec<WatcherId>) -> Vec<WatcherId> {
+        chosen.retain(|id| self.watchers.get(id).is_some_and(Watcher::is_wanted));
+        chosen
+    }
+
+    fn reload_one(&mut self, id: WatcherId, how: ReloadHow) {
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        let config = watcher.config().clone();
+        tracing::info!(watcher = config.name, ?how, "asked to reload");
+        if !watcher.is_wanted() {
+            return watcher.start();
+        }
+        match how {
+            ReloadHow::Terminate => watcher.restart(),
+            ReloadHow::Graceful if config.send_hup => {
+                let running: Vec<Running> = watcher
+                    .workers()
+                    .values()
+                    .filter(|worker| worker.is_wanted())
+                    .filter_map(|worker| worker.process().copied())
+                    .collect();
+                watcher.refreshed();
+                if let Some(link) = &self.link {
+                    for process in running {
+                        tasks::signal(link.clone(), process, nix::libc::SIGHUP, Whom::Worker);
+                    }
+                }
+            }
+            ReloadHow::Graceful | ReloadHow::Sequential => {
+                watcher.reload(config, how == ReloadHow::Sequential);
+            }
+        }
+    }
+
+    fn recount(
+        &mut self,
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+        name: &str,
+        change: impl FnOnce(u32) -> u32,
+    ) {
+        let id = match self.chosen(name) {
+            Ok(id) => id,
+            Err(error) => return refuse(request, reply, &error),
+        };
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        let singleton = watcher.config().singleton;
+        if !singleton {
+            watcher.set_count(change(watcher.count()).min(MAX_WORKERS));
+        }
+        if request.waiting && !singleton && watcher.is_wanted() {
             self.tickets.push(Ticket {
                 request,
                 reply,
-                watchers,
-                goal,
+                watchers: vec![id],
+                goal: Goal::Settled,
+                body: Body::Count,
             });
-        } else {
-            answer(request, reply, Ok(&json!({})));
+            return;
         }
+        let body = NumProcessesReply {
+            numprocesses: u64::from(watcher.count()),
+            watcher_name: None,
+            singleton,
+        };
+        answer(request, reply, Ok(&body));
     }
 
-    /// Answers those whose watchers have got where they should.
-    pub(super) fn settle_tickets(&mut self) {
-        for ticket in std::mem::take(&mut self.tickets) {
-            if ticket.reply.is_closed() {
-                continue;
-            }
-            match self.outcome(&ticket) {
-                None => self.tickets.push(ticket),
-                Some(Ok(())) => answer(ticket.request, ticket.reply, Ok(&json!({}))),
-                Some(Err(reason)) => {
-                    let error = RequestError::new(Errno::Asynchronous, reason);
-                    answer::<()>(ticket.request, ticket.reply, Err(&error));
-                }
-            }
-        }
-    }
-
-    fn outcome(&self, ticket: &Ticket) -> Option<Result<(), String>> {
-        let mut failures = Vec::new();
-        for watcher in ticket
-            .watchers
-            .iter()
-            .filter_map(|id| self.watchers.get(id))
-        {
-            let outcome = match ticket.goal {
-                Goal::Up => watcher.start_outcome()?,
-                Goal::Stopped if watcher.is_stopped() => Ok(()),
-                Goal::Stopped if watcher.is_stopping() => return None,
-                Goal::Stopped => Err("it was started by a later request".to_owned()),
+    fn signal(&mut self, request: Request, reply: oneshot::Sender<Reply>, signal: &Signal) {
+        let id = match self.chosen(&signal.name) {
+            Ok(id) => id,
+            Err(error) => return refuse(request, reply, &error),
+        };
+        let Some(link) = self.link.clone() else {
+            return refuse(request, reply, &not_connected());
+        };
+        let meant = self.processes(id, signal.pid);
+        if meant.is_empty() {
+            let reason = match signal.pid {
+                Some(pid) => format!("{} has no worker with pid {pid}", signal.name),
+                None => format!("{} has no workers", signal.name),
             };
-            if let Err(reason) = outcome {
-                failures.push(format!("{}: {reason}", watcher.config().name));
-            }
+            return refuse(request, reply, &RequestError::new(Errno::Message, reason));
         }
-        Some(if failures.is_empty() {
-            Ok(())
-        } else {
-            Err(failures.join("; "))
-        })
+        let whom = match signal.reach {
+            Reach::Worker => Whom::Worker,
+            Reach::Children => Whom::Children,
+            Reach::Tree => Whom::Tree,
+            Reach::Child(pid) => Whom::Child(i32::try_from(pid).unwrap_or(0)),
+        };
+        for process in meant {
+            tracing::info!(pid = process.pid, signal = %signal.signal, "signalling on request");
+            tasks::signal(link.clone(), process, signal.signal.number(), whom);
+        }
+        done(request, reply);
+    }
+
+    fn kill(&mut self, request: Request, reply: oneshot::Sender<Reply>, kill: &Kill) {
+        let id = match self.chosen(&kill.name) {
+            Ok(id) => id,
+            Err(error) => return refuse(request, reply, &error),
+        };
+        let Some(link) = self.link.clone() else {
+            return refuse(request, reply, &not_connected());
+        };
+        let at = self.moment();
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        let config = watcher.config().clone();
+        let grace: Duration = kill.graceful_timeout.unwrap_or(config.graceful_timeout);
+        let pid = kill.pid.and_then(|pid| i32::try_from(pid).ok());
+        let asked = watcher.end_workers(pid, grace, &at);
+        if asked.is_empty() && kill.pid.is_some() {
+            let reason = format!("{} has no worker with that pid to end", config.name);
+            return refuse(request, reply, &RequestError::new(Errno::Message, reason));
+        }
+        let signal = kill.signal.unwrap_or(config.stop_signal).number();
+        let reach = tasks::stop_reach(config.stop_children);
+        for process in asked {
+            let pid = process.pid.unsigned_abs();
+            self.publish(id, &EventKind::Kill { pid, signal });
+            tasks::signal(link.clone(), process, signal, reach);
+        }
+        self.wait(request, reply, vec![id], Goal::Settled);
+    }
+
+    /// The processes of a watcher's workers, or the one with that pid.
+    fn processes(&self, id: WatcherId, pid: Option<u32>) -> Vec<Running> {
+        let workers = self
+            .watchers
+            .get(&id)
+            .map(|watcher| watcher.workers().values());
+        workers
+            .into_iter()
+            .flatten()
+            .filter_map(|worker| worker.process().copied())
+            .filter(|process| pid.is_none_or(|pid| pid == process.pid.unsigned_abs()))
+            .collect()
     }
 }
 
-pub(super) fn answer<T: Serialize>(
-    request: Request,
-    reply: oneshot::Sender<Reply>,
-    result: Result<&T, &RequestError>,
-) {
-    let line = match result {
-        Ok(body) => Reply::ok(request.id, now(), body),
-        Err(error) => Reply::error(request.id, now(), error.clone()),
-    };
-    // Whoever asked may be gone; then nobody wants the answer.
-    let _ = reply.send(line);
-}
-
-fn not_yet(request: Request, reply: oneshot::Sender<Reply>) {
-    let reason = format!("{} is not available yet", request.command.word());
-    answer::<()>(
-        request,
-        reply,
-        Err(&RequestError::new(Errno::Command, reason)),
-    );
+pub(super) fn not_connected() -> RequestError {
+    RequestError::new(
+        Errno::Command,
+        "the kernel is not connected; try again when `status` shows it",
+    )
 }

@@ -6,18 +6,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use papa_protocol::client::{Address, Client, Options, Pushes};
+use papa_protocol::client::{Address, Client, ClientError, Options, Pushes};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use crate::config::{Config, WatcherConfig};
+use crate::config::{Config, SocketConfig, WatcherConfig};
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, LinkError};
-use crate::pidfd;
+use crate::pidfd::{self, Whom};
+use crate::probe::ProbeError;
+use crate::probe::ready::{self, Means};
 use crate::state;
+use crate::supervisor::probes::{gate, held_gate};
 use crate::supervisor::{Event, WatcherId};
 use crate::watcher::StartFailure;
 use crate::worker::Running;
@@ -207,13 +210,19 @@ pub(super) fn start(
             wid,
             generation,
         } = order;
-        let result = link.start(&config, wid, generation).await.map_err(|error| {
-            if error.is_unanswered() {
-                StartFailure::Unanswered
-            } else {
-                StartFailure::Refused(error.to_string())
-            }
-        });
+        let result = match prepare(&link, &config, wid).await {
+            Ok(means) => link
+                .start(&config, wid, generation, means)
+                .await
+                .map_err(|error| {
+                    if error.is_unanswered() {
+                        StartFailure::Unanswered
+                    } else {
+                        StartFailure::Refused(error.to_string())
+                    }
+                }),
+            Err(failure) => Err(failure),
+        };
         let started = Event::Started {
             watcher,
             wid,
@@ -223,11 +232,42 @@ pub(super) fn start(
     });
 }
 
-/// Sends a signal to one process, and its children if asked.
-pub(super) fn signal(link: KernelLink, process: Running, signal: i32, children: bool) {
+/// What the worker needs to say that it is ready.
+async fn prepare(
+    link: &KernelLink,
+    config: &WatcherConfig,
+    wid: u32,
+) -> Result<Means, StartFailure> {
+    match &config.ready {
+        Some(ready) if held_gate(config) => {
+            gate(link, config, wid)
+                .prepare(ready)
+                .await
+                .map_err(|error| match error {
+                    ProbeError::Client(error) if !matches!(error, ClientError::Refused(_)) => {
+                        StartFailure::Unanswered
+                    }
+                    error => StartFailure::Refused(error.to_string()),
+                })
+        }
+        _ => Ok(Means::default()),
+    }
+}
+
+/// Who gets the stop signal.
+pub(super) fn stop_reach(stop_children: bool) -> Whom {
+    if stop_children {
+        Whom::WorkerAndChildren
+    } else {
+        Whom::Worker
+    }
+}
+
+/// Sends a signal to one process, or to others of its tree.
+pub(super) fn signal(link: KernelLink, process: Running, signal: i32, whom: Whom) {
     tokio::spawn(async move {
         send(&link, process, |fd| {
-            pidfd::signal(fd, process.pid, signal, children)
+            pidfd::signal(fd, process.pid, signal, whom)
         })
         .await;
     });
@@ -282,6 +322,89 @@ pub(super) fn keep(link: KernelLink, key: String, kept: state::Kept) {
     });
 }
 
+/// Has the kernel keep what describes a watcher that no file has.
+pub(super) fn keep_added(link: KernelLink, key: String, added: state::Added) {
+    tokio::spawn(async move {
+        if let Err(error) = link.keep_added(&key, &added).await {
+            tracing::warn!(watcher = key, %error, "an added watcher cannot be kept");
+        }
+    });
+}
+
+/// Has the kernel forget what was kept of a watcher.
+pub(super) fn forget(link: KernelLink, key: String) {
+    tokio::spawn(async move {
+        if let Err(error) = link.forget(&key).await {
+            tracing::warn!(watcher = key, %error, "what was kept of a watcher stays");
+        }
+    });
+}
+
+/// Makes sockets that are new, and makes others anew; or undoes what it did and says why.
+pub(super) fn change_sockets(
+    link: KernelLink,
+    added: Vec<SocketConfig>,
+    recreated: Vec<(SocketConfig, SocketConfig)>,
+    events: mpsc::Sender<Event>,
+) {
+    tokio::spawn(async move {
+        let mut made: Vec<&SocketConfig> = Vec::new();
+        let mut replaced: Vec<&(SocketConfig, SocketConfig)> = Vec::new();
+        let mut result = Ok(());
+        for socket in &added {
+            match link.make_socket(socket).await {
+                Ok(()) => made.push(socket),
+                Err(error) => {
+                    result = Err(format!("socket {}: {error}", socket.name));
+                    break;
+                }
+            }
+        }
+        if result.is_ok() {
+            for pair in &recreated {
+                replaced.push(pair);
+                if let Err(error) = remake(&link, &pair.0, &pair.1).await {
+                    result = Err(format!("socket {}: {error}", pair.1.name));
+                    break;
+                }
+            }
+        }
+        if result.is_err() {
+            for socket in made {
+                if let Err(error) = link.remove_socket(socket).await {
+                    tracing::error!(socket = socket.name, %error, "the socket stays");
+                }
+            }
+            for (before, after) in replaced {
+                if let Err(error) = remake(&link, after, before).await {
+                    tracing::error!(socket = before.name, %error, "the socket cannot be put back");
+                }
+            }
+        }
+        let _ = events.send(Event::SocketsChanged(result)).await;
+    });
+}
+
+async fn remake(
+    link: &KernelLink,
+    before: &SocketConfig,
+    after: &SocketConfig,
+) -> Result<(), LinkError> {
+    link.remove_socket(before).await?;
+    link.make_socket(after).await
+}
+
+/// Removes sockets nobody needs any more.
+pub(super) fn remove_sockets(link: KernelLink, sockets: Vec<SocketConfig>) {
+    tokio::spawn(async move {
+        for socket in sockets {
+            if let Err(error) = link.remove_socket(&socket).await {
+                tracing::warn!(socket = socket.name, %error, "the socket stays");
+            }
+        }
+    });
+}
+
 /// Removes the sockets that are not to outlive the manager.
 pub(super) async fn remove_own_sockets(link: &KernelLink, config: &Config) {
     let removal = async {
@@ -316,13 +439,20 @@ pub(super) fn clean_up(
         }
         let kept = NamePattern::new(&format!("{}*", state::watcher_value(&config.namespace, "")));
         let forget = ops::ValueRemove { names: vec![kept] };
+        let added = NamePattern::new(&format!("{}*", state::added_value(&config.namespace, "")));
+        let forget_added = ops::ValueRemove { names: vec![added] };
         let drop_logs = ops::HoldDrop {
             names: vec![NamePattern::new(&state::held_logs(&config.namespace))],
         };
-        // Both answer `not_found` where there was nothing.
+        let drop_gates = ops::HoldDrop {
+            names: vec![ready::held(&config.namespace)],
+        };
+        // All answer `not_found` where there was nothing.
         for result in [
             link.client().call(forget).await.map(drop),
+            link.client().call(forget_added).await.map(drop),
             link.client().call(drop_logs).await.map(drop),
+            link.client().call(drop_gates).await.map(drop),
         ] {
             if let Err(error) = result {
                 tracing::debug!(%error, "nothing was kept");

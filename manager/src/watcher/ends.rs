@@ -130,14 +130,19 @@ impl Watcher {
         Some(process)
     }
 
-    /// A worker did not say that it serves, in time.
-    pub(super) fn not_ready(&mut self, wid: u32, at: &Moment) -> Option<Running> {
+    /// A worker will not serve, as it said itself or as became clear when the time was over. Answers it if it is to be stopped now.
+    pub fn not_ready(&mut self, serial: u64, why: Option<&str>, at: &Moment) -> Option<Running> {
         let grace = self.config.graceful_timeout;
-        let worker = self.workers.get_mut(&wid)?;
-        let generation = worker.generation;
+        let (wid, worker) = self.workers.iter_mut().find(|(_, worker)| {
+            matches!(worker.state, State::Waiting { process, .. } if process.serial == serial)
+        })?;
+        let (wid, generation) = (*wid, worker.generation);
         let process = worker.stop(grace, at.now)?;
         let seconds = self.config.ready_timeout.as_secs_f64();
-        let reason = format!("worker {wid} was not ready within {seconds} s");
+        let mut reason = format!("worker {wid} was not ready within {seconds} s");
+        if let Some(why) = why {
+            reason = format!("{reason}: {why}");
+        }
         tracing::warn!(watcher = self.config.name, wid, "{reason}");
         if !self.fail_roll(generation, &reason) {
             self.message = Some(reason);
@@ -147,6 +152,7 @@ impl Watcher {
             self.next_start = self.next_start.max(Some(at.now + delay));
             self.count_end(at);
         }
+        self.sync_kept(at);
         Some(process)
     }
 

@@ -4,6 +4,7 @@
 //! a reload is no more than workers that are `retiring`.
 //! Invariant: while a reload runs, the workers that serve are never fewer than before it but by the one that `sequential` allows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(super) struct Roll {
 struct Previous {
     generation: u64,
     config: Arc<WatcherConfig>,
+    set: BTreeMap<String, String>,
+    env: Option<BTreeMap<String, String>>,
 }
 
 impl Roll {
@@ -48,6 +51,8 @@ impl Watcher {
             None => Some(Previous {
                 generation: self.kept.generation,
                 config: self.config.clone(),
+                set: self.kept.set.clone(),
+                env: self.kept.env.clone(),
             }),
         };
         self.configure(config);
@@ -71,6 +76,12 @@ impl Watcher {
             sequential,
         });
         true
+    }
+
+    /// Its workers were told to read their configuration anew, which is all of a reload that is to be done here.
+    pub fn refreshed(&mut self) {
+        self.rolled = Ok(());
+        self.notices.push(Notice::Reloaded);
     }
 
     /// A reload is under way.
@@ -117,6 +128,8 @@ impl Watcher {
         if let Some(previous) = roll.previous {
             self.config = previous.config;
             self.kept.generation = previous.generation;
+            self.kept.set = previous.set;
+            self.kept.env = previous.env;
         }
         for worker in self.workers.values_mut() {
             // Where nothing is known of the old settings, new workers that serve are all there is to go on with.

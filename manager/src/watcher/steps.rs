@@ -145,11 +145,11 @@ impl Watcher {
                     pid: process.pid,
                 });
             } else if limit <= at.now {
-                late.push(*wid);
+                late.push(process.serial);
             }
         }
-        for wid in late {
-            actions.extend(self.not_ready(wid, at).map(Action::Stop));
+        for serial in late {
+            actions.extend(self.not_ready(serial, None, at).map(Action::Stop));
         }
     }
 

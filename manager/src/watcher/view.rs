@@ -81,6 +81,12 @@ impl Watcher {
         self.wanted != Wanted::Stopped
     }
 
+    /// It is wanted, and not on its way through a stop.
+    #[must_use]
+    pub fn is_running_wanted(&self) -> bool {
+        self.wanted == Wanted::Running
+    }
+
     /// Circus's word for what it is doing.
     #[must_use]
     pub fn state(&self) -> WatcherState {

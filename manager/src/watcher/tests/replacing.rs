@@ -110,7 +110,7 @@ fn a_new_one_that_is_never_ready_takes_the_reload_back() {
     assert_eq!(bench.watcher.kept().ready, [1].into());
     bench.watcher.reload(config, false);
     assert_eq!(starts(&bench.step()), [2]);
-    bench.later(Duration::from_secs(31));
+    bench.later(Duration::from_secs(30) + TELL_WHY);
     assert_eq!(stops(&bench.step()), [2]);
     bench.end(2);
     assert_eq!(bench.step(), []);

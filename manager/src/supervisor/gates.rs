@@ -1,0 +1,95 @@
+//! Who starts after whom, and stops before whom.
+//!
+//! Owns what `depends_on` means: a watcher is started when those it depends on serve, and stopped when those that depend on it have
+//! stopped. A dependency that goes away later takes nobody with it. Leaves to others: the start and the stop themselves (`watcher`).
+
+use std::collections::BTreeSet;
+
+use crate::supervisor::{Supervisor, WatcherId};
+use crate::watcher::{Gate, Watcher};
+
+impl Supervisor {
+    /// Tells every watcher what it has to wait for.
+    pub(super) fn set_gates(&mut self) {
+        let depends = |watcher: &Watcher| !watcher.config().depends_on.is_empty();
+        if !self.gated && !self.watchers.values().any(depends) {
+            return;
+        }
+        self.gated = self.watchers.values().any(depends);
+        let gates: Vec<(WatcherId, Gate)> = self
+            .watchers
+            .iter()
+            .map(|(id, watcher)| (*id, self.gate_of(watcher)))
+            .collect();
+        for (id, gate) in gates {
+            if let Some(watcher) = self.watchers.get_mut(&id) {
+                watcher.set_gate(gate);
+            }
+        }
+    }
+
+    fn gate_of(&self, watcher: &Watcher) -> Gate {
+        let config = watcher.config();
+        let start_after = if watcher.is_coming_up() {
+            self.dependencies(watcher)
+                .find(|other| !other.is_up() && !other.is_dormant())
+                .map(|other| other.config().name.clone())
+        } else {
+            None
+        };
+        let stop_later = !watcher.is_running_wanted()
+            && self.watchers.values().any(|other| {
+                other.is_going_down() && other.config().depends_on.contains(&config.key)
+            });
+        Gate {
+            start_after,
+            stop_later,
+        }
+    }
+
+    fn dependencies(&self, watcher: &Watcher) -> impl Iterator<Item = &Watcher> {
+        let keys = watcher.config().depends_on.clone();
+        keys.into_iter()
+            .filter_map(|key| self.watchers.get(self.keys.get(&key)?))
+    }
+
+    /// Why a watcher that waits for others will not be started, if that is so.
+    pub(super) fn start_hindrance(&self, watcher: &Watcher) -> Option<String> {
+        if !watcher.is_coming_up() {
+            return None;
+        }
+        self.dependencies(watcher).find_map(|other| {
+            let name = &other.config().name;
+            if !other.is_wanted() {
+                return Some(format!("waits for {name}, which is stopped"));
+            }
+            match other.start_outcome() {
+                Some(Err(reason)) => Some(format!("waits for {name}: {reason}")),
+                _ => self.start_hindrance(other),
+            }
+        })
+    }
+
+    /// Those watchers, and everything they depend on that is not running.
+    pub(super) fn with_dependencies(&self, chosen: &[WatcherId]) -> Vec<WatcherId> {
+        let mut all: BTreeSet<WatcherId> = BTreeSet::new();
+        let mut open: Vec<WatcherId> = chosen.to_vec();
+        while let Some(id) = open.pop() {
+            if !all.insert(id) {
+                continue;
+            }
+            let Some(watcher) = self.watchers.get(&id) else {
+                continue;
+            };
+            for key in &watcher.config().depends_on {
+                let needed = self.keys.get(key).copied();
+                open.extend(needed.filter(|id| {
+                    self.watchers
+                        .get(id)
+                        .is_some_and(|other| !other.is_wanted())
+                }));
+            }
+        }
+        all.into_iter().collect()
+    }
+}

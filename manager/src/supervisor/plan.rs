@@ -1,0 +1,118 @@
+//! The difference between file and running state, in the words of the control socket.
+//!
+//! Owns the translation only; what differs is `config::diff`'s.
+
+use crate::config::diff::{Apply, KeyChange, Plan};
+use crate::control::message::{PlanAction, PlanStep};
+use crate::supervisor::Supervisor;
+
+impl Supervisor {
+    /// What was set at run time and differs from the file.
+    pub(super) fn drift(&self) -> Vec<PlanStep> {
+        let watchers = self
+            .watchers
+            .values()
+            .filter(|watcher| !watcher.is_removed());
+        watchers
+            .filter_map(|watcher| {
+                let config = watcher.config();
+                let kept = watcher.kept();
+                let file = self.config.watcher(&config.name);
+                let mut why = Vec::new();
+                if watcher.count() != config.numprocesses {
+                    why.push(format!(
+                        "numprocesses: {} at run time, {} in the file",
+                        watcher.count(),
+                        config.numprocesses
+                    ));
+                }
+                for (key, value) in &kept.set {
+                    let before = file.and_then(|file| file.options.get(key));
+                    let before = before.map_or("not set", String::as_str);
+                    why.push(format!(
+                        "{key}: {value:?} at run time, {before:?} in the file"
+                    ));
+                }
+                if kept.env.is_some() {
+                    why.push("env: set at run time".to_owned());
+                }
+                (!why.is_empty()).then(|| PlanStep {
+                    action: PlanAction::Keep,
+                    what: format!("watcher:{}", config.name),
+                    why,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The steps of a plan, in the order of doing, then what is kept.
+pub(super) fn steps(plan: &Plan, drift: &[PlanStep]) -> Vec<PlanStep> {
+    let mut steps = Vec::new();
+    let mut step = |action, what: String, why: Vec<String>| {
+        steps.push(PlanStep { action, what, why });
+    };
+    for name in &plan.sockets.added {
+        step(PlanAction::Add, format!("socket:{name}"), Vec::new());
+    }
+    for change in &plan.sockets.changed {
+        let action = if change.recreated {
+            PlanAction::Restart
+        } else {
+            PlanAction::Change
+        };
+        step(
+            action,
+            format!("socket:{}", change.name),
+            reasons(&change.keys),
+        );
+    }
+    for change in &plan.watchers.changed {
+        let action = match change.apply {
+            Apply::InPlace => PlanAction::Change,
+            Apply::Roll => PlanAction::Roll,
+            Apply::Restart => PlanAction::Restart,
+        };
+        let mut why = reasons(&change.keys);
+        why.extend(
+            change
+                .sockets
+                .iter()
+                .map(|socket| format!("socket {socket} changes")),
+        );
+        step(action, format!("watcher:{}", change.name), why);
+    }
+    for name in &plan.watchers.added {
+        step(PlanAction::Add, format!("watcher:{name}"), Vec::new());
+    }
+    for name in &plan.watchers.removed {
+        step(PlanAction::Remove, format!("watcher:{name}"), Vec::new());
+    }
+    for name in &plan.sockets.removed {
+        step(PlanAction::Remove, format!("socket:{name}"), Vec::new());
+    }
+    if !plan.settings.is_empty() {
+        step(
+            PlanAction::Change,
+            "circus".to_owned(),
+            reasons(&plan.settings),
+        );
+    }
+    if !plan.manager.is_empty() {
+        let mut why = reasons(&plan.manager);
+        why.push("holds after `papactl quit` and `papactl up`".to_owned());
+        step(PlanAction::Keep, "circus".to_owned(), why);
+    }
+    steps.extend(drift.iter().cloned());
+    steps
+}
+
+fn reasons(keys: &[KeyChange]) -> Vec<String> {
+    let side = |value: &Option<String>| value.as_ref().map(|value| format!("{value:?}"));
+    keys.iter()
+        .map(|key| match (side(&key.old), side(&key.new)) {
+            (Some(old), Some(new)) => format!("{}: {old} -> {new}", key.key),
+            _ => format!("{} is different", key.key),
+        })
+        .collect()
+}

@@ -1,0 +1,309 @@
+//! Questions to workers and sockets while they are open: is it ready, is it well, does somebody want it?
+//!
+//! Owns which questions are being asked at the moment; one task each. Leaves to others: how to ask (`probe`), what an answer means
+//! (`watcher`). Invariant: a question is open only as long as the state that asks for it lasts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::unistd::User;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::config::{HealthCheck, Identity, Readiness, WatcherConfig, socket_name};
+use crate::kernel_link::KernelLink;
+use crate::probe::ready::Gate;
+use crate::probe::{ProbeError, demand, health};
+use crate::supervisor::{Event, Supervisor, WatcherId};
+use crate::watcher::{Action, TELL_WHY, Watcher};
+use crate::worker::{Running, State};
+
+/// Pause before a socket that cannot be watched is tried again.
+const DEMAND_AGAIN: Duration = Duration::from_secs(1);
+
+/// What came out.
+#[derive(Debug)]
+pub enum Finding {
+    /// The worker serves.
+    Ready,
+    /// It does not, and will not in time.
+    NotReady(String),
+    /// It failed as many checks in a row as it may.
+    Unwell(String),
+}
+
+/// What a task asks a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    Ready,
+    Health,
+}
+
+/// The questions that are open.
+#[derive(Debug, Default)]
+pub(super) struct Probes {
+    workers: HashMap<u64, (Question, AbortHandle)>,
+    demands: HashMap<WatcherId, AbortHandle>,
+}
+
+impl Probes {
+    /// The watcher was wanted.
+    pub(super) fn forget_demand(&mut self, watcher: WatcherId) {
+        self.demands.remove(&watcher);
+    }
+
+    /// Closes everything.
+    pub(super) fn clear(&mut self) {
+        let workers = self.workers.drain().map(|(_, (_, task))| task);
+        for task in workers.chain(self.demands.drain().map(|(_, task)| task)) {
+            task.abort();
+        }
+    }
+}
+
+impl Supervisor {
+    /// Opens the questions the present state asks for and closes the others.
+    pub(super) fn tend_probes(&mut self, link: &KernelLink) {
+        let mut open: HashMap<u64, Question> = HashMap::new();
+        for (id, watcher) in &self.watchers {
+            let config = watcher.config();
+            if config.ready.is_none() && config.health.is_none() && !config.on_demand {
+                continue;
+            }
+            for (wid, worker) in watcher.workers() {
+                let (question, process, limit) = match worker.state {
+                    State::Waiting {
+                        process,
+                        settles: None,
+                        limit,
+                    } => (Question::Ready, process, limit),
+                    State::Serving(process) if config.health.is_some() => {
+                        (Question::Health, process, process.started)
+                    }
+                    _ => continue,
+                };
+                open.insert(process.serial, question);
+                let asked = self.probes.workers.get(&process.serial);
+                if asked.is_some_and(|(asked, _)| *asked == question) {
+                    continue;
+                }
+                let to = Worker {
+                    link: link.clone(),
+                    config: config.clone(),
+                    watcher: *id,
+                    wid: *wid,
+                    process,
+                    events: self.events.clone(),
+                };
+                let task = match question {
+                    Question::Ready => to.ask_ready(limit),
+                    Question::Health => to.ask_health(),
+                };
+                if let Some((_, old)) = self.probes.workers.insert(process.serial, (question, task))
+                {
+                    old.abort();
+                }
+            }
+        }
+        self.probes.workers.retain(|serial, (question, task)| {
+            let wanted = open.get(serial) == Some(question);
+            if !wanted {
+                task.abort();
+            }
+            wanted
+        });
+        self.tend_demands(link);
+    }
+
+    fn tend_demands(&mut self, link: &KernelLink) {
+        let watchers = &self.watchers;
+        self.probes.demands.retain(|id, task| {
+            let wanted = watchers.get(id).is_some_and(Watcher::is_dormant);
+            if !wanted {
+                task.abort();
+            }
+            wanted
+        });
+        for (id, watcher) in watchers {
+            if !watcher.is_dormant() || self.probes.demands.contains_key(id) {
+                continue;
+            }
+            let namespace = &self.config.namespace;
+            let sockets = watcher.config().demand_sockets();
+            let names = sockets
+                .iter()
+                .map(|name| socket_name(namespace, name))
+                .collect();
+            let task = wait_for_demand(link.clone(), *id, names, self.events.clone());
+            self.probes.demands.insert(*id, task);
+        }
+    }
+
+    /// A question was answered.
+    pub(super) fn found(&mut self, id: WatcherId, wid: u32, serial: u64, finding: Finding) {
+        // The task has ended; should the state stay, it is asked anew.
+        self.probes.workers.remove(&serial);
+        let at = self.moment();
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        match finding {
+            Finding::Ready => {
+                watcher.ready(serial);
+                if let Some(link) = &self.link
+                    && held_gate(watcher.config())
+                {
+                    let gate = gate(link, watcher.config(), wid);
+                    self.discards.push(gate);
+                }
+            }
+            Finding::NotReady(reason) => {
+                let asked = watcher.not_ready(serial, Some(&reason), &at);
+                self.stop_now(id, asked);
+            }
+            Finding::Unwell(reason) => {
+                let asked = watcher.unwell(serial, &reason, &at);
+                self.stop_now(id, asked);
+            }
+        }
+    }
+
+    /// What a predecessor of ready workers was told with is given back, after it is kept that they are ready.
+    pub(super) fn send_discards(&mut self) {
+        for gate in self.discards.drain(..) {
+            tokio::spawn(async move {
+                if let Err(error) = gate.discard().await {
+                    tracing::debug!(%error, "a readiness descriptor stays in the kernel");
+                }
+            });
+        }
+    }
+
+    fn stop_now(&mut self, id: WatcherId, process: Option<Running>) {
+        if let (Some(process), Some(link)) = (process, self.link.clone()) {
+            self.perform(id, Action::Stop(process), &link);
+        }
+    }
+}
+
+/// Whether a worker of this watcher says itself that it is ready, by something the kernel holds.
+pub(super) fn held_gate(config: &WatcherConfig) -> bool {
+    matches!(config.ready, Some(Readiness::Notify | Readiness::Fd(_)))
+}
+
+/// The readiness of worker `wid`.
+pub(super) fn gate(link: &KernelLink, config: &WatcherConfig, wid: u32) -> Gate {
+    let namespace = link.namespace();
+    let worker = config.worker_name(namespace, wid);
+    Gate::new(link.client().clone(), namespace, &worker, wid)
+}
+
+/// The worker a question goes to.
+struct Worker {
+    link: KernelLink,
+    config: Arc<WatcherConfig>,
+    watcher: WatcherId,
+    wid: u32,
+    process: Running,
+    events: mpsc::Sender<Event>,
+}
+
+impl Worker {
+    fn ask_ready(self, limit: Instant) -> AbortHandle {
+        let task = tokio::spawn(async move {
+            // The log thread tells of lines.
+            let Some(ready) = self
+                .config
+                .ready
+                .clone()
+                .filter(|ready| !matches!(ready, Readiness::Log(_)))
+            else {
+                return std::future::pending().await;
+            };
+            let deadline = limit.checked_sub(TELL_WHY).unwrap_or(limit);
+            let gate = gate(&self.link, &self.config, self.wid);
+            let finding = match gate.wait(&ready, self.uid(), deadline).await {
+                Ok(()) => Finding::Ready,
+                Err(error @ ProbeError::NotPrepared(_)) => {
+                    tracing::warn!(watcher = self.config.name, %error, "taken for ready");
+                    Finding::Ready
+                }
+                Err(error) => Finding::NotReady(error.to_string()),
+            };
+            self.tell(finding).await;
+        });
+        task.abort_handle()
+    }
+
+    fn ask_health(self) -> AbortHandle {
+        let task = tokio::spawn(async move {
+            let Some(check) = self.config.health.clone() else {
+                return;
+            };
+            let reason = self.fail_checks(&check).await;
+            self.tell(Finding::Unwell(reason)).await;
+        });
+        task.abort_handle()
+    }
+
+    /// Checks until as many in a row have failed as may; answers what the last one said.
+    async fn fail_checks(&self, check: &HealthCheck) -> String {
+        let mut failures = 0;
+        loop {
+            tokio::time::sleep(check.interval).await;
+            let pid = self.process.pid.unsigned_abs();
+            match health(&check.probe, &self.config, self.wid, pid, check.timeout).await {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(watcher = self.config.name, pid, failures, %error, "a health check failed");
+                    if failures >= check.retries.max(1) {
+                        return error.to_string();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, finding: Finding) {
+        let event = Event::Found {
+            watcher: self.watcher,
+            wid: self.wid,
+            serial: self.process.serial,
+            finding,
+        };
+        let _ = self.events.send(event).await;
+    }
+
+    /// Who the worker runs as, if that was asked for.
+    fn uid(&self) -> Option<u32> {
+        match self.config.uid.as_ref()? {
+            Identity::Number(uid) => Some(*uid),
+            Identity::Name(name) => User::from_name(name).ok()?.map(|user| user.uid.as_raw()),
+        }
+    }
+}
+
+fn wait_for_demand(
+    link: KernelLink,
+    watcher: WatcherId,
+    sockets: Vec<String>,
+    events: mpsc::Sender<Event>,
+) -> AbortHandle {
+    let task = tokio::spawn(async move {
+        loop {
+            match demand::wait(link.client(), &sockets).await {
+                Ok(_) => {
+                    let _ = events.send(Event::Demanded(watcher)).await;
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the sockets of a watcher on demand cannot be watched");
+                    tokio::time::sleep(DEMAND_AGAIN).await;
+                }
+            }
+        }
+    });
+    task.abort_handle()
+}

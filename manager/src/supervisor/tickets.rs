@@ -1,0 +1,176 @@
+//! Whoever waits for watchers to get somewhere, and the answer when they have.
+//!
+//! Owns no decision: what a watcher has reached is asked of it. Invariant: a ticket whose asker has gone is dropped.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::control::message::{
+    ChangeInfo, Errno, InfoReply, NumProcessesReply, Reply, Request, RequestError, StartedReply,
+};
+use crate::control::server::now;
+use crate::supervisor::{Supervisor, WatcherId};
+
+/// Somebody waits for watchers to get somewhere.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    pub(super) request: Request,
+    pub(super) reply: oneshot::Sender<Reply>,
+    pub(super) watchers: Vec<WatcherId>,
+    pub(super) goal: Goal,
+    pub(super) body: Body,
+}
+
+/// Where watchers are to get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// All wanted workers serve.
+    Up,
+    /// No workers are left.
+    Stopped,
+    /// The reload is over.
+    Reloaded,
+    /// The number of workers is the one wanted.
+    Settled,
+    /// Forgotten.
+    Gone,
+}
+
+/// What the answer says besides that it is done.
+#[derive(Debug)]
+pub(super) enum Body {
+    Nothing,
+    /// What became of the workers of one watcher that had these pids before.
+    Info(BTreeSet<u32>),
+    /// The same for `add`.
+    Started,
+    /// How many workers there are to be.
+    Count,
+}
+
+impl Supervisor {
+    /// Answers those whose watchers have got where they should.
+    pub(super) fn settle_tickets(&mut self) {
+        for ticket in std::mem::take(&mut self.tickets) {
+            if ticket.reply.is_closed() {
+                continue;
+            }
+            match self.outcome(ticket.goal, &ticket.watchers) {
+                None => self.tickets.push(ticket),
+                Some(Ok(())) => {
+                    let body = self.body(&ticket);
+                    answer(ticket.request, ticket.reply, Ok(&body));
+                }
+                Some(Err(reason)) => refuse(
+                    ticket.request,
+                    ticket.reply,
+                    &RequestError::new(Errno::Asynchronous, reason),
+                ),
+            }
+        }
+    }
+
+    /// Whether the watchers have got there, or never will; `None` while that is open.
+    pub(super) fn outcome(&self, goal: Goal, watchers: &[WatcherId]) -> Option<Result<(), String>> {
+        let mut failures = Vec::new();
+        for id in watchers {
+            let Some(watcher) = self.watchers.get(id) else {
+                if goal != Goal::Gone {
+                    failures.push("a watcher was removed by a later request".to_owned());
+                }
+                continue;
+            };
+            let started = || match self.start_hindrance(watcher) {
+                Some(hindrance) => Some(Err(hindrance)),
+                None => watcher.start_outcome(),
+            };
+            let outcome = match goal {
+                Goal::Up => started()?,
+                Goal::Reloaded => watcher.reload_outcome()?,
+                Goal::Settled if watcher.is_settled() => Ok(()),
+                Goal::Settled => match started()? {
+                    // Up, while some are still on their way out.
+                    Ok(()) => return None,
+                    error => error,
+                },
+                Goal::Gone => return None,
+                Goal::Stopped if watcher.is_stopped() => Ok(()),
+                Goal::Stopped if watcher.is_stopping() => return None,
+                Goal::Stopped => Err("it was started by a later request".to_owned()),
+            };
+            if let Err(reason) = outcome {
+                failures.push(format!("{}: {reason}", watcher.config().name));
+            }
+        }
+        Some(if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(failures.join("; "))
+        })
+    }
+
+    fn body(&self, ticket: &Ticket) -> Value {
+        let watcher = ticket.watchers.first().and_then(|id| self.watchers.get(id));
+        let Some(watcher) = watcher else {
+            return json!({});
+        };
+        let after: BTreeSet<u32> = self.pids(&ticket.watchers);
+        let body = match &ticket.body {
+            Body::Nothing => Ok(json!({})),
+            Body::Info(before) => serde_json::to_value(InfoReply {
+                info: Some(ChangeInfo {
+                    stopped: before.difference(&after).copied().collect(),
+                    started: after.difference(before).copied().collect(),
+                    kept: before.intersection(&after).copied().collect(),
+                }),
+            }),
+            Body::Started => serde_json::to_value(StartedReply {
+                started: after.into_iter().collect(),
+                kept: Vec::new(),
+            }),
+            Body::Count => serde_json::to_value(NumProcessesReply {
+                numprocesses: u64::from(watcher.count()),
+                watcher_name: None,
+                singleton: false,
+            }),
+        };
+        body.unwrap_or_else(|_| json!({}))
+    }
+
+    /// Process ids of the watchers' workers.
+    pub(super) fn pids(&self, watchers: &[WatcherId]) -> BTreeSet<u32> {
+        watchers
+            .iter()
+            .filter_map(|id| self.watchers.get(id))
+            .flat_map(|watcher| watcher.workers().values())
+            .filter_map(|worker| Some(worker.process()?.pid.unsigned_abs()))
+            .collect()
+    }
+}
+
+/// Answers a request.
+pub(super) fn answer<T: Serialize>(
+    request: Request,
+    reply: oneshot::Sender<Reply>,
+    result: Result<&T, &RequestError>,
+) {
+    let line = match result {
+        Ok(body) => Reply::ok(request.id, now(), body),
+        Err(error) => Reply::error(request.id, now(), error.clone()),
+    };
+    // Whoever asked may be gone; then nobody wants the answer.
+    let _ = reply.send(line);
+}
+
+/// Answers a request with no.
+pub(super) fn refuse(request: Request, reply: oneshot::Sender<Reply>, error: &RequestError) {
+    answer::<()>(request, reply, Err(error));
+}
+
+/// Answers a request with yes and nothing else.
+pub(super) fn done(request: Request, reply: oneshot::Sender<Reply>) {
+    answer(request, reply, Ok(&json!({})));
+}

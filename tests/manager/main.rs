@@ -8,6 +8,7 @@ mod harness;
 
 mod control;
 mod crash;
+mod ini_oracle;
 mod lifecycle;
 mod logs;
 mod probes;

@@ -228,6 +228,19 @@ fn in_file_order(mut findings: Findings, loaded: &Loaded) -> Findings {
     findings
 }
 
+/// Values Circus would refuse, of keys without effect here.
+fn check_unused(fields: &mut Fields<'_>) {
+    for key in ["statsd", "httpd", "debug_gc"] {
+        fields.boolean(key, false);
+    }
+    fields.whole::<u16>("httpd_port", 0, i64::from(u16::MAX));
+    // Negative ones turned Circus's pass off.
+    fields.parsed("check_delay", |text| {
+        let number: Result<f64, _> = text.trim().parse();
+        number.map_err(|_| "expected seconds like 5".to_owned())
+    });
+}
+
 /// Whether to warn where a value means something else than in Circus.
 fn circus_warnings(raw: &RawConfig, variables: &Variables, findings: &mut Findings) -> bool {
     Fields::new(&raw.circus, &variables.global, findings).boolean("circus_warnings", true)
@@ -236,6 +249,7 @@ fn circus_warnings(raw: &RawConfig, variables: &Variables, findings: &mut Findin
 fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) -> Config {
     let mut fields = Fields::new(&raw.circus, &base.variables.global, findings);
     fields.report_keys(known::CIRCUS, "");
+    check_unused(&mut fields);
     let debug = fields.boolean("debug", false);
     let log_level = fields.parsed("loglevel", |text| {
         let level = text.trim().to_lowercase();

@@ -185,6 +185,8 @@ fn report_differences(fields: &mut Fields<'_>) {
             "use_papa: these workers are stopped when the manager quits; Circus took every value for yes",
         );
     }
+    // Without effect, but Circus refuses what is no boolean.
+    fields.boolean("check_flapping", true);
     if let Some(origin) = fields.origin("executable") {
         fields
             .findings

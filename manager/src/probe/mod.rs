@@ -70,8 +70,8 @@ pub enum ProbeError {
     /// Nothing is held for this worker: it was started by somebody who does not wait for it, and cannot say anything.
     #[error("worker {0} was started without a way to say that it is ready")]
     NotPrepared(String),
-    /// A worker did not become ready in time.
-    #[error("not ready in time: {0}")]
+    /// A worker did not become ready in time, or will not; says what is missing.
+    #[error("{0}")]
     NotReady(String),
     /// The kernel does not keep what it must keep.
     #[error(transparent)]

@@ -11,6 +11,8 @@ mod crash;
 mod ini_oracle;
 mod lifecycle;
 mod logs;
+mod logs_killed;
+mod logs_streams;
 mod probes;
 mod stack;
 mod web_stack;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -16,26 +18,68 @@ use crate::harness::{Kernel, binary, private_command, procfs, wait_for, wait_unt
 pub(crate) struct Stack {
     pub(crate) kernel: Kernel,
     manager: Child,
+    /// The manager's standard output, where it is a socket of the test's, and what came from it.
+    output: Option<(UnixStream, Mutex<Vec<u8>>)>,
 }
 
 impl Stack {
     /// Starts both. `ini` may say `DIR` for the scratch directory.
     #[track_caller]
     pub(crate) fn start(ini: &str) -> Self {
-        let kernel = Kernel::start();
-        fs::create_dir(kernel.directory().join("logs")).unwrap();
-        let ini = ini.replace("DIR", kernel.directory().to_str().unwrap());
-        fs::write(kernel.directory().join("stack.ini"), ini).unwrap();
-        let manager = spawn(&kernel);
-        let stack = Self { kernel, manager };
+        let kernel = prepare(ini);
+        let manager = spawn(&mut manager_command(&kernel));
+        let stack = Self {
+            kernel,
+            manager,
+            output: None,
+        };
         stack.wait_attached();
         stack
+    }
+
+    /// The same, with a socket as the manager's standard output.
+    #[track_caller]
+    pub(crate) fn start_with_output(ini: &str) -> Self {
+        let kernel = prepare(ini);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let output = Stdio::from(OwnedFd::from(theirs));
+        let manager = spawn(manager_command(&kernel).stdout(output));
+        let stack = Self {
+            kernel,
+            manager,
+            output: Some((ours, Mutex::default())),
+        };
+        stack.wait_attached();
+        stack
+    }
+
+    /// What the manager has written to its standard output so far.
+    pub(crate) fn own_output(&self) -> String {
+        let Some((socket, text)) = &self.output else {
+            return String::new();
+        };
+        let mut text = text.lock().unwrap();
+        // Ends with "would block"; what came before is kept.
+        let _ = (&mut &*socket).read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Starts the manager such that it is killed at a step of its log writing, which may come at any time or never.
+    pub(crate) fn start_manager_to_die(&mut self, step: &str) {
+        let mut command = manager_command(&self.kernel);
+        self.manager = spawn(command.env("PAPA_TEST_KILL_AT", step));
+    }
+
+    /// Whether the manager has ended.
+    pub(crate) fn manager_has_ended(&mut self) -> bool {
+        self.manager.try_wait().unwrap().is_some()
     }
 
     /// Starts the manager again after it has ended.
     #[track_caller]
     pub(crate) fn start_manager(&mut self) {
-        self.manager = spawn(&self.kernel);
+        self.manager = spawn(&mut manager_command(&self.kernel));
         self.wait_attached();
     }
 
@@ -154,13 +198,25 @@ impl Drop for Stack {
     }
 }
 
-fn spawn(kernel: &Kernel) -> Child {
-    private_command(&binary("papa-manager"), kernel.directory())
+fn prepare(ini: &str) -> Kernel {
+    let kernel = Kernel::start();
+    fs::create_dir(kernel.directory().join("logs")).unwrap();
+    let ini = ini.replace("DIR", kernel.directory().to_str().unwrap());
+    fs::write(kernel.directory().join("stack.ini"), ini).unwrap();
+    kernel
+}
+
+fn manager_command(kernel: &Kernel) -> Command {
+    let mut command = private_command(&binary("papa-manager"), kernel.directory());
+    command
         .current_dir(kernel.directory())
         .args(["--debug", "--log-file", &kernel.path("manager.log")])
         .arg("--kernel")
         .arg(kernel.socket_path())
-        .arg("stack.ini")
-        .spawn()
-        .expect("the manager can be started")
+        .arg("stack.ini");
+    command
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.spawn().expect("the manager can be started")
 }

@@ -30,7 +30,8 @@ pub use render::{WorkerInput, WorkerOutput, WorkerSpec, render_text, render_work
 pub use resolve::{Surroundings, load};
 pub use signal::SignalNumber;
 pub use types::{
-    BackoffConfig, Config, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe, HookConfig,
-    Identity, KernelEndpoint, PluginConfig, Readiness, RlimitValue, SocketConfig, SocketFamily,
-    SocketType, StreamConfig, WatcherConfig, socket_name,
+    BackoffConfig, Config, FancyConfig, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe,
+    HookConfig, Identity, KernelEndpoint, PluginConfig, Readiness, RlimitValue, RotateWhen,
+    RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig, SyslogAddress,
+    SyslogConfig, WatcherConfig, socket_name,
 };

@@ -64,7 +64,11 @@ impl WorkerOutput {
     fn of(stream: &StreamConfig) -> Self {
         match stream {
             StreamConfig::Null => Self::Null,
-            StreamConfig::Unset | StreamConfig::Stdout | StreamConfig::File(_) => Self::Pipe,
+            StreamConfig::Unset
+            | StreamConfig::Stdout
+            | StreamConfig::Fancy(_)
+            | StreamConfig::Syslog(_)
+            | StreamConfig::File(_) => Self::Pipe,
         }
     }
 }

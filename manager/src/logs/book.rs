@@ -5,14 +5,15 @@
 //! Invariant: a stale stream takes nothing in; everything below `seen` was taken in or reported as a gap.
 
 use std::borrow::Cow;
-use std::time::Instant;
 
 use regex_lite::Regex;
 
-use crate::logs::file::{LogFile, Suspended};
+use crate::logs::file::Suspended;
+use crate::logs::format::{Author, Format};
 use crate::logs::layout::{Delta, Kind, Source};
-use crate::logs::lines::{Assembler, MAX_LINE_BYTES, Piece};
-use crate::logs::prefix::Prefix;
+use crate::logs::lines::{Assembler, Piece};
+use crate::logs::schedule::Now;
+use crate::logs::sink::Sink;
 use crate::logs::store::Store;
 use crate::logs::writer::Route;
 
@@ -20,14 +21,16 @@ use crate::logs::writer::Route;
 #[derive(Debug)]
 pub(super) struct Desk {
     pub(super) store: Store,
-    pub(super) files: Vec<LogFile>,
+    pub(super) sinks: Vec<Sink>,
+    /// Memory for a line being made.
+    pub(super) scratch: Vec<u8>,
 }
 
 /// How far one process is.
 #[derive(Debug)]
 pub(super) struct Book {
     pub(super) name: String,
-    pub(super) pid: i32,
+    pub(super) author: Author,
     pub(super) streams: [Stream; 2],
     /// Everything below was taken in, or is reported as a gap.
     pub(super) seen: u64,
@@ -40,6 +43,8 @@ pub(super) struct Book {
     pub(super) touched: bool,
     /// The kernel sent again what it had been told to forget: the acknowledgement was lost with a connection.
     pub(super) acknowledge_again: bool,
+    /// Bytes of an unfinished line that its share of the reel has room for.
+    pub(super) tail_limit: usize,
     /// What a line must match for the process to be ready; none once one did.
     pub(super) ready: Option<Regex>,
 }
@@ -58,44 +63,21 @@ pub(super) struct Stream {
 
 #[derive(Debug)]
 pub(super) struct Target {
-    pub(super) file: usize,
-    pub(super) prefix: Option<Prefix>,
-}
-
-impl Desk {
-    fn append(
-        &mut self,
-        file: usize,
-        parts: &[&[u8]],
-        delta: Delta,
-        now: Instant,
-    ) -> Result<(), Suspended> {
-        let file = self.files.get_mut(file).ok_or(Suspended)?;
-        file.append(&mut self.store, parts, delta, now)
-    }
-
-    fn append_lines(
-        &mut self,
-        file: usize,
-        lines: &[u8],
-        source: Source,
-        position: u64,
-        now: Instant,
-    ) -> Result<(), Suspended> {
-        let file = self.files.get_mut(file).ok_or(Suspended)?;
-        file.append_lines(&mut self.store, lines, source, position, now)
-    }
+    pub(super) sink: usize,
+    pub(super) format: Format,
 }
 
 impl Book {
     /// Everything below is in its file.
-    pub(super) fn position(&self, store: &Store) -> u64 {
+    pub(super) fn position(&self, desk: &Desk) -> u64 {
+        let store = &desk.store;
+        let behind = |target: &Target| desk.sinks.get(target.sink).is_some_and(Sink::is_behind);
         let watched = self.ready.is_some();
         self.streams
             .iter()
             .filter(|stream| stream.target.is_some() || watched)
             .filter_map(|stream| {
-                if stream.stale {
+                if stream.stale || stream.target.as_ref().is_some_and(behind) {
                     Some(store.done(stream.source))
                 } else {
                     stream.lines.tail_start()
@@ -105,13 +87,13 @@ impl Book {
     }
 
     /// The file resumed: what its streams have not written is taken in once more.
-    pub(super) fn resume(&mut self, store: &Store, file: usize) {
+    pub(super) fn resume(&mut self, store: &Store, sink: usize) {
         for stream in &mut self.streams {
             if stream.stale
                 && stream
                     .target
                     .as_ref()
-                    .is_some_and(|target| target.file == file)
+                    .is_some_and(|target| target.sink == sink)
             {
                 stream.stale = false;
                 stream.lines = Assembler::new(store.done(stream.source), stream.limit);
@@ -121,7 +103,13 @@ impl Book {
     }
 
     /// The stream in that place goes elsewhere from here on; an unfinished line goes with it, whole.
-    pub(super) fn turn(&mut self, store: &Store, place: usize, target: Option<Target>) {
+    pub(super) fn turn(
+        &mut self,
+        store: &Store,
+        place: usize,
+        target: Option<Target>,
+        limit: usize,
+    ) {
         let Some(stream) = self.streams.get_mut(place) else {
             return;
         };
@@ -130,6 +118,8 @@ impl Book {
             stream.lines = Assembler::new(store.done(stream.source), stream.limit);
             self.seen = self.seen.min(self.acknowledged);
         }
+        stream.limit = limit;
+        stream.lines.set_limit(limit);
         stream.target = target;
     }
 
@@ -141,9 +131,9 @@ impl Book {
         position: u64,
         bytes: &[u8],
         stamp_us: i64,
-        now: Instant,
+        now: Now,
     ) {
-        let pid = self.pid;
+        let author = &self.author;
         let ready = &mut self.ready;
         let Some(stream) = self.streams.iter_mut().find(|s| s.source.kind == kind) else {
             return;
@@ -161,15 +151,15 @@ impl Book {
         let _ = lines.feed(position, bytes, stamp_us, |piece| {
             look_for(ready, &piece);
             match target {
-                Some(target) => target.deliver(desk, *source, pid, piece, now),
+                Some(target) => target.deliver(desk, *source, author, piece, now),
                 None => Ok(()),
             }
         });
     }
 
     /// A stream's unfinished line is all there will be of it. `broken` when more was to come but is lost.
-    pub(super) fn end(&mut self, desk: &mut Desk, kind: Kind, broken: bool, now: Instant) {
-        let pid = self.pid;
+    pub(super) fn end(&mut self, desk: &mut Desk, kind: Kind, broken: bool, now: Now) {
+        let author = &self.author;
         let ready = &mut self.ready;
         let Some(stream) = self.streams.iter_mut().find(|s| s.source.kind == kind) else {
             return;
@@ -188,14 +178,16 @@ impl Book {
             let Some(target) = target else {
                 return Ok(());
             };
-            if broken && target.prefix.is_none() {
+            if broken && target.format.is_raw() {
+                let whole = [piece.head, b"\n"].concat();
                 let delta = Delta {
                     source: *source,
                     position: piece.done(),
                 };
-                return desk.append(target.file, &[piece.head, b"\n"], delta, now);
+                let sink = desk.sinks.get_mut(target.sink).ok_or(Suspended)?;
+                return sink.append(&mut desk.store, &whole, delta, now);
             }
-            target.deliver(desk, *source, pid, piece, now)
+            target.deliver(desk, *source, author, piece, now)
         });
     }
 
@@ -206,7 +198,7 @@ impl Book {
         bytes: u64,
         position: u64,
         stamp_us: i64,
-        now: Instant,
+        now: Now,
     ) {
         for kind in [Kind::Out, Kind::Err] {
             // The line is broken: what follows belongs to another one.
@@ -232,20 +224,16 @@ impl Book {
             "output was dropped by the kernel"
         );
         let text = format!(
-            "papa: {bytes} bytes of output of {} were dropped here, before {}\n",
+            "papa: {bytes} bytes of output of {} were dropped here, before {}",
             self.name,
             moment(stamp_us)
         );
-        let prefix = target
-            .prefix
-            .as_mut()
-            .map_or(&[][..], |prefix| prefix.at(stamp_us, self.pid));
         self.reported += bytes;
         let delta = Delta {
             source,
             position: self.reported,
         };
-        let _ = desk.append(target.file, &[prefix, text.as_bytes()], delta, now);
+        let _ = target.line(desk, delta, &self.author, stamp_us, text.as_bytes(), now);
     }
 }
 
@@ -293,57 +281,81 @@ fn moment(stamp_us: i64) -> String {
 }
 
 impl Target {
-    pub(super) fn deliver(
+    fn deliver(
         &mut self,
         desk: &mut Desk,
         source: Source,
-        pid: i32,
+        author: &Author,
         piece: Piece<'_>,
-        now: Instant,
+        now: Now,
     ) -> Result<(), Suspended> {
-        let Some(prefix) = &mut self.prefix else {
-            if piece.head.is_empty() {
-                return desk.append_lines(self.file, piece.body, source, piece.body_start, now);
-            }
-            let delta = Delta {
-                source,
-                position: piece.done(),
-            };
-            return desk.append(self.file, &[piece.head, piece.body], delta, now);
-        };
+        if self.format.is_raw() {
+            let sink = desk.sinks.get_mut(self.sink).ok_or(Suspended)?;
+            let store = &mut desk.store;
+            return sink.append_raw(store, piece.head, piece.body, source, piece.body_start, now);
+        }
+        let limit = self.format.max_line_bytes();
         let mut position = piece.body_start;
-        let mut head = piece.head;
         let mut stamp_us = piece.head_stamp_us;
         let mut lines = piece.body.split_inclusive(|byte| *byte == b'\n');
-        // A line with a head but no body still is one: the loop runs once for it.
-        let mut line = lines.next().unwrap_or(&[]);
-        loop {
-            for part in parts(line) {
-                position += part.len() as u64;
-                let newline: &[u8] = if part.ends_with(b"\n") { b"" } else { b"\n" };
-                let parts = [prefix.at(stamp_us, pid), head, part, newline];
-                desk.append(self.file, &parts, Delta { source, position }, now)?;
-                head = &[];
+        if !piece.head.is_empty() {
+            // A line with a head but no body still is one. The assembler keeps it within the limit; only one that was begun under
+            // another format may be cut here, and its position holds with its last part.
+            let rest = lines.next().unwrap_or(&[]);
+            position += rest.len() as u64;
+            let whole = [piece.head, rest].concat();
+            let mut parts = parts(&whole, limit).peekable();
+            while let Some(part) = parts.next() {
+                let done = if parts.peek().is_none() { position } else { 0 };
+                let delta = Delta {
+                    source,
+                    position: done,
+                };
+                self.line(desk, delta, author, stamp_us, part, now)?;
             }
             stamp_us = piece.body_stamp_us;
-            match lines.next() {
-                Some(next) => line = next,
-                None => return Ok(()),
-            }
         }
+        for line in lines {
+            for part in parts(line, limit) {
+                position += part.len() as u64;
+                let delta = Delta { source, position };
+                self.line(desk, delta, author, stamp_us, part, now)?;
+            }
+            stamp_us = piece.body_stamp_us;
+        }
+        Ok(())
+    }
+
+    /// Writes one line as it is to look.
+    fn line(
+        &mut self,
+        desk: &mut Desk,
+        delta: Delta,
+        author: &Author,
+        stamp_us: i64,
+        text: &[u8],
+        now: Now,
+    ) -> Result<(), Suspended> {
+        let text = text.strip_suffix(b"\n").unwrap_or(text);
+        desk.scratch.clear();
+        let kind = delta.source.kind;
+        self.format
+            .line(&mut desk.scratch, author, kind, stamp_us, text);
+        let sink = desk.sinks.get_mut(self.sink).ok_or(Suspended)?;
+        sink.append(&mut desk.store, &desk.scratch, delta, now)
     }
 }
 
-/// Cuts a line into parts of at most `MAX_LINE_BYTES`, its newline not counted; an empty line is one empty part.
-fn parts(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// Cuts a line into parts of at most `limit` bytes, its newline not counted; an empty line is one empty part.
+fn parts(line: &[u8], limit: usize) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {
         let line = rest.take()?;
         let text = line.strip_suffix(b"\n").unwrap_or(line);
-        if text.len() <= MAX_LINE_BYTES {
+        if text.len() <= limit {
             return Some(line);
         }
-        let (part, more) = line.split_at(MAX_LINE_BYTES);
+        let (part, more) = line.split_at(limit);
         rest = Some(more);
         Some(part)
     })

@@ -1,20 +1,27 @@
-//! What log files need of the file system: careful opening, renaming, finding a file again.
+//! What log files need of the file system: careful opening, finding a file again.
 //!
-//! Owns no state. Invariant: `shift` can be repeated after any of its steps, and renames the file meant or none.
+//! Owns no state. Invariant: no path is followed to where a stranger's symbolic link points.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::unistd::Uid;
 
 use crate::logs::layout::{FileId, MAX_BATCH_BYTES};
+use crate::logs::routes::OWN_STDOUT;
 
 /// Readable by the group and others, as Circus's are under the usual umask.
 const MODE: u32 = 0o644;
+
+/// Of directories made for `mkdir`.
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// An open log file.
 #[derive(Debug)]
@@ -47,9 +54,20 @@ pub(super) fn split_lines(lines: &[u8], room: u64) -> (&[u8], &[u8]) {
     lines.split_at(length)
 }
 
-/// Opens a log file for appending. A symbolic link at the end of the path is followed only if we or root made it: whoever may write
+/// Opens a log file for appending, making its directories if asked. A symbolic link at the end of the path is followed only if we or root made it: whoever may write
 /// to a log directory must not choose which of our files grows.
-pub(super) fn open(path: &Path) -> io::Result<Handle> {
+pub(super) fn open(path: &Path, mkdir: bool) -> io::Result<Handle> {
+    if path == Path::new(OWN_STDOUT) {
+        // Ours already, and by its path it may not open again: sockets never do, another user's terminal may not.
+        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let id = file_id(&file.metadata()?);
+        return Ok(Handle {
+            file,
+            id,
+            size: 0,
+            regular: false,
+        });
+    }
     let with = |flags: OFlag| {
         OpenOptions::new()
             .append(true)
@@ -59,7 +77,14 @@ pub(super) fn open(path: &Path) -> io::Result<Handle> {
             .custom_flags((flags | OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits())
             .open(path)
     };
-    let file = match with(OFlag::O_NOFOLLOW) {
+    let mut opened = with(OFlag::O_NOFOLLOW);
+    if mkdir && matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        if let Some(parent) = path.parent() {
+            make_directories(parent)?;
+        }
+        opened = with(OFlag::O_NOFOLLOW);
+    }
+    let file = match opened {
         Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
             let owner = fs::symlink_metadata(path)?.uid();
             if owner != Uid::effective().as_raw() && owner != 0 {
@@ -80,36 +105,55 @@ pub(super) fn open(path: &Path) -> io::Result<Handle> {
     })
 }
 
+/// Makes what is missing of a directory's path. Existing symbolic links on the way count only if root or we made them, and what is
+/// new is entered by descriptor: who may write to a directory above must not choose where ours come to lie.
+fn make_directories(path: &Path) -> io::Result<()> {
+    let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mode = Mode::from_bits_truncate(DIRECTORY_MODE);
+    let mut current = nix::fcntl::open("/", directory | OFlag::O_PATH, Mode::empty())?;
+    let mut walked = PathBuf::from("/");
+    for part in path.components() {
+        let name = match part {
+            Component::RootDir | Component::CurDir => continue,
+            Component::ParentDir => OsStr::new(".."),
+            Component::Normal(name) => name,
+            Component::Prefix(_) => continue,
+        };
+        walked.push(name);
+        let enter = |flags| openat(&current, name, directory | flags, Mode::empty());
+        let next = match enter(OFlag::O_PATH | OFlag::O_NOFOLLOW) {
+            Err(Errno::ENOENT) => {
+                match mkdirat(&current, name, mode) {
+                    // Somebody was quicker.
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+                enter(OFlag::O_PATH | OFlag::O_NOFOLLOW)
+            }
+            Err(Errno::ENOTDIR | Errno::ELOOP) => {
+                let data = fstatat(&current, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                let owner = data.st_uid;
+                if owner != Uid::effective().as_raw() && owner != 0 {
+                    let text = format!(
+                        "{}: a symbolic link made by uid {owner}, which is neither us nor root",
+                        walked.display()
+                    );
+                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+                }
+                enter(OFlag::O_PATH)
+            }
+            other => other,
+        };
+        current = next?;
+    }
+    Ok(())
+}
+
 pub(super) fn file_id(metadata: &fs::Metadata) -> FileId {
     FileId {
         device: metadata.dev(),
         inode: metadata.ino(),
     }
-}
-
-/// `path` with `.number` added to its last part.
-pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(format!(".{number}"));
-    PathBuf::from(name)
-}
-
-/// Renames `path` to `.1` and older files up to the first gap, or over the oldest. Every step can be repeated: `path` is renamed
-/// last and only while it is still the file meant.
-pub(super) fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_symlink() || file_id(&metadata) == id => {}
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    let free = (1..backup_count)
-        .find(|number| fs::symlink_metadata(numbered(path, *number)).is_err())
-        .unwrap_or(backup_count);
-    for number in (1..free).rev() {
-        fs::rename(numbered(path, number), numbered(path, number + 1))?;
-    }
-    fs::rename(path, numbered(path, 1))
 }
 
 /// Finds the file an interrupted write went to, and how much of `bytes` it has.
@@ -118,14 +162,19 @@ pub(super) fn resume(
     id: FileId,
     start: u64,
     bytes: &[u8],
-) -> io::Result<(File, usize)> {
+) -> io::Result<(File, bool, usize)> {
+    if path == Path::new(OWN_STDOUT) {
+        // What of it got through nobody can tell.
+        return Ok((open(path, false)?.file, false, 0));
+    }
     let Some(found) = find(path, id) else {
         tracing::warn!(path = %path.display(), "the file of an interrupted log write is gone; the write goes to a new one");
-        return Ok((open(path)?.file, 0));
+        let handle = open(path, false)?;
+        return Ok((handle.file, handle.regular, 0));
     };
-    let handle = open(&found)?;
+    let handle = open(&found, false)?;
     if !handle.regular {
-        return Ok((handle.file, 0));
+        return Ok((handle.file, false, 0));
     }
     let written = match OpenOptions::new().read(true).open(&found) {
         Ok(reader) => common_prefix(&reader, start, bytes)?,
@@ -134,17 +183,16 @@ pub(super) fn resume(
             .unwrap_or(usize::MAX)
             .min(bytes.len()),
     };
-    Ok((handle.file, written))
+    Ok((handle.file, true, written))
 }
 
-/// The path, or one beside it with `.something` added, that is the file meant.
+/// The path, or one beside it with something added, that is the file meant: `.1`, or `-20261122` as logrotate's `dateext` has it.
 pub(super) fn find(path: &Path, id: FileId) -> Option<PathBuf> {
     let is_it = |path: &Path| fs::metadata(path).is_ok_and(|data| file_id(&data) == id);
     if is_it(path) {
         return Some(path.to_owned());
     }
-    let mut prefix = path.file_name()?.to_owned();
-    prefix.push(".");
+    let prefix = path.file_name()?;
     fs::read_dir(path.parent()?)
         .ok()?
         .flatten()

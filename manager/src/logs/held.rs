@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -14,6 +13,7 @@ use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::Name;
 
+use crate::logs::schedule::Now;
 use crate::logs::session::{SessionError, TRY_AGAIN};
 use crate::logs::store::Store;
 use crate::logs::thread::{LogSettings, Reports};
@@ -41,7 +41,7 @@ pub(super) async fn open_state(
             }
             match Store::open(descriptor) {
                 Ok((store, unfinished)) => {
-                    return Ok(LogWriter::open(store, unfinished, Instant::now()));
+                    return Ok(LogWriter::open(store, unfinished, Now::read()));
                 }
                 // Of a later version: what it says must not be lost, so nothing is written until somebody decides.
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
@@ -58,17 +58,13 @@ pub(super) async fn open_state(
             tracing::warn!(
                 "the kernel is reached over TCP, which cannot carry the log state: lines may repeat if the manager is killed"
             );
-            return Ok(LogWriter::open(
-                Store::create()?,
-                Vec::new(),
-                Instant::now(),
-            ));
+            return Ok(LogWriter::open(Store::create()?, Vec::new(), Now::read()));
         }
         Err(error) => return Err(error.into()),
     }
     let store = Store::create()?;
     hold(client, &name, &store).await?;
-    Ok(LogWriter::open(store, Vec::new(), Instant::now()))
+    Ok(LogWriter::open(store, Vec::new(), Now::read()))
 }
 
 /// Leaves the state with the kernel and locks it: closing the copy that was sent gave the lock up.

@@ -11,7 +11,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::logs::file::Limits;
+use crate::logs::format::Style;
 use crate::logs::layout::Kind;
+use crate::logs::schedule::Now;
+use crate::logs::sink::Address;
 use crate::logs::store::Store;
 use crate::logs::writer::{LogWriter, Process, Record, Route, Routes};
 
@@ -103,13 +106,13 @@ fn read_script(directory: &Path, serial: u64) -> (Vec<u8>, Vec<Record>) {
 fn routes(directory: &Path, serial: u64) -> Routes {
     let route = |name: &str, time_format: Option<&str>| {
         Some(Route {
-            path: directory.join(name),
+            to: Address::File(directory.join(name)),
             limits: Limits {
                 max_bytes: MAX_BYTES,
                 backup_count: 100_000,
-                watch_path: false,
+                ..Limits::default()
             },
-            time_format: time_format.map(str::to_owned),
+            style: time_format.map_or(Style::Raw, |format| Style::Stamped(format.to_owned())),
         })
     };
     match serial {
@@ -154,7 +157,7 @@ fn writer_process() {
     acknowledged
         .write_all_at(&u64::from(std::process::id()).to_le_bytes(), 0)
         .unwrap();
-    let now = Instant::now();
+    let now = Now::read();
     let (store, unfinished) = Store::open(state.into()).unwrap();
     let mut writer = LogWriter::open(store, unfinished, now);
     let mut random = Random(u64::from(std::process::id()));
@@ -166,6 +169,8 @@ fn writer_process() {
         let process = Process {
             serial,
             name: format!("circus.t.{serial}"),
+            watcher: "t".to_owned(),
+            wid: 1,
             pid: 1,
             reel_bytes: 1 << 20,
             acknowledged: u64::from_le_bytes(word),

@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use crate::logs::rotate::Plan;
+
 /// First eight bytes of the memfd; the last digit is the layout's version. It rises only when an earlier version would misread what is
 /// there: further kinds of positions, and words of a record that were zero, do not need that.
 pub(super) const MAGIC: &[u8; 8] = b"PAPALOG1";
@@ -145,18 +147,18 @@ pub enum Work {
         /// What holds once they are in the file.
         deltas: Vec<Delta>,
     },
-    /// The file was being renamed to `.1`, with older ones moving up.
-    Rotate {
-        /// How many old files are kept.
-        backup_count: u32,
-    },
+    /// The file was being turned.
+    Rotate(Plan),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     Idle,
     Writing,
+    /// To `.1`, older ones moving up.
     Rotating,
+    /// To a name of its own, whose ending stands behind the path.
+    Renaming,
 }
 
 /// One record of a slot, as stored.
@@ -169,6 +171,8 @@ pub(super) struct Record {
     pub(super) path_length: usize,
     pub(super) deltas: usize,
     pub(super) backup_count: u32,
+    /// Of the bytes of the path, those at the end that are the new name's ending.
+    pub(super) suffix_length: usize,
 }
 
 impl Record {
@@ -183,6 +187,7 @@ impl Record {
         path_length: 0,
         deltas: 0,
         backup_count: 0,
+        suffix_length: 0,
     };
 
     pub(super) fn encode(&self) -> [u8; RECORD_BYTES] {
@@ -190,6 +195,7 @@ impl Record {
             Phase::Idle => 0,
             Phase::Writing => 1,
             Phase::Rotating => 2,
+            Phase::Renaming => 3,
         };
         let words = [
             phase,
@@ -200,6 +206,7 @@ impl Record {
             self.path_length as u64,
             self.deltas as u64,
             u64::from(self.backup_count),
+            self.suffix_length as u64,
         ];
         let mut bytes = [0; RECORD_BYTES];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -218,6 +225,7 @@ impl Record {
                 0 => Phase::Idle,
                 1 => Phase::Writing,
                 2 => Phase::Rotating,
+                3 => Phase::Renaming,
                 _ => return None,
             },
             file: FileId {
@@ -229,6 +237,7 @@ impl Record {
             path_length: bounded(word(5)?, MAX_PATH_BYTES)?,
             deltas: bounded(word(6)?, MAX_DELTAS)?,
             backup_count: u32::try_from(word(7)?).ok()?,
+            suffix_length: bounded(word(8)?, MAX_PATH_BYTES)?,
         })
     }
 }

@@ -56,6 +56,11 @@ impl Assembler {
         }
     }
 
+    /// Bounds the lines from here on.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.clamp(1, MAX_LINE_BYTES);
+    }
+
     /// Position of the unfinished line's first byte.
     #[must_use]
     pub fn tail_start(&self) -> Option<u64> {
@@ -80,7 +85,7 @@ impl Assembler {
         let mut at = position + known as u64;
         self.next = at + rest.len() as u64;
         while !rest.is_empty() {
-            let room = self.limit - self.tail.len();
+            let room = self.limit.saturating_sub(self.tail.len());
             let taken = if self.tail.is_empty() {
                 match rest.iter().rposition(|byte| *byte == b'\n') {
                     Some(last) => Some(last + 1),

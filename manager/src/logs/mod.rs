@@ -3,25 +3,36 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `store`, `layout` | the held memfd: writes in progress and how far each stream is |
-//! | `file`, `disk` | one log file: open, append under a record, rotate, finish what a predecessor began |
+//! | `sink` | a file or a syslog daemon |
+//! | `file`, `disk` | one log file: open, append under a record, finish what a predecessor began |
+//! | `rotate`, `schedule`, `gzip` | turning a file: names, moments, compression aside |
+//! | `syslog` | datagrams to a daemon |
 //! | `lines` | chunks to whole lines |
-//! | `prefix` | `TIME [PID] \| ` |
+//! | `format`, `prefix` | what a line looks like |
 //! | `writer`, `book` | all files and all processes: output in, positions to acknowledge out |
 //! | `routes` | the configuration: whose lines go where |
 //! | `session`, `held`, `thread` | the connection to the kernel that feeds the writer, on a thread of its own |
+//! | `failpoint` | where tests have the manager killed |
 //!
 //! Invariant: the kernel is told to forget output only after it is in its file and the store says so.
 
 mod book;
 mod disk;
+mod failpoint;
 pub mod file;
+pub mod format;
+mod gzip;
 mod held;
 pub mod layout;
 pub mod lines;
 pub mod prefix;
+pub mod rotate;
 mod routes;
+pub mod schedule;
 mod session;
+pub mod sink;
 pub mod store;
+mod syslog;
 pub mod thread;
 pub mod writer;
 

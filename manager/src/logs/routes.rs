@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use regex_lite::{Regex, RegexBuilder};
 
-use crate::config::{Readiness, StreamConfig, WatcherConfig};
+use crate::config::{Readiness, StreamConfig, SyslogAddress, WatcherConfig};
 use crate::kernel_link::is_logged;
 use crate::logs::file::Limits;
+use crate::logs::format::Style;
+use crate::logs::sink::Address;
 use crate::logs::writer::{Route, Routes};
 
 /// Where `StdoutStream` goes: wherever the manager's own output goes.
@@ -29,8 +31,12 @@ pub(super) struct Table {
 /// What is to be done with a process.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Verdict<'a> {
-    /// A worker of a logged watcher.
-    Logged(&'a Routes),
+    /// A worker of a logged watcher, by that name, with that number.
+    Logged {
+        routes: &'a Routes,
+        watcher: &'a str,
+        wid: u32,
+    },
     /// A worker of a watcher whose output nobody collects.
     NotLogged,
     /// A worker of no watcher there is.
@@ -57,15 +63,20 @@ impl Table {
         let found = self
             .watchers
             .iter()
-            .position(|watcher| watcher.worker_number(&self.namespace, name).is_some());
-        match found {
-            None => Verdict::Unknown,
-            Some(index) => self
-                .entries
-                .iter()
-                .find(|(logged, _)| *logged == index)
-                .map_or(Verdict::NotLogged, |(_, routes)| Verdict::Logged(routes)),
-        }
+            .enumerate()
+            .find_map(|(index, watcher)| {
+                let wid = watcher.worker_number(&self.namespace, name)?;
+                Some((index, watcher, wid))
+            });
+        let Some((index, watcher, wid)) = found else {
+            return Verdict::Unknown;
+        };
+        let entry = self.entries.iter().find(|(logged, _)| *logged == index);
+        entry.map_or(Verdict::NotLogged, |(_, routes)| Verdict::Logged {
+            routes,
+            watcher: &watcher.name,
+            wid,
+        })
     }
 
     /// What the names of logged workers begin with, and those of `others`. A name that begins with another is covered by it: a watcher
@@ -120,21 +131,39 @@ fn compiled(watcher: &str, text: &str) -> Option<Regex> {
 }
 
 fn route(stream: &StreamConfig) -> Option<Route> {
+    let own_stdout = |style| Route {
+        to: Address::File(OWN_STDOUT.into()),
+        limits: Limits::default(),
+        style,
+    };
     match stream {
         StreamConfig::Unset | StreamConfig::Null => None,
-        StreamConfig::Stdout => Some(Route {
-            path: OWN_STDOUT.into(),
+        StreamConfig::Stdout => Some(own_stdout(Style::Raw)),
+        StreamConfig::Fancy(fancy) => Some(own_stdout(Style::Fancy(fancy.clone()))),
+        StreamConfig::Syslog(syslog) => Some(Route {
+            to: Address::Syslog(syslog.clone()),
             limits: Limits::default(),
-            time_format: None,
+            style: Style::Syslog {
+                facility: syslog.facility,
+                rfc5424: syslog.rfc5424,
+                remote: matches!(syslog.address, SyslogAddress::Udp(..)),
+            },
         }),
         StreamConfig::File(file) => Some(Route {
-            path: file.filename.clone(),
+            to: Address::File(file.filename.clone()),
             limits: Limits {
                 max_bytes: file.max_bytes,
                 backup_count: file.backup_count,
                 watch_path: file.watch_path,
+                rotation: file.rotation,
+                compress: file.compress,
+                mkdir: file.mkdir,
             },
-            time_format: file.time_format.clone(),
+            style: match &file.time_format {
+                _ if file.json => Style::Json,
+                Some(format) => Style::Stamped(format.clone()),
+                None => Style::Raw,
+            },
         }),
     }
 }
@@ -164,7 +193,7 @@ mod tests {
         );
         assert!(matches!(
             table.verdict("circus.web.1"),
-            Verdict::Logged(routes) if routes.out.is_some() && routes.err.is_none()
+            Verdict::Logged { routes, wid: 1, .. } if routes.out.is_some() && routes.err.is_none()
         ));
         assert!(matches!(
             table.verdict("circus.quiet.1"),

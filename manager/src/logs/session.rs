@@ -21,9 +21,11 @@ use papa_protocol::record::{Serial, Stream};
 use tokio::sync::watch;
 
 use crate::config::WatcherConfig;
+use crate::logs::failpoint::{self, Step};
 use crate::logs::held::{hold, open_state};
 use crate::logs::layout::Kind;
 use crate::logs::routes::{Table, Verdict};
+use crate::logs::schedule::Now;
 use crate::logs::thread::{LogSettings, Reports, Wanted};
 use crate::logs::writer::{LogWriter, Process, Record};
 use crate::state::held_logs;
@@ -116,7 +118,7 @@ impl<'a> Session<'a> {
             reports.troubles(self.writer.troubles());
             reports.matched(self.writer.take_matched());
             let say_again = (!reports.send()).then(|| Instant::now() + TRY_AGAIN);
-            let retry = self.writer.next_retry().into_iter();
+            let retry = self.writer.next_retry(Now::read()).into_iter();
             let retry = retry.chain(self.settle_at).chain(say_again).min();
             let result = tokio::select! {
                 push = self.pushes.recv() => match push {
@@ -156,8 +158,8 @@ impl<'a> Session<'a> {
         self.writer.begin_update();
         for (serial, name) in known {
             match self.table.verdict(&name) {
-                Verdict::Logged(routes) => {
-                    again |= self.writer.reroute(serial, routes, Instant::now());
+                Verdict::Logged { routes, .. } => {
+                    again |= self.writer.reroute(serial, routes, Now::read());
                 }
                 Verdict::NotLogged => self.writer.drop_book(serial),
                 // Of a watcher that is gone: written as before until it ends.
@@ -206,18 +208,12 @@ impl<'a> Session<'a> {
                     stream: kind(record.stream),
                     stamp_us: i64::try_from(record.stamp_us).unwrap_or(i64::MAX),
                 });
-                self.writer.output(
-                    header.serial.0,
-                    header.start,
-                    records,
-                    &bytes,
-                    Instant::now(),
-                );
+                self.writer
+                    .output(header.serial.0, header.start, records, &bytes, Now::read());
             }
             Push::End(end) => {
                 if self.know(end.serial).await? {
-                    self.writer
-                        .end(end.serial.0, kind(end.stream), Instant::now());
+                    self.writer.end(end.serial.0, kind(end.stream), Now::read());
                 }
             }
             Push::Event(event) => match (event.kind, event.process, event.serial) {
@@ -253,12 +249,13 @@ impl<'a> Session<'a> {
     }
 
     async fn flush(&mut self) -> Result<(), SessionError> {
-        let positions = self.writer.flush(Instant::now());
+        let positions = self.writer.flush(Now::read());
         for chunk in positions.chunks(ACKS_PER_REQUEST) {
             let acks: BTreeMap<Serial, u64> = chunk
                 .iter()
                 .map(|(serial, position)| (Serial(*serial), *position))
                 .collect();
+            failpoint::reach(Step::BeforeAcknowledge);
             self.client.send(ops::OutputAck { acks }).await?;
         }
         Ok(())
@@ -267,7 +264,10 @@ impl<'a> Session<'a> {
     /// A suspended file may work again: then what it missed is asked for once more.
     async fn retry(&mut self) -> Result<(), SessionError> {
         let now = Instant::now();
-        if self.writer.retry(now) {
+        let resumed = self.writer.retry(Now::read());
+        // What waited here and is out by now.
+        self.flush().await?;
+        if resumed {
             self.lapse();
             self.unsettled.consumption = true;
             return self.settle().await;
@@ -420,12 +420,19 @@ impl<'a> Session<'a> {
     }
 
     fn insert(&mut self, process: &KernelProcess, acknowledged: u64, dropped: u64) {
-        let Verdict::Logged(routes) = self.table.verdict(&process.name) else {
+        let Verdict::Logged {
+            routes,
+            watcher,
+            wid,
+        } = self.table.verdict(&process.name)
+        else {
             return;
         };
         let process = Process {
             serial: process.serial.0,
             name: process.name.to_string(),
+            watcher: watcher.to_owned(),
+            wid,
             pid: i32::try_from(process.pid).unwrap_or(0),
             reel_bytes: process.reel_bytes,
             acknowledged,

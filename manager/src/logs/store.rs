@@ -13,13 +13,12 @@
 //! Source: design.md, "Logs exactly once".
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -31,6 +30,7 @@ use crate::logs::layout::{
     RECORD_BYTES, RECORD_OFFSETS, Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot,
     Source, Unfinished, Work, read_word,
 };
+use crate::logs::rotate::{Plan, join_suffix, split_suffix};
 
 /// The state memfd, opened.
 #[derive(Debug)]
@@ -204,7 +204,7 @@ impl Store {
         }
         self.file
             .write_all_at(&encoded, slot.offset() + DELTAS_OFFSET)?;
-        let path_length = self.write_path(slot, path)?;
+        let path_length = self.write_path(slot, path.as_os_str().as_bytes())?;
         self.commit(
             slot,
             &Record {
@@ -214,7 +214,7 @@ impl Store {
                 length: bytes.len(),
                 path_length,
                 deltas: deltas.len(),
-                backup_count: 0,
+                ..Record::IDLE
             },
         )
     }
@@ -230,7 +230,7 @@ impl Store {
         self.release(slot)
     }
 
-    /// Records that `file` is about to be rotated away from `path`.
+    /// Records that `file` is about to be turned away from `path`.
     ///
     /// # Errors
     /// When the memfd cannot be written.
@@ -239,16 +239,24 @@ impl Store {
         slot: Slot,
         path: &Path,
         file: FileId,
-        backup_count: u32,
+        plan: &Plan,
     ) -> io::Result<()> {
-        let path_length = self.write_path(slot, path)?;
+        let (phase, suffix, backup_count) = match plan {
+            Plan::Shift { backup_count } => (Phase::Rotating, "", *backup_count),
+            Plan::Rename {
+                suffix,
+                backup_count,
+            } => (Phase::Renaming, suffix.as_str(), *backup_count),
+        };
+        let path_length = self.write_path(slot, &join_suffix(path.as_os_str(), suffix))?;
         self.commit(
             slot,
             &Record {
-                phase: Phase::Rotating,
+                phase,
                 file,
                 backup_count,
                 path_length,
+                suffix_length: suffix.len(),
                 ..Record::IDLE
             },
         )
@@ -295,8 +303,7 @@ impl Store {
         Ok(Record::decode(&bytes))
     }
 
-    fn write_path(&self, slot: Slot, path: &Path) -> io::Result<usize> {
-        let bytes = path.as_os_str().as_bytes();
+    fn write_path(&self, slot: Slot, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() > MAX_PATH_BYTES {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -333,6 +340,11 @@ impl Store {
             );
             return Ok(None);
         };
+        let mut path = vec![0; record.path_length];
+        self.file
+            .read_exact_at(&mut path, slot.offset() + PATH_OFFSET)?;
+        let (path, suffix) = split_suffix(path, record.suffix_length);
+        let backup_count = record.backup_count;
         let work = match record.phase {
             Phase::Idle => return Ok(None),
             Phase::Writing => {
@@ -345,16 +357,15 @@ impl Store {
                     deltas: self.read_deltas(slot, record.deltas)?,
                 }
             }
-            Phase::Rotating => Work::Rotate {
-                backup_count: record.backup_count,
-            },
+            Phase::Rotating => Work::Rotate(Plan::Shift { backup_count }),
+            Phase::Renaming => Work::Rotate(Plan::Rename {
+                suffix,
+                backup_count,
+            }),
         };
-        let mut path = vec![0; record.path_length];
-        self.file
-            .read_exact_at(&mut path, slot.offset() + PATH_OFFSET)?;
         Ok(Some(Unfinished {
             slot,
-            path: PathBuf::from(OsStr::from_bytes(&path)),
+            path,
             file: record.file,
             work,
         }))
@@ -506,12 +517,17 @@ mod tests {
         let mut store = Store::create().unwrap();
         let slot = store.acquire().unwrap();
         store
-            .begin_rotate(slot, Path::new("/logs/a"), FILE, 3)
+            .begin_rotate(
+                slot,
+                Path::new("/logs/a"),
+                FILE,
+                &Plan::Shift { backup_count: 3 },
+            )
             .unwrap();
         let (_, unfinished) = reopen(&store);
         assert!(matches!(
             unfinished[0].work,
-            Work::Rotate { backup_count: 3 }
+            Work::Rotate(Plan::Shift { backup_count: 3 })
         ));
         store.release(slot).unwrap();
         assert!(reopen(&store).1.is_empty());

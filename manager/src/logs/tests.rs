@@ -3,30 +3,34 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Instant;
 
 use regex_lite::Regex;
 
 use crate::logs::file::Limits;
+use crate::logs::format::Style;
 use crate::logs::layout::Kind;
+use crate::logs::schedule::Now;
+use crate::logs::sink::Address;
 use crate::logs::store::Store;
 use crate::logs::writer::{LogWriter, Process, Record, Route, Routes};
 
 fn writer() -> LogWriter {
-    LogWriter::open(Store::create().unwrap(), Vec::new(), Instant::now())
+    LogWriter::open(Store::create().unwrap(), Vec::new(), Now::read())
 }
 
 /// What a new manager finds.
 fn successor(writer: &LogWriter) -> LogWriter {
     let copy = writer.store().descriptor().as_fd().try_clone_to_owned();
     let (store, unfinished) = Store::open(copy.unwrap()).unwrap();
-    LogWriter::open(store, unfinished, Instant::now())
+    LogWriter::open(store, unfinished, Now::read())
 }
 
 fn process(acknowledged: u64, dropped: u64) -> Process {
     Process {
         serial: 7,
         name: "circus.w.1".to_owned(),
+        watcher: "w".to_owned(),
+        wid: 1,
         pid: 42,
         reel_bytes: 1 << 20,
         acknowledged,
@@ -36,9 +40,9 @@ fn process(acknowledged: u64, dropped: u64) -> Process {
 
 fn to(directory: &Path, name: &str) -> Option<Route> {
     Some(Route {
-        path: directory.join(name),
+        to: Address::File(directory.join(name)),
         limits: Limits::default(),
-        time_format: None,
+        style: Style::Raw,
     })
 }
 
@@ -55,8 +59,8 @@ fn write(writer: &mut LogWriter, start: u64, kind: Kind, text: &str) -> Vec<(u64
         stream: kind,
         stamp_us: 1_795_315_366_978_956,
     };
-    writer.output(7, start, [record], text.as_bytes(), Instant::now());
-    writer.flush(Instant::now())
+    writer.output(7, start, [record], text.as_bytes(), Now::read());
+    writer.flush(Now::read())
 }
 
 #[test]
@@ -67,7 +71,7 @@ fn another_route_takes_over_at_a_line() {
     writer.add(&process(0, 0), &out(directory, "old"));
     assert_eq!(write(&mut writer, 0, Kind::Out, "one\ntw"), [(7, 4)]);
     writer.begin_update();
-    assert!(!writer.reroute(7, &out(directory, "new"), Instant::now()));
+    assert!(!writer.reroute(7, &out(directory, "new"), Now::read()));
     writer.end_update();
     assert_eq!(write(&mut writer, 6, Kind::Out, "o\nthree\n"), [(7, 14)]);
     assert_eq!(fs::read(directory.join("old")).unwrap(), b"one\n");
@@ -82,7 +86,7 @@ fn a_route_is_left_for_another_while_its_file_cannot_be_opened() {
     writer.add(&process(0, 0), &out(directory, "absent/old"));
     assert_eq!(write(&mut writer, 0, Kind::Out, "one\n"), []);
     writer.begin_update();
-    assert!(writer.reroute(7, &out(directory, "new"), Instant::now()));
+    assert!(writer.reroute(7, &out(directory, "new"), Now::read()));
     writer.end_update();
     // What is not acknowledged comes again.
     assert_eq!(write(&mut writer, 0, Kind::Out, "one\ntwo\n"), [(7, 8)]);

@@ -6,16 +6,20 @@
 //! a file was suspended is not kept here but read from the kernel again.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use regex_lite::Regex;
 
 use crate::logs::book::{Book, Desk, Stream, Target};
 use crate::logs::file::{Limits, LogFile};
+use crate::logs::format::{Author, Format, Style};
+use crate::logs::gzip::Compressor;
 use crate::logs::layout::{Delta, Kind, Source, Unfinished};
 use crate::logs::lines::{Assembler, MAX_LINE_BYTES};
-use crate::logs::prefix::Prefix;
+use crate::logs::rotate::next_plain;
+use crate::logs::routes::OWN_STDOUT;
+use crate::logs::schedule::Now;
+use crate::logs::sink::{Address, Sink};
 use crate::logs::store::Store;
 
 /// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest is for what comes after.
@@ -24,12 +28,12 @@ const TAIL_SHARE_OF_REEL: u64 = 4;
 /// Where one stream's lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// The log file, absolute.
-    pub path: PathBuf,
-    /// When it is rotated. The first route to name a path decides.
+    /// The file or daemon.
+    pub to: Address,
+    /// When a file is rotated. The first route to name a path decides.
     pub limits: Limits,
-    /// strftime format of the prefix; none passes bytes unchanged.
-    pub time_format: Option<String>,
+    /// What lines look like there.
+    pub style: Style,
 }
 
 /// Where the two streams of a process go; a stream without a route is acknowledged unwritten.
@@ -50,7 +54,11 @@ pub struct Process {
     pub serial: u64,
     /// Its name in the kernel, for gap lines.
     pub name: String,
-    /// For the prefix.
+    /// The watcher's, for people.
+    pub watcher: String,
+    /// Number of the worker.
+    pub wid: u32,
+    /// Of the process.
     pub pid: i32,
     /// Bytes the kernel keeps.
     pub reel_bytes: u64,
@@ -75,7 +83,8 @@ pub struct Record {
 #[derive(Debug)]
 pub struct LogWriter {
     desk: Desk,
-    by_path: HashMap<PathBuf, usize>,
+    by_address: HashMap<Address, usize>,
+    compressor: Compressor,
     books: HashMap<u64, Book>,
     /// Processes that had output since the last flush.
     touched: Vec<u64>,
@@ -86,16 +95,22 @@ pub struct LogWriter {
 impl LogWriter {
     /// Takes a state and finishes what a predecessor had begun.
     #[must_use]
-    pub fn open(mut store: Store, unfinished: Vec<Unfinished>, now: Instant) -> Self {
-        let mut files: Vec<LogFile> = Vec::new();
-        let mut by_path = HashMap::new();
+    pub fn open(mut store: Store, unfinished: Vec<Unfinished>, now: Now) -> Self {
+        let mut sinks = Vec::new();
+        let mut by_address = HashMap::new();
         for work in unfinished {
-            by_path.insert(work.path.clone(), files.len());
-            files.push(LogFile::recover(&mut store, work, now));
+            by_address.insert(Address::File(work.path.clone()), sinks.len());
+            let file = LogFile::recover(&mut store, work, now);
+            sinks.push(Sink::File(Box::new(file)));
         }
         Self {
-            desk: Desk { store, files },
-            by_path,
+            desk: Desk {
+                store,
+                sinks,
+                scratch: Vec::new(),
+            },
+            by_address,
+            compressor: Compressor::default(),
             books: HashMap::new(),
             touched: Vec::new(),
             matched: Vec::new(),
@@ -156,13 +171,22 @@ impl LogWriter {
         }
         let tail_limit =
             usize::try_from(process.reel_bytes / TAIL_SHARE_OF_REEL).unwrap_or(usize::MAX);
+        let author = Author {
+            watcher: process.watcher.clone(),
+            wid: process.wid,
+            pid: process.pid,
+        };
         let streams = [(Kind::Out, &routes.out), (Kind::Err, &routes.err)].map(|(kind, route)| {
             let source = Source { serial, kind };
+            let target = route
+                .as_ref()
+                .map(|route| self.target(route, &author.watcher));
+            let limit = limit(tail_limit, target.as_ref());
             Stream {
                 source,
-                lines: Assembler::new(self.desk.store.done(source), tail_limit),
-                limit: tail_limit.min(MAX_LINE_BYTES),
-                target: route.as_ref().map(|route| self.target(route)),
+                lines: Assembler::new(self.desk.store.done(source), limit),
+                limit,
+                target,
                 stale: false,
                 next_route: None,
             }
@@ -171,8 +195,9 @@ impl LogWriter {
             serial,
             Book {
                 name: process.name.clone(),
-                pid: process.pid,
+                author,
                 streams,
+                tail_limit,
                 seen: oldest,
                 acknowledged: oldest,
                 unreported,
@@ -186,7 +211,7 @@ impl LogWriter {
 
     /// The routes that come now replace what was said before of each file.
     pub fn begin_update(&mut self) {
-        for file in &mut self.desk.files {
+        for file in self.desk.sinks.iter_mut().filter_map(Sink::file_mut) {
             file.renew_limits();
         }
     }
@@ -195,22 +220,27 @@ impl LogWriter {
     pub fn end_update(&mut self) {
         let mut used: HashSet<usize> = HashSet::new();
         for stream in self.books.values().flat_map(|book| &book.streams) {
-            used.extend(stream.target.as_ref().map(|target| target.file));
+            used.extend(stream.target.as_ref().map(|target| target.sink));
         }
-        for (index, file) in self.desk.files.iter_mut().enumerate() {
-            if !used.contains(&index) {
+        for (index, sink) in self.desk.sinks.iter_mut().enumerate() {
+            if let (false, Some(file)) = (used.contains(&index), sink.file_mut()) {
                 file.reopen();
             }
         }
     }
 
     /// Sends the further lines of a process elsewhere. True when the kernel must be asked for everything unacknowledged once more.
-    pub fn reroute(&mut self, serial: u64, routes: &Routes, now: Instant) -> bool {
+    pub fn reroute(&mut self, serial: u64, routes: &Routes, now: Now) -> bool {
         // What was taken in goes where it was to go; positions then say what is left.
         self.flush_files(now);
         let mut again = false;
         for (place, route) in [&routes.out, &routes.err].into_iter().enumerate() {
-            let fresh = route.as_ref().map(|route| self.target(route));
+            let watcher = self
+                .books
+                .get(&serial)
+                .map(|book| book.author.watcher.clone());
+            let watcher = watcher.unwrap_or_default();
+            let fresh = route.as_ref().map(|route| self.target(route, &watcher));
             let Some(book) = self.books.get_mut(&serial) else {
                 return false;
             };
@@ -218,10 +248,8 @@ impl LogWriter {
                 return false;
             };
             let stuck = stream.target.as_ref().is_some_and(|target| {
-                self.desk
-                    .files
-                    .get(target.file)
-                    .is_some_and(LogFile::is_stuck)
+                let sink = self.desk.sinks.get(target.sink);
+                sink.is_some_and(Sink::is_stuck)
             });
             if stuck {
                 // Part of its lines stand in that file already, and the rest of them must follow.
@@ -230,7 +258,8 @@ impl LogWriter {
             }
             stream.next_route = None;
             again |= stream.stale;
-            book.turn(&self.desk.store, place, fresh);
+            let limit = limit(book.tail_limit, fresh.as_ref());
+            book.turn(&self.desk.store, place, fresh, limit);
         }
         if let Some(book) = self.books.get_mut(&serial) {
             let matched = Source {
@@ -254,7 +283,7 @@ impl LogWriter {
         start: u64,
         records: impl IntoIterator<Item = Record>,
         payload: &[u8],
-        now: Instant,
+        now: Now,
     ) {
         let Some(book) = self.books.get_mut(&serial) else {
             return;
@@ -291,7 +320,7 @@ impl LogWriter {
     }
 
     /// A stream reached its end: its unfinished line will not be continued.
-    pub fn end(&mut self, serial: u64, kind: Kind, now: Instant) {
+    pub fn end(&mut self, serial: u64, kind: Kind, now: Now) {
         let Some(book) = self.books.get_mut(&serial) else {
             return;
         };
@@ -324,13 +353,13 @@ impl LogWriter {
     }
 
     /// Writes everything that is complete; answers the positions that may now be acknowledged, per process.
-    pub fn flush(&mut self, now: Instant) -> Vec<(u64, u64)> {
+    pub fn flush(&mut self, now: Now) -> Vec<(u64, u64)> {
         self.flush_files(now);
         let mut positions = Vec::with_capacity(self.touched.len());
         for serial in self.touched.drain(..) {
             if let Some(book) = self.books.get_mut(&serial) {
                 book.touched = false;
-                let position = book.position(&self.desk.store);
+                let position = book.position(&self.desk);
                 let again = std::mem::take(&mut book.acknowledge_again);
                 if position > book.acknowledged || again {
                     book.acknowledged = book.acknowledged.max(position);
@@ -341,28 +370,41 @@ impl LogWriter {
         positions
     }
 
-    fn flush_files(&mut self, now: Instant) {
-        let Desk { store, files } = &mut self.desk;
-        for (index, file) in files.iter_mut().enumerate() {
-            if file.flush(store, now).is_err() {
+    fn flush_files(&mut self, now: Now) {
+        let Desk { store, sinks, .. } = &mut self.desk;
+        for (index, sink) in sinks.iter_mut().enumerate() {
+            if sink.flush(store, now).is_err() {
                 for stream in self.books.values_mut().flat_map(|book| &mut book.streams) {
                     stream.stale |= stream
                         .target
                         .as_ref()
-                        .is_some_and(|target| target.file == index);
+                        .is_some_and(|target| target.sink == index);
                 }
             }
         }
     }
 
     /// Tries suspended files again. True when one resumed: the kernel must be asked for everything unacknowledged once more.
-    pub fn retry(&mut self, now: Instant) -> bool {
+    pub fn retry(&mut self, now: Now) -> bool {
         let mut resumed = Vec::new();
-        for (index, file) in self.desk.files.iter_mut().enumerate() {
-            if file.retry(&mut self.desk.store, now) {
+        let Desk { store, sinks, .. } = &mut self.desk;
+        for (index, sink) in sinks.iter_mut().enumerate() {
+            let behind = sink.is_behind();
+            if sink.retry(store, now) {
                 resumed.push(index);
             }
+            if behind {
+                // More of it is out: more may be acknowledged.
+                for (serial, book) in &mut self.books {
+                    let uses =
+                        |stream: &Stream| stream.target.as_ref().is_some_and(|t| t.sink == index);
+                    if book.streams.iter().any(uses) {
+                        touch(book, &mut self.touched, *serial);
+                    }
+                }
+            }
         }
+        self.compress(now.at);
         let mut turns = Vec::new();
         for (serial, book) in &mut self.books {
             for index in &resumed {
@@ -377,31 +419,65 @@ impl LogWriter {
             }
         }
         for (serial, place, route) in turns {
-            let target = route.as_ref().map(|route| self.target(route));
+            let watcher = self
+                .books
+                .get(&serial)
+                .map(|book| book.author.watcher.clone());
+            let watcher = watcher.unwrap_or_default();
+            let target = route.as_ref().map(|route| self.target(route, &watcher));
             if let Some(book) = self.books.get_mut(&serial) {
-                book.turn(&self.desk.store, place, target);
+                let limit = limit(book.tail_limit, target.as_ref());
+                book.turn(&self.desk.store, place, target, limit);
             }
         }
         !resumed.is_empty()
     }
 
+    /// Has rotated files compressed, one at a time.
+    fn compress(&mut self, now: Instant) {
+        if self.compressor.next_look().is_some_and(|at| at <= now) {
+            self.compressor.look(now);
+        }
+        while self.compressor.is_idle(now) {
+            let mut files = self.desk.sinks.iter_mut().filter_map(Sink::file_mut);
+            let Some(file) = files.find(|file| file.wants_compression()) else {
+                return;
+            };
+            match next_plain(file.path()) {
+                Ok(Some(plain)) => self.compressor.begin(file.path(), &plain, now),
+                Ok(None) => file.compressed_all(),
+                Err(error) => {
+                    // Most likely there is no directory yet.
+                    tracing::debug!(path = %file.path().display(), %error, "no rotated files");
+                    file.compressed_all();
+                }
+            }
+        }
+    }
+
     /// The earliest moment at which `retry` has something to do.
     #[must_use]
-    pub fn next_retry(&self) -> Option<Instant> {
-        self.desk
-            .files
-            .iter()
-            .filter_map(|file| Some(file.trouble()?.1))
-            .min()
+    pub fn next_retry(&self, now: Now) -> Option<Instant> {
+        let wants = |sink: &Sink| sink.file().is_some_and(LogFile::wants_compression);
+        let compress = match self.compressor.next_look() {
+            Some(at) => Some(at),
+            None if self.desk.sinks.iter().any(wants) => {
+                Some(self.compressor.paused_until().unwrap_or(now.at))
+            }
+            None => None,
+        };
+        let sinks = self.desk.sinks.iter();
+        let sinks = sinks.filter_map(|sink| sink.next_retry(now));
+        sinks.chain(compress).min()
     }
 
     /// What is wrong with which file, for people.
     #[must_use]
     pub fn troubles(&self) -> Vec<String> {
         self.desk
-            .files
+            .sinks
             .iter()
-            .filter_map(|file| Some(file.trouble()?.0.to_owned()))
+            .filter_map(|sink| Some(sink.trouble()?.0.to_owned()))
             .collect()
     }
 
@@ -430,39 +506,52 @@ impl LogWriter {
 
     /// Closes all files; each is opened by its path at the next line. For who moved them away.
     pub fn reopen(&mut self) {
-        for file in &mut self.desk.files {
+        for file in self.desk.sinks.iter_mut().filter_map(Sink::file_mut) {
             file.reopen();
         }
     }
 
-    fn target(&mut self, route: &Route) -> Target {
-        let path = settled(&route.path);
-        let file = match self.by_path.get(&path) {
-            Some(index) => *index,
-            None => {
-                self.desk.files.push(LogFile::new(path.clone()));
-                self.by_path.insert(path, self.desk.files.len() - 1);
-                self.desk.files.len() - 1
-            }
-        };
-        if let Some(log) = self.desk.files.get_mut(file) {
-            log.set_limits(route.limits);
+    fn target(&mut self, route: &Route, watcher: &str) -> Target {
+        let address = settled(&route.to);
+        let known = self.by_address.get(&address).copied().or_else(|| {
+            // One whose directory did not exist when it was first named, by another spelling.
+            let sinks = &self.desk.sinks;
+            sinks
+                .iter()
+                .position(|sink| settled(&sink.address()) == address)
+        });
+        let sink = known.unwrap_or_else(|| {
+            self.desk.sinks.push(Sink::new(&address));
+            self.desk.sinks.len() - 1
+        });
+        self.by_address.insert(address, sink);
+        if let Some(file) = self.desk.sinks.get_mut(sink).and_then(Sink::file_mut) {
+            file.set_limits(route.limits);
         }
         Target {
-            file,
-            prefix: route.time_format.as_deref().map(Prefix::new),
+            sink,
+            format: Format::new(&route.style, watcher),
         }
     }
 }
 
+/// Longest line of a stream.
+fn limit(tail_limit: usize, target: Option<&Target>) -> usize {
+    let format = target.map_or(MAX_LINE_BYTES, |target| target.format.max_line_bytes());
+    tail_limit.min(format)
+}
+
 /// The path with its directory resolved: two spellings of one file must not get two writers.
-fn settled(path: &Path) -> PathBuf {
-    match (
-        path.parent().and_then(|parent| parent.canonicalize().ok()),
-        path.file_name(),
-    ) {
-        (Some(parent), Some(name)) => parent.join(name),
-        _ => path.to_owned(),
+fn settled(address: &Address) -> Address {
+    let Address::File(path) = address else {
+        return address.clone();
+    };
+    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+    match (parent, path.file_name()) {
+        (Some(parent), Some(name)) if path.as_os_str() != OWN_STDOUT => {
+            Address::File(parent.join(name))
+        }
+        _ => address.clone(),
     }
 }
 

@@ -108,7 +108,7 @@ impl Supervisor {
         let config = self.named(name).ok()?.config();
         let files: Vec<String> = [&config.stdout, &config.stderr]
             .iter()
-            .filter_map(|stream| Some(stream.file()?.filename.display().to_string()))
+            .filter_map(|stream| stream.place())
             .collect();
         let concerns = |trouble: &&String| {
             // One that names no file concerns all that are logged.

@@ -1,18 +1,40 @@
 //! `stdout_stream.*` and `stderr_stream.*`.
 //!
-//! Owns where a watcher's output goes: a file, nowhere, or the manager's own output. Classes that exist only as
+//! Owns where a watcher's output goes: a file, the manager's own output, the system's log, nowhere. Classes that exist only as
 //! Python code are refused, because accepting them would lose output silently.
-//! Source: Circus 0.17.2's `circus.stream`.
+//! Source: Circus 0.17.2's `circus.stream`; reference/circus.md section 4.
+
+use std::path::PathBuf;
 
 use crate::config::fields::Fields;
 use crate::config::known;
 use crate::config::problem::Origin;
 use crate::config::resolve::Surroundings;
 use crate::config::scalar;
-use crate::config::types::{FileStreamConfig, StreamConfig};
+use crate::config::types::{
+    FancyConfig, FileStreamConfig, RotateWhen, RotationConfig, StreamConfig, SyslogAddress,
+    SyslogConfig,
+};
 
 /// Most rotated files kept: each rotation renames them all.
 const MAX_BACKUP_COUNT: i64 = 10_000;
+
+/// Most units between two rotations.
+const MAX_INTERVAL: i64 = 1_000_000;
+const WHEN: &str = "S, M, H, D, MIDNIGHT or W0 (Monday) to W6";
+/// The prefix of `FancyStdoutStream` unless it says otherwise, as in Circus.
+const FANCY_TIME: &str = "%Y-%m-%d %H:%M:%S";
+/// In the order of their numbers, from 1.
+const COLORS: [&str; 7] = ["red", "green", "yellow", "blue", "magenta", "cyan", "white"];
+/// In the order of their numbers, from 0. Source: RFC 5424 section 6.2.1 and syslog(3).
+const FACILITIES: [&str; 24] = [
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv",
+    "ftp", "ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4",
+    "local5", "local6", "local7",
+];
+const DAEMON: u8 = 3;
+/// Source: RFC 5426.
+const SYSLOG_PORT: u16 = 514;
 
 /// Reads the stream called `stream`, `stdout` or `stderr`.
 pub(super) fn resolve(
@@ -37,36 +59,107 @@ pub(super) fn resolve(
     let class_key = format!("{prefix}class");
     let class = fields.filled(&class_key);
     let origin = fields.origin(&class_key).unwrap_or(&first.origin);
-    match class.as_deref().map(str::trim) {
-        Some("FileStream" | "circus.stream.FileStream") | None => {
-            file(fields, &prefix, around, origin, false)
+    let name = class.as_deref().map_or("FileStream", str::trim);
+    let name = name.strip_prefix("circus.stream.").unwrap_or(name);
+    let Some(class) = CLASSES.iter().find(|class| class.name == name) else {
+        let names: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
+        fields.findings.error(
+            origin,
+            format!(
+                "{class_key} {name:?}: expected {}; classes written in Python are not supported",
+                names.join(", ")
+            ),
+        );
+        return StreamConfig::Unset;
+    };
+    report_useless(fields, class, &prefix);
+    match class.kind {
+        Kind::Null => StreamConfig::Null,
+        Kind::Stdout => StreamConfig::Stdout,
+        Kind::Fancy => StreamConfig::Fancy(FancyConfig {
+            color: fields.parsed(&format!("{prefix}color"), color).flatten(),
+            time_format: time_format(fields, &prefix).unwrap_or_else(|| FANCY_TIME.to_owned()),
+        }),
+        Kind::Syslog => StreamConfig::Syslog(syslog(fields, &prefix)),
+        Kind::File => file(fields, &prefix, around, origin, class.name),
+    }
+}
+
+/// Classes and the options they read beside `class`.
+struct Class {
+    name: &'static str,
+    kind: Kind,
+    options: &'static [&'static str],
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    File,
+    Stdout,
+    Fancy,
+    Syslog,
+    Null,
+}
+
+const PLAIN_FILE: &[&str] = &[
+    "filename",
+    "time_format",
+    "max_bytes",
+    "backup_count",
+    "compress",
+    "mkdir",
+];
+const TIMED_FILE: &[&str] = &[
+    "filename",
+    "time_format",
+    "max_bytes",
+    "backup_count",
+    "compress",
+    "mkdir",
+    "rotate_when",
+    "rotate_interval",
+    "utc",
+];
+
+const CLASSES: &[Class] = &[
+    class("FileStream", Kind::File, PLAIN_FILE),
+    class("WatchedFileStream", Kind::File, PLAIN_FILE),
+    class("TimedRotatingFileStream", Kind::File, TIMED_FILE),
+    class("json", Kind::File, TIMED_FILE),
+    class("StdoutStream", Kind::Stdout, &[]),
+    class("FancyStdoutStream", Kind::Fancy, &["color", "time_format"]),
+    class("syslog", Kind::Syslog, &["address", "facility", "format"]),
+    class("null", Kind::Null, &[]),
+    class("None", Kind::Null, &[]),
+];
+
+const fn class(name: &'static str, kind: Kind, options: &'static [&'static str]) -> Class {
+    Class {
+        name,
+        kind,
+        options,
+    }
+}
+
+/// Circus accepts and ignores what a class does not read; here it is said.
+fn report_useless(fields: &mut Fields<'_>, class: &Class, prefix: &str) {
+    for entry in fields.entries() {
+        let Some(option) = entry.key.strip_prefix(prefix) else {
+            continue;
+        };
+        if option == "class" || class.options.contains(&option) {
+            continue;
         }
-        Some("WatchedFileStream") => file(fields, &prefix, around, origin, true),
-        Some("TimedRotatingFileStream") => {
-            fields.findings.warn(
-                origin,
-                format!("{class_key}: rotation by time is not yet active, the file grows"),
-            );
-            file(fields, &prefix, around, origin, false)
-        }
-        Some("StdoutStream") => StreamConfig::Stdout,
-        Some("FancyStdoutStream") => {
-            fields.findings.warn(
-                origin,
-                format!("{class_key}: printed like StdoutStream, without colours"),
-            );
-            StreamConfig::Stdout
-        }
-        Some("null" | "None") => StreamConfig::Null,
-        Some(other) => {
-            fields.findings.error(
-                origin,
-                format!(
-                    "{class_key} {other:?}: expected FileStream, WatchedFileStream, StdoutStream or null; classes written in Python are not supported"
-                ),
-            );
-            StreamConfig::Unset
-        }
+        let text = match known::find(known::STREAM, option) {
+            Some(key) if key.effect == known::Effect::Active => {
+                format!("{} has no effect with class {}", entry.key, class.name)
+            }
+            None if known::suggestion(known::STREAM, option).is_none() => {
+                format!("{} is not known and has no effect", entry.key)
+            }
+            _ => continue,
+        };
+        fields.findings.warn(&entry.origin, text);
     }
 }
 
@@ -75,7 +168,7 @@ fn file(
     prefix: &str,
     around: &Surroundings,
     origin: &Origin,
-    watch_path: bool,
+    class: &str,
 ) -> StreamConfig {
     let Some(filename) = fields.path(&format!("{prefix}filename"), &around.directory) else {
         fields.findings.error(
@@ -84,19 +177,18 @@ fn file(
         );
         return StreamConfig::Unset;
     };
-    let format_key = format!("{prefix}time_format");
-    let time_format = fields.filled(&format_key).map(|text| {
-        let (format, unknown) = scalar::time_format(&text);
-        if !unknown.is_empty()
-            && let Some(origin) = fields.origin(&format_key)
-        {
-            fields.findings.warn(
-                origin,
-                format!("{format_key}: {} is printed as it is", unknown.join(", ")),
-            );
-        }
-        format
-    });
+    let when = fields.parsed(&format!("{prefix}rotate_when"), rotate_when);
+    if class == "TimedRotatingFileStream"
+        && fields.origin(&format!("{prefix}rotate_when")).is_none()
+    {
+        fields.findings.error(
+            origin,
+            format!("{prefix}rotate_when is missing, expected {WHEN}"),
+        );
+    }
+    let interval = fields.whole(&format!("{prefix}rotate_interval"), 1, MAX_INTERVAL);
+    let utc = fields.boolean(&format!("{prefix}utc"), false);
+    let timed = matches!(class, "TimedRotatingFileStream" | "json");
     StreamConfig::File(FileStreamConfig {
         filename,
         max_bytes: fields
@@ -105,9 +197,133 @@ fn file(
         backup_count: fields
             .whole(&format!("{prefix}backup_count"), 0, MAX_BACKUP_COUNT)
             .unwrap_or(0),
-        time_format,
-        watch_path,
+        time_format: time_format(fields, prefix),
+        watch_path: class == "WatchedFileStream",
+        rotation: when.filter(|_| timed).map(|when| RotationConfig {
+            when,
+            interval: interval.unwrap_or(1),
+            utc,
+        }),
+        compress: fields
+            .parsed(&format!("{prefix}compress"), compress)
+            .unwrap_or(false),
+        mkdir: fields.boolean(&format!("{prefix}mkdir"), false),
+        json: class == "json",
     })
+}
+
+fn time_format(fields: &mut Fields<'_>, prefix: &str) -> Option<String> {
+    let key = format!("{prefix}time_format");
+    let (format, unknown) = scalar::time_format(&fields.filled(&key)?);
+    if !unknown.is_empty()
+        && let Some(origin) = fields.origin(&key)
+    {
+        fields.findings.warn(
+            origin,
+            format!("{key}: {} is printed as it is", unknown.join(", ")),
+        );
+    }
+    Some(format)
+}
+
+fn syslog(fields: &mut Fields<'_>, prefix: &str) -> SyslogConfig {
+    let address = fields
+        .parsed(&format!("{prefix}address"), syslog_address)
+        .unwrap_or_else(|| SyslogAddress::Unix(PathBuf::from("/dev/log")));
+    let rfc5424 = fields.parsed(&format!("{prefix}format"), |text| {
+        match text.trim().to_lowercase().as_str() {
+            "rfc3164" => Ok(false),
+            "rfc5424" => Ok(true),
+            _ => Err("expected rfc3164 or rfc5424".to_owned()),
+        }
+    });
+    SyslogConfig {
+        facility: fields
+            .parsed(&format!("{prefix}facility"), facility)
+            .unwrap_or(DAEMON),
+        rfc5424: rfc5424.unwrap_or(matches!(address, SyslogAddress::Udp(..))),
+        address,
+    }
+}
+
+fn rotate_when(text: &str) -> Result<RotateWhen, String> {
+    match text.trim().to_uppercase().as_str() {
+        "S" => Ok(RotateWhen::Second),
+        "M" => Ok(RotateWhen::Minute),
+        "H" => Ok(RotateWhen::Hour),
+        "D" => Ok(RotateWhen::Day),
+        "MIDNIGHT" => Ok(RotateWhen::Midnight),
+        other => match other.strip_prefix('W').map(str::parse) {
+            Some(Ok(day @ 0..=6)) => Ok(RotateWhen::Weekday(day)),
+            _ => Err(format!("expected {WHEN}")),
+        },
+    }
+}
+
+fn compress(text: &str) -> Result<bool, String> {
+    match text.trim().to_lowercase().as_str() {
+        "gzip" => Ok(true),
+        other => match scalar::boolean(other) {
+            Ok(false) => Ok(false),
+            _ => Err("expected gzip or no".to_owned()),
+        },
+    }
+}
+
+/// Circus's `random` and an empty value leave the choice to us.
+fn color(text: &str) -> Result<Option<u8>, String> {
+    let text = text.trim().to_lowercase();
+    if text.is_empty() || text == "random" {
+        return Ok(None);
+    }
+    COLORS
+        .iter()
+        .zip(1..)
+        .find(|(name, _)| **name == text)
+        .map(|(_, number)| Some(number))
+        .ok_or_else(|| format!("expected {}", COLORS.join(", ")))
+}
+
+fn facility(text: &str) -> Result<u8, String> {
+    let text = text.trim().to_lowercase();
+    FACILITIES
+        .iter()
+        .zip(0..)
+        .find(|(name, _)| **name == text)
+        .map(|(_, number)| number)
+        .ok_or_else(|| "expected a facility like daemon, user or local0 to local7".to_owned())
+}
+
+fn syslog_address(text: &str) -> Result<SyslogAddress, String> {
+    let expected = || "expected the path of a socket or syslog://HOST[:PORT]".to_owned();
+    let text = text.trim();
+    if text.starts_with('/') {
+        return Ok(SyslogAddress::Unix(PathBuf::from(text)));
+    }
+    let rest = text.strip_prefix("syslog://").ok_or_else(expected)?;
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = match rest.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']').ok_or_else(expected)?;
+            (host, port.strip_prefix(':'))
+        }
+        None => match rest.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (rest, None),
+        },
+    };
+    let port = match port {
+        Some(port) => port
+            .parse()
+            .ok()
+            .filter(|port| *port > 0)
+            .ok_or_else(expected)?,
+        None => SYSLOG_PORT,
+    };
+    if host.is_empty() {
+        return Err(expected());
+    }
+    Ok(SyslogAddress::Udp(host.to_owned(), port))
 }
 
 /// `stdout_stream = …` without a dot crashes Circus.
@@ -118,5 +334,41 @@ fn report_undotted(fields: &mut Fields<'_>, stream: &str) {
             origin,
             format!("{key}: expected an option of it like {key}.filename"),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_in_any_case() {
+        assert_eq!(rotate_when("midnight"), Ok(RotateWhen::Midnight));
+        assert_eq!(rotate_when(" w6 "), Ok(RotateWhen::Weekday(6)));
+        assert!(rotate_when("W7").is_err() && rotate_when("").is_err());
+    }
+
+    #[test]
+    fn addresses() {
+        let udp = |host: &str, port| Ok(SyslogAddress::Udp(host.to_owned(), port));
+        assert_eq!(syslog_address("syslog://loghost"), udp("loghost", 514));
+        assert_eq!(
+            syslog_address("syslog://10.0.0.1:5514/"),
+            udp("10.0.0.1", 5514)
+        );
+        assert_eq!(syslog_address("syslog://[::1]:5514"), udp("::1", 5514));
+        assert_eq!(
+            syslog_address("/dev/log"),
+            Ok(SyslogAddress::Unix("/dev/log".into()))
+        );
+        for bad in [
+            "loghost",
+            "syslog://",
+            "syslog://x:0",
+            "syslog://[::1",
+            "tcp://x",
+        ] {
+            assert!(syslog_address(bad).is_err(), "{bad}");
+        }
     }
 }

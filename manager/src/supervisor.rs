@@ -24,19 +24,23 @@ use crate::kernel_link::{Inventory, KernelLink};
 use crate::logs::thread::{LogReport, LogThread};
 use crate::pidfd::Members;
 use crate::probe::ready::Gate;
+use crate::procinfo::Statistics;
 use crate::state::Kept;
 use crate::watcher::{Action, Moment, StartFailure, Watcher};
 
 mod announce;
 mod change;
+mod doctor;
 mod ending;
 mod gates;
+mod inspect;
 mod kernel;
 mod membership;
 mod plan;
 mod probes;
 mod queries;
 mod requests;
+mod shown_options;
 mod tasks;
 mod tickets;
 
@@ -188,6 +192,8 @@ pub struct Supervisor {
     logs_due: Option<Instant>,
     kernel_trouble: Option<String>,
     log_troubles: Vec<String>,
+    /// Looks into `/proc`; none before the first question.
+    statistics: Option<Statistics>,
     /// What happened, for whoever listens.
     events_log: EventLog,
     /// Which states of the watchers were told.
@@ -211,6 +217,7 @@ impl Supervisor {
             config: config.clone(),
             events_log: EventLog::new(format!("{:x}-{}", epoch_ms(), std::process::id())),
             announced: HashMap::new(),
+            statistics: None,
             addresses: setup.addresses,
             watchers: BTreeMap::new(),
             keys: HashMap::new(),

@@ -13,6 +13,7 @@ mod lifecycle;
 mod logs;
 mod logs_killed;
 mod logs_streams;
+mod papactl;
 mod probes;
 mod stack;
 mod web_stack;

@@ -192,7 +192,12 @@ pub struct KillArgs {
     #[arg(long, value_name = "SIGNAL")]
     pub signum: Option<String>,
     /// Seconds until they are killed, instead of the watcher's
-    #[arg(long, visible_alias = "graceful_timeout", value_name = "SECONDS")]
+    #[arg(
+        long,
+        visible_alias = "graceful_timeout",
+        allow_negative_numbers = true,
+        value_name = "SECONDS"
+    )]
     pub graceful_timeout: Option<f64>,
 }
 

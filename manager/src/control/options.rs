@@ -113,7 +113,15 @@ fn kind(key: &str) -> Kind {
         | "singleton" | "autostart" | "on_demand" | "use_papa" | "use_sockets"
         | "close_child_stdin" | "close_child_stdout" | "close_child_stderr" => Kind::Flag,
         "stop_signal" => Kind::Signal,
-        _ => Kind::Text,
+        _ => match known::find(known::WATCHER, key)
+            .or_else(|| known::find(known::CIRCUS, key))
+            .map(|key| key.accepts)
+        {
+            Some("whole number") => Kind::Whole,
+            Some("seconds") => Kind::Number,
+            Some("yes or no") => Kind::Flag,
+            _ => Kind::Text,
+        },
     }
 }
 

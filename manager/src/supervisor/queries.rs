@@ -11,13 +11,13 @@ use crate::control::message::{
     Command, Errno, ListReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply, Request,
     RequestError, StatusReply, WatcherState, log_files,
 };
-use crate::supervisor::Supervisor;
 use crate::supervisor::tickets::answer;
+use crate::supervisor::{Supervisor, shown_options};
 use crate::watcher::Watcher;
 
 impl Supervisor {
     /// Answers a request that changes nothing.
-    pub(super) fn look(&self, request: Request, reply: oneshot::Sender<Reply>) {
+    pub(super) fn look(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
         match &request.command {
             Command::Status { name } => {
                 let status = self.status(name.as_deref());
@@ -36,11 +36,26 @@ impl Supervisor {
                 answer(request, reply, Ok(&count));
             }
             Command::Options { name } => {
-                let options = self.named(name).map(|watcher| OptionsReply {
-                    options: texts(&watcher.config().options),
-                });
+                let options = self.options(name).map(|options| OptionsReply { options });
                 answer(request, reply, options.as_ref());
             }
+            Command::Get { name, keys } => {
+                let options = self
+                    .options(name)
+                    .and_then(|options| shown_options::some(options, keys));
+                answer(request, reply, options.as_ref());
+            }
+            Command::GlobalOptions { option } => {
+                let options = shown_options::of_circus(&self.config, option.as_deref());
+                answer(request, reply, options.as_ref());
+            }
+            Command::Stats { name, process, .. } => {
+                let (name, process) = (name.clone(), *process);
+                self.stats(name.as_deref(), process, request, reply);
+            }
+            Command::DStats => self.own_stats(request, reply),
+            Command::ListSockets => self.list_sockets(request, reply),
+            Command::Doctor => self.examine(request, reply),
             Command::Logs { name } => {
                 let logs = match name {
                     Some(name) => self
@@ -60,6 +75,11 @@ impl Supervisor {
                 answer::<()>(request, reply, Err(&error));
             }
         }
+    }
+
+    fn options(&self, name: &str) -> Result<BTreeMap<String, Value>, RequestError> {
+        let watcher = self.named(name)?;
+        Ok(shown_options::of_watcher(watcher.config(), watcher.count()))
     }
 
     pub(super) fn named(&self, name: &str) -> Result<&Watcher, RequestError> {
@@ -174,11 +194,4 @@ impl Supervisor {
             },
         })
     }
-}
-
-fn texts(options: &BTreeMap<String, String>) -> BTreeMap<String, Value> {
-    options
-        .iter()
-        .map(|(key, text)| (key.clone(), text.as_str().into()))
-        .collect()
 }

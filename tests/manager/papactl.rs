@@ -1,0 +1,411 @@
+//! `papactl` as people and scripts use it: every verb once, exit status, JSON, what is said when something is wrong.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::harness::{binary, private_command, procfs, wait_until};
+use crate::stack::Stack;
+
+const TWO: &str = "[watcher:Web]\ncmd = sleep 1000\nnumprocesses = 2\n[watcher:worker]\ncmd = sleep 1000\n\
+    [socket:api]\npath = DIR/api.sock\n";
+
+/// A command that ignores TERM, and the file it makes once it does.
+const DEAF: &str = "[watcher:deaf]\ncmd = sh -c 'trap \"\" TERM; echo up > DIR/up; while :; do sleep 0.2; done'\n\
+    copy_env = true\ngraceful_timeout = 60\n";
+
+fn papactl(stack: &Stack) -> Command {
+    let mut command = private_command(&binary("papactl"), stack.kernel.directory());
+    command
+        .current_dir(stack.kernel.directory())
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(stack: &Stack, line: &str) -> Output {
+    papactl(stack)
+        .args(line.split_whitespace())
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output of a command that succeeds.
+#[track_caller]
+fn done(stack: &Stack, line: &str) -> String {
+    let output = run(stack, line);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "papactl {line}: {said}");
+    let printed = text(&output.stdout);
+    assert!(
+        !printed.contains('\x1b') && !said.contains(['\x1b', '\r']),
+        "papactl {line}: escapes in a pipe"
+    );
+    printed
+}
+
+/// The one line of JSON of a command that succeeds.
+#[track_caller]
+fn json(stack: &Stack, line: &str) -> Value {
+    let printed = done(stack, &format!("{line} --json"));
+    assert_eq!(printed.lines().count(), 1, "papactl {line}: {printed}");
+    serde_json::from_str(&printed).unwrap()
+}
+
+/// What a command says that fails with `code`.
+#[track_caller]
+fn failed(stack: &Stack, line: &str, code: i32) -> String {
+    let output = run(stack, line);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "papactl {line}: {said}");
+    assert!(!said.is_empty(), "papactl {line} fails silently");
+    said
+}
+
+#[test]
+fn what_runs_is_shown() {
+    let stack = Stack::start(TWO);
+    let pids = stack.wait_pids("web", 2);
+    let status = done(&stack, "status");
+    assert!(status.contains("Web     active    2/2"), "{status}");
+    assert!(status.lines().all(|line| line.len() <= 80));
+    assert_eq!(done(&stack, "status web*").lines().count(), 1);
+    assert_eq!(
+        json(&stack, "status")["statuses"],
+        json!({"Web": "active", "worker": "active"})
+    );
+    assert_eq!(done(&stack, "list"), "web,worker\n");
+    assert_eq!(
+        done(&stack, "list web"),
+        format!("{},{}\n", pids[&1], pids[&2])
+    );
+    assert_eq!(
+        json(&stack, "list web")["pids"],
+        json!([pids[&1], pids[&2]])
+    );
+    assert_eq!(done(&stack, "numprocesses"), "3\n");
+    assert_eq!(done(&stack, "numwatchers"), "2\n");
+    assert!(failed(&stack, "status nope", 1).contains("program nope not found"));
+    assert!(failed(&stack, "list nope", 1).contains("not found"));
+}
+
+#[test]
+fn options_have_values_and_defaults() {
+    let stack = Stack::start(TWO);
+    assert_eq!(
+        done(&stack, "get web numprocesses cmd"),
+        "cmd: sleep 1000\nnumprocesses: 2\n"
+    );
+    let options = json(&stack, "options web")["options"].clone();
+    for (key, value) in [
+        ("numprocesses", json!(2)),
+        ("graceful_timeout", json!(30)),
+        ("stop_signal", json!(15)),
+        ("respawn", json!(true)),
+        ("uid", Value::Null),
+    ] {
+        assert_eq!(options[key], value, "{key}");
+    }
+    assert!(done(&stack, "options").contains("loglevel: info\n"));
+    assert_eq!(done(&stack, "globaloptions loglevel"), "loglevel: info\n");
+    assert!(failed(&stack, "get web numproceses", 1).contains("numprocesses"));
+    assert!(failed(&stack, "globaloptions nope", 1).contains("nope"));
+    assert!(failed(&stack, "options nope", 1).contains("not found"));
+}
+
+#[test]
+fn statistics_and_sockets_have_the_shape_of_circus() {
+    let stack = Stack::start(TWO);
+    let pids = stack.wait_pids("web", 2);
+    let printed = done(&stack, "stats");
+    assert!(printed.starts_with("Web:\n"), "{printed}");
+    assert!(
+        printed.contains(&format!("{}: {}  sleep ", pids[&1], pids[&1])),
+        "{printed}"
+    );
+    let info = json(&stack, &format!("stats web {}", pids[&2]))["info"].clone();
+    assert_eq!((&info["pid"], &info["wid"]), (&json!(pids[&2]), &json!(2)));
+    assert_eq!(
+        json(&stack, "stats")["infos"]["Web"]
+            .as_object()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert!(failed(&stack, "stats web 1", 1).contains("pid"));
+    assert!(done(&stack, "dstats").starts_with("Main Process:\n    "));
+    let path = stack.kernel.directory().join("api.sock");
+    let sockets = json(&stack, "listsockets")["sockets"].clone();
+    assert_eq!(
+        (&sockets[0]["name"], &sockets[0]["path"]),
+        (&json!("api"), &json!(path))
+    );
+    let printed = done(&stack, "listsockets");
+    assert_eq!(
+        printed,
+        format!("{}:socket 'api' at {}\n", sockets[0]["fd"], path.display())
+    );
+}
+
+#[test]
+fn watchers_are_stopped_started_and_restarted() {
+    let stack = Stack::start(TWO);
+    let first = stack.wait_pids("web", 2);
+    let stopped = done(&stack, "stop WEB");
+    assert_eq!(
+        stopped.split_whitespace().collect::<Vec<_>>(),
+        ["Web", "stopped", "0/2"]
+    );
+    assert!(first.values().all(|pid| !procfs::alive(*pid)));
+    assert!(done(&stack, "start w(e|o)b$ --match regex").starts_with("Web  active"));
+    let second = stack.wait_pids("web", 2);
+    assert_eq!(
+        json(&stack, "restart web --waiting")["statuses"]["Web"],
+        "active"
+    );
+    let third = stack.wait_pids("web", 2);
+    assert!(
+        third
+            .values()
+            .all(|pid| !second.values().any(|old| old == pid))
+    );
+    assert!(failed(&stack, "stop w* --match simple", 1).contains("w*"));
+    assert!(failed(&stack, "stop nope", 1).contains("not found"));
+    assert!(failed(&stack, "stop ( --match regex", 1).contains("regular expression"));
+}
+
+#[test]
+fn a_wait_that_is_too_long_says_what_is_missing() {
+    let stack = Stack::start(DEAF);
+    let path = stack.kernel.directory().join("up");
+    wait_until("the worker ignores signals", || path.exists());
+    let said = failed(&stack, "stop deaf --timeout 0.2", 1);
+    assert!(
+        said.contains("not done within 0.2 s: deaf stopping 1/1"),
+        "{said}"
+    );
+    assert!(said.contains("goes on"), "{said}");
+    assert_eq!(stack.state("deaf"), "stopping", "the work goes on");
+    assert!(done(&stack, "stop deaf --no-wait").starts_with("deaf  stopping"));
+    let output = run(&stack, "stop deaf --timeout 0.2 --json");
+    let reply: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (output.status.code(), &reply["status"]),
+        (Some(1), &json!("error"))
+    );
+}
+
+#[test]
+fn an_interrupted_wait_says_that_the_work_goes_on() {
+    let stack = Stack::start(DEAF);
+    let path = stack.kernel.directory().join("up");
+    wait_until("the worker ignores signals", || path.exists());
+    let child = papactl(&stack)
+        .args(["stop", "deaf"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the stop is under way", || {
+        stack.state("deaf") == "stopping"
+    });
+    let pid = i32::try_from(child.id()).unwrap();
+    procfs::signal(pid, nix::sys::signal::Signal::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("interrupted") && said.contains("goes on"),
+        "{said}"
+    );
+    assert_eq!(stack.state("deaf"), "stopping");
+}
+
+#[test]
+fn wrong_arguments_are_usage_errors_and_say_what_is_accepted() {
+    let stack = Stack::start(TWO);
+    for (line, expected) in [
+        ("frobnicate", "frobnicate"),
+        ("set web numprocesses many", "a whole number"),
+        ("set web numproceses 2", "did you mean"),
+        ("set web cmd", "2"),
+        ("set web a b c", "has no value"),
+        ("get web", "KEY"),
+        ("signal web NOPE", "expected a signal"),
+        ("signal web zero HUP", "process id"),
+        ("kill web --graceful-timeout -1", "graceful"),
+        ("kill web --signum NOPE", "expected a signal"),
+        ("incr web x", "x"),
+        ("reload --sequential --terminate", "terminate"),
+        ("stop --match regex", "NAME"),
+        ("add web", "CMD"),
+        ("add --option x new sleep", "KEY=VALUE"),
+        ("listen --since x", "number of an event"),
+        ("completions nosuchshell", "bash"),
+        ("status --timeout 0", "above 0"),
+        ("status --namespace a.b/c", "namespace"),
+        ("status --config nope.ini", "nope.ini"),
+    ] {
+        let said = failed(&stack, line, 2);
+        assert!(said.contains(expected), "papactl {line}: {said}");
+    }
+}
+
+#[test]
+fn events_are_printed_as_they_come() {
+    let stack = Stack::start(TWO);
+    let pid = stack.wait_pids("worker", 1)[&1];
+    let log = stack.kernel.directory().join("events");
+    let mut child = papactl(&stack)
+        .args(["listen", "watcher.worker.", "--since", "0"])
+        .stdout(fs::File::create(&log).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let events = || -> Vec<Value> {
+        let text = fs::read_to_string(&log).unwrap();
+        let whole = text.lines().filter(|line| line.ends_with('}'));
+        whole
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    wait_until("the start is told", || events().len() >= 2);
+    stack.request("stop", "worker");
+    wait_until("the stop is told", || {
+        events()
+            .iter()
+            .any(|event| event["topic"] == "watcher.worker.stop")
+    });
+    let all = events();
+    assert_eq!(all[0]["process_pid"], pid);
+    assert!(
+        all.iter().all(|event| event["watcher"] == "worker"),
+        "{all:?}"
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn the_doctor_finds_what_differs_from_the_file() {
+    let stack = Stack::start(TWO);
+    stack.wait_pids("web", 2);
+    let healthy = json(&stack, "doctor");
+    let findings = healthy["findings"].as_array().unwrap();
+    assert!(
+        findings.iter().all(|finding| finding["level"] == "ok"),
+        "{healthy}"
+    );
+    let of = |about: &str| findings.iter().any(|finding| finding["about"] == about);
+    assert!(
+        ["kernel", "claim", "ledger", "held", "logs", "drift", "file"]
+            .iter()
+            .all(|about| of(about))
+    );
+    let path = stack.kernel.directory().join("stack.ini");
+    let ini = fs::read_to_string(&path).unwrap();
+    fs::write(&path, ini.replace("numprocesses = 2", "numprocesses = 3")).unwrap();
+    let printed = done(&stack, "doctor");
+    assert!(
+        printed.contains("notice") && printed.contains("reloadconfig"),
+        "{printed}"
+    );
+    fs::write(&path, "[watcher:web]\nnonsense\n").unwrap();
+    let output = run(&stack, "doctor");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stdout).contains("stack.ini:2"),
+        "{}",
+        text(&output.stdout)
+    );
+}
+
+#[test]
+fn the_kernel_is_shown_dumped_and_started_anew() {
+    let stack = Stack::start(TWO);
+    let pids = stack.wait_pids("web", 2);
+    let before = json(&stack, "kernel status")["kernel"]["incarnation"]
+        .as_u64()
+        .unwrap();
+    assert!(done(&stack, "kernel status").contains("processes  3 running of 3"));
+    assert!(done(&stack, "kernel upgrade").contains("3 of 3 processes run on"));
+    let after = json(&stack, "kernel status")["kernel"]["incarnation"]
+        .as_u64()
+        .unwrap();
+    assert!(after > before);
+    let dump = json(&stack, "kernel dump");
+    assert_eq!(dump["processes"].as_array().unwrap().len(), 3);
+    assert_eq!(dump["sockets"][0]["name"], "circus.api");
+    assert_eq!(stack.wait_pids("web", 2), pids);
+}
+
+#[test]
+fn the_manager_is_found_or_looked_for() {
+    let stack = Stack::start(TWO);
+    // The one that runs is meant, also by its file and its name.
+    for line in [
+        "status",
+        "status --namespace circus",
+        "status --config stack.ini",
+    ] {
+        assert!(done(&stack, line).contains("Web"), "{line}");
+    }
+    let said = failed(&stack, "status --namespace other", 1);
+    assert!(
+        said.contains("other") && said.contains("papactl up"),
+        "{said}"
+    );
+    // Another one beside it: now it must be said which.
+    let ini = format!(
+        "[circus]\nnamespace = second\npapa_endpoint = unix:{}\n[watcher:x]\ncmd = sleep 1000\n",
+        stack.kernel.socket_path().display()
+    );
+    fs::write(stack.kernel.directory().join("second.ini"), ini).unwrap();
+    assert!(done(&stack, "up second.ini").contains("x  active"));
+    let said = failed(&stack, "status", 2);
+    assert!(
+        said.contains("circus, second") && said.contains("--namespace"),
+        "{said}"
+    );
+    assert!(done(&stack, "list --namespace second").contains('x'));
+    assert!(done(&stack, "quit --config second.ini").contains("1 worker runs on"));
+    assert!(done(&stack, "status").contains("Web"));
+}
+
+#[test]
+fn completions_and_help_need_no_manager() {
+    let stack = Stack::start(TWO);
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(
+            done(&stack, &format!("completions {shell}")).contains("reloadconfig"),
+            "{shell}"
+        );
+    }
+    let help = done(&stack, "help reload");
+    assert!(
+        help.contains("Example") && help.contains("--sequential"),
+        "{help}"
+    );
+    assert_eq!(done(&stack, "reopenlogs"), "ok\n");
+}
+
+#[test]
+fn quit_leaves_the_workers_and_down_leaves_nothing() {
+    let mut stack = Stack::start(TWO);
+    let pids = stack.wait_pids("web", 2);
+    assert_eq!(done(&stack, "quit"), "manager: ended; 3 workers run on\n");
+    assert!(stack.wait_manager_end().success());
+    assert!(failed(&stack, "status", 1).contains("papactl up FILE"));
+    stack.start_manager();
+    assert_eq!(stack.wait_pids("web", 2), pids);
+    let reply = json(&stack, "down");
+    assert_eq!(
+        (&reply["status"], &reply["manager"]),
+        (&json!("ok"), &json!("ended"))
+    );
+    assert!(pids.values().all(|pid| !procfs::alive(*pid)));
+}

@@ -9,6 +9,7 @@ mod harness;
 mod control;
 mod crash;
 mod ini_oracle;
+mod isolation;
 mod lifecycle;
 mod logs;
 mod logs_killed;

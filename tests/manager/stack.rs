@@ -127,6 +127,13 @@ impl Stack {
             .expect("the manager answers")
     }
 
+    /// Sends a request that is answered at once; its work goes on.
+    #[track_caller]
+    pub(crate) fn request_now(&self, command: &str, name: &str) -> Value {
+        self.try_request(command, &json!({"name": name, "waiting": false}))
+            .expect("the manager answers")
+    }
+
     /// Sends a request to every watcher.
     #[track_caller]
     pub(crate) fn request_all(&self, command: &str) -> Value {

@@ -78,6 +78,65 @@ impl Venv {
         Ok(Self { root })
     }
 
+    /// The INI files of Circus's source package, sorted; it is fetched once, beside the environment.
+    ///
+    /// # Errors
+    /// It is not to be had.
+    pub fn circus_ini_files(&self) -> Result<Vec<PathBuf>, String> {
+        let parent = self
+            .root()
+            .parent()
+            .ok_or("the environment has no parent")?;
+        let root = parent.join("circus-0.17.2-source");
+        let lock = fs::File::create(parent.join("circus-0.17.2-source.lock"))
+            .map_err(|error| error.to_string())?;
+        let _lock =
+            Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error.to_string())?;
+        let unpacked = root.join("circus-0.17.2");
+        if !root.join("complete").exists() {
+            let _ = fs::remove_dir_all(&root);
+            fs::create_dir_all(&root).map_err(|error| error.to_string())?;
+            run(Command::new(self.python())
+                .args([
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                ])
+                .args([
+                    "circus==0.17.2",
+                    "--no-deps",
+                    "--no-binary",
+                    ":all:",
+                    "--dest",
+                ])
+                .arg(&root))?;
+            run(Command::new("tar")
+                .arg("-xzf")
+                .arg(root.join("circus-0.17.2.tar.gz"))
+                .arg("-C")
+                .arg(&root))?;
+            fs::write(root.join("complete"), "").map_err(|error| error.to_string())?;
+        }
+        let mut files = Vec::new();
+        let mut folders = vec![unpacked];
+        while let Some(folder) = folders.pop() {
+            for entry in
+                fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?
+            {
+                let path = entry.map_err(|error| error.to_string())?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "ini") {
+                    files.push(path);
+                }
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
     /// Its interpreter.
     pub fn python(&self) -> PathBuf {
         self.root.join("bin/python")

@@ -4,11 +4,9 @@
 //! is read twice, without and with the variables some of them want.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::fcntl::{Flock, FlockArg};
 use papa_manager::config::types::{RlimitValue, SocketConfig, SocketFamily, SocketType};
 use papa_manager::config::{
     Config, ConfigErrors, Problem, Surroundings, WatcherConfig, include, load, problem,
@@ -81,7 +79,7 @@ const ALL: [&str; 3] = [SHELL_TEXT, SECTION_NAME, REFUSED];
 #[test]
 fn every_file_of_the_circus_package_means_the_same() {
     let Some(venv) = Venv::get() else { return };
-    let files = match package(&venv) {
+    let files = match venv.circus_ini_files() {
         Ok(files) => files,
         Err(why) => return skipped(&why),
     };
@@ -463,74 +461,4 @@ fn ask_circus(venv: &Venv, variables: &[(&str, &str)], files: &[PathBuf]) -> Vec
         .collect();
     assert_eq!(answers.len(), files.len());
     answers
-}
-
-/// The INI files of the source package, fetched once beside the environment.
-fn package(venv: &Venv) -> Result<Vec<PathBuf>, String> {
-    let parent = venv
-        .root()
-        .parent()
-        .ok_or("the environment has no parent")?;
-    let root = parent.join("circus-0.17.2-source");
-    let lock = fs::File::create(parent.join("circus-0.17.2-source.lock"))
-        .map_err(|error| error.to_string())?;
-    let _lock =
-        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error.to_string())?;
-    let unpacked = root.join("circus-0.17.2");
-    if !root.join("complete").exists() {
-        let _ = fs::remove_dir_all(&root);
-        fs::create_dir_all(&root).map_err(|error| error.to_string())?;
-        run(Command::new(venv.python())
-            .args([
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--disable-pip-version-check",
-            ])
-            .args([
-                "circus==0.17.2",
-                "--no-deps",
-                "--no-binary",
-                ":all:",
-                "--dest",
-            ])
-            .arg(&root))?;
-        run(Command::new("tar")
-            .arg("-xzf")
-            .arg(root.join("circus-0.17.2.tar.gz"))
-            .arg("-C")
-            .arg(&root))?;
-        fs::write(root.join("complete"), "").map_err(|error| error.to_string())?;
-    }
-    let mut files = Vec::new();
-    let mut folders = vec![unpacked];
-    while let Some(folder) = folders.pop() {
-        for entry in
-            fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?
-        {
-            let path = entry.map_err(|error| error.to_string())?.path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "ini") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!(
-        "{command:?}: {}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    ))
 }

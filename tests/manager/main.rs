@@ -14,6 +14,7 @@ mod lifecycle;
 mod logs;
 mod logs_killed;
 mod logs_streams;
+mod own_files;
 mod papactl;
 mod probes;
 mod stack;

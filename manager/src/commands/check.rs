@@ -1,6 +1,7 @@
 //! `papactl check`: reads an INI file and reports every mistake in it; starts nothing.
 
 use std::fmt::Write;
+use std::io::IsTerminal;
 
 use serde_json::{Value, json};
 
@@ -15,10 +16,11 @@ pub(super) fn run(common: &Common, args: &CheckArgs) -> Result<(), CommandError>
     let config = match config::load(&args.file, &around) {
         Ok(config) => config,
         Err(errors) => {
-            if !common.json {
-                print_warnings(&errors.warnings, usize::MAX);
+            if common.json {
+                return Err(errors.into());
             }
-            return Err(errors.into());
+            print_findings(&errors.errors, &errors.warnings);
+            return Err(CommandError::Checked);
         }
     };
     if common.json {
@@ -31,8 +33,56 @@ pub(super) fn run(common: &Common, args: &CheckArgs) -> Result<(), CommandError>
             "warnings": problems(&config.warnings),
         }));
     }
-    print_warnings(&config.warnings, usize::MAX);
+    print_findings(&[], &config.warnings);
     print(&summary(&config))
+}
+
+/// Mistakes and warnings in the order of the file, on standard error; then how many.
+fn print_findings(errors: &[Problem], warnings: &[Problem]) {
+    let errors = errors.iter().map(|problem| (problem, "error"));
+    let mut findings: Vec<_> = errors
+        .chain(warnings.iter().map(|problem| (problem, "warning")))
+        .collect();
+    // A stable sort: the files' own order, one after another.
+    findings.sort_by_key(|(problem, _)| {
+        let origin = &problem.origin;
+        (origin.file(), origin.line(), origin.column())
+    });
+    let columns = std::io::stderr().is_terminal().then_some(table::COLUMNS);
+    for (problem, kind) in &findings {
+        let text = format!("{}: {kind}: {}", problem.origin, problem.message);
+        note(&wrapped(&table::printable(&text), columns));
+    }
+    let mistakes = findings.iter().filter(|(_, kind)| *kind == "error").count();
+    if mistakes > 0 {
+        note(&format!(
+            "papactl: {}, {}; nothing would be started",
+            count(mistakes, "mistake"),
+            count(findings.len() - mistakes, "warning"),
+        ));
+    }
+}
+
+/// Broken between words at `columns`, what follows indented; in a pipe one line stays one line, for editors and grep.
+fn wrapped(text: &str, columns: Option<usize>) -> String {
+    let Some(columns) = columns else {
+        return text.to_owned();
+    };
+    let mut lines = String::new();
+    let mut width = 0;
+    for (index, word) in text.split(' ').enumerate() {
+        let length = word.chars().count();
+        if index > 0 && width + 1 + length > columns {
+            lines.push_str("\n    ");
+            width = 4;
+        } else if index > 0 {
+            lines.push(' ');
+            width += 1;
+        }
+        lines.push_str(word);
+        width += length;
+    }
+    lines
 }
 
 /// Problems as JSON.
@@ -93,4 +143,23 @@ fn summary(config: &Config) -> String {
 
 fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_findings_are_broken_between_words_on_a_terminal_only() {
+        let text = "f.ini:1:2: error: one two three";
+        assert_eq!(wrapped(text, None), text);
+        assert_eq!(
+            wrapped(text, Some(20)),
+            "f.ini:1:2: error:\n    one two three"
+        );
+        assert_eq!(
+            wrapped("averyveryverylongword x", Some(8)),
+            "averyveryverylongword\n    x"
+        );
+    }
 }

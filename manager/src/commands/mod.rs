@@ -86,6 +86,9 @@ pub enum CommandError {
     /// The failure is part of what was already printed.
     #[error("not everything was done")]
     Reported,
+    /// The configuration is wrong, and every mistake was printed.
+    #[error("the configuration has mistakes")]
+    Checked,
     /// Printing failed; nobody is left to tell when it is the reader that went.
     #[error("writing the result: {0}")]
     Output(#[from] io::Error),
@@ -94,7 +97,7 @@ pub enum CommandError {
 impl CommandError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Usage(_) => EXIT_USAGE,
+            Self::Config(_) | Self::Usage(_) | Self::Checked => EXIT_USAGE,
             Self::Manager(_)
             | Self::Kernel(_)
             | Self::Program(_)
@@ -156,7 +159,9 @@ pub fn run(line: &Papactl) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // `papactl logs | head`: the reader had enough.
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
-        Err(CommandError::Reported) => ExitCode::FAILURE,
+        Err(error @ (CommandError::Reported | CommandError::Checked)) => {
+            ExitCode::from(error.exit_code())
+        }
         Err(error) => {
             report(common, &error);
             ExitCode::from(error.exit_code())
@@ -171,7 +176,10 @@ fn report(common: &Common, error: &CommandError) {
             CommandError::Manager(ManagerError::Refused(refused)) => {
                 reply["errno"] = (refused.errno as u8).into();
             }
-            CommandError::Config(errors) => reply["errors"] = check::problems(&errors.errors),
+            CommandError::Config(errors) => {
+                reply["errors"] = check::problems(&errors.errors);
+                reply["warnings"] = check::problems(&errors.warnings);
+            }
             _ => {}
         }
         // There is nobody to tell when this fails.

@@ -1,0 +1,112 @@
+//! The files of the manager itself: its pid, its log; and a bad configuration, which starts nothing.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Scratch, binary, private_command};
+use crate::stack::Stack;
+
+const INI: &str = "[circus]\npidfile = DIR/m.pid\n[watcher:w]\ncmd = sleep 600\n";
+
+fn papactl(scratch: &Scratch, arguments: &[&str]) -> Output {
+    private_command(&binary("papactl"), scratch.directory())
+        .current_dir(scratch.directory())
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn the_pidfile_names_the_manager_and_goes_with_it() {
+    let mut stack = Stack::start(INI);
+    let pidfile = stack.kernel.directory().join("m.pid");
+    let pid: i32 = fs::read_to_string(&pidfile)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(
+        fs::read_to_string(format!("/proc/{pid}/cmdline"))
+            .unwrap()
+            .contains("papa-manager")
+    );
+    // What a killed one leaves behind stops nobody.
+    stack.kill_manager();
+    assert!(pidfile.exists());
+    stack.start_manager();
+    stack.signal_manager(Signal::SIGTERM);
+    assert!(stack.wait_manager_end().success());
+    assert!(!pidfile.exists());
+}
+
+#[test]
+fn a_pidfile_of_somebody_who_lives_refuses_the_start() {
+    let mut stack = Stack::start(INI);
+    stack.signal_manager(Signal::SIGTERM);
+    assert!(stack.wait_manager_end().success());
+    let pidfile = stack.kernel.directory().join("m.pid");
+    let own = format!("{}\n", std::process::id());
+    fs::write(&pidfile, &own).unwrap();
+    let output = manager(&stack).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains(&format!("names process {}, which runs", own.trim())),
+        "{text}"
+    );
+    assert_eq!(fs::read_to_string(&pidfile).unwrap(), own);
+}
+
+fn manager(stack: &Stack) -> Command {
+    let mut command = private_command(&binary("papa-manager"), stack.kernel.directory());
+    command
+        .current_dir(stack.kernel.directory())
+        .arg("--kernel")
+        .arg(stack.kernel.socket_path())
+        .arg("stack.ini");
+    command
+}
+
+#[test]
+fn check_reports_every_mistake_with_its_place() {
+    let scratch = Scratch::new();
+    fs::write(
+        scratch.directory().join("bad.ini"),
+        "[watcher:w]\ncmd = 'open\nnumproceses = 2\nstop_signal =  NOPE\n",
+    )
+    .unwrap();
+    let output = papactl(&scratch, &["check", "bad.ini"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "bad.ini:2:7: error: cmd \"'open\": a quote (') is never closed\n\
+         bad.ini:3:1: warning: numproceses is not known; did you mean numprocesses?\n\
+         bad.ini:4:16: error: stop_signal \"NOPE\": expected a signal like TERM, SIGQUIT, RTMIN+1 or a number from 1 to 64\n\
+         papactl: 2 mistakes, 1 warning; nothing would be started\n"
+    );
+    let output = papactl(&scratch, &["check", "--json", "bad.ini"]);
+    assert_eq!(output.status.code(), Some(2));
+    let reply: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (
+            &reply["errors"][1]["line"],
+            &reply["errors"][1]["column"],
+            &reply["warnings"][0]["line"]
+        ),
+        (&4.into(), &16.into(), &3.into())
+    );
+    fs::write(
+        scratch.directory().join("good.ini"),
+        "[watcher:w]\ncmd = x\n",
+    )
+    .unwrap();
+    let output = papactl(&scratch, &["check", "good.ini"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("good.ini: no mistakes; 1 watcher, 0 sockets\n"),
+        "{text}"
+    );
+}

@@ -298,10 +298,6 @@ impl Supervisor {
             self.events.clone(),
         );
         while !matches!(self.phase, Phase::Done) {
-            outcome = match self.phase {
-                Phase::Quitting { again: true } => Outcome::Again,
-                _ => Outcome::Ended,
-            };
             let deadline = self.deadline();
             tokio::select! {
                 event = self.receiver.recv() => match event {
@@ -316,6 +312,11 @@ impl Supervisor {
                     Err(_) => break,
                 }
             }
+            // The next step may be the last: what it was to lead to is forgotten then.
+            outcome = match self.phase {
+                Phase::Quitting { again: true } => Outcome::Again,
+                _ => Outcome::Ended,
+            };
             self.advance();
         }
         self.probes.clear();

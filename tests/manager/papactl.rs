@@ -179,6 +179,108 @@ fn watchers_are_stopped_started_and_restarted() {
 }
 
 #[test]
+fn workers_are_reloaded_counted_signalled_and_killed() {
+    let stack = Stack::start(TWO);
+    let mut pids = stack.wait_pids("web", 2);
+    for line in [
+        "reload web",
+        "reload web --sequential",
+        "reload web --terminate",
+    ] {
+        assert!(done(&stack, line).starts_with("Web "), "{line}");
+        let new = stack.wait_pids("web", 2);
+        assert!(
+            new.values().all(|pid| !pids.values().any(|old| old == pid)),
+            "{line}"
+        );
+        pids = new;
+    }
+    assert_eq!(done(&stack, "incr web 2"), "4\n");
+    stack.wait_pids("web", 4);
+    assert_eq!(json(&stack, "decr web 3")["numprocesses"], 1);
+    let pid = *stack.wait_pids("web", 1).values().next().unwrap();
+    assert_eq!(done(&stack, "kill web --graceful-timeout 5"), "ok\n");
+    wait_until("the killed worker is replaced", || {
+        let pids = stack.pids("web");
+        pids.len() == 1 && pids.values().all(|new| *new != pid)
+    });
+    let pid = *stack.pids("web").values().next().unwrap();
+    assert_eq!(done(&stack, &format!("signal web {pid} KILL")), "ok\n");
+    wait_until("the signalled worker is replaced", || {
+        let pids = stack.pids("web");
+        pids.len() == 1 && pids.values().all(|new| *new != pid)
+    });
+    for line in [
+        "reload nope",
+        "incr nope",
+        "decr nope",
+        "signal nope HUP",
+        "kill nope",
+    ] {
+        assert!(failed(&stack, line, 1).contains("not found"), "{line}");
+    }
+}
+
+#[test]
+fn watchers_are_changed_added_and_removed() {
+    let stack = Stack::start(TWO);
+    stack.wait_pids("web", 2);
+    assert_eq!(
+        done(&stack, "set web numprocesses 3 graceful_timeout 4"),
+        "ok\n"
+    );
+    assert_eq!(
+        done(&stack, "get web numprocesses graceful_timeout"),
+        "graceful_timeout: 4\nnumprocesses: 3\n"
+    );
+    assert!(
+        done(&stack, "reloadconfig --plan").contains("keep"),
+        "what was set is shown"
+    );
+    assert!(done(&stack, "add --start new -o numprocesses=2 sleep 1000").starts_with("new "));
+    stack.wait_pids("new", 2);
+    let printed = done(&stack, "doctor");
+    assert!(
+        printed.contains("watcher:new  was added at run time"),
+        "{printed}"
+    );
+    assert!(printed.contains("is as it was read"), "{printed}");
+    assert!(failed(&stack, "add new sleep 5", 1).contains("exists"));
+    assert_eq!(done(&stack, "rm new"), "ok\n");
+    assert_eq!(done(&stack, "list"), "web,worker\n");
+    assert!(failed(&stack, "rm new", 1).contains("not found"));
+    // Back to what the file says, and on to what it says then.
+    assert_eq!(done(&stack, "set web numprocesses 2"), "ok\n");
+    let path = stack.kernel.directory().join("stack.ini");
+    let ini = fs::read_to_string(&path).unwrap();
+    fs::write(&path, ini.replace("[watcher:worker]", "[watcher:other]")).unwrap();
+    let plan = done(&stack, "reloadconfig --plan");
+    assert!(
+        plan.contains("add      watcher:other") && plan.contains("remove   watcher:worker"),
+        "{plan}"
+    );
+    assert_eq!(done(&stack, "list"), "web,worker\n", "a plan does nothing");
+    done(&stack, "reloadconfig");
+    assert_eq!(done(&stack, "list"), "other,web\n");
+    fs::write(&path, "nonsense\n").unwrap();
+    assert!(failed(&stack, "reloadconfig", 1).contains("stack.ini:1"));
+}
+
+#[test]
+fn the_manager_starts_anew_and_the_workers_stay() {
+    let stack = Stack::start(TWO);
+    let pids = stack.wait_pids("web", 2);
+    let reply = json(&stack, "upgrade");
+    let manager = |when: &str| reply[when]["pid"].as_u64().unwrap();
+    assert_eq!(manager("before"), manager("after"), "the same process");
+    assert!(
+        reply["before"]["started"] != reply["after"]["started"],
+        "{reply}"
+    );
+    assert_eq!(stack.wait_pids("web", 2), pids);
+}
+
+#[test]
 fn a_wait_that_is_too_long_says_what_is_missing() {
     let stack = Stack::start(DEAF);
     let path = stack.kernel.directory().join("up");

@@ -56,6 +56,12 @@ pub fn with_options(
     resolved(base, &section, env, findings)
 }
 
+/// The watcher comes from [`new_watcher`], not from a file.
+#[must_use]
+pub fn is_added(watcher: &WatcherConfig) -> bool {
+    watcher.origin.file() == Path::new(PLACE)
+}
+
 /// A watcher that no file has.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use papa_protocol::json::status::StatusReply;
 use papa_protocol::name::NamePattern;
 use papa_protocol::process::Process;
 
+use crate::config::change::is_added;
 use crate::config::diff::diff;
 use crate::config::{self, Config, ConfigErrors, Surroundings, WatcherConfig};
 use crate::control::message::{DoctorReply, Finding, Level};
@@ -249,7 +250,10 @@ fn judge_watchers(seen: &Seen, findings: &mut Vec<Finding>) {
             let text = format!("{} workers of an older generation still run", watcher.older);
             findings.push(notice(&about, text));
         }
-        let file = seen.config.watcher(name);
+        let file = seen
+            .config
+            .watcher(name)
+            .filter(|watcher| !is_added(watcher));
         match file {
             None => findings.push(notice(&about, "was added at run time and is in no file")),
             Some(file) if file.numprocesses != watcher.count => {
@@ -283,7 +287,12 @@ fn judge_file(old: &Config, read: Result<&Config, &String>, findings: &mut Vec<F
             }
         }
         Ok(new) => {
-            let plan = diff(old, new);
+            // What was added at run time is no difference of the file.
+            let mut old = old.clone();
+            let all = std::mem::take(&mut old.watchers);
+            let of_file = all.into_iter().filter(|watcher| !is_added(watcher));
+            old.watchers = of_file.collect();
+            let plan = diff(&old, new);
             let mut parts: BTreeMap<&str, usize> = BTreeMap::new();
             let watchers = &plan.watchers;
             let sockets = &plan.sockets;

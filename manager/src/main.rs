@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::Parser;
 use papa_manager::cli::ManagerArgs;
 use papa_manager::commands::kernel::candidates;
-use papa_manager::config::{self, Config, Surroundings};
+use papa_manager::config::{self, Config, LogOutput, Surroundings};
 use papa_manager::control::server::{Asked, ControlServer};
 use papa_manager::own_log::{self, OwnLog};
 use papa_manager::pidfile::Pidfile;
@@ -43,13 +43,16 @@ fn main() -> ExitCode {
         }
     };
     // The command line wins, as in Circus.
-    let path = args.log_file.as_ref().or(config.log_output.as_ref());
+    let output = args
+        .log_file
+        .map(LogOutput::File)
+        .or(config.log_output.clone());
     let level = own_log::level(if args.debug {
         "debug"
     } else {
         &config.log_level
     });
-    let log = match OwnLog::start(path.map(PathBuf::as_path), level) {
+    let log = match OwnLog::start(output, level) {
         Ok(log) => log,
         Err(error) => {
             say(&format!("papa-manager: {error:#}"));

@@ -1,13 +1,24 @@
-//! The manager's own log: standard error, or a file that can be reopened.
+//! The manager's own log: standard error, a file that can be reopened, or a syslog daemon.
+//!
+//! Owns where a formatted line goes; what is said is everybody's. A line the syslog daemon does not take at once goes to
+//! standard error instead: the loop waits for no log.
+//! Source: Circus's `logoutput`; RFC 3164 for the messages.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::net::UdpSocket;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
+use chrono::Local;
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::config::{LogOutput, SyslogAddress, SyslogConfig};
 
 /// Only we read it: it names commands and files.
 const MODE: u32 = 0o600;
@@ -17,48 +28,91 @@ const MODE: u32 = 0o600;
 pub struct OwnLog {
     path: Option<PathBuf>,
     /// Shared with the subscriber: reopening replaces what it writes to.
-    file: Arc<Mutex<Option<File>>>,
+    sink: Arc<Mutex<Sink>>,
+}
+
+#[derive(Debug, Default)]
+enum Sink {
+    #[default]
+    StandardError,
+    File(File),
+    Unix(UnixDatagram, u8),
+    Udp(UdpSocket, u8),
 }
 
 impl OwnLog {
-    /// Makes this the process's log, in a file or on standard error.
+    /// Makes this the process's log; without an output it is on standard error.
     ///
     /// # Errors
-    /// The file cannot be opened, or there is a log already.
-    pub fn start(path: Option<&Path>, level: LevelFilter) -> anyhow::Result<Self> {
-        let log = Self {
-            path: path.map(Path::to_owned),
-            file: Arc::default(),
+    /// The file cannot be opened, the syslog daemon not be found, or there is a log already.
+    pub fn start(output: Option<LogOutput>, level: LevelFilter) -> anyhow::Result<Self> {
+        let (path, sink) = match output {
+            None => (None, Sink::StandardError),
+            Some(LogOutput::File(path)) => {
+                let file = open(&path).with_context(|| format!("log file {}", path.display()))?;
+                (Some(path), Sink::File(file))
+            }
+            Some(LogOutput::Syslog(syslog)) => {
+                let sink = connect(&syslog)
+                    .with_context(|| format!("logoutput: syslog at {:?}", syslog.address))?;
+                (None, sink)
+            }
         };
-        log.reopen()
-            .with_context(|| format!("log file {}", path.unwrap_or(Path::new("-")).display()))?;
-        let writer = log.clone();
+        let log = Self {
+            path,
+            sink: Arc::new(Mutex::new(sink)),
+        };
         tracing_subscriber::fmt()
             .with_max_level(level)
             .with_ansi(false)
             .with_target(false)
-            .with_writer(move || writer.clone())
+            .with_writer(log.clone())
             .try_init()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(log)
     }
 
-    /// Opens the file by its path again; nothing to do on standard error.
+    /// Opens the file by its path again; nothing to do elsewhere.
     ///
     /// # Errors
     /// The file cannot be opened; the old one stays in use.
     pub fn reopen(&self) -> io::Result<()> {
-        let Some(path) = &self.path else {
-            return Ok(());
-        };
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(MODE)
-            .open(path)?;
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        if let Some(path) = &self.path {
+            let file = open(path)?;
+            *self.sink.lock().unwrap_or_else(PoisonError::into_inner) = Sink::File(file);
+        }
         Ok(())
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(MODE)
+        .open(path)
+}
+
+fn connect(syslog: &SyslogConfig) -> io::Result<Sink> {
+    Ok(match &syslog.address {
+        SyslogAddress::Unix(path) => {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect(path)?;
+            socket.set_nonblocking(true)?;
+            Sink::Unix(socket, syslog.facility)
+        }
+        SyslogAddress::Udp(host, port) => {
+            let any = if host.contains(':') {
+                "[::]:0"
+            } else {
+                "0.0.0.0:0"
+            };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect((host.as_str(), *port))?;
+            socket.set_nonblocking(true)?;
+            Sink::Udp(socket, syslog.facility)
+        }
+    })
 }
 
 /// What `loglevel` lets through; the tracing crate has no level above error.
@@ -72,15 +126,102 @@ pub fn level(name: &str) -> LevelFilter {
     }
 }
 
-impl Write for OwnLog {
+impl<'a> MakeWriter<'a> for OwnLog {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line {
+            sink: Arc::clone(&self.sink),
+            level: Level::INFO,
+        }
+    }
+
+    fn make_writer_for(&'a self, about: &Metadata<'_>) -> Line {
+        Line {
+            sink: Arc::clone(&self.sink),
+            level: *about.level(),
+        }
+    }
+}
+
+/// Takes one event, which comes as one write.
+#[derive(Debug)]
+pub struct Line {
+    sink: Arc<Mutex<Sink>>,
+    level: Level,
+}
+
+impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &*self.file.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(file) => (&mut &*file).write(bytes),
-            None => io::stderr().write(bytes),
+        let sent = match &*self.sink.lock().unwrap_or_else(PoisonError::into_inner) {
+            Sink::File(file) => return (&mut &*file).write(bytes),
+            Sink::StandardError => return io::stderr().write(bytes),
+            Sink::Unix(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
+            Sink::Udp(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
+        };
+        match sent {
+            Ok(_) => Ok(bytes.len()),
+            Err(_) => io::stderr().write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// `<PRI>Mmm dd hh:mm:ss papa-manager[PID]: text`, as a daemon on this machine expects it.
+fn message(facility: u8, level: Level, line: &[u8]) -> Vec<u8> {
+    let severity = match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    };
+    let head = format!(
+        "<{}>{} papa-manager[{}]: ",
+        u32::from(facility) * 8 + severity,
+        Local::now().format("%b %e %H:%M:%S"),
+        std::process::id()
+    );
+    let mut message = head.into_bytes();
+    message.extend_from_slice(line.trim_ascii_end());
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_becomes_one_message_and_none_is_lost_when_nobody_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let syslog = SyslogConfig {
+            address: SyslogAddress::Unix(path.clone()),
+            facility: 19,
+            rfc5424: false,
+        };
+        let mut line = Line {
+            sink: Arc::new(Mutex::new(connect(&syslog).unwrap())),
+            level: Level::WARN,
+        };
+        line.write_all(b"something happened\n").unwrap();
+        let mut bytes = [0; 256];
+        let length = daemon.recv(&mut bytes).unwrap();
+        let text = std::str::from_utf8(&bytes[..length]).unwrap();
+        assert!(text.starts_with("<156>"), "{text}");
+        assert!(
+            text.ends_with(&format!(
+                " papa-manager[{}]: something happened",
+                std::process::id()
+            )),
+            "{text}"
+        );
+        drop(daemon);
+        assert_eq!(line.write(b"x\n").unwrap(), 2);
+        std::fs::remove_file(&path).unwrap();
+        assert!(connect(&syslog).is_err());
     }
 }

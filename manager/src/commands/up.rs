@@ -19,7 +19,7 @@ use crate::commands::kernel::{self, Kernel};
 use crate::commands::programs::{self, Background};
 use crate::commands::progress::{self, ProgressLine};
 use crate::commands::{CommandError, check, print, print_json, status_of_all, table};
-use crate::config::{self, Config, Surroundings};
+use crate::config::{self, Config, LogOutput, Surroundings};
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{ManagerStatus, Selection, StatusReply, WatcherState, WatcherStatus};
 use crate::runtime_dir::RuntimeDir;
@@ -66,11 +66,11 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     let status = status_of_all(common, &mut client)?;
     if !common.json {
         let pid = status.manager.as_ref().map_or(0, |manager| manager.pid);
-        let log = manager_log(&directory, &config);
-        print(&format!(
-            "manager: started, pid {pid}, log {}\n",
-            log.display()
-        ))?;
+        let log = match &config.log_output {
+            Some(LogOutput::Syslog(_)) => "syslog".to_owned(),
+            _ => manager_log(&directory, &config).display().to_string(),
+        };
+        print(&format!("manager: started, pid {pid}, log {log}\n"))?;
     }
     let status = if common.no_wait {
         status
@@ -200,12 +200,11 @@ fn start_manager(
     // What comes before the log the file names is open, and panics, go to the usual place.
     let log = directory.manager_log(&config.namespace);
     // No --kernel: the manager looks in the same places, and again in all of them if the kernel comes back.
-    let arguments: [OsString; 4] = [
-        "--own-session".into(),
-        "--log-file".into(),
-        manager_log(directory, config).into(),
-        config.path.clone().into(),
-    ];
+    let mut arguments: Vec<OsString> = vec!["--own-session".into()];
+    if !matches!(config.log_output, Some(LogOutput::Syslog(_))) {
+        arguments.extend(["--log-file".into(), manager_log(directory, config).into()]);
+    }
+    arguments.push(config.path.clone().into());
     let mut manager = Background::start("papa-manager", arguments, &log)?;
     loop {
         match ManagerClient::connect(directory, &config.namespace) {
@@ -224,8 +223,8 @@ fn start_manager(
 /// The log of a manager in the background: the one the file names, else beside its socket.
 fn manager_log(directory: &RuntimeDir, config: &Config) -> PathBuf {
     match &config.log_output {
-        Some(path) => path.clone(),
-        None => directory.manager_log(&config.namespace),
+        Some(LogOutput::File(path)) => path.clone(),
+        Some(LogOutput::Syslog(_)) | None => directory.manager_log(&config.namespace),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::config::diff::Apply;
 use crate::config::render::render_worker;
 use crate::config::types::{
-    Config, HealthProbe, Identity, Readiness, RlimitValue, SocketConfig, StreamConfig,
+    Config, HealthProbe, Identity, LogOutput, Readiness, RlimitValue, SocketConfig, StreamConfig,
     WatcherConfig,
 };
 use crate::config::{scalar, words};
@@ -64,7 +64,7 @@ pub(crate) fn of_manager(config: &Config) -> Vec<Facet> {
         ),
         in_place("loglevel", &config.log_level),
         in_place("pidfile", path(config.pidfile.as_ref())),
-        in_place("logoutput", path(config.log_output.as_ref())),
+        in_place("logoutput", log_output(config.log_output.as_ref())),
     ]
 }
 
@@ -215,6 +215,14 @@ fn options_of(watcher: &WatcherConfig) -> impl Iterator<Item = Facet> {
         .iter()
         .filter(|(key, _)| !crate::config::known::is_watcher_key(key))
         .map(|(key, value)| in_place(key.clone(), value))
+}
+
+fn log_output(output: Option<&LogOutput>) -> String {
+    match output {
+        None => String::new(),
+        Some(LogOutput::File(path)) => path.display().to_string(),
+        Some(LogOutput::Syslog(syslog)) => format!("{syslog:?}"),
+    }
 }
 
 fn text(value: Option<&impl ToString>) -> String {

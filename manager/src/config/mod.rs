@@ -31,7 +31,7 @@ pub use resolve::{Surroundings, load};
 pub use signal::SignalNumber;
 pub use types::{
     BackoffConfig, Config, FancyConfig, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe,
-    HookConfig, Identity, KernelEndpoint, PluginConfig, Readiness, RlimitValue, RotateWhen,
-    RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig, SyslogAddress,
-    SyslogConfig, WatcherConfig, socket_name,
+    HookConfig, Identity, KernelEndpoint, LogOutput, PluginConfig, Readiness, RlimitValue,
+    RotateWhen, RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig,
+    SyslogAddress, SyslogConfig, WatcherConfig, socket_name,
 };

@@ -39,8 +39,8 @@ pub struct Config {
     pub umask: Option<u32>,
     /// Where the manager's pid is written, absolute.
     pub pidfile: Option<PathBuf>,
-    /// The manager's own log, absolute; none: standard error.
-    pub log_output: Option<PathBuf>,
+    /// The manager's own log; none: standard error.
+    pub log_output: Option<LogOutput>,
     /// `loglevel`, lower case: one of critical, error, warning, info, debug.
     pub log_level: String,
     /// In start order: higher priority first, then by name.
@@ -75,6 +75,15 @@ impl Config {
         let key = name.to_lowercase();
         self.watchers.iter().find(|watcher| watcher.key == key)
     }
+}
+
+/// Where the manager's own log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogOutput {
+    /// A file, absolute.
+    File(PathBuf),
+    /// A syslog daemon, in the form of RFC 3164.
+    Syslog(SyslogConfig),
 }
 
 /// Where the kernel listens.

@@ -31,8 +31,8 @@ use crate::config::raw::{RawConfig, RawSection};
 use crate::config::resolve::restarts::FlappingDefaults;
 use crate::config::scalar;
 use crate::config::types::{
-    Base, Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, PluginConfig, SocketConfig,
-    WatcherConfig,
+    Base, Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, LogOutput, PluginConfig,
+    SocketConfig, SyslogConfig, WatcherConfig,
 };
 
 /// Longest namespace, in bytes: it is part of every name and of a socket's path, which may have 107.
@@ -40,6 +40,9 @@ const MAX_NAMESPACE_BYTES: usize = 32;
 
 /// Longest name the kernel takes, in bytes.
 pub(crate) const MAX_KERNEL_NAME_BYTES: usize = 255;
+
+/// Circus's default facility.
+const SYSLOG_USER: u8 = 1;
 
 /// Levels `loglevel` knows.
 const LOG_LEVELS: [&str; 5] = ["critical", "error", "warning", "info", "debug"];
@@ -288,22 +291,33 @@ fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) ->
     }
 }
 
-/// `logoutput`: a file, or standard error, which is what Circus means by `-` and `stdout` too.
-fn log_output(fields: &mut Fields<'_>, around: &Surroundings) -> Option<PathBuf> {
+/// `logoutput`: a file, a syslog daemon, or standard error, which is what Circus means by `-` and `stdout` too.
+fn log_output(fields: &mut Fields<'_>, around: &Surroundings) -> Option<LogOutput> {
     let text = fields.filled("logoutput")?;
     match text.trim() {
         "-" | "stdout" => None,
-        text if text.starts_with("syslog://") => {
-            if let Some(origin) = fields.origin("logoutput") {
-                fields.findings.warn(
-                    origin,
-                    "logoutput: syslog is not yet active, the log goes where it goes without this key",
-                );
-            }
-            None
-        }
-        path => Some(around.directory.join(path)),
+        text if text.starts_with("syslog:") => fields.parsed("logoutput", syslog_output),
+        path => Some(LogOutput::File(around.directory.join(path))),
     }
+}
+
+/// `syslog://HOST[:PORT][?FACILITY]` or `syslog:///PATH[?FACILITY]`.
+fn syslog_output(text: &str) -> Result<LogOutput, String> {
+    let (address, facility) = match text.trim().split_once('?') {
+        Some((address, facility)) => (address, stream::facility(facility)?),
+        None => (text.trim(), SYSLOG_USER),
+    };
+    let address = match address.strip_prefix("syslog://") {
+        Some(path) if path.starts_with('/') => stream::syslog_address(path),
+        _ => stream::syslog_address(address),
+    };
+    Ok(LogOutput::Syslog(SyslogConfig {
+        address: address.map_err(|_| {
+            "expected syslog://HOST[:PORT][?FACILITY] or syslog:///dev/log[?FACILITY]".to_owned()
+        })?,
+        facility,
+        rfc5424: false,
+    }))
 }
 
 /// A namespace as `--namespace` and the file take it.

@@ -284,7 +284,7 @@ fn color(text: &str) -> Result<Option<u8>, String> {
         .ok_or_else(|| format!("expected {}", COLORS.join(", ")))
 }
 
-fn facility(text: &str) -> Result<u8, String> {
+pub(super) fn facility(text: &str) -> Result<u8, String> {
     let text = text.trim().to_lowercase();
     FACILITIES
         .iter()
@@ -294,7 +294,7 @@ fn facility(text: &str) -> Result<u8, String> {
         .ok_or_else(|| "expected a facility like daemon, user or local0 to local7".to_owned())
 }
 
-fn syslog_address(text: &str) -> Result<SyslogAddress, String> {
+pub(super) fn syslog_address(text: &str) -> Result<SyslogAddress, String> {
     let expected = || "expected the path of a socket or syslog://HOST[:PORT]".to_owned();
     let text = text.trim();
     if text.starts_with('/') {

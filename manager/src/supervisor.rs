@@ -135,10 +135,7 @@ enum Phase {
     /// The normal state.
     Managing,
     /// Only watchers that must not outlive us are waited for.
-    Quitting {
-        /// What comes after us takes those over too.
-        again: bool,
-    },
+    Quitting,
     /// Everything is being stopped.
     ShuttingDown {
         answer: Vec<(Request, oneshot::Sender<Reply>)>,
@@ -205,6 +202,7 @@ pub struct Supervisor {
     started: f64,
     jitter: RandomState,
     failure: Option<ManagerError>,
+    outcome: Outcome,
 }
 
 impl Supervisor {
@@ -250,6 +248,7 @@ impl Supervisor {
             started: epoch_seconds(),
             jitter: RandomState::new(),
             failure: None,
+            outcome: Outcome::Ended,
         };
         // Until the kernel has told what it keeps, nothing is known but the configuration.
         for watcher in &config.watchers {
@@ -291,7 +290,6 @@ impl Supervisor {
     /// # Errors
     /// The namespace belongs to somebody else.
     pub async fn run(mut self) -> Result<Outcome, ManagerError> {
-        let mut outcome = Outcome::Ended;
         tasks::attach(
             self.config.clone(),
             self.addresses.clone(),
@@ -320,6 +318,7 @@ impl Supervisor {
             self.advance();
         }
         self.probes.clear();
+        let outcome = self.outcome;
         if self.failure.is_none()
             && let Some(link) = &self.link
         {
@@ -402,31 +401,44 @@ impl Supervisor {
         let now = Instant::now();
         self.kill_orphans(now);
         self.send_sweeps();
-        if let Some(link) = self.link.clone() {
-            // First what follows from an exit is kept, then the exit is acknowledged, then its name is used again.
-            self.save(&link);
-            self.send_acknowledgements(&link);
-            self.set_gates();
-            self.release(now);
-            let ids: Vec<WatcherId> = self.watchers.keys().copied().collect();
-            for id in ids {
-                self.step(id, &link);
+        // What a change of the configuration does next gives watchers something to do, and the other way round.
+        loop {
+            if let Some(link) = self.link.clone() {
+                self.turn(&link, now);
             }
-            self.drop_removed();
-            self.tend_probes(&link);
-            self.save(&link);
-            self.send_discards();
+            self.announce();
+            if !self.advance_change() {
+                break;
+            }
         }
-        self.announce();
-        self.advance_change();
         self.settle_tickets();
         match &self.phase {
-            Phase::Quitting { again } if *again || self.leaving().all(Watcher::is_stopped) => {
-                self.phase = Phase::Done;
-            }
+            Phase::Quitting if self.leaving().all(Watcher::is_stopped) => self.phase = Phase::Done,
             Phase::ShuttingDown { .. } => self.advance_shutdown(now),
-            Phase::Attaching | Phase::Managing | Phase::Quitting { .. } | Phase::Done => {}
+            Phase::Attaching | Phase::Managing | Phase::Quitting | Phase::Done => {}
         }
+    }
+
+    fn turn(&mut self, link: &KernelLink, now: Instant) {
+        // First what follows from an exit is kept, then the exit is acknowledged, then its name is used again.
+        self.save(link);
+        self.send_acknowledgements(link);
+        self.set_gates();
+        self.release(now);
+        loop {
+            let ids: Vec<WatcherId> = self.watchers.keys().copied().collect();
+            for id in ids {
+                self.step(id, link);
+            }
+            // One that serves now, or has stopped, may be what others have waited for.
+            if !self.set_gates() {
+                break;
+            }
+        }
+        self.drop_removed();
+        self.tend_probes(link);
+        self.save(link);
+        self.send_discards();
     }
 
     fn step(&mut self, id: WatcherId, link: &KernelLink) {

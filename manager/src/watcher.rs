@@ -272,9 +272,11 @@ impl Watcher {
         self.dormant = false;
     }
 
-    /// What others have to say to its start and stop.
-    pub fn set_gate(&mut self, gate: Gate) {
+    /// What others have to say to its start and stop. True if that is new.
+    pub fn set_gate(&mut self, gate: Gate) -> bool {
+        let new = self.gate != gate;
         self.gate = gate;
+        new
     }
 
     /// How many workers are wanted from now on; remembered until the file says another number.

@@ -173,28 +173,32 @@ impl Supervisor {
         }
     }
 
-    /// Goes on with the change under way if what it waits for has happened.
-    pub(super) fn advance_change(&mut self) {
+    /// Takes the next step of the change under way, if what it waits for has happened. True if so: then there may be more to do, of
+    /// which no event tells.
+    pub(super) fn advance_change(&mut self) -> bool {
         let Some(change) = &self.change else {
-            return;
+            return false;
         };
         match &change.stage {
-            Stage::Reading | Stage::Sockets(_) => {}
+            Stage::Reading | Stage::Sockets(_) => false,
             Stage::Watchers { waiting, .. } => {
                 let mut failures = Vec::new();
                 for (id, goal) in waiting {
                     match self.outcome(*goal, &[*id]) {
-                        None => return,
+                        None => return false,
                         Some(Ok(())) => {}
                         Some(Err(reason)) => failures.push(reason),
                     }
                 }
                 self.watchers_changed(&failures);
+                true
             }
             Stage::Leaving { leaving, .. } => {
-                if leaving.iter().all(|id| !self.watchers.contains_key(id)) {
+                let gone = leaving.iter().all(|id| !self.watchers.contains_key(id));
+                if gone {
                     self.left();
                 }
+                gone
             }
         }
     }

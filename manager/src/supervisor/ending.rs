@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::control::message::{Reply, Request};
 use crate::control::server::now as epoch_seconds;
-use crate::supervisor::{Phase, Supervisor, tasks};
+use crate::supervisor::{Outcome, Phase, Supervisor, tasks};
 use crate::watcher::Watcher;
 
 /// How long trailing output may take to reach the log files when everything is shut down.
@@ -33,19 +33,20 @@ impl Supervisor {
             watcher.halt();
         }
         self.queue.clear();
-        self.phase = Phase::Quitting { again: false };
+        self.phase = Phase::Quitting;
     }
 
     /// Ends so that another manager can take over in the same process: everything runs on, whatever `use_papa` says.
     pub(super) fn upgrade(&mut self) {
         if matches!(
             self.phase,
-            Phase::Quitting { .. } | Phase::ShuttingDown { .. } | Phase::Done
+            Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done
         ) {
             return;
         }
         tracing::info!("starting anew; workers stay in the kernel");
-        self.phase = Phase::Quitting { again: true };
+        self.outcome = Outcome::Again;
+        self.phase = Phase::Done;
     }
 
     pub(super) fn shut_down(&mut self, request: Request, reply: oneshot::Sender<Reply>) {

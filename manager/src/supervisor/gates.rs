@@ -9,11 +9,11 @@ use crate::supervisor::{Supervisor, WatcherId};
 use crate::watcher::{Gate, Watcher};
 
 impl Supervisor {
-    /// Tells every watcher what it has to wait for.
-    pub(super) fn set_gates(&mut self) {
+    /// Tells every watcher what it has to wait for. True if that is something else than before for one of them.
+    pub(super) fn set_gates(&mut self) -> bool {
         let depends = |watcher: &Watcher| !watcher.config().depends_on.is_empty();
         if !self.gated && !self.watchers.values().any(depends) {
-            return;
+            return false;
         }
         self.gated = self.watchers.values().any(depends);
         let gates: Vec<(WatcherId, Gate)> = self
@@ -21,11 +21,13 @@ impl Supervisor {
             .iter()
             .map(|(id, watcher)| (*id, self.gate_of(watcher)))
             .collect();
+        let mut changed = false;
         for (id, gate) in gates {
             if let Some(watcher) = self.watchers.get_mut(&id) {
-                watcher.set_gate(gate);
+                changed |= watcher.set_gate(gate);
             }
         }
+        changed
     }
 
     fn gate_of(&self, watcher: &Watcher) -> Gate {

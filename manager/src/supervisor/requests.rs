@@ -122,7 +122,7 @@ impl Supervisor {
     pub(super) fn may_act(&self) -> Result<(), RequestError> {
         match self.phase {
             Phase::Attaching | Phase::Managing => Ok(()),
-            Phase::Quitting { .. } | Phase::ShuttingDown { .. } | Phase::Done => {
+            Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done => {
                 Err(RequestError::new(Errno::Command, "the manager is ending"))
             }
         }

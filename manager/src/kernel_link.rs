@@ -198,10 +198,10 @@ impl KernelLink {
         Ok(())
     }
 
-    /// Forgets what was kept of a watcher.
+    /// Forgets what was kept of a watcher; not waited for, so that what is kept under the same name next comes after it.
     ///
     /// # Errors
-    /// The kernel refused or did not answer.
+    /// The connection's queue stays full.
     pub async fn forget(&self, key: &str) -> Result<(), LinkError> {
         let namespace = &self.namespace;
         for name in [
@@ -209,10 +209,7 @@ impl KernelLink {
             state::added_value(namespace, key),
         ] {
             let names = vec![NamePattern::new(&name)];
-            match self.client.call(ops::ValueRemove { names }).await {
-                Err(error) if error.code() == Some(ErrorCode::NotFound) => {}
-                other => drop(other?),
-            }
+            self.client.send(ops::ValueRemove { names }).await?;
         }
         Ok(())
     }

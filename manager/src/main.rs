@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
+use nix::sys::signal::SigSet;
 use papa_manager::cli::ManagerArgs;
 use papa_manager::commands::kernel::candidates;
 use papa_manager::config::{self, Config, LogOutput, Surroundings};
@@ -63,6 +64,8 @@ fn main() -> ExitCode {
     let program = std::env::current_exe();
     let again = |program: std::io::Result<PathBuf>| -> anyhow::Result<()> {
         let program = program.context("our own path is unknown")?;
+        // Until the next one has its handlers, what arrives waits: a HUP in between would end it.
+        SigSet::all().thread_block()?;
         let error = Command::new(&program)
             .args(std::env::args_os().skip(1))
             .exec();
@@ -110,6 +113,7 @@ fn run(config: Config, kernel: Option<&str>, log: OwnLog) -> anyhow::Result<Outc
         let pidfile = pidfile.as_deref().map(Pidfile::claim).transpose()?;
         forward_requests(requests, events.clone());
         forward_signals(events, log)?;
+        SigSet::all().thread_unblock()?;
         let result = supervisor.run().await;
         drop((server, pidfile));
         tracing::info!("the manager ends");

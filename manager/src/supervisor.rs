@@ -161,6 +161,8 @@ pub struct Supervisor {
     logs: Option<LogThread>,
     phase: Phase,
     tickets: Vec<Ticket>,
+    /// What was asked before the kernel had told what it keeps.
+    early: Vec<Asked>,
     change: Option<Change>,
     /// Changes that wait for the one under way.
     changes: VecDeque<(Request, oneshot::Sender<Reply>)>,
@@ -226,6 +228,7 @@ impl Supervisor {
             logs: None,
             phase: Phase::Attaching,
             tickets: Vec::new(),
+            early: Vec::new(),
             change: None,
             changes: VecDeque::new(),
             probes: Probes::default(),
@@ -310,11 +313,6 @@ impl Supervisor {
                     Err(_) => break,
                 }
             }
-            // The next step may be the last: what it was to lead to is forgotten then.
-            outcome = match self.phase {
-                Phase::Quitting { again: true } => Outcome::Again,
-                _ => Outcome::Ended,
-            };
             self.advance();
         }
         self.probes.clear();
@@ -422,6 +420,8 @@ impl Supervisor {
     fn turn(&mut self, link: &KernelLink, now: Instant) {
         // First what follows from an exit is kept, then the exit is acknowledged, then its name is used again.
         self.save(link);
+        // Before a start may leave another descriptor under the same name.
+        self.send_discards();
         self.send_acknowledgements(link);
         self.set_gates();
         self.release(now);
@@ -438,7 +438,6 @@ impl Supervisor {
         self.drop_removed();
         self.tend_probes(link);
         self.save(link);
-        self.send_discards();
     }
 
     fn step(&mut self, id: WatcherId, link: &KernelLink) {
@@ -526,10 +525,10 @@ impl Supervisor {
 
     fn save(&mut self, link: &KernelLink) {
         for (id, watcher) in &self.watchers {
-            let saved = self.saved.entry(*id).or_default();
-            if watcher.kept() != saved {
-                saved.clone_from(watcher.kept());
-                tasks::keep(link.clone(), watcher.config().key.clone(), saved.clone());
+            let kept = watcher.kept();
+            if self.saved.get(id) != Some(kept) {
+                self.saved.insert(*id, kept.clone());
+                tasks::keep(link.clone(), watcher.config().key.clone(), kept.clone());
             }
         }
     }

@@ -28,6 +28,7 @@ mod roll;
 mod steps;
 mod view;
 
+pub use ends::Unseen;
 use pauses::Pauses;
 use roll::Roll;
 
@@ -417,8 +418,15 @@ impl Watcher {
     }
 
     /// The kernel has started worker `wid`.
-    pub fn started(&mut self, wid: u32, process: Running, at: &Moment) {
+    pub fn started(&mut self, wid: u32, process: Running, noted: Option<u64>, at: &Moment) {
         self.refused = 0;
+        if let (Some(worker), Some(noted)) = (self.workers.get_mut(&wid), noted)
+            && worker.generation != noted
+        {
+            // It was there already, started by another reload.
+            worker.generation = noted;
+            worker.retiring = self.kept.roll.is_some_and(|roll| roll.to != noted);
+        }
         let generation = self.workers.get(&wid).map(|worker| worker.generation);
         match self.workers.get_mut(&wid).map(|worker| &mut worker.state) {
             Some(State::Starting { unwanted: true }) | None => {
@@ -464,7 +472,7 @@ impl Watcher {
                 .process()
                 .is_some_and(|process| pid.is_none_or(|pid| pid == process.pid));
             if meant {
-                asked.extend(worker.stop(grace, at.now));
+                asked.extend(worker.hasten(grace, at.now));
             }
         }
         self.sync_kept(at);

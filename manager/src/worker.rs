@@ -143,6 +143,18 @@ impl Worker {
         }
     }
 
+    /// Asks it to end, or to end sooner than it was asked to. Answers the process to send a signal to.
+    pub fn hasten(&mut self, grace: Duration, now: Instant) -> Option<Running> {
+        if let State::Stopping {
+            process, kill_at, ..
+        } = &mut self.state
+        {
+            *kill_at = (*kill_at).min(now + grace);
+            return Some(*process);
+        }
+        self.stop(grace, now)
+    }
+
     /// It serves now. False if that changes nothing.
     pub fn serve(&mut self) -> bool {
         let State::Waiting { process, .. } = self.state else {

@@ -113,6 +113,9 @@ impl Supervisor {
         let Some(mut change) = self.change.take() else {
             return;
         };
+        if let Err(error) = self.may_act() {
+            return self.end_change(change, &Err(error));
+        }
         let config = match read {
             Ok(config) => config,
             Err(mistakes) => {
@@ -160,6 +163,9 @@ impl Supervisor {
             self.change = Some(change);
             return;
         };
+        if let Err(error) = self.may_act() {
+            return self.end_change(change, &Err(error));
+        }
         match result {
             Ok(()) => self.change_watchers(change, *next),
             Err(reason) if change.undoing.is_some() => {
@@ -184,6 +190,14 @@ impl Supervisor {
             Stage::Watchers { waiting, .. } => {
                 let mut failures = Vec::new();
                 for (id, goal) in waiting {
+                    // Somebody wants it stopped by now, which is no failure of the change.
+                    if self
+                        .watchers
+                        .get(id)
+                        .is_some_and(|known| known.is_stopped_on_request())
+                    {
+                        continue;
+                    }
                     match self.outcome(*goal, &[*id]) {
                         None => return false,
                         Some(Ok(())) => {}
@@ -251,6 +265,19 @@ impl Supervisor {
             )),
         };
         self.end_change(change, &result);
+    }
+
+    /// The manager ends: what is under way is left as it is.
+    pub(super) fn give_up_change(&mut self) {
+        let ending = RequestError::new(Errno::Command, "the manager is ending");
+        let waiting = std::mem::take(&mut self.changes);
+        let under_way = self
+            .change
+            .take()
+            .and_then(|mut change| change.asker.take());
+        for (request, reply) in under_way.into_iter().chain(waiting) {
+            refuse(request, reply, &ending);
+        }
     }
 
     fn end_change(&mut self, mut change: Change, result: &Result<(), RequestError>) {

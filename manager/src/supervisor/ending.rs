@@ -33,6 +33,7 @@ impl Supervisor {
             watcher.halt();
         }
         self.queue.clear();
+        self.give_up_change();
         self.phase = Phase::Quitting;
     }
 
@@ -59,6 +60,7 @@ impl Supervisor {
             watcher.halt();
         }
         self.queue.clear();
+        self.give_up_change();
         self.phase = Phase::ShuttingDown {
             answer: vec![(request, reply)],
             drained_by: None,

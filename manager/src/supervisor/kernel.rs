@@ -7,17 +7,20 @@ use std::time::{Duration, Instant};
 use nix::libc::SIGKILL;
 use papa_protocol::client::Push;
 use papa_protocol::json::push::{Event as KernelEvent, EventType};
+use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::process::{Exit, Process};
 
 use crate::adopt::{Note, worker_of};
-use crate::config::WatcherConfig;
+use crate::config::change::{Given, with_options};
+use crate::config::{Config, WatcherConfig};
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, is_logged};
 use crate::logs::thread::{LogSettings, LogThread};
 use crate::pidfd;
 use crate::state::Kept;
+use crate::supervisor::probes::{gate, held_gate};
 use crate::supervisor::{Event, Phase, Supervisor, WatcherId, tasks};
-use crate::watcher::{Ended, Moment, StartFailure, Watcher};
+use crate::watcher::{Ended, Moment, StartFailure, Unseen, Watcher};
 use crate::worker::{Running, State, Worker};
 
 /// Exits of processes whose start has not been answered yet; more than ever start at once.
@@ -31,15 +34,13 @@ impl Supervisor {
         self.kernel_trouble = None;
         let at = self.moment();
         for (id, watcher) in &mut self.watchers {
-            // What was asked for while we were not attached counts more than what was kept.
             let kept = inventory
                 .kept
                 .remove(&watcher.config().key)
                 .unwrap_or_default();
-            if watcher.kept() == &Kept::default() {
-                *watcher = Watcher::new(watcher.config().clone(), kept.clone(), &at);
-            }
-            self.saved.insert(*id, kept);
+            self.saved.insert(*id, kept.clone());
+            let (config, kept) = with_what_was_set(&self.config, watcher.config(), kept);
+            *watcher = Watcher::new(config, kept, &at);
         }
         self.incarnation = incarnation(&link);
         self.link = Some(link);
@@ -49,6 +50,9 @@ impl Supervisor {
         self.queue = self.start_order().into();
         if matches!(self.phase, Phase::Attaching) {
             self.phase = Phase::Managing;
+        }
+        for asked in std::mem::take(&mut self.early) {
+            self.asked(asked);
         }
     }
 
@@ -141,15 +145,22 @@ impl Supervisor {
         }
         let how = process.exit.as_ref().map_or(Ended::Unknown, ended);
         let worker = watcher.ended(running.serial, how, &at);
-        if let Some((_, worker)) = worker {
+        if let Some((wid, worker)) = worker {
             self.publish_reap(id, &running, how);
-            self.sweep(id, &worker);
+            self.sweep(id, wid, &worker);
         } else {
             let ran = process
                 .exit
                 .as_ref()
                 .map_or(0, |exit| exit.stamp_us.saturating_sub(process.started_us));
-            watcher.ended_unseen(wid, running.serial, Duration::from_micros(ran), how, &at);
+            let unseen = Unseen {
+                wid,
+                serial: running.serial,
+                generation: Note::of(process).map_or(0, |note| note.generation),
+                ran: Duration::from_micros(ran),
+                how,
+            };
+            watcher.ended_unseen(&unseen, &at);
         }
         self.acknowledge(id, running.serial);
     }
@@ -183,10 +194,12 @@ impl Supervisor {
                 if let Some(link) = &self.link {
                     // Refused perhaps because of our own old connection, which the kernel still takes for alive.
                     let claim = !new.claims_refused.is_empty();
+                    let subscribe = !new.subscriptions_refused.is_empty();
                     tasks::list_again(
                         link.clone(),
                         self.config.clone(),
                         claim,
+                        subscribe,
                         self.events.clone(),
                     );
                 }
@@ -203,6 +216,10 @@ impl Supervisor {
                     signal = shutdown.signal,
                     "the kernel was asked to end; it stays for our workers' sake"
                 );
+            }
+            // What was to be forgotten was not there.
+            Push::Failed(failure) if failure.code == ErrorCode::NotFound => {
+                tracing::debug!(%failure, "the kernel refused a request");
             }
             Push::Failed(failure) => tracing::warn!(%failure, "the kernel refused a request"),
             Push::Output { .. } | Push::End(_) | Push::Exit(_) => {}
@@ -232,13 +249,13 @@ impl Supervisor {
         let found = self
             .watchers
             .iter_mut()
-            .find_map(|(id, watcher)| Some((*id, watcher.ended(serial, ended(&exit), &at)?.1)));
+            .find_map(|(id, watcher)| Some((*id, watcher.ended(serial, ended(&exit), &at)?)));
         match found {
-            Some((id, worker)) => {
+            Some((id, (wid, worker))) => {
                 if let Some(process) = worker.process() {
                     self.publish_reap(id, process, ended(&exit));
                 }
-                self.sweep(id, &worker);
+                self.sweep(id, wid, &worker);
                 self.acknowledge(id, serial);
             }
             // Perhaps of a start whose answer is still on its way.
@@ -293,7 +310,8 @@ impl Supervisor {
                     "worker started"
                 );
                 let running = running(&process, &at);
-                watcher.started(wid, running, &at);
+                let noted = Note::of(&process).map(|note| note.generation);
+                watcher.started(wid, running, noted, &at);
                 self.publish_spawn(id, wid, &running);
                 if let Some(exit) = self.early_exits.remove(&serial) {
                     self.exited(serial, exit);
@@ -317,7 +335,12 @@ impl Supervisor {
     }
 
     /// A worker that was asked to end may leave processes behind: they are asked too, and killed when its grace period is over.
-    pub(super) fn sweep(&mut self, id: WatcherId, worker: &Worker) {
+    pub(super) fn sweep(&mut self, id: WatcherId, wid: u32, worker: &Worker) {
+        if let (Some(link), Some(watcher)) = (&self.link, self.watchers.get(&id))
+            && held_gate(watcher.config())
+        {
+            self.discards.push(gate(link, watcher.config(), wid));
+        }
         if let (
             State::Stopping {
                 process, kill_at, ..
@@ -367,6 +390,30 @@ impl Supervisor {
             let watcher = self.watchers.get(&id);
             let discard = watcher.is_some_and(|watcher| !is_logged(watcher.config()));
             tasks::acknowledge(link.clone(), serial, discard);
+        }
+    }
+}
+
+/// The file's settings with what was set at run time, as far as that fits the file still.
+pub(super) fn with_what_was_set(
+    base: &Config,
+    config: &Arc<WatcherConfig>,
+    mut kept: Kept,
+) -> (Arc<WatcherConfig>, Kept) {
+    if kept.set.is_empty() && kept.env.is_none() {
+        return (config.clone(), kept);
+    }
+    let given = Given {
+        options: &kept.set,
+        env: kept.env.as_ref(),
+    };
+    match with_options(base, &config.name, given) {
+        Ok(changed) => (Arc::new(changed), kept),
+        Err(errors) => {
+            tracing::warn!(watcher = config.name, %errors, "what was set at run time does not fit the file and is dropped");
+            kept.set.clear();
+            kept.env = None;
+            (config.clone(), kept)
         }
     }
 }

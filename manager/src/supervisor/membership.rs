@@ -14,6 +14,7 @@ use crate::config::{Config, WatcherConfig};
 use crate::control::events::EventKind;
 use crate::control::message::{Add, Errno, OptionValues, Reply, Request, RequestError};
 use crate::state::{Added, Kept, KeptRemoval};
+use crate::supervisor::kernel::with_what_was_set;
 use crate::supervisor::tickets::{Body, Goal, Ticket, done, refuse};
 use crate::supervisor::{Supervisor, WatcherId, tasks};
 use crate::watcher::Watcher;
@@ -175,7 +176,8 @@ impl Supervisor {
         let mut all = self.config.as_ref().clone();
         all.watchers.push(config.clone());
         self.config = Arc::new(all);
-        let id = self.insert(Arc::new(config), kept);
+        let (config, kept) = with_what_was_set(&self.config, &Arc::new(config), kept);
+        let id = self.insert(config, kept);
         self.queue.push_back(id);
         self.update_logs();
         id

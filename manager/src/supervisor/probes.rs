@@ -40,10 +40,29 @@ enum Question {
     Health,
 }
 
+/// One open question.
+#[derive(Debug)]
+struct Open {
+    question: Question,
+    /// With these settings.
+    config: Arc<WatcherConfig>,
+    task: AbortHandle,
+}
+
+impl Open {
+    fn is(&self, question: Question, config: &Arc<WatcherConfig>) -> bool {
+        let same = |other: &WatcherConfig| match question {
+            Question::Ready => config.ready == other.ready,
+            Question::Health => config.health == other.health,
+        };
+        self.question == question && (Arc::ptr_eq(&self.config, config) || same(&self.config))
+    }
+}
+
 /// The questions that are open.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
-    workers: HashMap<u64, (Question, AbortHandle)>,
+    workers: HashMap<u64, Open>,
     demands: HashMap<WatcherId, AbortHandle>,
 }
 
@@ -55,7 +74,7 @@ impl Probes {
 
     /// Closes everything.
     pub(super) fn clear(&mut self) {
-        let workers = self.workers.drain().map(|(_, (_, task))| task);
+        let workers = self.workers.drain().map(|(_, open)| open.task);
         for task in workers.chain(self.demands.drain().map(|(_, task)| task)) {
             task.abort();
         }
@@ -85,7 +104,7 @@ impl Supervisor {
                 };
                 open.insert(process.serial, question);
                 let asked = self.probes.workers.get(&process.serial);
-                if asked.is_some_and(|(asked, _)| *asked == question) {
+                if asked.is_some_and(|asked| asked.is(question, config)) {
                     continue;
                 }
                 let to = Worker {
@@ -100,16 +119,20 @@ impl Supervisor {
                     Question::Ready => to.ask_ready(limit),
                     Question::Health => to.ask_health(),
                 };
-                if let Some((_, old)) = self.probes.workers.insert(process.serial, (question, task))
-                {
-                    old.abort();
+                let now = Open {
+                    question,
+                    config: config.clone(),
+                    task,
+                };
+                if let Some(old) = self.probes.workers.insert(process.serial, now) {
+                    old.task.abort();
                 }
             }
         }
-        self.probes.workers.retain(|serial, (question, task)| {
-            let wanted = open.get(serial) == Some(question);
+        self.probes.workers.retain(|serial, asked| {
+            let wanted = open.get(serial) == Some(&asked.question);
             if !wanted {
-                task.abort();
+                asked.task.abort();
             }
             wanted
         });
@@ -143,7 +166,18 @@ impl Supervisor {
     /// A question was answered.
     pub(super) fn found(&mut self, id: WatcherId, wid: u32, serial: u64, finding: Finding) {
         // The task has ended; should the state stay, it is asked anew.
-        self.probes.workers.remove(&serial);
+        let question = match finding {
+            Finding::Ready | Finding::NotReady(_) => Question::Ready,
+            Finding::Unwell(_) => Question::Health,
+        };
+        if self
+            .probes
+            .workers
+            .get(&serial)
+            .is_some_and(|open| open.question == question)
+        {
+            self.probes.workers.remove(&serial);
+        }
         let at = self.moment();
         let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
@@ -223,7 +257,7 @@ impl Worker {
             };
             let deadline = limit.checked_sub(TELL_WHY).unwrap_or(limit);
             let gate = gate(&self.link, &self.config, self.wid);
-            let finding = match gate.wait(&ready, self.uid(), deadline).await {
+            let finding = match gate.wait(&ready, self.uid().await, deadline).await {
                 Ok(()) => Finding::Ready,
                 Err(error @ ProbeError::NotPrepared(_)) => {
                     tracing::warn!(watcher = self.config.name, %error, "taken for ready");
@@ -276,11 +310,14 @@ impl Worker {
         let _ = self.events.send(event).await;
     }
 
-    /// Who the worker runs as, if that was asked for.
-    fn uid(&self) -> Option<u32> {
-        match self.config.uid.as_ref()? {
-            Identity::Number(uid) => Some(*uid),
-            Identity::Name(name) => User::from_name(name).ok()?.map(|user| user.uid.as_raw()),
+    /// Who the worker runs as, if that was asked for. Looking a name up may take its time.
+    async fn uid(&self) -> Option<u32> {
+        match self.config.uid.clone()? {
+            Identity::Number(uid) => Some(uid),
+            Identity::Name(name) => {
+                let found = tokio::task::spawn_blocking(move || User::from_name(&name)).await;
+                found.ok()?.ok()?.map(|user| user.uid.as_raw())
+            }
         }
     }
 }

@@ -22,8 +22,20 @@ use crate::worker::Running;
 /// Most workers that can be asked for; the file has the same limit.
 const MAX_WORKERS: u32 = 10_000;
 
+/// Requests that wait for the kernel; more than people and scripts have open.
+const MAX_EARLY: usize = 256;
+
 impl Supervisor {
     pub(super) fn asked(&mut self, asked: Asked) {
+        if matches!(self.phase, Phase::Attaching) && acts(&asked.request.command) {
+            // What the kernel keeps comes first: this is asked of what there was.
+            if self.early.len() < MAX_EARLY {
+                self.early.push(asked);
+            } else {
+                refuse(asked.request, asked.reply, &not_connected());
+            }
+            return;
+        }
         let Asked { request, reply } = asked;
         let command = request.command.clone();
         match command {
@@ -377,6 +389,23 @@ impl Supervisor {
             .filter(|process| pid.is_none_or(|pid| pid == process.pid.unsigned_abs()))
             .collect()
     }
+}
+
+/// Whether a command is about watchers and what they are to do.
+fn acts(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Start(_)
+            | Command::Stop(_)
+            | Command::Restart(_)
+            | Command::Reload { .. }
+            | Command::ReloadConfig { plan: false }
+            | Command::Add(_)
+            | Command::Rm { .. }
+            | Command::Incr { .. }
+            | Command::Decr { .. }
+            | Command::Set { .. }
+    )
 }
 
 pub(super) fn not_connected() -> RequestError {

@@ -56,11 +56,13 @@ pub(super) fn attach(config: Arc<Config>, addresses: Vec<Address>, events: mpsc:
     });
 }
 
-/// Makes the sockets and lists what there is, after a reconnection; with `claim` the namespace is to be claimed again first.
+/// Makes the sockets and lists what there is, after a reconnection. With `claim` the namespace is to be claimed again first, with
+/// `subscribe` the subscription was lost.
 pub(super) fn list_again(
     link: KernelLink,
     config: Arc<Config>,
     claim: bool,
+    subscribe: bool,
     events: mpsc::Sender<Event>,
 ) {
     tokio::spawn(async move {
@@ -68,7 +70,7 @@ pub(super) fn list_again(
             let _ = events.send(Event::Fatal(error)).await;
             return;
         }
-        let inventory = settle(&link, &config, &events, false).await;
+        let inventory = settle(&link, &config, &events, subscribe).await;
         let _ = events.send(Event::Listed(inventory)).await;
     });
 }

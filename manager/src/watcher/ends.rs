@@ -11,14 +11,36 @@ use crate::worker::{Running, State, Worker};
 /// After a request the kernel could not answer (it was restarting), the same is asked again this much later.
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(100);
 
+/// A worker that ended while no manager was there.
+#[derive(Debug, Clone, Copy)]
+pub struct Unseen {
+    /// Its number.
+    pub wid: u32,
+    /// The kernel's number for its process.
+    pub serial: u64,
+    /// Which reload had started it.
+    pub generation: u64,
+    /// For how long.
+    pub ran: Duration,
+    /// And how it ended.
+    pub how: Ended,
+}
+
 impl Watcher {
     /// The kernel could not start worker `wid`.
     pub fn start_failed(&mut self, wid: u32, failure: StartFailure, at: &Moment) {
-        let generation = match self.workers.get(&wid) {
-            Some(worker) if matches!(worker.state, State::Starting { .. }) => worker.generation,
-            _ => return,
+        let (generation, unwanted) = match self.workers.get(&wid) {
+            Some(worker) => match worker.state {
+                State::Starting { unwanted } => (worker.generation, unwanted),
+                _ => return,
+            },
+            None => return,
         };
         self.workers.remove(&wid);
+        if unwanted {
+            // It was not to run any more, and does not.
+            return;
+        }
         let reason = match failure {
             StartFailure::Occupied | StartFailure::Unanswered => {
                 self.pauses.postpone(wid, at.now + ASK_AGAIN);
@@ -85,13 +107,20 @@ impl Watcher {
     }
 
     /// A worker ended while no manager was there.
-    pub fn ended_unseen(&mut self, wid: u32, serial: u64, ran: Duration, how: Ended, at: &Moment) {
+    pub fn ended_unseen(&mut self, unseen: &Unseen, at: &Moment) {
+        let Unseen {
+            wid,
+            serial,
+            generation,
+            ran,
+            how,
+        } = *unseen;
         // Whoever asked it to end, or dealt with its end already, needs no second reckoning.
         let dealt_with = self.kept.finished.contains(&serial)
             || self.kept.stopping.remove(&serial).is_some()
             || self.kept.ended.contains(&serial);
         self.kept.ended.insert(serial);
-        if !dealt_with {
+        if !dealt_with && !self.fail_roll(generation, &format!("worker {wid} {how}")) {
             self.ended_by_itself(wid, serial, ran, how, at);
         }
     }

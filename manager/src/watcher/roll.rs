@@ -124,7 +124,12 @@ impl Watcher {
             return false;
         };
         self.kept.roll = None;
-        let known = roll.previous.is_some();
+        let before = roll.previous.as_ref().map(|previous| previous.generation);
+        let mut reason = format!("the reload was rolled back: {reason}");
+        if before.is_none() {
+            // A predecessor began it, and took with it what was before.
+            reason.push_str("; what the settings were before is not known, so that new workers get the new ones still");
+        }
         if let Some(previous) = roll.previous {
             self.config = previous.config;
             self.kept.generation = previous.generation;
@@ -132,12 +137,15 @@ impl Watcher {
             self.kept.env = previous.env;
         }
         for worker in self.workers.values_mut() {
-            // Where nothing is known of the old settings, new workers that serve are all there is to go on with.
-            worker.retiring = worker.generation == generation && (known || !worker.is_serving());
+            worker.retiring = match before {
+                // Those of a reload that this one took the place of go too.
+                Some(before) => worker.generation != before,
+                // New workers that serve are all there is to go on with.
+                None => worker.generation == generation && !worker.is_serving(),
+            };
         }
         self.pauses.clear();
         self.keep_pauses();
-        let reason = format!("the reload was rolled back: {reason}");
         tracing::error!(watcher = self.config.name, reason, "rolled back");
         self.rolled = Err(reason.clone());
         self.message = Some(reason.clone());

@@ -72,7 +72,7 @@ impl Watcher {
     /// Its start waits for others: it has not been up since it was asked to run.
     #[must_use]
     pub fn is_coming_up(&self) -> bool {
-        self.wanted == Wanted::Running && !self.came_up
+        self.wanted != Wanted::Stopped && !self.came_up
     }
 
     /// It is wanted.
@@ -85,6 +85,12 @@ impl Watcher {
     #[must_use]
     pub fn is_running_wanted(&self) -> bool {
         self.wanted == Wanted::Running
+    }
+
+    /// An operator stopped it.
+    #[must_use]
+    pub fn is_stopped_on_request(&self) -> bool {
+        self.wanted == Wanted::Stopped && self.kept.stopped == Some(true)
     }
 
     /// Circus's word for what it is doing.

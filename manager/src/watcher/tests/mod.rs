@@ -59,7 +59,7 @@ impl Bench {
                     started_us: self.serial,
                     started: self.at.now,
                 };
-                self.watcher.started(*wid, process, &self.at);
+                self.watcher.started(*wid, process, None, &self.at);
             }
         }
         actions
@@ -164,7 +164,7 @@ fn a_stop_during_a_start_is_not_forgotten() {
         started_us: 1,
         started: bench.at.now,
     };
-    bench.watcher.started(1, process, &bench.at);
+    bench.watcher.started(1, process, None, &bench.at);
     assert_eq!(stops(&bench.step()), [9]);
     bench.end(9);
     bench.step();

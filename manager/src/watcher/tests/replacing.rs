@@ -119,6 +119,49 @@ fn a_new_one_that_is_never_ready_takes_the_reload_back() {
 }
 
 #[test]
+fn a_second_reload_that_fails_leads_back_to_what_was_before_the_first() {
+    let (mut bench, before) = two();
+    let other = |word: &str| {
+        let word = word.to_owned();
+        tuned("numprocesses = 2", |config| {
+            config.argv_template = vec![word];
+        })
+    };
+    bench.watcher.reload(other("one"), false);
+    bench.step();
+    bench.later(SETTLE);
+    bench.step();
+    bench.end(1);
+    bench.watcher.reload(other("two"), false);
+    assert_eq!(stops(&bench.step()), [4], "it had proved nothing yet");
+    let newest = bench.serial;
+    bench.end(newest);
+    for _ in 0..4 {
+        bench.step();
+        bench.later(SETTLE);
+        let going = stops(&bench.step());
+        going.into_iter().for_each(|serial| bench.end(serial));
+        if bench
+            .watcher
+            .workers()
+            .values()
+            .any(|worker| worker.process().unwrap().serial == 4)
+        {
+            bench.end(4);
+        }
+    }
+    assert_eq!(bench.watcher.config(), &before);
+    assert!(bench.watcher.is_settled());
+    assert!(
+        bench
+            .watcher
+            .workers()
+            .values()
+            .all(|worker| worker.generation == 0)
+    );
+}
+
+#[test]
 fn sequentially_one_goes_before_one_comes() {
     let (mut bench, config) = two();
     bench.watcher.reload(config, true);
@@ -213,9 +256,14 @@ fn an_end_is_counted_once_however_often_the_manager_starts() {
     let mut bench = Bench::new("");
     for _ in 0..3 {
         let how = Ended::Code(1);
-        bench
-            .watcher
-            .ended_unseen(1, 7, Duration::ZERO, how, &bench.at);
+        let unseen = Unseen {
+            wid: 1,
+            serial: 7,
+            generation: 0,
+            ran: Duration::ZERO,
+            how,
+        };
+        bench.watcher.ended_unseen(&unseen, &bench.at);
         let kept = bench.watcher.kept().clone();
         bench.watcher = Watcher::new(config(""), kept, &bench.at);
     }

@@ -272,7 +272,8 @@ def services_cells(found):
         return ["–"] * 4
     restart, killed = least(found, "restart"), max(one["killed"] for one in found)
     return ["%.2f s" % least(found, "start"),
-            "%.1f MiB (%d processes)" % (least(found, "pss") / 1024, found[0]["processes"]),
+            "%.1f MiB (%d process%s)" % (least(found, "pss") / 1024, found[0]["processes"],
+                                         "es" * (found[0]["processes"] != 1)),
             "%.0f ms" % (least(found, "status") * 1000),
             "%s, kills %d" % ("hangs" if restart is None else "%.2f s" % restart, killed)]
 

@@ -160,7 +160,7 @@ pub struct WatcherConfig {
     pub ready: Option<Readiness>,
     /// How long a worker may take to become ready.
     pub ready_timeout: Duration,
-    /// How many workers beyond `numprocesses` a rolling reload has at most; at least 1.
+    /// How many workers beyond `numprocesses` a rolling reload has at most; 0: one goes before one comes.
     pub max_surge: u32,
     /// Age at which a worker is replaced; none: never.
     pub max_age: Option<Duration>,

@@ -245,8 +245,7 @@ impl Watcher {
         let going = self.workers.len() - there;
         let surge = self.surge();
         // Where nobody may be there in addition, one that is ending is there still.
-        let alone = self.config.singleton || (surge == 0 && self.is_rolling());
-        let taken = if alone { there + going } else { there };
+        let taken = if surge == 0 { there + going } else { there };
         let room = (self.target() + surge).saturating_sub(taken);
         let missing = self.missing().min(room);
         let free: Vec<u32> = (1..)

@@ -249,7 +249,7 @@ pub const WATCHER: &[Key] = &[
         "max_surge",
         NUMBER,
         Value("1"),
-        "how many workers beyond `numprocesses` a rolling reload starts at once (not in Circus)",
+        "how many workers beyond `numprocesses` a rolling reload starts at once; 0: one goes before one comes (not in Circus)",
         "2",
     ),
     key(

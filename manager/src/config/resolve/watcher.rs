@@ -137,7 +137,7 @@ pub(super) fn resolve(
         warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
         ready,
         ready_timeout,
-        max_surge: fields.whole("max_surge", 1, MAX_WORKERS).unwrap_or(1),
+        max_surge: fields.whole("max_surge", 0, MAX_WORKERS).unwrap_or(1),
         max_age,
         max_age_variance,
         on_demand: fields.boolean("on_demand", false),

@@ -92,7 +92,10 @@ fn dependencies_exist_and_do_not_run_in_circles() {
 fn what_cannot_work_is_refused() {
     for (text, begin) in [
         ("on_demand = yes", "on_demand: expected a socket"),
-        ("max_surge = 0", "max_surge \"0\": expected a whole number"),
+        (
+            "max_surge = -1",
+            "max_surge \"-1\": expected a whole number",
+        ),
         ("ready_timeout = 0", "ready_timeout \"0\": expected seconds"),
         ("health = x", "health \"x\": expected tcp:HOST:PORT"),
         (

@@ -307,6 +307,9 @@ impl Supervisor {
                 },
                 () = sleep_until(deadline) => {}
             }
+            // Whoever has something to say at the same moment says it before the decision: looking at every watcher is one
+            // piece of work for many answers.
+            tokio::task::yield_now().await;
             for _ in 0..EVENTS_PER_TURN {
                 match self.receiver.try_recv() {
                     Ok(event) => self.handle(event),

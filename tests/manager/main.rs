@@ -8,6 +8,7 @@ mod harness;
 
 mod control;
 mod crash;
+mod from_circusd;
 mod ini_oracle;
 mod isolation;
 mod lifecycle;

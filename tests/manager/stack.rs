@@ -37,6 +37,21 @@ impl Stack {
         stack
     }
 
+    /// The same, after something else has been done with the kernel and the file.
+    #[track_caller]
+    pub(crate) fn start_after(ini: &str, before: impl FnOnce(&Kernel)) -> Self {
+        let kernel = prepare(ini);
+        before(&kernel);
+        let manager = spawn(&mut manager_command(&kernel));
+        let stack = Self {
+            kernel,
+            manager,
+            output: None,
+        };
+        stack.wait_attached();
+        stack
+    }
+
     /// The same, with a socket as the manager's standard output.
     #[track_caller]
     pub(crate) fn start_with_output(ini: &str) -> Self {

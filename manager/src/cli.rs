@@ -178,7 +178,7 @@ Example:
   cmd: web --port 80
   numprocesses: 4")]
     Get(GetArgs),
-    /// Print all options of a watcher, or those of [circus]
+    /// Print all options of a watcher, or those of the section circus
     #[command(after_help = "Example:\n  $ papactl options web")]
     Options(OptionsArgs),
     /// Add a watcher that is in no file
@@ -263,7 +263,7 @@ Example:
     /// How many watchers there are
     #[command(name = "numwatchers", hide = true)]
     NumWatchers,
-    /// Options of [circus], or one of them
+    /// Options of the section circus, or one of them
     #[command(name = "globaloptions", hide = true)]
     GlobalOptions(NameArg),
 }

@@ -129,7 +129,7 @@ pub struct GetArgs {
 /// Arguments of `options`.
 #[derive(Debug, Args)]
 pub struct OptionsArgs {
-    /// The watcher; without one, the options of [circus]
+    /// The watcher; without one, the options of the section circus
     pub name: Option<String>,
 }
 

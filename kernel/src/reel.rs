@@ -37,7 +37,8 @@ const MAX_RECORDS: u64 = (DATA_OFFSET - INDEX_OFFSET) / ENTRY;
 /// Header words.
 const MAGIC_AT: u64 = 0;
 const INTENT_AT: u64 = 8;
-const START_AT: u64 = 16;
+/// The word `start`; it is moved before anything below it is given back.
+pub const START_AT: u64 = 16;
 const MAGIC: u64 = u64::from_le_bytes(*b"paparel1");
 
 /// Most bytes taken from a pipe in one go, so that one loud process does not

@@ -510,16 +510,17 @@ fn any_op() -> impl Strategy<Value = Op> {
             force
         }
         .into()),
-        (patterns(), any::<bool>()).prop_map(|(names, force)| OutputConsume {
-            names,
-            bytes: if force {
-                Delivery::Reel
-            } else {
-                Delivery::Inline
-            },
-            force
-        }
-        .into()),
+        (
+            patterns(),
+            prop::sample::select(vec![Delivery::Inline, Delivery::Reel, Delivery::Auto]),
+            any::<bool>()
+        )
+            .prop_map(|(names, bytes, force)| OutputConsume {
+                names,
+                bytes,
+                force
+            }
+            .into()),
         (patterns(), any::<bool>()).prop_map(|(names, start)| OutputFollow {
             names,
             from: if start {

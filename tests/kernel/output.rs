@@ -421,6 +421,49 @@ fn the_reel_can_be_read_by_descriptor() {
 }
 
 #[test]
+fn little_comes_inline_and_much_is_left_in_the_reel() {
+    let kernel = Kernel::start();
+    let mut session = kernel.json();
+    session.ok("output.consume", json!({"names": ["p"], "bytes": "auto"}));
+    let go = kernel.path("go");
+    let wait = format!("read _ < {go}");
+    let script = format!(
+        "mkfifo {go}; echo little; {wait}; head -c 100000 /dev/zero; {wait}; head -c 1000000 /dev/zero; sleep 60"
+    );
+    let process = kernel.json().make_process(
+        "p",
+        &["/bin/sh", "-c", &script],
+        json!({"env": path(), "reel_bytes": 200_000, "overflow": "drop_oldest"}),
+    );
+    let little = session.push();
+    assert_eq!(little.bytes, b"little\n");
+    let reply = session.ok("output.reel", json!({"serial": serial(&process)}));
+    let reel = std::fs::File::from(session.descriptor());
+    let first_kept = || {
+        let mut word = [0; 8];
+        let offset = reply["start_offset"].as_u64().unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&reel, &mut word, offset).unwrap();
+        u64::from_le_bytes(word)
+    };
+    assert_eq!(first_kept(), 0);
+    std::fs::write(&go, "\n").unwrap();
+    let mut end = 0;
+    while end < 100_007 {
+        let push = session.push();
+        let output = push.body("output").unwrap();
+        let (start, length) = (
+            output["start"].as_u64().unwrap(),
+            output["length"].as_u64().unwrap(),
+        );
+        assert_eq!(output["inline"], length < 16 * 1024, "{output}");
+        end = start + length;
+    }
+    std::fs::write(&go, "\n").unwrap();
+    // What is dropped is said before it goes.
+    wait_until("the oldest goes", || first_kept() > 0);
+}
+
+#[test]
 fn two_hundred_chatty_processes() {
     const PROCESSES: u64 = 200;
     const LINES: u64 = 2000;

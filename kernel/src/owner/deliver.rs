@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use nix::errno::Errno;
 use papa_protocol::classic;
 use papa_protocol::json::push::{End, Event, EventType, Exited, OutputHeader, Push, encode_output};
+use papa_protocol::json::request::Delivery;
 use papa_protocol::limits::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS};
 use papa_protocol::record::{Record, Serial, Stream};
 
@@ -74,7 +75,7 @@ impl Owner {
                         watched = Some(marks);
                     }
                 }
-                SubKind::Consume { .. } | SubKind::Follow { .. } => {
+                SubKind::Consume(_) | SubKind::Follow { .. } => {
                     batch.gather(sub, |batch, sub, serial| {
                         let (Some(row), Some(live)) =
                             (self.table.process(serial), self.live.get_mut(&serial))
@@ -215,7 +216,7 @@ impl Owner {
         let mut consumer = None;
         for (id, session) in &self.sessions {
             for (number, sub) in &session.subs {
-                let consumes = matches!(sub.kind, SubKind::Consume { .. });
+                let consumes = matches!(sub.kind, SubKind::Consume(_));
                 if !(consumes || matches!(sub.kind, SubKind::Follow { .. })) || !sub.wants(&name) {
                     continue;
                 }
@@ -452,13 +453,22 @@ impl Batch {
         live: &mut Live,
         consumer: bool,
     ) -> bool {
-        let inline = sub.kind != SubKind::Consume { inline: false };
+        let delivery = match sub.kind {
+            SubKind::Consume(delivery) => delivery,
+            _ => Delivery::Inline,
+        };
         let Some(cursor) = sub.cursors.get_mut(&row.serial) else {
             return false;
         };
         let serial = Serial(row.serial);
         let start = cursor.position.max(live.start());
         if let Some(reel) = &live.reel {
+            let inline = match delivery {
+                Delivery::Inline => true,
+                Delivery::Reel => false,
+                // What is worth a piece of its own is worth no copy at all.
+                Delivery::Auto => reel.committed() - start < OWN_PIECE_BYTES as u64,
+            };
             let room = if inline { self.room() } else { usize::MAX };
             let (end, records) = clip(reel.records_from(start), start, room);
             if end > start {

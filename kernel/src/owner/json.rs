@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use bytes::BytesMut;
 use papa_protocol::json::reply::{self, encode_error, encode_ok};
-use papa_protocol::json::request::{Delivery, Id, Op, Rejected, Request};
+use papa_protocol::json::request::{Id, Op, Rejected, Request};
 use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::record::Serial;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Owner;
 use super::session::Expect;
 use crate::live::SessionId;
-use crate::reel::DATA_OFFSET;
+use crate::reel::{DATA_OFFSET, START_AT};
 use crate::verbs::{VerbError, fail};
 
 impl Owner {
@@ -122,8 +122,7 @@ impl Owner {
                 self.answer_with(id, answer, &done, fd)?;
             }
             Op::OutputConsume(op) => {
-                let inline = op.bytes == Delivery::Inline;
-                let sub = self.consume(id, op.names, inline, op.force)?;
+                let sub = self.consume(id, op.names, op.bytes, op.force)?;
                 answer.ok(&reply::Subscribed { sub });
             }
             Op::OutputFollow(op) => {
@@ -138,6 +137,7 @@ impl Owner {
                 let fd = self.reel_descriptor(id, op.serial)?;
                 let reel = reply::Reel {
                     data_offset: DATA_OFFSET,
+                    start_offset: Some(START_AT),
                 };
                 self.answer_with(id, answer, &reel, fd)?;
             }

@@ -97,11 +97,8 @@ pub struct Cursor {
 pub enum SubKind {
     /// A classic watch; frames and a line of acknowledgement.
     Watch,
-    /// A consumer; with `inline` the bytes come along.
-    Consume {
-        /// Bytes follow the header.
-        inline: bool,
-    },
+    /// A consumer, and how it gets the bytes.
+    Consume(json::Delivery),
     /// A follower.
     Follow {
         /// Starts with the oldest output kept.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use papa_protocol::json::ErrorCode;
-use papa_protocol::json::request::FollowFrom;
+use papa_protocol::json::request::{Delivery, FollowFrom};
 use papa_protocol::limits::MAX_SUBSCRIPTIONS_PER_SESSION;
 use papa_protocol::name::NamePattern;
 use papa_protocol::record::Serial;
@@ -77,7 +77,7 @@ impl Owner {
         &mut self,
         session: SessionId,
         patterns: Vec<NamePattern>,
-        inline: bool,
+        bytes: Delivery,
         force: bool,
     ) -> Result<u64, VerbError> {
         self.may_write(session)?;
@@ -102,7 +102,7 @@ impl Owner {
                 ));
             }
         }
-        let sub = self.subscribe_session(session, SubKind::Consume { inline }, patterns)?;
+        let sub = self.subscribe_session(session, SubKind::Consume(bytes), patterns)?;
         let reader = Reader { session, sub };
         for serial in serials {
             let start = self.live.get(&serial).map_or(0, crate::live::Live::start);

@@ -150,6 +150,9 @@ pub struct Subscribed {
 pub struct Reel {
     /// Where in the file position 0 is.
     pub data_offset: u64,
+    /// Where in the file the oldest position kept is, a little-endian word of eight bytes; none from a kernel of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_offset: Option<u64>,
 }
 
 /// One held descriptor.

@@ -309,6 +309,8 @@ pub enum Delivery {
     Inline,
     /// Not at all: the consumer reads them from the reel it fetched.
     Reel,
+    /// Little comes inline, much is left in the reel.
+    Auto,
 }
 
 /// `output.consume`.

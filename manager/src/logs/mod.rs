@@ -12,6 +12,7 @@
 //! | `writer`, `book` | all files and all processes: output in, positions to acknowledge out |
 //! | `routes` | the configuration: whose lines go where |
 //! | `session`, `held`, `thread` | the connection to the kernel that feeds the writer, on a thread of its own |
+//! | `reels` | output read from the kernel's memory files, being too much to be sent |
 //! | `failpoint` | where tests have the manager killed |
 //!
 //! Invariant: the kernel is told to forget output only after it is in its file and the store says so.
@@ -26,6 +27,7 @@ mod held;
 pub mod layout;
 pub mod lines;
 pub mod prefix;
+mod reels;
 pub mod rotate;
 mod routes;
 pub mod schedule;

@@ -6,29 +6,29 @@
 //! Invariant: at most one process works on the state, whoever has a copy of its descriptor: it is locked. Output is acknowledged in the
 //! order flush, then acknowledge.
 
+mod processes;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use papa_protocol::client::{Client, ClientError, Options, Push, Pushes};
-use papa_protocol::json::push::EventType;
-use papa_protocol::json::reply::ErrorCode;
+use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
-use papa_protocol::process::Process as KernelProcess;
-use papa_protocol::record::{Serial, Stream};
+use papa_protocol::record::{Record as KernelRecord, Serial, Stream};
 use tokio::sync::watch;
 
 use crate::config::WatcherConfig;
 use crate::logs::failpoint::{self, Step};
-use crate::logs::held::{hold, open_state};
+use crate::logs::held::open_state;
 use crate::logs::layout::Kind;
+use crate::logs::reels::Reels;
 use crate::logs::routes::{Table, Verdict};
 use crate::logs::schedule::Now;
 use crate::logs::thread::{LogSettings, Reports, Wanted};
-use crate::logs::writer::{LogWriter, Process, Record};
-use crate::state::held_logs;
+use crate::logs::writer::{LogWriter, Record};
 
 /// Batches read ahead of the writing: enough to keep the kernel busy, few enough to stay small in memory.
 const PUSHES_AHEAD: usize = 64;
@@ -36,14 +36,10 @@ const PUSHES_AHEAD: usize = 64;
 const FLUSH_AFTER_BYTES: usize = 4 * 1024 * 1024;
 /// Acknowledgements per request.
 const ACKS_PER_REQUEST: usize = 1024;
-/// Processes asked for by number per request.
-const SERIALS_PER_REQUEST: usize = 1024;
 /// Pause between attempts at what should work soon: the kernel is restarting, a predecessor is dying.
 pub(super) const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// How long the last acknowledgements may take when the manager ends.
 pub(super) const FAREWELL: Duration = Duration::from_secs(2);
-/// Processes remembered as none of ours; beyond that they are asked about again.
-const MAX_STRANGERS: usize = 4096;
 
 /// One connection to the kernel, with all that hangs on it.
 pub(super) struct Session<'a> {
@@ -52,6 +48,9 @@ pub(super) struct Session<'a> {
     client: Client,
     pushes: Pushes,
     writer: LogWriter,
+    reels: Reels,
+    /// How output is to come.
+    delivery: ops::Delivery,
     /// What is being consumed: name prefix and number.
     subscriptions: HashMap<String, u64>,
     /// Subscriptions whose output no longer counts, still to be stopped.
@@ -94,6 +93,8 @@ impl<'a> Session<'a> {
             client,
             pushes,
             writer,
+            reels: Reels::default(),
+            delivery: ops::Delivery::Auto,
             subscriptions: HashMap::new(),
             lapsed: Vec::new(),
             strangers: HashSet::new(),
@@ -202,12 +203,11 @@ impl<'a> Session<'a> {
                 if !self.know(header.serial).await? {
                     return Ok(());
                 }
+                if !header.inline {
+                    return self.take_from_reel(&header).await;
+                }
                 self.taken_bytes += bytes.len();
-                let records = header.records.iter().map(|record| Record {
-                    end: record.end,
-                    stream: kind(record.stream),
-                    stamp_us: i64::try_from(record.stamp_us).unwrap_or(i64::MAX),
-                });
+                let records = header.records.iter().map(record);
                 self.writer
                     .output(header.serial.0, header.start, records, &bytes, Now::read());
             }
@@ -229,6 +229,8 @@ impl<'a> Session<'a> {
                 // Nothing is taken in before it is clear which kernel this is: another one counts serials from the start.
                 self.lapse();
                 self.strangers.clear();
+                self.reels.clear();
+                self.delivery = ops::Delivery::Auto;
                 self.unsettled = Unsettled {
                     kernel: true,
                     processes: true,
@@ -246,6 +248,35 @@ impl<'a> Session<'a> {
             Push::Exit(_) | Push::Lost(_) | Push::Shutdown(_) => {}
         }
         Ok(())
+    }
+
+    /// Takes in output that was too much to be sent.
+    async fn take_from_reel(&mut self, header: &OutputHeader) -> Result<(), SessionError> {
+        let serial = header.serial;
+        if !self.reels.has(serial.0)
+            && let Err(error) = self.open_reel(serial).await
+        {
+            return self.go_inline(&error).await;
+        }
+        let mut result = Ok(());
+        let (mut position, end) = (header.start, header.start + header.length);
+        while position < end {
+            let part = match self.reels.read(serial.0, position..end) {
+                Ok(part) => part,
+                Err(error) => return self.go_inline(&error.into()).await,
+            };
+            position = part.end();
+            self.taken_bytes += part.bytes.len();
+            let records = part.records(&header.records).map(|r| record(&r));
+            self.writer
+                .output(serial.0, part.start, records, part.bytes, Now::read());
+            if self.taken_bytes >= FLUSH_AFTER_BYTES && position < end {
+                self.taken_bytes = 0;
+                // Whatever comes of it: what was announced is taken in to its end, or the rest would look like a gap.
+                result = result.and(self.flush().await);
+            }
+        }
+        result
     }
 
     async fn flush(&mut self) -> Result<(), SessionError> {
@@ -294,6 +325,7 @@ impl<'a> Session<'a> {
             .writer
             .name(serial)
             .is_some_and(|name| matches!(self.table.verdict(name), Verdict::Unknown));
+        self.reels.close(serial);
         self.writer.forget(serial)?;
         if retired {
             // Perhaps the last of a watcher that is gone.
@@ -340,139 +372,13 @@ impl<'a> Session<'a> {
         self.settle_at = None;
         Ok(())
     }
+}
 
-    /// Is this still the kernel that holds our state?
-    async fn recognise(&mut self) -> Result<(), SessionError> {
-        let name = held_logs(&self.settings.namespace);
-        let list = ops::HoldList {
-            names: vec![NamePattern::new(&name)],
-        };
-        if self.client.call(list).await?.held.is_empty() {
-            // A new kernel counts serials from the start: what we know belongs to processes of the old one. Forgotten before the state is
-            // held there: a successor would take it for this kernel's. Nothing was taken in from the new kernel yet, however often this
-            // is repeated.
-            self.writer.retain(|_| false)?;
-            hold(&self.client, &name, self.writer.store()).await?;
-        }
-        Ok(())
-    }
-
-    /// Learns of all processes, forgets those that are gone.
-    async fn list(&mut self) -> Result<(), SessionError> {
-        let names = vec![NamePattern::new(&format!("{}.*", self.settings.namespace))];
-        let list = ops::ProcessList {
-            names,
-            serials: Vec::new(),
-        };
-        let mut processes = self.client.call(list).await?.processes;
-        let mut listed: HashSet<u64> = processes.iter().map(|process| process.serial.0).collect();
-        // A process whose name has gone to its successor is listed by its number alone.
-        let unnamed: Vec<Serial> = self
-            .writer
-            .serials()
-            .filter(|serial| !listed.contains(serial))
-            .map(Serial)
-            .collect();
-        for serials in unnamed.chunks(SERIALS_PER_REQUEST) {
-            let list = ops::ProcessList {
-                names: Vec::new(),
-                serials: serials.to_vec(),
-            };
-            processes.extend(self.client.call(list).await?.processes);
-        }
-        listed.extend(processes.iter().map(|process| process.serial.0));
-        self.writer.retain(|serial| listed.contains(&serial))?;
-        for process in &processes {
-            self.add(process);
-        }
-        Ok(())
-    }
-
-    /// Output may overtake the news of its process. False for one that is no worker of ours: what it writes is the kernel's to keep.
-    async fn know(&mut self, serial: Serial) -> Result<bool, SessionError> {
-        if self.writer.knows(serial.0) {
-            return Ok(true);
-        }
-        if self.strangers.contains(&serial.0) {
-            return Ok(false);
-        }
-        let list = ops::ProcessList {
-            names: Vec::new(),
-            serials: vec![serial],
-        };
-        for process in self.client.call(list).await?.processes {
-            // What was pushed begins at the start, or with a gap from there.
-            self.insert(&process, 0, 0);
-        }
-        if !self.writer.knows(serial.0) {
-            if self.strangers.len() >= MAX_STRANGERS {
-                self.strangers.clear();
-            }
-            self.strangers.insert(serial.0);
-        }
-        Ok(self.writer.knows(serial.0))
-    }
-
-    fn add(&mut self, process: &KernelProcess) {
-        if !self.writer.knows(process.serial.0) {
-            self.insert(process, process.ledger.acknowledged, process.ledger.dropped);
-        }
-    }
-
-    fn insert(&mut self, process: &KernelProcess, acknowledged: u64, dropped: u64) {
-        let Verdict::Logged {
-            routes,
-            watcher,
-            wid,
-        } = self.table.verdict(&process.name)
-        else {
-            return;
-        };
-        let process = Process {
-            serial: process.serial.0,
-            name: process.name.to_string(),
-            watcher: watcher.to_owned(),
-            wid,
-            pid: i32::try_from(process.pid).unwrap_or(0),
-            reel_bytes: process.reel_bytes,
-            acknowledged,
-            dropped,
-        };
-        self.writer.add(&process, routes);
-    }
-
-    /// Asks for the output of everybody whose output is wanted, from the first byte not acknowledged, where that is not under way; and
-    /// takes over from a predecessor that is not quite dead.
-    async fn consume(&mut self) -> Result<(), SessionError> {
-        let wanted = self
-            .table
-            .prefixes(self.writer.names().map(|(_, name)| name));
-        let (kept, gone) = std::mem::take(&mut self.subscriptions)
-            .into_iter()
-            .partition(|(prefix, _)| wanted.contains(prefix));
-        self.subscriptions = kept;
-        self.lapsed
-            .extend(HashMap::<String, u64>::into_values(gone));
-        while let Some(sub) = self.lapsed.last().copied() {
-            match self.client.call(ops::OutputStop { sub }).await {
-                Err(error) if error.code() == Some(ErrorCode::NotFound) => {}
-                other => drop(other?),
-            }
-            self.lapsed.pop();
-        }
-        for prefix in wanted {
-            if self.subscriptions.contains_key(&prefix) {
-                continue;
-            }
-            let consume = ops::OutputConsume {
-                names: vec![NamePattern::new(&format!("{prefix}*"))],
-                bytes: ops::Delivery::Inline,
-                force: true,
-            };
-            let sub = self.client.call(consume).await?.sub;
-            self.subscriptions.insert(prefix, sub);
-        }
-        Ok(())
+fn record(record: &KernelRecord) -> Record {
+    Record {
+        end: record.end,
+        stream: kind(record.stream),
+        stamp_us: i64::try_from(record.stamp_us).unwrap_or(i64::MAX),
     }
 }
 
@@ -498,4 +404,6 @@ pub(super) enum SessionError {
     Io(#[from] io::Error),
     #[error("{0}")]
     Name(String),
+    #[error("the kernel does not say where a reel begins")]
+    ReelWithoutStart,
 }

@@ -6,35 +6,30 @@
 //! record from which the rest is written. One `LogFile` exists per path, however many streams name it.
 //! Source: design.md, "Logs exactly once"; reference/circus.md section 4 for names and moment of a rotation.
 
-use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::fd::AsFd;
+mod turning;
+mod write;
+
+use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use crate::config::RotationConfig;
 use crate::logs::disk::{Handle, file_id, open, resume, split_lines};
 use crate::logs::failpoint::{self, Step};
+use crate::logs::file::write::{Attempt, Pending, Stuck};
 use crate::logs::layout::{Delta, MAX_BATCH_BYTES, MAX_DELTAS, Slot, Source, Unfinished, Work};
-use crate::logs::rotate::{Plan, free_suffix, turn};
-use crate::logs::schedule::{self, Now};
+use crate::logs::rotate::turn;
+use crate::logs::schedule::Now;
 use crate::logs::store::Store;
 
 /// First pause after a file refused a write.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest pause: a disk that has room again is noticed within it.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// A file that could not be rotated grows on; rotation is tried again after this.
-const ROTATION_RETRY: Duration = Duration::from_secs(60);
-
-/// How often a clock that may be set is looked at.
-const CLOCK_CHECK: Duration = Duration::from_secs(30);
-/// What a pipe that is writable at all takes without waiting, by POSIX at least 512, on Linux this.
-const PIPE_BUF: usize = 4096;
+/// Whole lines of at least this many bytes are written from where they are, with what was pending; fewer are collected.
+const DIRECT_BYTES: usize = 32 * 1024;
 
 /// When a file is rotated or reopened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,83 +75,11 @@ pub struct LogFile {
     compress_due: bool,
 }
 
-#[derive(Debug, Default)]
-struct Pending {
-    bytes: Vec<u8>,
-    deltas: Vec<Delta>,
-    index: HashMap<Source, usize>,
-}
-
 #[derive(Debug)]
 struct Trouble {
     reason: String,
     retry_at: Instant,
     stuck: Option<Stuck>,
-}
-
-/// Our standard output is not ours alone, so it is never made non-blocking; it is asked instead.
-fn writable_now(file: &File) -> io::Result<()> {
-    let mut asked = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
-    match poll(&mut asked, PollTimeout::ZERO)? {
-        0 => Err(io::Error::new(
-            io::ErrorKind::WouldBlock,
-            "its reader does not keep up",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// What must be finished before anything else goes to the file.
-#[derive(Debug)]
-enum Stuck {
-    /// Our own write, begun and not complete.
-    Write(Attempt),
-    /// A predecessor's, not even looked at with success.
-    Predecessor(Unfinished),
-}
-
-/// A write recorded in the store and not complete.
-#[derive(Debug)]
-struct Attempt {
-    slot: Slot,
-    file: File,
-    /// Not a pipe or terminal.
-    regular: bool,
-    bytes: Vec<u8>,
-    written: usize,
-    deltas: Vec<Delta>,
-}
-
-impl Attempt {
-    /// Writes what is left.
-    fn proceed(&mut self) -> io::Result<()> {
-        while let Some(rest) = self
-            .bytes
-            .get(self.written..)
-            .filter(|rest| !rest.is_empty())
-        {
-            let (first, last) = rest.split_at(rest.len() / 2);
-            let rest = match (self.regular, failpoint::reach_in_write()) {
-                // Ours is not the only hand on it: never more than there is room for.
-                (false, _) => {
-                    writable_now(&self.file)?;
-                    rest.get(..PIPE_BUF).unwrap_or(rest)
-                }
-                (true, true) if !first.is_empty() && !last.is_empty() => first,
-                (true, _) => rest,
-            };
-            match self.file.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => {
-                    self.written += count;
-                    failpoint::reach(Step::InWrite);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
 }
 
 impl LogFile {
@@ -318,9 +241,22 @@ impl LogFile {
     ) -> Result<(), Suspended> {
         while !lines.is_empty() {
             self.ready(now)?;
-            let (piece, rest) = split_lines(lines, self.room(now));
+            let batch = MAX_BATCH_BYTES.saturating_sub(self.pending.bytes.len());
+            let room = if batch < DIRECT_BYTES {
+                self.room(now)
+            } else {
+                self.room(now).min(batch as u64)
+            };
+            let (piece, rest) = split_lines(lines, room);
             position += piece.len() as u64;
-            self.append(store, &[piece], Delta { source, position }, now)?;
+            let delta = Delta { source, position };
+            if piece.len() < DIRECT_BYTES {
+                self.append(store, &[piece], delta, now)?;
+            } else {
+                self.make_room(store, piece.len(), now)?;
+                self.pending.note(delta);
+                self.write(store, piece, now)?;
+            }
             lines = rest;
         }
         Ok(())
@@ -338,13 +274,7 @@ impl LogFile {
         if self.pending.bytes.is_empty() {
             return Ok(());
         }
-        self.check_path();
-        self.ready(now)?;
-        match self.begin(store) {
-            Ok(attempt) => self.finish(store, attempt, now),
-            Err(error) => self.suspend(&error, now, None),
-        }
-        self.trouble.as_ref().map_or(Ok(()), |_| Err(Suspended))
+        self.write(store, &[], now)
     }
 
     /// Tries again after a failure. True when the file resumed: its sources are to be read again from their done positions.
@@ -365,44 +295,101 @@ impl LogFile {
         self.trouble.is_none()
     }
 
-    fn begin(&mut self, store: &mut Store) -> io::Result<Attempt> {
-        let Some(handle) = &mut self.handle else {
+    /// Writes what is pending and `more` behind it, for which the position is noted already.
+    fn write(&mut self, store: &mut Store, more: &[u8], now: Now) -> Result<(), Suspended> {
+        self.check_path();
+        self.ready(now)?;
+        let mut written = 0;
+        match self.begin(store, more) {
+            Ok(slot) => {
+                let result = self.carry_out(store, slot, more, &mut written);
+                if let Err(error) = result {
+                    self.break_off(store, slot, more, written, &error, now);
+                }
+            }
+            Err(error) => self.suspend(&error, now, None),
+        }
+        self.trouble.as_ref().map_or(Ok(()), |_| Err(Suspended))
+    }
+
+    fn begin(&mut self, store: &mut Store, more: &[u8]) -> io::Result<Slot> {
+        let Some(handle) = &self.handle else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        // The true length, not what we remember: logrotate may have truncated the file in place.
-        handle.size = handle.file.metadata()?.len();
-        let (file, regular) = (handle.file.try_clone()?, handle.regular);
         let slot = store.acquire().ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::QuotaExceeded,
                 "too many log files have unfinished writes",
             )
         })?;
-        let Pending { bytes, deltas, .. } = std::mem::take(&mut self.pending);
+        let Pending { bytes, deltas, .. } = &self.pending;
+        let parts = [bytes, more];
         if let Err(error) =
-            store.begin_write(slot, &self.path, handle.id, handle.size, &bytes, &deltas)
+            store.begin_write(slot, &self.path, handle.id, handle.size, &parts, deltas)
         {
             store.release(slot)?;
             return Err(error);
         }
         failpoint::reach(Step::BeforeWrite);
-        Ok(Attempt {
-            slot,
-            file,
-            regular,
-            bytes,
-            written: 0,
-            deltas,
-        })
+        Ok(slot)
     }
 
-    /// Carries a recorded write to its end, or suspends the file.
+    fn carry_out(
+        &mut self,
+        store: &mut Store,
+        slot: Slot,
+        more: &[u8],
+        written: &mut usize,
+    ) -> io::Result<()> {
+        let Some(handle) = &mut self.handle else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let parts = [self.pending.bytes.as_slice(), more];
+        write::write(&handle.file, handle.regular, parts, written)?;
+        failpoint::reach(Step::AfterWrite);
+        store.finish_write(slot, &self.pending.deltas)?;
+        handle.size += *written as u64;
+        self.retry_delay = RETRY_MIN;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Suspends the file after a recorded write that failed.
+    fn break_off(
+        &mut self,
+        store: &mut Store,
+        slot: Slot,
+        more: &[u8],
+        written: usize,
+        error: &io::Error,
+        now: Now,
+    ) {
+        let Some(handle) = self.handle.take().filter(|_| written > 0) else {
+            // Not a byte is in the file: the record can simply go.
+            let released = store.release(slot);
+            return self.suspend(released.as_ref().err().unwrap_or(error), now, None);
+        };
+        let Pending {
+            mut bytes, deltas, ..
+        } = std::mem::take(&mut self.pending);
+        bytes.extend_from_slice(more);
+        let attempt = Attempt {
+            slot,
+            file: handle.file,
+            regular: handle.regular,
+            bytes,
+            written,
+            deltas,
+        };
+        self.suspend(error, now, Some(Stuck::Write(attempt)));
+    }
+
+    /// Carries a write that had failed, or a predecessor's, to its end, or suspends the file.
     fn finish(&mut self, store: &mut Store, mut attempt: Attempt, now: Now) {
         if let Err(error) = attempt.proceed() {
             if attempt.written > 0 {
                 return self.suspend(&error, now, Some(Stuck::Write(attempt)));
             }
-            // Not a byte is in the file: the record can simply go.
             let released = store.release(attempt.slot);
             return self.suspend(&released.err().unwrap_or(error), now, None);
         }
@@ -410,11 +397,7 @@ impl LogFile {
         if let Err(error) = store.finish_write(attempt.slot, &attempt.deltas) {
             return self.suspend(&error, now, Some(Stuck::Write(attempt)));
         }
-        if let Some(handle) = &mut self.handle {
-            handle.size += attempt.written as u64;
-        }
         self.retry_delay = RETRY_MIN;
-        self.pending.reuse(attempt.bytes, attempt.deltas);
     }
 
     fn suspend(&mut self, error: &io::Error, now: Now, stuck: Option<Stuck>) {
@@ -448,23 +431,7 @@ impl LogFile {
                 }
             }
         }
-        if let (None, Some(rotation), Some(handle)) =
-            (self.period_end, &self.limits.rotation, &self.handle)
-        {
-            let data = handle.file.metadata().ok();
-            let modified = data.as_ref().and_then(|data| data.modified().ok());
-            let modified = modified.map_or(now.epoch_s, schedule::seconds);
-            // Not every file system knows it.
-            let created = data.and_then(|data| data.created().ok());
-            let created = created.map_or(modified, schedule::seconds);
-            // An empty file has no period to keep: its first line will begin it.
-            let (created, modified) = if handle.size == 0 {
-                (now.epoch_s, now.epoch_s)
-            } else {
-                (created, modified)
-            };
-            self.period_end = Some(schedule::period_end(rotation, created, modified));
-        }
+        self.find_period(now);
         Ok(())
     }
 
@@ -485,182 +452,19 @@ impl LogFile {
         Ok(())
     }
 
-    fn size(&self) -> u64 {
-        self.handle.as_ref().map_or(0, |handle| handle.size)
-    }
-
-    /// Bytes that may still be added before the size limit asks for a rotation.
-    fn room(&self, now: Now) -> u64 {
-        let Limits {
-            max_bytes,
-            backup_count,
-            rotation,
-            ..
-        } = self.limits;
-        let regular = self.handle.as_ref().is_some_and(|handle| handle.regular);
-        let paused = self
-            .rotation_paused_until
-            .is_some_and(|until| now.at < until);
-        let never = backup_count == 0 && rotation.is_none();
-        if max_bytes == 0 || never || !regular || paused {
-            return u64::MAX;
-        }
-        (max_bytes - 1).saturating_sub(self.size() + self.pending.bytes.len() as u64)
-    }
-
-    /// Turns the file if its period is over.
-    fn turn_if_over(&mut self, store: &mut Store, now: Now) -> Result<(), Suspended> {
-        let over = self.period_end.is_some_and(|end| end <= now.epoch_s);
-        let regular = self.handle.as_ref().is_some_and(|handle| handle.regular);
-        let paused = self
-            .rotation_paused_until
-            .is_some_and(|until| now.at < until);
-        if !over || !regular || paused {
-            return Ok(());
-        }
-        self.flush(store, now)?;
-        self.ready(now)?;
-        if self.size() == 0 {
-            self.period_end = None;
-            return self.ready(now);
-        }
-        self.rotate(store, now)
-    }
-
-    /// Turns the file if its period is over although nothing is written.
-    pub fn tick(&mut self, store: &mut Store, now: Now) {
-        if self.limits.rotation.is_none() || self.trouble.is_some() {
-            return;
-        }
-        self.ticked = true;
-        // A file that nobody writes to is not made for the sake of being turned.
-        if self.handle.is_some() || fs::symlink_metadata(&self.path).is_ok() {
-            let _ = self.ready(now).and_then(|()| self.turn_if_over(store, now));
-        }
-    }
-
-    /// When the clock has something for `tick` to do. Looked at now and then before: clocks are set.
-    #[must_use]
-    pub fn next_tick(&self, now: Now) -> Option<Instant> {
-        self.limits.rotation.as_ref()?;
-        if self.trouble.is_some() {
-            return None;
-        }
-        let paused = self.rotation_paused_until.filter(|until| now.at < *until);
-        let wait = match self.period_end {
-            Some(end) if self.handle.is_some() => end
-                .saturating_sub(now.epoch_s)
-                .clamp(0, CLOCK_CHECK.as_secs().cast_signed()),
-            _ if self.ticked => CLOCK_CHECK.as_secs().cast_signed(),
-            _ => 0,
-        };
-        let due = now.at + Duration::from_secs(wait.unsigned_abs());
-        Some(paused.map_or(due, |until| until.max(due)))
-    }
-
-    fn rotate(&mut self, store: &mut Store, now: Now) -> Result<(), Suspended> {
-        self.ready(now)?;
-        let Some(id) = self.handle.as_ref().map(|handle| handle.id) else {
-            return Err(Suspended);
-        };
-        let plan = match self.plan(now) {
-            Ok(plan) => plan,
-            Err(error) => {
-                self.pause_rotation(&error, now);
-                return Ok(());
-            }
-        };
-        // Without a free slot the file grows on for a while: a line is worth more than a size.
-        let Some(slot) = store.acquire() else {
-            let error = io::Error::other("too many log files have unfinished writes");
-            self.pause_rotation(&error, now);
-            return Ok(());
-        };
-        let turned = store
-            .begin_rotate(slot, &self.path, id, &plan)
-            .and_then(|()| turn(&self.path, id, &plan));
-        if let Err(error) = turned {
-            self.pause_rotation(&error, now);
-        }
-        failpoint::reach(Step::Rotated);
-        self.handle = None;
-        self.compress_due = true;
-        // The new file is there before the record goes: a successor must not take it for the old one.
-        let opened = self.ready(now);
-        if let Err(error) = store.release(slot) {
-            self.suspend(&error, now, None);
-            return Err(Suspended);
-        }
-        opened
-    }
-
-    fn plan(&self, now: Now) -> io::Result<Plan> {
-        let backup_count = self.limits.backup_count;
-        Ok(match &self.limits.rotation {
-            None => Plan::Shift { backup_count },
-            Some(rotation) => {
-                let end = self.period_end.unwrap_or(now.epoch_s);
-                Plan::Rename {
-                    suffix: free_suffix(&self.path, &schedule::stamp(rotation, end))?,
-                    backup_count,
-                }
-            }
-        })
-    }
-
-    fn pause_rotation(&mut self, error: &io::Error, now: Now) {
-        tracing::warn!(path = %self.path.display(), %error, "the log file cannot be rotated and grows on");
-        self.rotation_paused_until = Some(now.at + ROTATION_RETRY);
-    }
-
     /// Closes the file when it was deleted, or moved and the path is to be watched: what is written there would be lost.
     fn check_path(&mut self) {
-        let Some(handle) = &self.handle else {
+        let Some(handle) = &mut self.handle else {
             return;
         };
-        let deleted = handle.regular && handle.file.metadata().is_ok_and(|data| data.nlink() == 0);
+        let data = handle.file.metadata();
+        // The true length, not what we remember: logrotate may have truncated the file in place.
+        handle.size = data.as_ref().map_or(handle.size, Metadata::len);
+        let deleted = handle.regular && data.is_ok_and(|data| data.nlink() == 0);
         let moved = self.limits.watch_path
             && fs::metadata(&self.path).map_or(true, |data| file_id(&data) != handle.id);
         if deleted || moved {
             self.handle = None;
-        }
-    }
-}
-
-impl Pending {
-    fn note(&mut self, delta: Delta) {
-        // Runs of one source are the rule: look at the last before hashing.
-        if let Some(last) = self
-            .deltas
-            .last_mut()
-            .filter(|last| last.source == delta.source)
-        {
-            last.position = delta.position;
-            return;
-        }
-        match self
-            .index
-            .get(&delta.source)
-            .and_then(|at| self.deltas.get_mut(*at))
-        {
-            Some(known) => known.position = delta.position,
-            None => {
-                self.index.insert(delta.source, self.deltas.len());
-                self.deltas.push(delta);
-            }
-        }
-    }
-
-    /// Takes the memory of a finished write back.
-    fn reuse(&mut self, mut bytes: Vec<u8>, mut deltas: Vec<Delta>) {
-        bytes.clear();
-        deltas.clear();
-        if self.bytes.is_empty() {
-            *self = Self {
-                bytes,
-                deltas,
-                index: HashMap::new(),
-            };
         }
     }
 }

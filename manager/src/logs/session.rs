@@ -32,8 +32,8 @@ use crate::logs::writer::{LogWriter, Record};
 
 /// Batches read ahead of the writing: enough to keep the kernel busy, few enough to stay small in memory.
 const PUSHES_AHEAD: usize = 64;
-/// Bytes taken in before they are flushed and acknowledged, so that a stream that never pauses is acknowledged too.
-const FLUSH_AFTER_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes taken in before they are flushed and acknowledged: what a reel holds, so that its writer goes on while others are served.
+const FLUSH_AFTER_BYTES: usize = 1024 * 1024;
 /// Acknowledgements per request.
 const ACKS_PER_REQUEST: usize = 1024;
 /// Pause between attempts at what should work soon: the kernel is restarting, a predecessor is dying.
@@ -289,6 +289,8 @@ impl<'a> Session<'a> {
             failpoint::reach(Step::BeforeAcknowledge);
             self.client.send(ops::OutputAck { acks }).await?;
         }
+        // Lets the acknowledgements go out before more is taken in.
+        tokio::task::yield_now().await;
         Ok(())
     }
 

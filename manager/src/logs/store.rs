@@ -12,7 +12,9 @@
 //! The memfd is read and written with pread and pwrite, never mapped: no unsafe code, and a fault cannot kill the manager.
 //! Source: design.md, "Logs exactly once".
 
-use std::collections::{BTreeSet, HashMap};
+mod positions;
+
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,22 +26,19 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::logs::layout::{
-    BUFFER_OFFSET, DELTA_BYTES, DELTAS_OFFSET, DONE_ENTRY_BYTES, DONE_OFFSET, Delta,
-    ENTRIES_USED_OFFSET, FileId, Kind, MAGIC, MAGIC_FAMILY, MAX_BATCH_BYTES, MAX_DELTAS,
-    MAX_DONE_ENTRIES, MAX_PATH_BYTES, MAX_SLOTS, PAGE, PAGE_BYTES, PATH_OFFSET, Phase,
-    RECORD_BYTES, RECORD_OFFSETS, Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot,
-    Source, Unfinished, Work, read_word,
+    BUFFER_OFFSET, DELTA_BYTES, DELTAS_OFFSET, Delta, FileId, Kind, MAGIC, MAGIC_FAMILY,
+    MAX_BATCH_BYTES, MAX_DELTAS, MAX_PATH_BYTES, MAX_SLOTS, PATH_OFFSET, Phase, RECORD_BYTES,
+    RECORD_OFFSETS, Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot, Source, Unfinished,
+    Work, read_word,
 };
 use crate::logs::rotate::{Plan, join_suffix, split_suffix};
+use crate::logs::store::positions::{Positions, read_count, write_count};
 
 /// The state memfd, opened.
 #[derive(Debug)]
 pub struct Store {
     file: File,
-    done: HashMap<Source, (usize, u64)>,
-    free_entries: BTreeSet<usize>,
-    /// Entries at and beyond this one were never used.
-    entries_used: usize,
+    positions: Positions,
     free_slots: BTreeSet<usize>,
     /// Slots at and beyond this one were never used.
     slots_used: usize,
@@ -65,9 +64,7 @@ impl Store {
         file.write_all_at(MAGIC, 0)?;
         Ok(Self {
             file,
-            done: HashMap::new(),
-            free_entries: BTreeSet::new(),
-            entries_used: 0,
+            positions: Positions::default(),
             free_slots: BTreeSet::new(),
             slots_used: 0,
         })
@@ -101,15 +98,12 @@ impl Store {
         }
         let mut store = Self {
             file,
-            done: HashMap::new(),
-            free_entries: BTreeSet::new(),
-            entries_used: 0,
+            positions: Positions::default(),
             free_slots: BTreeSet::new(),
             slots_used: 0,
         };
-        store.entries_used = store.read_count(ENTRIES_USED_OFFSET, MAX_DONE_ENTRIES)?;
-        store.slots_used = store.read_count(SLOTS_USED_OFFSET, MAX_SLOTS)?;
-        store.load_done()?;
+        store.positions = Positions::load(&store.file)?;
+        store.slots_used = read_count(&store.file, SLOTS_USED_OFFSET, MAX_SLOTS)?;
         let mut unfinished = Vec::new();
         for index in 0..store.slots_used {
             match store.load_slot(Slot(index))? {
@@ -131,32 +125,28 @@ impl Store {
     /// How far `source` is; 0 when nothing is known of it.
     #[must_use]
     pub fn done(&self, source: Source) -> u64 {
-        self.done.get(&source).map_or(0, |(_, position)| *position)
+        self.positions.done(source)
     }
 
     /// Every process with a position, as often as it has some.
     pub fn serials(&self) -> impl Iterator<Item = u64> {
-        self.done.keys().map(|source| source.serial)
+        self.positions.serials()
     }
 
     /// Forgets every process for which `keep` says no. Only for processes the kernel has forgotten: it would deliver their output again.
     ///
     /// # Errors
     /// When the memfd cannot be written.
-    pub fn retain(&mut self, mut keep: impl FnMut(u64) -> bool) -> io::Result<()> {
-        let gone: Vec<Source> = self
-            .done
-            .keys()
-            .filter(|s| !keep(s.serial))
-            .copied()
-            .collect();
-        for source in gone {
-            if let Some((entry, _)) = self.done.remove(&source) {
-                self.write_entry(entry, [0; 3])?;
-                self.free_entries.insert(entry);
-            }
-        }
-        Ok(())
+    pub fn retain(&mut self, keep: impl FnMut(u64) -> bool) -> io::Result<()> {
+        self.positions.retain(&self.file, keep)
+    }
+
+    /// Records a position on its own, where nothing is written along with it.
+    ///
+    /// # Errors
+    /// When the memfd cannot be written or the table is full.
+    pub fn set_done(&mut self, delta: Delta) -> io::Result<()> {
+        self.positions.set(&self.file, delta)
     }
 
     /// A slot nobody uses; the lowest, so that its pages are warm. `None` when all are taken by unfinished writes.
@@ -165,9 +155,7 @@ impl Store {
             return Some(Slot(slot));
         }
         if self.slots_used >= MAX_SLOTS
-            || self
-                .write_count(SLOTS_USED_OFFSET, self.slots_used + 1)
-                .is_err()
+            || write_count(&self.file, SLOTS_USED_OFFSET, self.slots_used + 1).is_err()
         {
             return None;
         }
@@ -175,7 +163,7 @@ impl Store {
         Some(Slot(self.slots_used - 1))
     }
 
-    /// Records that `bytes` are about to be appended to `file` at `start`, after which `deltas` hold.
+    /// Records that `parts`, one behind the other, are about to be appended to `file` at `start`, after which `deltas` hold.
     ///
     /// # Errors
     /// When a bound is passed or the memfd cannot be written; the slot is then as before.
@@ -185,17 +173,21 @@ impl Store {
         path: &Path,
         file: FileId,
         start: u64,
-        bytes: &[u8],
+        parts: &[&[u8]],
         deltas: &[Delta],
     ) -> io::Result<()> {
-        if bytes.len() > MAX_BATCH_BYTES || deltas.len() > MAX_DELTAS {
+        let length = parts.iter().map(|part| part.len()).sum();
+        if length > MAX_BATCH_BYTES || deltas.len() > MAX_DELTAS {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "the log write is too large",
             ));
         }
-        self.file
-            .write_all_at(bytes, slot.offset() + BUFFER_OFFSET)?;
+        let mut offset = slot.offset() + BUFFER_OFFSET;
+        for part in parts {
+            self.file.write_all_at(part, offset)?;
+            offset += part.len() as u64;
+        }
         let mut encoded = Vec::with_capacity(deltas.len() * DELTA_BYTES);
         for delta in deltas {
             encoded.extend_from_slice(&delta.source.serial.to_le_bytes());
@@ -211,7 +203,7 @@ impl Store {
                 phase: Phase::Writing,
                 file,
                 start,
-                length: bytes.len(),
+                length,
                 path_length,
                 deltas: deltas.len(),
                 ..Record::IDLE
@@ -370,81 +362,6 @@ impl Store {
             work,
         }))
     }
-
-    fn load_done(&mut self) -> io::Result<()> {
-        let mut page = [0; PAGE_BYTES];
-        let entries_per_page = PAGE_BYTES / DONE_ENTRY_BYTES;
-        let mut index = 0;
-        for number in 0..self.entries_used.div_ceil(entries_per_page) {
-            self.file
-                .read_exact_at(&mut page, DONE_OFFSET + number as u64 * PAGE)?;
-            for entry in page.chunks_exact(DONE_ENTRY_BYTES) {
-                let serial = read_word(entry, 0);
-                if let Some(kind) = Kind::from_word(read_word(entry, 8)) {
-                    self.done
-                        .insert(Source { serial, kind }, (index, read_word(entry, 16)));
-                } else if index < self.entries_used {
-                    self.free_entries.insert(index);
-                }
-                index += 1;
-            }
-        }
-        Ok(())
-    }
-
-    /// Records a position on its own, where nothing is written along with it.
-    ///
-    /// # Errors
-    /// When the memfd cannot be written or the table is full.
-    pub fn set_done(&mut self, delta: Delta) -> io::Result<()> {
-        let entry = match self.done.get(&delta.source) {
-            // Positions never go back: a write finished twice must not undo a later one.
-            Some((_, position)) if *position >= delta.position => return Ok(()),
-            Some((entry, _)) => *entry,
-            None => self.new_entry()?,
-        };
-        let Source { serial, kind } = delta.source;
-        self.write_entry(entry, [serial, kind.to_word(), delta.position])?;
-        self.done.insert(delta.source, (entry, delta.position));
-        Ok(())
-    }
-
-    fn new_entry(&mut self) -> io::Result<usize> {
-        if let Some(entry) = self.free_entries.pop_first() {
-            return Ok(entry);
-        }
-        if self.entries_used >= MAX_DONE_ENTRIES {
-            return Err(io::Error::new(
-                io::ErrorKind::QuotaExceeded,
-                format!("more than {MAX_DONE_ENTRIES} streams have log positions"),
-            ));
-        }
-        self.write_count(ENTRIES_USED_OFFSET, self.entries_used + 1)?;
-        self.entries_used += 1;
-        Ok(self.entries_used - 1)
-    }
-
-    fn read_count(&self, offset: u64, limit: usize) -> io::Result<usize> {
-        let mut word = [0; 8];
-        self.file.read_exact_at(&mut word, offset)?;
-        Ok(usize::try_from(u64::from_le_bytes(word))
-            .unwrap_or(limit)
-            .min(limit))
-    }
-
-    fn write_count(&self, offset: u64, count: usize) -> io::Result<()> {
-        self.file
-            .write_all_at(&(count as u64).to_le_bytes(), offset)
-    }
-
-    fn write_entry(&self, entry: usize, words: [u64; 3]) -> io::Result<()> {
-        let mut bytes = [0; 24];
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        self.file
-            .write_all_at(&bytes, DONE_OFFSET + (entry * DONE_ENTRY_BYTES) as u64)
-    }
 }
 
 /// Gives pages back; a file system that cannot do it only costs memory.
@@ -485,7 +402,14 @@ mod tests {
             position: 5,
         };
         store
-            .begin_write(slot, Path::new("/logs/a"), FILE, 100, b"hello", &[delta])
+            .begin_write(
+                slot,
+                Path::new("/logs/a"),
+                FILE,
+                100,
+                &[b"he", b"llo"],
+                &[delta],
+            )
             .unwrap();
         let (mut second, unfinished) = reopen(&store);
         assert_eq!(unfinished.len(), 1);
@@ -558,7 +482,7 @@ mod tests {
             })
             .unwrap();
         let (store, _) = reopen(&store);
-        assert_eq!(store.entries_used, 1);
+        assert_eq!(store.positions.entries_used(), 1);
         assert_eq!(store.done(other), 1);
     }
 

@@ -5,22 +5,24 @@
 //! Invariant: a position handed out by `flush` has everything below it in the files, and the store says so; what was offered while
 //! a file was suspended is not kept here but read from the kernel again.
 
-use std::collections::{HashMap, HashSet};
+mod routing;
+
+use std::collections::HashMap;
 use std::time::Instant;
 
 use regex_lite::Regex;
 
-use crate::logs::book::{Book, Desk, Stream, Target};
+use crate::logs::book::{Book, Desk, Stream};
 use crate::logs::file::{Limits, LogFile};
-use crate::logs::format::{Author, Format, Style};
+use crate::logs::format::{Author, Style};
 use crate::logs::gzip::Compressor;
 use crate::logs::layout::{Delta, Kind, Source, Unfinished};
-use crate::logs::lines::{Assembler, MAX_LINE_BYTES};
+use crate::logs::lines::Assembler;
 use crate::logs::rotate::next_plain;
-use crate::logs::routes::OWN_STDOUT;
 use crate::logs::schedule::Now;
 use crate::logs::sink::{Address, Sink};
 use crate::logs::store::Store;
+use crate::logs::writer::routing::limit;
 
 /// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest is for what comes after.
 const TAIL_SHARE_OF_REEL: u64 = 4;
@@ -207,72 +209,6 @@ impl LogWriter {
                 ready: routes.ready.clone().filter(|_| !matched),
             },
         );
-    }
-
-    /// The routes that come now replace what was said before of each file.
-    pub fn begin_update(&mut self) {
-        for file in self.desk.sinks.iter_mut().filter_map(Sink::file_mut) {
-            file.renew_limits();
-        }
-    }
-
-    /// All routes were told: files without one are closed.
-    pub fn end_update(&mut self) {
-        let mut used: HashSet<usize> = HashSet::new();
-        for stream in self.books.values().flat_map(|book| &book.streams) {
-            used.extend(stream.target.as_ref().map(|target| target.sink));
-        }
-        for (index, sink) in self.desk.sinks.iter_mut().enumerate() {
-            if let (false, Some(file)) = (used.contains(&index), sink.file_mut()) {
-                file.reopen();
-            }
-        }
-    }
-
-    /// Sends the further lines of a process elsewhere. True when the kernel must be asked for everything unacknowledged once more.
-    pub fn reroute(&mut self, serial: u64, routes: &Routes, now: Now) -> bool {
-        // What was taken in goes where it was to go; positions then say what is left.
-        self.flush_files(now);
-        let mut again = false;
-        for (place, route) in [&routes.out, &routes.err].into_iter().enumerate() {
-            let watcher = self
-                .books
-                .get(&serial)
-                .map(|book| book.author.watcher.clone());
-            let watcher = watcher.unwrap_or_default();
-            let fresh = route.as_ref().map(|route| self.target(route, &watcher));
-            let Some(book) = self.books.get_mut(&serial) else {
-                return false;
-            };
-            let Some(stream) = book.streams.get_mut(place) else {
-                return false;
-            };
-            let stuck = stream.target.as_ref().is_some_and(|target| {
-                let sink = self.desk.sinks.get(target.sink);
-                sink.is_some_and(Sink::is_stuck)
-            });
-            if stuck {
-                // Part of its lines stand in that file already, and the rest of them must follow.
-                stream.next_route = Some(route.clone());
-                continue;
-            }
-            stream.next_route = None;
-            again |= stream.stale;
-            let limit = limit(book.tail_limit, fresh.as_ref());
-            book.turn(&self.desk.store, place, fresh, limit);
-        }
-        if let Some(book) = self.books.get_mut(&serial) {
-            let matched = Source {
-                serial,
-                kind: Kind::Matched,
-            };
-            let before = self.desk.store.done(matched) > 0;
-            if before && routes.ready.is_some() {
-                self.matched.push(serial);
-            }
-            book.ready = routes.ready.clone().filter(|_| !before);
-        }
-        again
     }
 
     /// Takes pushed output in. `payload` holds the bytes from `start` to the last record's end; output of an unknown process and
@@ -509,49 +445,6 @@ impl LogWriter {
         for file in self.desk.sinks.iter_mut().filter_map(Sink::file_mut) {
             file.reopen();
         }
-    }
-
-    fn target(&mut self, route: &Route, watcher: &str) -> Target {
-        let address = settled(&route.to);
-        let known = self.by_address.get(&address).copied().or_else(|| {
-            // One whose directory did not exist when it was first named, by another spelling.
-            let sinks = &self.desk.sinks;
-            sinks
-                .iter()
-                .position(|sink| settled(&sink.address()) == address)
-        });
-        let sink = known.unwrap_or_else(|| {
-            self.desk.sinks.push(Sink::new(&address));
-            self.desk.sinks.len() - 1
-        });
-        self.by_address.insert(address, sink);
-        if let Some(file) = self.desk.sinks.get_mut(sink).and_then(Sink::file_mut) {
-            file.set_limits(route.limits);
-        }
-        Target {
-            sink,
-            format: Format::new(&route.style, watcher),
-        }
-    }
-}
-
-/// Longest line of a stream.
-fn limit(tail_limit: usize, target: Option<&Target>) -> usize {
-    let format = target.map_or(MAX_LINE_BYTES, |target| target.format.max_line_bytes());
-    tail_limit.min(format)
-}
-
-/// The path with its directory resolved: two spellings of one file must not get two writers.
-fn settled(address: &Address) -> Address {
-    let Address::File(path) = address else {
-        return address.clone();
-    };
-    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
-    match (parent, path.file_name()) {
-        (Some(parent), Some(name)) if path.as_os_str() != OWN_STDOUT => {
-            Address::File(parent.join(name))
-        }
-        _ => address.clone(),
     }
 }
 

@@ -134,6 +134,13 @@ impl Stack {
         serde_json::from_str(&line).ok()
     }
 
+    /// Sends a request with these properties.
+    #[track_caller]
+    pub(crate) fn ask(&self, command: &str, properties: &Value) -> Value {
+        self.try_request(command, properties)
+            .expect("the manager answers")
+    }
+
     /// Sends a request that is answered when its work is done.
     #[track_caller]
     pub(crate) fn request(&self, command: &str, name: &str) -> Value {
@@ -223,9 +230,13 @@ impl Drop for Stack {
 fn prepare(ini: &str) -> Kernel {
     let kernel = Kernel::start();
     fs::create_dir(kernel.directory().join("logs")).unwrap();
+    write_ini(&kernel, ini);
+    kernel
+}
+
+fn write_ini(kernel: &Kernel, ini: &str) {
     let ini = ini.replace("DIR", kernel.directory().to_str().unwrap());
     fs::write(kernel.directory().join("stack.ini"), ini).unwrap();
-    kernel
 }
 
 fn manager_command(kernel: &Kernel) -> Command {

@@ -11,6 +11,9 @@ use std::path::PathBuf;
 use crate::config::types::{Identity, RlimitValue, StreamConfig, WatcherConfig, socket_name};
 use crate::config::variables;
 
+/// The variable that tells a worker its number; what the environment had under this name was somebody else's.
+pub const NUMBER_VARIABLE: &str = "PAPA_WID";
+
 /// What the kernel is asked to start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkerSpec {
@@ -83,6 +86,8 @@ pub fn render_text(text: &str, wid: u32) -> String {
 #[must_use]
 pub fn render_worker(watcher: &WatcherConfig, namespace: &str, wid: u32) -> WorkerSpec {
     let mut verbatim = true;
+    let mut env = watcher.env.clone();
+    env.insert(NUMBER_VARIABLE.into(), wid.to_string().into());
     let argv = watcher
         .argv_template
         .iter()
@@ -104,7 +109,7 @@ pub fn render_worker(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Work
         name: watcher.worker_name(namespace, wid),
         argv,
         verbatim,
-        env: watcher.env.clone(),
+        env,
         working_dir: watcher.working_dir.clone(),
         uid: watcher.uid.clone(),
         gid: watcher.gid.clone(),

@@ -33,6 +33,14 @@ pub struct TargetError {
     expected: &'static str,
 }
 
+impl TargetError {
+    /// What is accepted.
+    #[must_use]
+    pub fn expected(&self) -> &'static str {
+        self.expected
+    }
+}
+
 /// Reads `HOST:PORT`, `[IPV6]:PORT` or `unix:/PATH`.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! `ready` and `health`: how a worker says, or is found, to serve.
 //!
-//! Owns the forms of both texts; nobody is asked here. `$(circus.wid)` may stand in addresses and commands and stays for
-//! `render_text`, so an address is checked as worker 1 would have it.
+//! Owns the forms of both texts, but for addresses, which are `probe::target`'s; nobody is asked here. `$(circus.wid)`
+//! may stand in addresses and commands and stays for `render_text`, so an address is checked as worker 1 would have it.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::config::render::render_text;
 use crate::config::resolve::command;
 use crate::config::scalar;
 use crate::config::types::{HealthCheck, HealthProbe, Readiness};
+use crate::probe::target;
 
 /// As long as Circus gives a worker to end.
 const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -84,7 +85,7 @@ fn parse_readiness(text: &str) -> Result<Readiness, String> {
             .ok_or_else(|| {
                 format!("expected fd: and a number from {MIN_READY_FD} to {MAX_READY_FD}")
             }),
-        Some(("tcp", address)) => host_port(address).map(Readiness::Tcp),
+        Some(("tcp", text)) => address(text).map(Readiness::Tcp),
         Some(("log", pattern)) => log_pattern(pattern).map(Readiness::Log),
         Some(("delay", seconds)) => scalar::seconds(seconds).map(Readiness::Delay),
         _ => Err(EXPECTED_READY.to_owned()),
@@ -97,7 +98,7 @@ fn parse_health(text: &str) -> Result<HealthProbe, String> {
         return url(text).map(HealthProbe::Http);
     }
     match text.split_once(':') {
-        Some(("tcp", address)) => host_port(address).map(HealthProbe::Tcp),
+        Some(("tcp", text)) => address(text).map(HealthProbe::Tcp),
         Some(("command", line)) => {
             let words = crate::config::words::split(line).map_err(|error| error.to_string())?;
             if words.is_empty() {
@@ -109,57 +110,19 @@ fn parse_health(text: &str) -> Result<HealthProbe, String> {
     }
 }
 
-/// `HOST:PORT`, the host of IPv6 in brackets.
-fn host_port(text: &str) -> Result<String, String> {
-    const EXPECTED: &str =
-        "expected HOST:PORT with a port from 1 to 65535, like 127.0.0.1:8080 or [::1]:8080";
+fn address(text: &str) -> Result<String, String> {
     let text = text.trim();
-    let sample = render_text(text, 1);
-    let (host, port) = sample.rsplit_once(':').ok_or(EXPECTED)?;
-    if !is_host(host) || !is_port(port) {
-        return Err(EXPECTED.to_owned());
+    match target::tcp(&render_text(text, 1)) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("expected {}", error.expected())),
     }
-    Ok(text.to_owned())
 }
 
-/// `http://HOST[:PORT]/PATH`; the path may be missing.
 fn url(text: &str) -> Result<String, String> {
-    const EXPECTED: &str =
-        "expected http://HOST[:PORT]/PATH without user, spaces or control characters";
-    let sample = render_text(text, 1);
-    let rest = sample.strip_prefix("http://").unwrap_or_default();
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let (host, port) = match authority.rsplit_once(':') {
-        // A colon inside brackets belongs to the host.
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (authority, None),
-    };
-    if !is_host(host)
-        || !port.is_none_or(is_port)
-        || rest.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#')
-    {
-        return Err(EXPECTED.to_owned());
+    match target::http(&render_text(text, 1)) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("expected {}", error.expected())),
     }
-    Ok(text.to_owned())
-}
-
-fn is_host(host: &str) -> bool {
-    match host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
-        }
-    }
-}
-
-fn is_port(port: &str) -> bool {
-    port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 fn log_pattern(pattern: &str) -> Result<String, String> {
@@ -196,6 +159,14 @@ mod tests {
                 "http://h:8$(circus.wid)/?a=b",
                 Readiness::Http("http://h:8$(circus.wid)/?a=b".into()),
             ),
+            (
+                "http://unix:/run/w$(circus.wid).sock:/up",
+                Readiness::Http("http://unix:/run/w$(circus.wid).sock:/up".into()),
+            ),
+            (
+                "tcp:unix:/run/w.sock",
+                Readiness::Tcp("unix:/run/w.sock".into()),
+            ),
             ("log: ready$", Readiness::Log(" ready$".into())),
             ("delay: 0.5", Readiness::Delay(Duration::from_millis(500))),
         ] {
@@ -216,6 +187,8 @@ mod tests {
             "http://h:x/",
             "http://a b/",
             "https://h/",
+            "http://unix:w.sock",
+            "tcp:unix:w.sock",
             "log:",
             "log:(",
             "log:a{9999999}",

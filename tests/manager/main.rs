@@ -16,6 +16,7 @@ mod lifecycle;
 mod logs;
 mod logs_killed;
 mod logs_streams;
+mod logs_view;
 mod own_files;
 mod papactl;
 mod probes;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::control::message::{Matching, Selection, Since};
@@ -249,17 +250,22 @@ pub struct CompletionsArgs {
 /// Arguments of `logs`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example: the last 50 lines of web's logs, then what is added:
-  $ papactl logs web -n 50 -f")]
+Examples: the last 50 lines of web, then what is added; two hours of everything
+  $ papactl logs web -n 50 -f
+  $ papactl logs --since 2h")]
 pub struct LogsArgs {
     /// A watcher's name; `*` and `?` stand for several
     pub name: Option<String>,
-    /// How many of the last lines of each file to print
-    #[arg(short = 'n', long, default_value_t = 10, value_name = "N")]
-    pub lines: usize,
+    /// How many of the last lines to print, of each file, or of each watcher without
+    /// one [default: 10, with --since all]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<usize>,
     /// Go on printing what is added, across rotation
     #[arg(short, long)]
     pub follow: bool,
+    /// Print nothing older: 10m, 2h, 1d, "2026-11-22 18:00", 18:00, RFC 3339
+    #[arg(long, value_name = "WHEN", value_parser = crate::commands::logs::parse_since)]
+    pub since: Option<DateTime<Utc>>,
 }
 
 /// Arguments of `check`.

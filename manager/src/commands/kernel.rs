@@ -233,7 +233,8 @@ fn is_absent(error: &ClientError) -> bool {
     }
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
+/// Does `work` on a runtime of its own.
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -1,93 +1,305 @@
-//! `papactl logs`: the end of watchers' log files, and with `-f` what is added.
+//! `papactl logs`: the end of what watchers wrote, in files and in the kernel, and with `-f` what is added.
 //!
-//! Owns which files are meant and how their lines are shown; reading is `tail`'s. On a terminal control characters
-//! are made visible: a log may hold whatever a stranger sent to a service.
+//! Owns the order of things: who is meant, what was there, what comes. Reading files is `tail`'s, reading the kernel `live`'s, showing
+//! `screen`'s. Nothing here changes a log: files are only read, and the kernel is asked as a follower.
+//! Source: manager/README.md, "papactl".
 
-use std::collections::HashSet;
-use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+mod generations;
+mod live;
+mod pick;
+mod screen;
+pub(crate) mod since;
+mod sources;
+mod stamp;
+mod tail;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use chrono::{DateTime, Local, Utc};
 
 use crate::cli::Common;
 use crate::cli::args::LogsArgs;
-use crate::commands::tail::Tail;
-use crate::commands::{CommandError, connect, note, table};
+use crate::commands::{CommandError, connect, kernel, namespace, note, table};
 use crate::config::{self, Surroundings};
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, LogsReply, Request, RequestError, Selection, log_files};
 
+use live::{Line, News};
+use pick::Wanted;
+use screen::{Printer, Style};
+use sources::{FileSource, LiveSource, Sources};
+use stamp::Stamps;
+use tail::Tail;
+
+/// How many lines are shown unless told otherwise.
+const DEFAULT_LINES: usize = 10;
 /// How often files are looked at when following.
 const POLL: Duration = Duration::from_millis(100);
-
-/// Longest line held back until its end comes, in bytes.
-const MAX_LINE_BYTES: usize = 1024 * 1024;
+/// How often the manager is asked for watchers that are new.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// Longest wait for what the kernel has kept; it does nothing slow.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most bytes of kept lines put in order before they are shown; the oldest go first.
+const MAX_KEPT_BYTES: usize = 32 * 1024 * 1024;
+/// Batches waiting to be shown; a full queue leaves output in the kernel.
+const QUEUED_NEWS: usize = 4;
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> {
     let mut reply = known_files(common)?;
-    let selection = Selection {
+    let meant = Selection {
         name: args.name.clone(),
         ..Selection::default()
-    };
+    }
+    .matcher();
     reply
         .logs
-        .retain(|logs| selection.matches(&logs.name.to_lowercase()));
+        .retain(|logs| meant.matches(&logs.name.to_lowercase()));
     if let Some(name) = &args.name
         && reply.logs.is_empty()
     {
         return Err(ManagerError::from(RequestError::unknown_watcher(name)).into());
     }
-    let mut sources = sources(&reply);
+    let sources = Sources::of(&reply);
     if sources.is_empty() {
         return Err(CommandError::Failed(
-            "no log files: these watchers have no stdout_stream.filename or stderr_stream.filename"
-                .to_owned(),
+            "nothing to show: the output of these watchers goes nowhere".to_owned(),
         ));
     }
-    let style = Style {
-        json: common.json,
-        labelled: sources.len() > 1,
-        terminal: io::stdout().is_terminal(),
+    let wanted = Wanted {
+        lines: match args.since {
+            Some(_) => args.lines,
+            None => Some(args.lines.unwrap_or(DEFAULT_LINES)),
+        },
+        since: args.since,
     };
-    let mut tails = Vec::new();
-    for source in sources.drain(..) {
-        let (tail, last) = Tail::open(source.path.clone(), args.lines).map_err(|error| {
-            CommandError::Failed(format!("log {}: {error}", source.path.display()))
-        })?;
-        if !tail.exists() {
-            note(&format!(
-                "papactl: log {} does not exist yet",
-                source.path.display()
-            ));
-        }
-        let mut printer = Printer::new(source, style);
-        printer.take(&last)?;
-        if !args.follow {
-            printer.finish()?;
-        }
-        tails.push((tail, printer));
+    let (sender, news) = sync_channel(QUEUED_NEWS);
+    let mut view = View {
+        common,
+        wanted,
+        follow: args.follow,
+        style: Style::new(common.json, sources.are_several()),
+        files: Vec::new(),
+        live: BTreeMap::new(),
+        sender,
+    };
+    view.add_live(sources.live)?;
+    for file in sources.files {
+        view.add_file(file)?;
     }
-    if args.follow { follow(tails) } else { Ok(()) }
+    let only_live = view.files.is_empty();
+    view.show_kept(&news, only_live)?;
+    if !args.follow {
+        return Ok(());
+    }
+    let fresh = ask_again(common, reply, move |logs| meant.matches(logs));
+    view.follow(&news, &fresh)
 }
 
-/// Prints what is added, until interrupted or nobody reads any more.
-fn follow(mut tails: Vec<(Tail, Printer)>) -> Result<(), CommandError> {
-    loop {
-        for (tail, printer) in &mut tails {
-            tail.poll(|bytes| printer.take(bytes))?;
+/// What is on the screen.
+#[derive(Debug)]
+struct View<'a> {
+    common: &'a Common,
+    wanted: Wanted,
+    follow: bool,
+    style: Style,
+    files: Vec<(Tail, Printer)>,
+    live: BTreeMap<String, LiveSource>,
+    sender: SyncSender<News>,
+}
+
+impl View<'_> {
+    /// Shows what is meant of a file and remembers it for following.
+    fn add_file(&mut self, source: FileSource) -> Result<(), CommandError> {
+        let path = source.path.clone();
+        let shown = path.display();
+        let stamps = Stamps::of(source.form.as_ref());
+        let mut printer = Printer::new(source, self.style);
+        let mut printed = Ok(());
+        let opened = Tail::open(path.clone(), &stamps, self.wanted, |bytes| {
+            printed = printer.take(bytes);
+            // The failure to print must not be taken for one to read.
+            printed
+                .as_ref()
+                .copied()
+                .map_err(|error| error.kind().into())
+        });
+        printed?;
+        let (tail, begun) =
+            opened.map_err(|error| CommandError::Failed(format!("log {shown}: {error}")))?;
+        if begun.absent {
+            note(&format!("papactl: log {shown} does not exist yet"));
         }
-        thread::sleep(POLL);
+        if begun.unstamped {
+            note(&format!(
+                "papactl: log {shown}: its lines do not say when they were written (time_format, class json), so those of \
+                 every file written to since then are shown"
+            ));
+        }
+        if begun.more {
+            note(&format!(
+                "papactl: log {shown}: there are more, older files than are looked at"
+            ));
+        }
+        for failure in begun.failures {
+            note(&format!("papactl: log {}", table::printable(&failure)));
+        }
+        if !self.follow {
+            printer.finish()?;
+        }
+        self.files.push((tail, printer));
+        Ok(())
+    }
+
+    /// Starts looking at output that is in no file.
+    fn add_live(&mut self, watchers: BTreeMap<String, LiveSource>) -> Result<(), CommandError> {
+        if watchers.is_empty() {
+            return Ok(());
+        }
+        self.live.extend(watchers.clone());
+        let wanted = live::Wanted {
+            addresses: kernel::verbs::places(self.common)?,
+            namespace: namespace(self.common)?,
+            watchers,
+            follow: self.follow,
+        };
+        live::start(wanted, self.sender.clone());
+        Ok(())
+    }
+
+    /// Shows what the kernel has kept.
+    fn show_kept(&mut self, news: &Receiver<News>, only_live: bool) -> Result<(), CommandError> {
+        if self.live.is_empty() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut kept = Kept::new(self.wanted);
+        let mut coming = Vec::new();
+        loop {
+            let patience = deadline.saturating_duration_since(Instant::now());
+            match news.recv_timeout(patience) {
+                Ok(News::Lines(lines)) => {
+                    for line in lines {
+                        if line.kept {
+                            kept.add(line);
+                        } else {
+                            coming.push(line);
+                        }
+                    }
+                    // Somebody writes faster than the rest is told.
+                    if coming.iter().map(|line| line.text.len()).sum::<usize>() > MAX_KEPT_BYTES {
+                        break;
+                    }
+                }
+                Ok(News::Failed(error)) => {
+                    let message = format!("output that is in no file cannot be shown: {error}");
+                    if only_live {
+                        return Err(CommandError::Failed(message));
+                    }
+                    note(&format!("papactl: {message}"));
+                    break;
+                }
+                Ok(News::Gap(..)) => {}
+                Ok(News::Caught) | Err(_) => break,
+            }
+        }
+        self.workers_seen(kept.workers());
+        self.show(&kept.lines())?;
+        self.show(&coming)?;
+        Ok(())
+    }
+
+    /// Several workers of one watcher are told apart by labels.
+    fn workers_seen(&mut self, count: usize) {
+        if count > 1 {
+            self.label();
+        }
+    }
+
+    fn label(&mut self) {
+        self.style.labelled = true;
+        for (_, printer) in &mut self.files {
+            printer.set_style(self.style);
+        }
+    }
+
+    fn show(&self, lines: &[Line]) -> io::Result<()> {
+        let mut out = Vec::new();
+        for line in lines {
+            let name = self.live.get(&line.watcher);
+            let name = name.map_or(line.watcher.as_str(), |live| live.name.as_str());
+            self.style.live(name, line, &mut out);
+        }
+        screen::write_out(&out)
+    }
+
+    /// Prints what is added, until interrupted or nobody reads any more.
+    fn follow(
+        &mut self,
+        news: &Receiver<News>,
+        fresh: &Receiver<LogsReply>,
+    ) -> Result<(), CommandError> {
+        loop {
+            for (tail, printer) in &mut self.files {
+                tail.poll(|bytes| printer.take(bytes))?;
+            }
+            screen::check_reader()?;
+            while let Ok(reply) = fresh.try_recv() {
+                self.add_new(&reply)?;
+            }
+            let next_look = Instant::now() + POLL;
+            loop {
+                let patience = next_look.saturating_duration_since(Instant::now());
+                match news.recv_timeout(patience) {
+                    Ok(News::Lines(lines)) => self.show(&lines)?,
+                    Ok(News::Caught) => {}
+                    Ok(News::Gap(bytes, name)) => note(&format!(
+                        "papactl: {bytes} bytes of {} went by unseen",
+                        table::printable(&name)
+                    )),
+                    Ok(News::Failed(error)) => {
+                        let message = format!("output that is in no file cannot be shown: {error}");
+                        if self.files.is_empty() {
+                            return Err(CommandError::Failed(message));
+                        }
+                        note(&format!("papactl: {message}"));
+                    }
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                }
+                if Instant::now() >= next_look {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Adds watchers and files that were not there before.
+    fn add_new(&mut self, reply: &LogsReply) -> Result<(), CommandError> {
+        let mut sources = Sources::of(reply);
+        sources.live.retain(|key, _| !self.live.contains_key(key));
+        sources.files.retain(|file| {
+            let known = |(_, printer): &(Tail, Printer)| printer.source().path == file.path;
+            !self.files.iter().any(known)
+        });
+        if !sources.is_empty() {
+            self.label();
+        }
+        self.add_live(sources.live)?;
+        for file in sources.files {
+            self.add_file(file)?;
+        }
+        Ok(())
     }
 }
 
 /// Asks the manager; without one, the file named by `--config` tells as well.
 fn known_files(common: &Common) -> Result<LogsReply, CommandError> {
-    let request = Request::waiting(Command::Logs { name: None });
     match connect(common) {
-        Ok(mut client) => Ok(client.ask(&request, common.timeout())?),
+        Ok(mut client) => Ok(client.ask(&question(), common.timeout())?),
         Err(CommandError::Manager(error @ ManagerError::NotRunning { .. })) => match &common.config
         {
             Some(file) => {
@@ -102,180 +314,172 @@ fn known_files(common: &Common) -> Result<LogsReply, CommandError> {
     }
 }
 
-/// One file and who writes it.
-#[derive(Debug, Clone)]
-struct Source {
-    path: PathBuf,
-    watcher: String,
-    stream: &'static str,
-    /// Shown before each line when there are several files.
-    label: String,
+fn question() -> Request {
+    Request::waiting(Command::Logs { name: None })
 }
 
-/// Every file once, even if both streams or several watchers share it.
-fn sources(reply: &LogsReply) -> Vec<Source> {
-    let mut seen = HashSet::new();
-    let mut sources = Vec::new();
-    for logs in &reply.logs {
-        let both = logs.stdout.is_some() && logs.stderr.is_some() && logs.stdout != logs.stderr;
-        for (stream, path) in [("stdout", &logs.stdout), ("stderr", &logs.stderr)] {
-            let Some(path) = path else {
+/// Asks the manager now and then, aside, for what is not in `known`; it may be away for a while.
+fn ask_again(
+    common: &Common,
+    known: LogsReply,
+    meant: impl Fn(&str) -> bool + Send + 'static,
+) -> Receiver<LogsReply> {
+    let (sender, receiver) = sync_channel(1);
+    let common = common.clone();
+    let mut known = known;
+    let asking = move || {
+        loop {
+            thread::sleep(ASK_AGAIN);
+            let Ok(mut client) = connect(&common) else {
                 continue;
             };
-            if seen.insert(path.clone()) {
-                sources.push(Source {
-                    path: path.into(),
-                    watcher: logs.name.clone(),
-                    stream,
-                    label: if both {
-                        format!("{} {stream}", logs.name)
-                    } else {
-                        logs.name.clone()
-                    },
-                });
+            let Ok(mut reply) = client.ask::<LogsReply>(&question(), common.timeout()) else {
+                continue;
+            };
+            reply.logs.retain(|logs| meant(&logs.name.to_lowercase()));
+            if reply != known {
+                known = reply.clone();
+                if sender.send(reply).is_err() {
+                    return;
+                }
             }
         }
+    };
+    if let Err(error) = thread::Builder::new()
+        .name("asking".to_owned())
+        .spawn(asking)
+    {
+        note(&format!(
+            "papactl: watchers that are added will not be seen: {error}"
+        ));
     }
-    sources
+    receiver
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Style {
-    json: bool,
-    labelled: bool,
-    terminal: bool,
-}
-
-/// Lines of one file on their way to standard output.
+/// Lines the kernel had kept, in the order they were captured.
 #[derive(Debug)]
-struct Printer {
-    source: Source,
-    style: Style,
-    /// A line whose end has not come yet.
-    partial: Vec<u8>,
+struct Kept {
+    wanted: Wanted,
+    since: Option<DateTime<Utc>>,
+    /// By watcher, then by moment and order of arrival.
+    lines: BTreeMap<String, BTreeMap<(i64, u64), Line>>,
+    arrived: u64,
+    bytes: usize,
 }
 
-impl Printer {
-    fn new(source: Source, style: Style) -> Self {
+impl Kept {
+    fn new(wanted: Wanted) -> Self {
         Self {
-            source,
-            style,
-            partial: Vec::new(),
+            wanted,
+            since: wanted.since,
+            lines: BTreeMap::new(),
+            arrived: 0,
+            bytes: 0,
         }
     }
 
-    /// Prints the whole lines among what was held back and `bytes`.
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut out = Vec::new();
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.partial.extend_from_slice(line);
-            if line.ends_with(b"\n") || self.partial.len() > MAX_LINE_BYTES {
-                self.render(&mut out);
+    fn add(&mut self, line: Line) {
+        let too_old = self
+            .since
+            .is_some_and(|since| line.stamp_us < since.timestamp_micros());
+        if too_old {
+            return;
+        }
+        self.arrived += 1;
+        self.bytes += line.text.len();
+        let lines = self.lines.entry(line.watcher.clone()).or_default();
+        lines.insert((line.stamp_us, self.arrived), line);
+        while self.wanted.lines.is_some_and(|most| lines.len() > most)
+            || (self.bytes > MAX_KEPT_BYTES && !lines.is_empty())
+        {
+            if let Some((_, gone)) = lines.pop_first() {
+                self.bytes -= gone.text.len();
             }
         }
-        write_out(&out)
     }
 
-    /// Prints what is left without its end.
-    fn finish(&mut self) -> io::Result<()> {
-        let mut out = Vec::new();
-        if !self.partial.is_empty() {
-            self.render(&mut out);
-        }
-        write_out(&out)
+    /// The most workers of one watcher that have lines.
+    fn workers(&self) -> usize {
+        let workers = |lines: &BTreeMap<(i64, u64), Line>| {
+            let mut numbers: Vec<u32> = lines.values().map(|line| line.wid).collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            numbers.len()
+        };
+        self.lines.values().map(workers).max().unwrap_or(0)
     }
 
-    fn render(&mut self, out: &mut Vec<u8>) {
-        let line = std::mem::take(&mut self.partial);
-        let line = line.strip_suffix(b"\n").unwrap_or(&line);
-        if self.style.json {
-            let object = json!({
-                "watcher": self.source.watcher,
-                "stream": self.source.stream,
-                "line": String::from_utf8_lossy(line),
-            });
-            out.extend_from_slice(object.to_string().as_bytes());
-        } else {
-            if self.style.labelled {
-                out.extend_from_slice(table::printable(&self.source.label).as_bytes());
-                out.extend_from_slice(b" | ");
-            }
-            if self.style.terminal {
-                out.extend_from_slice(table::printable_bytes(line).as_bytes());
-            } else {
-                out.extend_from_slice(line);
-            }
-        }
-        out.push(b'\n');
+    fn lines(self) -> Vec<Line> {
+        self.lines
+            .into_values()
+            .flat_map(BTreeMap::into_values)
+            .collect()
     }
 }
 
-fn write_out(out: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(out)?;
-    stdout.flush()
+/// Reads `--since`.
+///
+/// # Errors
+/// It is neither a duration nor a moment.
+pub(crate) fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
+    since::parse(text, Local::now())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::control::message::WatcherLogs;
+    use papa_protocol::record::Stream;
 
-    fn logs(name: &str, stdout: Option<&str>, stderr: Option<&str>) -> WatcherLogs {
-        WatcherLogs {
-            name: name.to_owned(),
-            stdout: stdout.map(str::to_owned),
-            stderr: stderr.map(str::to_owned),
+    use super::*;
+
+    fn line(watcher: &str, wid: u32, stamp_us: i64, text: &str) -> Line {
+        Line {
+            watcher: watcher.to_owned(),
+            wid,
+            pid: 7,
+            stream: Stream::Out,
+            stamp_us,
+            text: text.as_bytes().to_vec(),
+            kept: true,
         }
     }
 
-    #[test]
-    fn a_shared_file_is_shown_once() {
-        let reply = LogsReply {
-            logs: vec![
-                logs("a", Some("/x"), Some("/x")),
-                logs("b", Some("/x"), None),
-                logs("c", Some("/y"), Some("/z")),
-                logs("d", None, None),
-            ],
-        };
-        let labels: Vec<_> = sources(&reply)
-            .into_iter()
-            .map(|source| source.label)
-            .collect();
-        assert_eq!(labels, ["a", "c stdout", "c stderr"]);
-    }
-
-    fn rendered(style: Style, line: &[u8]) -> Vec<u8> {
-        let reply = LogsReply {
-            logs: vec![logs("a\x1b", Some("/x"), None)],
-        };
-        let mut printer = Printer::new(sources(&reply).remove(0), style);
-        printer.partial = line.to_vec();
-        let mut out = Vec::new();
-        printer.render(&mut out);
-        out
+    fn texts(kept: Kept) -> Vec<String> {
+        let text = |line: Line| String::from_utf8(line.text).unwrap();
+        kept.lines().into_iter().map(text).collect()
     }
 
     #[test]
-    fn a_terminal_sees_no_control_characters_and_a_pipe_sees_the_bytes() {
-        let style = |json, labelled, terminal| Style {
-            json,
-            labelled,
-            terminal,
-        };
-        assert_eq!(
-            rendered(style(false, false, true), b"\x1b[2J\n"),
-            b"^[[2J\n"
-        );
-        assert_eq!(
-            rendered(style(false, false, false), b"\x1b\xff\n"),
-            b"\x1b\xff\n"
-        );
-        assert_eq!(rendered(style(false, true, false), b"x"), b"a^[ | x\n");
-        assert_eq!(
-            rendered(style(true, true, true), b"\x1bx"),
-            b"{\"line\":\"\\u001bx\",\"stream\":\"stdout\",\"watcher\":\"a\\u001b\"}\n"
-        );
+    fn kept_lines_of_several_workers_are_put_in_order() {
+        let mut kept = Kept::new(Wanted {
+            lines: Some(3),
+            since: None,
+        });
+        for (wid, stamp, text) in [
+            (1, 10, "a"),
+            (1, 30, "c"),
+            (1, 40, "d"),
+            (2, 20, "b"),
+            (2, 40, "e"),
+        ] {
+            kept.add(line("web", wid, stamp, text));
+        }
+        kept.add(line("api", 1, 5, "x"));
+        assert_eq!(kept.workers(), 2);
+        assert_eq!(texts(kept), ["x", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn kept_lines_are_bounded_by_time_and_memory() {
+        let mut kept = Kept::new(Wanted {
+            lines: None,
+            since: DateTime::from_timestamp_micros(20),
+        });
+        kept.add(line("web", 1, 19, "old"));
+        let large = "x".repeat(MAX_KEPT_BYTES / 2);
+        for stamp in 20..25 {
+            kept.add(line("web", 1, stamp, &large));
+        }
+        assert!(kept.bytes <= MAX_KEPT_BYTES);
+        assert_eq!(kept.lines().len(), 2);
     }
 }

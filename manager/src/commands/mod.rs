@@ -18,7 +18,7 @@ mod kill;
 mod list;
 mod listen;
 mod listsockets;
-mod logs;
+pub(crate) mod logs;
 mod options;
 mod programs;
 mod progress;
@@ -35,7 +35,6 @@ mod stats;
 mod status;
 mod stop;
 pub mod table;
-mod tail;
 mod up;
 mod upgrade;
 

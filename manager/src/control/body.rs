@@ -236,6 +236,50 @@ pub struct WatcherLogs {
     pub stdout: Option<String>,
     /// File of standard error.
     pub stderr: Option<String>,
+    /// What the lines of standard output look like; a manager of an earlier version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout_lines: Option<LineForm>,
+    /// What the lines of standard error look like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_lines: Option<LineForm>,
+}
+
+/// Where a stream's lines can be read, and how they say when they were written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "form", rename_all = "snake_case")]
+pub enum LineForm {
+    /// In the file, as they came.
+    Plain,
+    /// In the file, behind `TIME [PID] | `.
+    Stamped {
+        /// strftime format of TIME.
+        time_format: String,
+    },
+    /// In the file, as objects.
+    Json,
+    /// In no file; in the kernel while it keeps them.
+    Kernel,
+    /// Nowhere.
+    Nowhere,
+}
+
+impl LineForm {
+    fn of(stream: &StreamConfig) -> Self {
+        match stream {
+            StreamConfig::Null => Self::Nowhere,
+            StreamConfig::File(file) if file.json => Self::Json,
+            StreamConfig::File(file) => match &file.time_format {
+                Some(time_format) => Self::Stamped {
+                    time_format: time_format.clone(),
+                },
+                None => Self::Plain,
+            },
+            StreamConfig::Unset
+            | StreamConfig::Stdout
+            | StreamConfig::Fancy(_)
+            | StreamConfig::Syslog(_) => Self::Kernel,
+        }
+    }
 }
 
 /// Log files of `watchers`, for the answer to `logs` and for `papactl logs` without a manager.
@@ -252,6 +296,8 @@ pub fn log_files<'a>(watchers: impl Iterator<Item = &'a WatcherConfig>) -> LogsR
                 name: watcher.name.clone(),
                 stdout: file(&watcher.stdout),
                 stderr: file(&watcher.stderr),
+                stdout_lines: Some(LineForm::of(&watcher.stdout)),
+                stderr_lines: Some(LineForm::of(&watcher.stderr)),
             })
             .collect(),
     }

@@ -26,13 +26,8 @@ impl Prefix {
     /// A formatter for Circus's `time_format`.
     #[must_use]
     pub fn new(time_format: &str) -> Self {
-        let chrono_format = from_python(time_format);
-        let items: Vec<Item<'static>> = StrftimeItems::new(&chrono_format)
-            .map(Item::to_owned)
-            .collect();
-        let usable = !items.iter().any(|item| matches!(item, Item::Error));
         Self {
-            items: usable.then_some(items),
+            items: items(time_format),
             literal: time_format.to_owned(),
             made_for: None,
             text: Vec::new(),
@@ -63,6 +58,17 @@ impl Prefix {
         }
         &self.text
     }
+}
+
+/// Circus's `time_format` as chrono has it; none where chrono cannot follow.
+#[must_use]
+pub fn items(time_format: &str) -> Option<Vec<Item<'static>>> {
+    let chrono_format = from_python(time_format);
+    let items: Vec<Item<'static>> = StrftimeItems::new(&chrono_format)
+        .map(Item::to_owned)
+        .collect();
+    let usable = !items.iter().any(|item| matches!(item, Item::Error));
+    usable.then_some(items)
 }
 
 /// chrono writes nanoseconds for `%f` where Python writes microseconds, and knows a zone where Python's naive times have none.

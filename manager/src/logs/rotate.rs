@@ -89,17 +89,17 @@ pub(super) fn added(path: &Path, suffix: &str) -> PathBuf {
 
 /// A rotated file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rotated {
+pub(crate) struct Rotated {
     /// The digits behind the log file's name.
-    pub(super) stamp: String,
+    pub(crate) stamp: String,
     /// The digits behind those, of which the first file has none.
-    pub(super) number: u32,
-    pub(super) path: PathBuf,
-    pub(super) compressed: bool,
+    pub(crate) number: u32,
+    pub(crate) path: PathBuf,
+    pub(crate) compressed: bool,
 }
 
 /// Rotated files of `path`, by name alone. Names of other makes (logrotate's dates begin with a dash) are not ours.
-pub(super) fn rotated(path: &Path) -> io::Result<Vec<Rotated>> {
+pub(crate) fn rotated(path: &Path) -> io::Result<Vec<Rotated>> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(Vec::new());
     };

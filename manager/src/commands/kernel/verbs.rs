@@ -32,7 +32,7 @@ pub(in crate::commands) fn run(common: &Common, verb: KernelVerb) -> Result<(), 
 }
 
 /// Where the kernel may be: the manager knows; without one the file, or the usual places.
-fn places(common: &Common) -> Result<Vec<Address>, CommandError> {
+pub(in crate::commands) fn places(common: &Common) -> Result<Vec<Address>, CommandError> {
     let manager = match connect(common) {
         Ok(mut client) => status_of_all(common, &mut client)?.manager,
         Err(CommandError::Manager(ManagerError::NotRunning { .. })) => None,

@@ -1,0 +1,241 @@
+//! Lines on their way to standard output.
+//!
+//! Owns what a line looks like there: bytes unchanged in a pipe, control characters made visible on a terminal (a log may hold whatever
+//! a stranger sent to a service), labels where there are several places, one object for each line with `--json`.
+
+use std::io::{self, IsTerminal, Write};
+
+use chrono::{DateTime, Local, SecondsFormat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::{Value, json};
+
+use crate::commands::logs::live::Line;
+use crate::commands::logs::sources::FileSource;
+use crate::commands::table;
+use crate::control::message::LineForm;
+
+/// Longest line held back until its end comes, in bytes.
+pub(super) const MAX_LINE_BYTES: usize = 1024 * 1024;
+
+/// How lines are shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Style {
+    pub(super) json: bool,
+    pub(super) labelled: bool,
+    pub(super) terminal: bool,
+}
+
+impl Style {
+    /// For what standard output is.
+    pub(super) fn new(json: bool, labelled: bool) -> Self {
+        Self {
+            json,
+            labelled,
+            terminal: io::stdout().is_terminal(),
+        }
+    }
+
+    fn text(self, label: &str, line: &[u8], out: &mut Vec<u8>) {
+        if self.labelled {
+            out.extend_from_slice(table::printable(label).as_bytes());
+            out.extend_from_slice(b" | ");
+        }
+        if self.terminal {
+            out.extend_from_slice(table::printable_bytes(line).as_bytes());
+        } else {
+            out.extend_from_slice(line);
+        }
+        out.push(b'\n');
+    }
+
+    /// A line from the kernel, which knows whose it is and when it came.
+    pub(super) fn live(self, name: &str, line: &Line, out: &mut Vec<u8>) {
+        if !self.json {
+            return self.text(&format!("{name}.{}", line.wid), &line.text, out);
+        }
+        let mut object = json!({
+            "watcher": name,
+            "wid": line.wid,
+            "pid": line.pid,
+            "stream": line.stream_name(),
+            "line": String::from_utf8_lossy(&line.text),
+        });
+        if let Some(time) = DateTime::from_timestamp_micros(line.stamp_us) {
+            let time = time.with_timezone(&Local);
+            object["time"] = time.to_rfc3339_opts(SecondsFormat::Micros, false).into();
+        }
+        push_json(&object, out);
+    }
+}
+
+fn push_json(object: &Value, out: &mut Vec<u8>) {
+    out.extend_from_slice(object.to_string().as_bytes());
+    out.push(b'\n');
+}
+
+/// Lines of one file.
+#[derive(Debug)]
+pub(super) struct Printer {
+    source: FileSource,
+    label: String,
+    style: Style,
+    /// A line whose end has not come yet.
+    partial: Vec<u8>,
+}
+
+impl Printer {
+    pub(super) fn new(source: FileSource, style: Style) -> Self {
+        Self {
+            label: source.label(),
+            source,
+            style,
+            partial: Vec::new(),
+        }
+    }
+
+    pub(super) fn source(&self) -> &FileSource {
+        &self.source
+    }
+
+    /// From now on lines look like this.
+    pub(super) fn set_style(&mut self, style: Style) {
+        self.style = style;
+    }
+
+    /// Prints the whole lines among what was held back and `bytes`.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut out = Vec::new();
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.partial.extend_from_slice(line);
+            if line.ends_with(b"\n") || self.partial.len() > MAX_LINE_BYTES {
+                self.render(&mut out);
+            }
+        }
+        write_out(&out)
+    }
+
+    /// Prints what is left without its end.
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        let mut out = Vec::new();
+        if !self.partial.is_empty() {
+            self.render(&mut out);
+        }
+        write_out(&out)
+    }
+
+    fn render(&mut self, out: &mut Vec<u8>) {
+        let line = std::mem::take(&mut self.partial);
+        let line = line.strip_suffix(b"\n").unwrap_or(&line);
+        if !self.style.json {
+            return self.style.text(&self.label, line, out);
+        }
+        if self.source.form == Some(LineForm::Json)
+            && serde_json::from_slice::<serde_json::Map<String, Value>>(line).is_ok()
+        {
+            // It is an object that says more than we know.
+            out.extend_from_slice(line);
+            out.push(b'\n');
+            return;
+        }
+        let mut object = json!({ "line": String::from_utf8_lossy(line) });
+        match self.source.watchers.as_slice() {
+            [watcher] => object["watcher"] = watcher.as_str().into(),
+            watchers => object["watchers"] = watchers.into(),
+        }
+        if let Some(stream) = self.source.stream {
+            object["stream"] = stream.into();
+        }
+        push_json(&object, out);
+    }
+}
+
+/// Prints at once: somebody may be watching.
+pub(super) fn write_out(out: &[u8]) -> io::Result<()> {
+    if out.is_empty() {
+        return Ok(());
+    }
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(out)?;
+    stdout.flush()
+}
+
+/// Fails once nobody can read standard output any more, so that a quiet follower ends too.
+pub(super) fn check_reader() -> io::Result<()> {
+    let stdout = io::stdout();
+    let mut wanted = [PollFd::new(
+        std::os::fd::AsFd::as_fd(&stdout),
+        PollFlags::empty(),
+    )];
+    // A failure here says nothing about the reader.
+    let gone = poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+        && wanted
+            .iter()
+            .filter_map(PollFd::revents)
+            .any(|events| events.intersects(PollFlags::POLLERR));
+    if gone {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::logs::sources::Sources;
+    use crate::control::message::{LogsReply, WatcherLogs};
+
+    fn rendered(style: Style, form: LineForm, line: &[u8]) -> Vec<u8> {
+        let logs = WatcherLogs {
+            name: "a\x1b".to_owned(),
+            stdout: Some("/x".to_owned()),
+            stderr: None,
+            stdout_lines: Some(form),
+            stderr_lines: None,
+        };
+        let mut sources = Sources::of(&LogsReply { logs: vec![logs] });
+        let mut printer = Printer::new(sources.files.remove(0), style);
+        printer.partial = line.to_vec();
+        let mut out = Vec::new();
+        printer.render(&mut out);
+        out
+    }
+
+    const PIPE: Style = Style {
+        json: false,
+        labelled: false,
+        terminal: false,
+    };
+
+    #[test]
+    fn a_terminal_sees_no_control_characters_and_a_pipe_sees_the_bytes() {
+        let terminal = Style {
+            terminal: true,
+            ..PIPE
+        };
+        let plain = |style, line: &[u8]| rendered(style, LineForm::Plain, line);
+        assert_eq!(plain(terminal, b"\x1b[2J\n"), b"^[[2J\n");
+        assert_eq!(plain(PIPE, b"\x1b\xff\n"), b"\x1b\xff\n");
+        let labelled = Style {
+            labelled: true,
+            ..PIPE
+        };
+        assert_eq!(plain(labelled, b"x"), b"a^[ | x\n");
+        let json = Style {
+            json: true,
+            ..terminal
+        };
+        assert_eq!(
+            plain(json, b"\x1bx"),
+            b"{\"line\":\"\\u001bx\",\"stream\":\"stdout\",\"watcher\":\"a\\u001b\"}\n"
+        );
+    }
+
+    #[test]
+    fn objects_pass_as_they_are() {
+        let json = Style { json: true, ..PIPE };
+        let object = b"{\"time\":\"t\",\"line\":\"x\"}\n";
+        assert_eq!(rendered(json, LineForm::Json, object), object);
+        let other = rendered(json, LineForm::Json, b"[1]\n");
+        assert!(other.starts_with(b"{\"line\":\"[1]\""));
+    }
+}

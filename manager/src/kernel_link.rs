@@ -229,6 +229,38 @@ impl KernelLink {
         }
     }
 
+    /// Whether a socket could be made: one like it is made under another name, and removed.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub async fn try_socket(&self, socket: &SocketConfig) -> Result<(), LinkError> {
+        self.forget_trial().await?;
+        let mut request = socket_request(socket, &self.namespace)?;
+        request.name = self.trial()?;
+        self.client.call(request).await?;
+        self.forget_trial().await
+    }
+
+    /// Removes what a predecessor may have left that was killed in a `try_socket`: it would hold an address.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub async fn forget_trial(&self) -> Result<(), LinkError> {
+        let request = ops::SocketRemove {
+            names: vec![NamePattern::new(&self.trial()?)],
+            force: false,
+        };
+        match self.client.call(request).await {
+            Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
+    }
+
+    /// Outside of every namespace, so that no socket of a file has this name.
+    fn trial(&self) -> Result<Name, NameError> {
+        Name::new(&format!("{}-trial", self.namespace))
+    }
+
     /// Removes a socket; one that is gone is no error.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use crate::config::{Config, SocketConfig, Surroundings, WatcherConfig, load};
 use crate::control::message::{Command, Errno, PlanReply, Reply, Request, RequestError};
 use crate::state::Kept;
 use crate::supervisor::requests::not_connected;
+use crate::supervisor::tasks::Replacement;
 use crate::supervisor::tickets::{Goal, answer, refuse};
 use crate::supervisor::{Event, Supervisor, WatcherId, plan, tasks};
 
@@ -190,11 +191,11 @@ impl Supervisor {
             Stage::Watchers { waiting, .. } => {
                 let mut failures = Vec::new();
                 for (id, goal) in waiting {
-                    // Somebody wants it stopped by now, which is no failure of the change.
+                    // Somebody wants it stopped or removed by now, which is no failure of the change.
                     if self
                         .watchers
                         .get(id)
-                        .is_some_and(|known| known.is_stopped_on_request())
+                        .is_none_or(|known| known.is_stopped_on_request())
                     {
                         continue;
                     }
@@ -380,17 +381,18 @@ impl Supervisor {
             .iter()
             .filter_map(|name| find(&next.config, name))
             .collect();
-        let recreated: Vec<(SocketConfig, SocketConfig)> = next
+        let recreated: Vec<Replacement> = next
             .plan
             .sockets
             .changed
             .iter()
             .filter(|socket| socket.recreated)
             .filter_map(|socket| {
-                Some((
-                    find(&self.config, &socket.name)?,
-                    find(&next.config, &socket.name)?,
-                ))
+                Some(Replacement {
+                    before: find(&self.config, &socket.name)?,
+                    after: find(&next.config, &socket.name)?,
+                    held_by: self.holders(&socket.name),
+                })
             })
             .collect();
         let link = self.link.clone();
@@ -402,6 +404,29 @@ impl Supervisor {
             }
             _ => self.change_watchers(change, next),
         }
+    }
+
+    /// Watchers that have workers with this socket.
+    fn holders(&self, socket: &String) -> Vec<String> {
+        let holds = |config: &WatcherConfig| {
+            config.sockets.contains(socket) || config.stdin_socket.as_ref() == Some(socket)
+        };
+        self.watchers
+            .values()
+            .filter(|watcher| !watcher.workers().is_empty() && holds(watcher.config()))
+            .map(|watcher| watcher.config().name.clone())
+            .collect()
+    }
+
+    /// Sockets are being closed and opened again: nobody else may have them now.
+    pub(super) fn is_changing_sockets(&self) -> bool {
+        matches!(
+            self.change,
+            Some(Change {
+                stage: Stage::Sockets(_),
+                ..
+            })
+        )
     }
 
     fn change_watchers(&mut self, mut change: Change, next: Next) {

@@ -16,7 +16,7 @@ use crate::kernel_link::KernelLink;
 use crate::probe::ready::Gate;
 use crate::probe::{ProbeError, demand, health};
 use crate::supervisor::{Event, Supervisor, WatcherId};
-use crate::watcher::{Action, TELL_WHY, Watcher};
+use crate::watcher::{Action, TELL_WHY};
 use crate::worker::{Running, State};
 
 /// Pause before a socket that cannot be watched is tried again.
@@ -63,7 +63,21 @@ impl Open {
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     workers: HashMap<u64, Open>,
-    demands: HashMap<WatcherId, AbortHandle>,
+    demands: HashMap<WatcherId, Demand>,
+}
+
+/// Somebody waits for a connection to a watcher's sockets.
+#[derive(Debug)]
+struct Demand {
+    /// With these settings.
+    config: Arc<WatcherConfig>,
+    task: AbortHandle,
+}
+
+impl Demand {
+    fn is(&self, config: &Arc<WatcherConfig>) -> bool {
+        Arc::ptr_eq(&self.config, config) || self.config.demand_sockets() == config.demand_sockets()
+    }
 }
 
 impl Probes {
@@ -75,7 +89,7 @@ impl Probes {
     /// Closes everything.
     pub(super) fn clear(&mut self) {
         let workers = self.workers.drain().map(|(_, open)| open.task);
-        for task in workers.chain(self.demands.drain().map(|(_, task)| task)) {
+        for task in workers.chain(self.demands.drain().map(|(_, demand)| demand.task)) {
             task.abort();
         }
     }
@@ -140,14 +154,22 @@ impl Supervisor {
     }
 
     fn tend_demands(&mut self, link: &KernelLink) {
+        // Whoever waits has the sockets: those that are to be opened anew would find their address taken, by one nobody serves.
+        let changing = self.is_changing_sockets();
         let watchers = &self.watchers;
-        self.probes.demands.retain(|id, task| {
-            let wanted = watchers.get(id).is_some_and(Watcher::is_dormant);
+        self.probes.demands.retain(|id, demand| {
+            let wanted = !changing
+                && watchers
+                    .get(id)
+                    .is_some_and(|watcher| watcher.is_dormant() && demand.is(watcher.config()));
             if !wanted {
-                task.abort();
+                demand.task.abort();
             }
             wanted
         });
+        if changing {
+            return;
+        }
         for (id, watcher) in watchers {
             if !watcher.is_dormant() || self.probes.demands.contains_key(id) {
                 continue;
@@ -159,7 +181,8 @@ impl Supervisor {
                 .map(|name| socket_name(namespace, name))
                 .collect();
             let task = wait_for_demand(link.clone(), *id, names, self.events.clone());
-            self.probes.demands.insert(*id, task);
+            let config = watcher.config().clone();
+            self.probes.demands.insert(*id, Demand { config, task });
         }
     }
 

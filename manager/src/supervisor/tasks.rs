@@ -160,6 +160,9 @@ async fn settle(
 /// Makes all sockets; answers what hindered those that could not be made.
 async fn make_sockets(link: &KernelLink, config: &Config) -> Vec<String> {
     let mut failed = Vec::new();
+    if let Err(error) = link.forget_trial().await {
+        tracing::debug!(%error, "a socket made on trial may be left");
+    }
     for socket in &config.sockets {
         if let Err(error) = link.make_socket(socket).await {
             tracing::warn!(socket = socket.name, %error, "the socket cannot be made");
@@ -342,49 +345,97 @@ pub(super) fn forget(link: KernelLink, key: String) {
     });
 }
 
+/// A socket that is to be closed and opened again.
+#[derive(Debug)]
+pub(super) struct Replacement {
+    pub(super) before: SocketConfig,
+    pub(super) after: SocketConfig,
+    /// Watchers whose workers have it: they keep its address taken after the kernel has closed it.
+    pub(super) held_by: Vec<String>,
+}
+
 /// Makes sockets that are new, and makes others anew; or undoes what it did and says why.
 pub(super) fn change_sockets(
     link: KernelLink,
     added: Vec<SocketConfig>,
-    recreated: Vec<(SocketConfig, SocketConfig)>,
+    replaced: Vec<Replacement>,
     events: mpsc::Sender<Event>,
 ) {
     tokio::spawn(async move {
-        let mut made: Vec<&SocketConfig> = Vec::new();
-        let mut replaced: Vec<&(SocketConfig, SocketConfig)> = Vec::new();
-        let mut result = Ok(());
-        for socket in &added {
-            match link.make_socket(socket).await {
-                Ok(()) => made.push(socket),
-                Err(error) => {
-                    result = Err(format!("socket {}: {error}", socket.name));
-                    break;
-                }
-            }
-        }
-        if result.is_ok() {
-            for pair in &recreated {
-                replaced.push(pair);
-                if let Err(error) = remake(&link, &pair.0, &pair.1).await {
-                    result = Err(format!("socket {}: {error}", pair.1.name));
-                    break;
-                }
-            }
-        }
-        if result.is_err() {
-            for socket in made {
-                if let Err(error) = link.remove_socket(socket).await {
-                    tracing::error!(socket = socket.name, %error, "the socket stays");
-                }
-            }
-            for (before, after) in replaced {
-                if let Err(error) = remake(&link, after, before).await {
-                    tracing::error!(socket = before.name, %error, "the socket cannot be put back");
-                }
-            }
-        }
+        let result = exchange(&link, &added, &replaced).await;
         let _ = events.send(Event::SocketsChanged(result)).await;
     });
+}
+
+async fn exchange(
+    link: &KernelLink,
+    added: &[SocketConfig],
+    replaced: &[Replacement],
+) -> Result<(), String> {
+    // Before anything is closed: what workers have could not be opened again if the new one then fails.
+    for replacement in replaced {
+        try_out(link, replacement).await?;
+    }
+    let mut made: Vec<&SocketConfig> = Vec::new();
+    let mut closed: Vec<&Replacement> = Vec::new();
+    let mut result = Ok(());
+    for socket in added {
+        match link.make_socket(socket).await {
+            Ok(()) => made.push(socket),
+            Err(error) => {
+                result = Err(format!("socket {}: {error}", socket.name));
+                break;
+            }
+        }
+    }
+    if result.is_ok() {
+        for replacement in replaced {
+            closed.push(replacement);
+            if let Err(error) = remake(link, &replacement.before, &replacement.after).await {
+                result = Err(format!("socket {}: {error}", replacement.after.name));
+                break;
+            }
+        }
+    }
+    if result.is_err() {
+        for socket in made {
+            if let Err(error) = link.remove_socket(socket).await {
+                tracing::error!(socket = socket.name, %error, "the socket stays");
+            }
+        }
+        for Replacement { before, after, .. } in closed {
+            if let Err(error) = remake(link, after, before).await {
+                tracing::error!(socket = before.name, %error, "the socket cannot be put back");
+            }
+        }
+    }
+    result
+}
+
+/// Whether the new socket can be opened while workers have the old one.
+async fn try_out(link: &KernelLink, replacement: &Replacement) -> Result<(), String> {
+    let Replacement {
+        before,
+        after,
+        held_by,
+    } = replacement;
+    if held_by.is_empty() {
+        return Ok(());
+    }
+    let tried = if after.path.is_some() && after.path == before.path {
+        Err("its path stays the same".to_owned())
+    } else {
+        link.try_socket(after)
+            .await
+            .map_err(|error| error.to_string())
+    };
+    tried.map_err(|reason| {
+        format!(
+            "socket {}: {reason}; as long as workers of {} have it, it can be opened anew only at a free address: stop them first",
+            after.name,
+            held_by.join(", ")
+        )
+    })
 }
 
 async fn remake(

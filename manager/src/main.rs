@@ -17,7 +17,7 @@ use papa_manager::control::server::{Asked, ControlServer};
 use papa_manager::own_log::{self, OwnLog};
 use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
-use papa_manager::supervisor::{Event, Outcome, Setup, Supervisor};
+use papa_manager::supervisor::{Event, Outcome, Setup, Supervisor, own_program};
 use papa_protocol::client::Address;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -26,6 +26,8 @@ use tokio::sync::mpsc;
 const EXIT_CONFIGURATION: u8 = 2;
 /// Requests on their way from the control socket to the loop.
 const REQUESTS: usize = 64;
+/// The program we are, whatever has become of its file.
+const OURSELVES: &str = "/proc/self/exe";
 
 fn main() -> ExitCode {
     let args = ManagerArgs::parse();
@@ -61,17 +63,23 @@ fn main() -> ExitCode {
         }
     };
     // Looked up now: when the file has been replaced, the system knows the old one as deleted.
-    let program = std::env::current_exe();
-    let again = |program: std::io::Result<PathBuf>| -> anyhow::Result<()> {
-        let program = program.context("our own path is unknown")?;
+    let program = own_program();
+    let again = |program: Option<PathBuf>| -> anyhow::Result<()> {
         // Until the next one has its handlers, what arrives waits: a HUP in between would end it.
         SigSet::all().thread_block()?;
-        let error = Command::new(&program)
-            .args(std::env::args_os().skip(1))
-            .exec();
-        Err(error).with_context(|| format!("starting {} anew", program.display()))
+        let mut result = Err(anyhow::anyhow!("our own path is unknown"));
+        // Should it be replaced at this very moment, better the program we are than none.
+        for program in program.into_iter().chain([PathBuf::from(OURSELVES)]) {
+            let error = Command::new(&program)
+                .args(std::env::args_os().skip(1))
+                .exec();
+            tracing::error!(%error, program = %program.display(), "cannot be started anew");
+            result = Err(error).with_context(|| format!("starting {} anew", program.display()));
+        }
+        result
     };
-    match run(config, args.kernel.as_deref(), log).and_then(|outcome| match outcome {
+    let outcome = run(config, args.kernel.as_deref(), program.clone(), log);
+    match outcome.and_then(|outcome| match outcome {
         Outcome::Ended => Ok(()),
         Outcome::Again => again(program),
     }) {
@@ -84,7 +92,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config, kernel: Option<&str>, log: OwnLog) -> anyhow::Result<Outcome> {
+fn run(
+    config: Config,
+    kernel: Option<&str>,
+    program: Option<PathBuf>,
+    log: OwnLog,
+) -> anyhow::Result<Outcome> {
     let directory = RuntimeDir::locate();
     directory.ensure()?;
     let addresses = match kernel {
@@ -101,11 +114,15 @@ fn run(config: Config, kernel: Option<&str>, log: OwnLog) -> anyhow::Result<Outc
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let socket = directory.manager_socket(&config.namespace);
         let pidfile = config.pidfile.clone();
         let namespace = config.namespace.clone();
-        let supervisor = Supervisor::new(Setup { config, addresses });
+        let supervisor = Supervisor::new(Setup {
+            config,
+            addresses,
+            program,
+        });
         let events = supervisor.events();
         let (asked, requests) = mpsc::channel(REQUESTS);
         let server = ControlServer::bind(socket, &namespace, asked).await?;
@@ -118,7 +135,10 @@ fn run(config: Config, kernel: Option<&str>, log: OwnLog) -> anyhow::Result<Outc
         drop((server, pidfile));
         tracing::info!("the manager ends");
         Ok(result?)
-    })
+    });
+    // A file that is being read may hang for ever; nobody waits for it any more.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn forward_requests(mut requests: mpsc::Receiver<Asked>, events: mpsc::Sender<Event>) {

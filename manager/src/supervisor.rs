@@ -43,12 +43,14 @@ mod requests;
 mod shown_options;
 mod tasks;
 mod tickets;
+mod upgrade;
 
 use change::Change;
 pub use probes::Finding;
 use probes::Probes;
 use tasks::Order;
 use tickets::Ticket;
+pub use upgrade::own_program;
 
 /// Events waiting for the loop; a full queue slows its senders.
 const EVENTS: usize = 1024;
@@ -107,6 +109,8 @@ pub enum Event {
     ReloadAll,
     /// Replace ourselves by what our path holds now.
     Upgrade,
+    /// Whether what our path holds now would come up, and who wanted it to.
+    UpgradeExamined(Result<(), String>, Box<upgrade::Asker>),
 }
 
 /// How the manager ended.
@@ -125,6 +129,8 @@ pub struct Setup {
     pub config: Config,
     /// Where to look for the kernel, best first.
     pub addresses: Vec<Address>,
+    /// What is started in our place by an upgrade, if that is known.
+    pub program: Option<std::path::PathBuf>,
 }
 
 /// Where we are in life.
@@ -150,6 +156,7 @@ enum Phase {
 pub struct Supervisor {
     config: Arc<Config>,
     addresses: Vec<Address>,
+    program: Option<std::path::PathBuf>,
     watchers: BTreeMap<WatcherId, Watcher>,
     /// Their numbers by lower-case name.
     keys: HashMap<String, WatcherId>,
@@ -219,6 +226,7 @@ impl Supervisor {
             announced: HashMap::new(),
             statistics: None,
             addresses: setup.addresses,
+            program: setup.program,
             watchers: BTreeMap::new(),
             keys: HashMap::new(),
             next_id: 0,
@@ -365,7 +373,7 @@ impl Supervisor {
                 self.log_troubles = troubles;
             }
             Event::Asked(asked) => self.asked(asked),
-            Event::Quit => self.quit(),
+            Event::Quit => self.quit_on_signal(),
             Event::ReopenLogs => {
                 if let Some(logs) = &self.logs {
                     logs.reopen();
@@ -393,7 +401,8 @@ impl Supervisor {
             Event::Read(read) => self.read(*read),
             Event::SocketsChanged(result) => self.sockets_changed(result),
             Event::ReloadAll => self.reload_all(),
-            Event::Upgrade => self.upgrade(),
+            Event::Upgrade => self.ask_for_upgrade(None),
+            Event::UpgradeExamined(fits, asker) => self.upgrade_examined(fits, *asker),
         }
     }
 

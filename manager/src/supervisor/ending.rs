@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::control::message::{Reply, Request};
 use crate::control::server::now as epoch_seconds;
-use crate::supervisor::{Outcome, Phase, Supervisor, tasks};
+use crate::supervisor::{Phase, Supervisor, tasks};
 use crate::watcher::Watcher;
 
 /// How long trailing output may take to reach the log files when everything is shut down.
@@ -20,9 +20,28 @@ impl Supervisor {
             .filter(|watcher| !watcher.config().use_papa)
     }
 
+    /// TERM. The second one does not wait for what the first has asked to stop.
+    pub(super) fn quit_on_signal(&mut self) {
+        if matches!(self.phase, Phase::Quitting) {
+            tracing::warn!("a second signal to quit; what is still stopping is left alone");
+            self.phase = Phase::Done;
+        } else {
+            self.quit();
+        }
+    }
+
     pub(super) fn quit(&mut self) {
-        if matches!(self.phase, Phase::ShuttingDown { .. } | Phase::Done) {
-            return;
+        match self.phase {
+            Phase::Attaching | Phase::Managing => {}
+            // Without a kernel nothing may ever be stopped.
+            Phase::Quitting | Phase::ShuttingDown { .. } if self.kernel_trouble.is_some() => {
+                tracing::warn!(
+                    "asked again to quit, and the kernel is in trouble; what is left runs on"
+                );
+                self.phase = Phase::Done;
+                return;
+            }
+            Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done => return,
         }
         tracing::info!("quitting; workers stay in the kernel");
         for watcher in self
@@ -35,19 +54,6 @@ impl Supervisor {
         self.queue.clear();
         self.give_up_change();
         self.phase = Phase::Quitting;
-    }
-
-    /// Ends so that another manager can take over in the same process: everything runs on, whatever `use_papa` says.
-    pub(super) fn upgrade(&mut self) {
-        if matches!(
-            self.phase,
-            Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done
-        ) {
-            return;
-        }
-        tracing::info!("starting anew; workers stay in the kernel");
-        self.outcome = Outcome::Again;
-        self.phase = Phase::Done;
     }
 
     pub(super) fn shut_down(&mut self, request: Request, reply: oneshot::Sender<Reply>) {

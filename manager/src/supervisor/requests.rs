@@ -89,10 +89,7 @@ impl Supervisor {
             }
             Command::Shutdown => self.shut_down(request, reply),
             Command::Upgrade => match self.may_act() {
-                Ok(()) => {
-                    done(request, reply);
-                    self.upgrade();
-                }
+                Ok(()) => self.ask_for_upgrade(Some((request, reply))),
                 Err(error) => refuse(request, reply, &error),
             },
             Command::ReopenLogs => {

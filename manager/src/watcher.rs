@@ -471,8 +471,10 @@ impl Watcher {
             let meant = worker
                 .process()
                 .is_some_and(|process| pid.is_none_or(|pid| pid == process.pid));
-            if meant {
-                asked.extend(worker.hasten(grace, at.now));
+            if let Some(process) = meant.then(|| worker.hasten(grace, at.now)).flatten() {
+                // Noted down again below, with the deadline there is now.
+                self.kept.stopping.remove(&process.serial);
+                asked.push(process);
             }
         }
         self.sync_kept(at);

@@ -160,6 +160,7 @@ mod tests {
         WatcherStatus {
             name: name.to_owned(),
             state: WatcherState::Active,
+            dormant: false,
             numprocesses: 2,
             workers: pids
                 .map(|pid| WorkerStatus {

@@ -284,8 +284,8 @@ fn finish(
         .watchers
         .iter()
         .filter(|watcher| {
-            !is_settled(watcher)
-                || (watcher.state == WatcherState::Stopped && watcher.message.is_some())
+            let stopped = watcher.state == WatcherState::Stopped && !watcher.dormant;
+            !is_settled(watcher) || (stopped && watcher.message.is_some())
         })
         .map(|watcher| table::printable(&watcher.name))
         .collect();

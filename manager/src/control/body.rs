@@ -66,6 +66,9 @@ pub struct WatcherStatus {
     pub numprocesses: u32,
     /// Workers that exist, by number.
     pub workers: Vec<WorkerStatus>,
+    /// It is started by the first connection to its sockets.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dormant: bool,
     /// What hinders it, for people: `exited with 1 five times, next try in 8 s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

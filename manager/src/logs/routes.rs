@@ -4,10 +4,12 @@
 //! nobody. Invariant: a process is known here only if its name is one that a logged watcher gives its workers: what others wrote under
 //! a similar name is not ours to take away from the kernel.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use regex_lite::{Regex, RegexBuilder};
 
+use crate::adopt::worker_of;
 use crate::config::{Readiness, StreamConfig, SyslogAddress, WatcherConfig};
 use crate::kernel_link::is_logged;
 use crate::logs::file::Limits;
@@ -25,7 +27,8 @@ const MAX_REGEX_BYTES: usize = 1024 * 1024;
 pub(super) struct Table {
     namespace: String,
     watchers: Arc<[Arc<WatcherConfig>]>,
-    entries: Vec<(usize, Routes)>,
+    /// By lower-case name: which of them, and where its lines go if they go anywhere.
+    entries: HashMap<String, (usize, Option<Routes>)>,
 }
 
 /// What is to be done with a process.
@@ -45,12 +48,11 @@ pub(super) enum Verdict<'a> {
 
 impl Table {
     pub(super) fn new(namespace: &str, watchers: Arc<[Arc<WatcherConfig>]>) -> Self {
-        let entries = watchers
-            .iter()
-            .enumerate()
-            .filter(|(_, watcher)| is_logged(watcher))
-            .map(|(index, watcher)| (index, routes(watcher)))
-            .collect();
+        let entry = |(index, watcher): (usize, &Arc<WatcherConfig>)| {
+            let routes = is_logged(watcher).then(|| routes(watcher));
+            (watcher.key.clone(), (index, routes))
+        };
+        let entries = watchers.iter().enumerate().map(entry).collect();
         Self {
             namespace: namespace.to_owned(),
             watchers,
@@ -60,23 +62,17 @@ impl Table {
 
     /// What to do with the process `name`.
     pub(super) fn verdict(&self, name: &str) -> Verdict<'_> {
-        let found = self
-            .watchers
-            .iter()
-            .enumerate()
-            .find_map(|(index, watcher)| {
-                let wid = watcher.worker_number(&self.namespace, name)?;
-                Some((index, watcher, wid))
-            });
-        let Some((index, watcher, wid)) = found else {
-            return Verdict::Unknown;
-        };
-        let entry = self.entries.iter().find(|(logged, _)| *logged == index);
-        entry.map_or(Verdict::NotLogged, |(_, routes)| Verdict::Logged {
-            routes,
-            watcher: &watcher.name,
-            wid,
-        })
+        let found = worker_of(&self.namespace, name)
+            .and_then(|(key, wid)| Some((self.entries.get(key)?, wid)));
+        match found {
+            None => Verdict::Unknown,
+            Some(((_, None), _)) => Verdict::NotLogged,
+            Some(((index, Some(routes)), wid)) => Verdict::Logged {
+                routes,
+                watcher: self.watchers.get(*index).map_or("", |known| &known.name),
+                wid,
+            },
+        }
     }
 
     /// What the names of logged workers begin with, and those of `others`. A name that begins with another is covered by it: a watcher
@@ -85,8 +81,8 @@ impl Table {
         let mut all: Vec<String> = self
             .entries
             .iter()
-            .filter_map(|(index, _)| self.watchers.get(*index))
-            .map(|watcher| format!("{}.{}.", self.namespace, watcher.key))
+            .filter(|(_, (_, routes))| routes.is_some())
+            .map(|(key, _)| format!("{}.{key}.", self.namespace))
             .chain(
                 others
                     .filter(|name| matches!(self.verdict(name), Verdict::Unknown))
@@ -97,7 +93,11 @@ impl Table {
         all.sort_unstable();
         let mut kept: Vec<String> = Vec::new();
         for prefix in all {
-            if !kept.iter().any(|known| prefix.starts_with(known.as_str())) {
+            // In this order, what begins with a name comes right behind it.
+            if !kept
+                .last()
+                .is_some_and(|known| prefix.starts_with(known.as_str()))
+            {
                 kept.push(prefix);
             }
         }

@@ -3,7 +3,7 @@
 //! Owns what `depends_on` means: a watcher is started when those it depends on serve, and stopped when those that depend on it have
 //! stopped. A dependency that goes away later takes nobody with it. Leaves to others: the start and the stop themselves (`watcher`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::supervisor::{Supervisor, WatcherId};
 use crate::watcher::{Gate, Watcher};
@@ -16,10 +16,17 @@ impl Supervisor {
             return false;
         }
         self.gated = self.watchers.values().any(depends);
+        // Looked up once: asking each about each of the others would take long where there are many.
+        let needed: HashSet<&String> = self
+            .watchers
+            .values()
+            .filter(|other| other.is_going_down())
+            .flat_map(|other| &other.config().depends_on)
+            .collect();
         let gates: Vec<(WatcherId, Gate)> = self
             .watchers
             .iter()
-            .map(|(id, watcher)| (*id, self.gate_of(watcher)))
+            .map(|(id, watcher)| (*id, self.gate_of(watcher, &needed)))
             .collect();
         let mut changed = false;
         for (id, gate) in gates {
@@ -30,7 +37,8 @@ impl Supervisor {
         changed
     }
 
-    fn gate_of(&self, watcher: &Watcher) -> Gate {
+    /// `needed` are those that watchers depend on which are still stopping.
+    fn gate_of(&self, watcher: &Watcher, needed: &HashSet<&String>) -> Gate {
         let config = watcher.config();
         let start_after = if watcher.is_coming_up() {
             self.dependencies(watcher)
@@ -39,10 +47,7 @@ impl Supervisor {
         } else {
             None
         };
-        let stop_later = !watcher.is_running_wanted()
-            && self.watchers.values().any(|other| {
-                other.is_going_down() && other.config().depends_on.contains(&config.key)
-            });
+        let stop_later = !watcher.is_running_wanted() && needed.contains(&config.key);
         Gate {
             start_after,
             stop_later,

@@ -65,10 +65,11 @@ impl Watcher {
     /// Nothing hinders the next watcher in the start order: everything wanted has been started or tried.
     #[must_use]
     pub fn is_launched(&self) -> bool {
-        self.wanted == Wanted::Stopped
+        // One that waits for its own workers to end or to serve holds nobody up either.
+        self.wanted != Wanted::Running
             || self.dormant
             || self.gate.start_after.is_some()
-            || self.missing() == 0
+            || self.startable() == 0
             || self.pauses.any_paused()
             || self.flapping_until.is_some()
             || self.refused > 0
@@ -89,6 +90,24 @@ impl Watcher {
 
     pub(super) fn missing(&self) -> usize {
         self.target().saturating_sub(self.fresh().count())
+    }
+
+    /// How many of the missing workers there is room for now.
+    fn startable(&self) -> usize {
+        let there = self
+            .workers
+            .values()
+            .filter(|worker| worker.is_wanted())
+            .count();
+        let surge = self.surge();
+        // Where nobody may be there in addition, one that is ending is there still.
+        let taken = if surge == 0 {
+            self.workers.len()
+        } else {
+            there
+        };
+        let room = (self.target() + surge).saturating_sub(taken);
+        self.missing().min(room)
     }
 
     /// What must survive us follows from what is.
@@ -237,17 +256,7 @@ impl Watcher {
         if self.flapping_until.is_some() {
             return;
         }
-        let there = self
-            .workers
-            .values()
-            .filter(|worker| worker.is_wanted())
-            .count();
-        let going = self.workers.len() - there;
-        let surge = self.surge();
-        // Where nobody may be there in addition, one that is ending is there still.
-        let taken = if surge == 0 { there + going } else { there };
-        let room = (self.target() + surge).saturating_sub(taken);
-        let missing = self.missing().min(room);
+        let missing = self.startable();
         let free: Vec<u32> = (1..)
             .filter(|wid| !self.workers.contains_key(wid))
             .take(missing)

@@ -131,6 +131,7 @@ impl Watcher {
                     })
                 })
                 .collect(),
+            dormant: self.is_dormant(),
             message: self.current_message(),
         }
     }

@@ -371,7 +371,11 @@ fn kernel_endpoint(text: &str) -> Result<KernelEndpoint, String> {
 pub(crate) fn name_fault(name: &str, room: usize) -> Option<String> {
     if name.is_empty() {
         Some("the name is empty".to_owned())
-    } else if name.len() + room > MAX_KERNEL_NAME_BYTES {
+    } else if name.ends_with('*') {
+        Some(format!(
+            "the name {name:?} ends with `*`, which the kernel takes for all names that begin so"
+        ))
+    } else if name.len().max(name.to_lowercase().len()) + room > MAX_KERNEL_NAME_BYTES {
         Some(format!(
             "the name {name:?} is longer than {} bytes",
             MAX_KERNEL_NAME_BYTES - room

@@ -455,3 +455,13 @@ fn the_namespace_is_found_in_a_file_with_mistakes() {
     fs::remove_file(&path).unwrap();
     assert!(namespace_of(&path, &around()).is_err());
 }
+
+#[test]
+fn a_name_the_kernel_takes_for_others_or_cannot_hold_is_refused() {
+    assert!(name_fault("web*", 64).unwrap().contains("ends with `*`"));
+    assert_eq!(name_fault("w*b", 64), None);
+    // Two bytes as written, three in lower case.
+    let grows = "Ⱥ".repeat(80);
+    assert!(name_fault(&grows, 64).unwrap().contains("longer than 191"));
+    assert_eq!(name_fault(&grows.to_lowercase(), 0), None);
+}

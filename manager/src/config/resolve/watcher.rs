@@ -29,8 +29,8 @@ const DEFAULT_GRACEFUL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Circus's default number of attempts to start a worker.
 const DEFAULT_MAX_RETRY: i64 = 5;
 
-/// Bytes of a kernel name left for the namespace, two dots and the worker's number.
-const NAME_ROOM: usize = 48;
+/// Bytes of a kernel name left for the longest namespace, `.manager.ready-end.`, and a dot and the worker's number.
+const NAME_ROOM: usize = 64;
 
 /// What a watcher depends on besides its own section.
 pub(super) struct Context<'a> {

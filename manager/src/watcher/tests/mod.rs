@@ -251,3 +251,30 @@ fn who_is_not_respawned_is_remembered() {
     assert_eq!(next.step(), []);
     assert!(next.watcher.is_stopped());
 }
+
+#[test]
+fn one_that_waits_for_its_own_workers_holds_nobody_up() {
+    let mut bench = Bench::new("graceful_timeout = 60");
+    bench.step();
+    bench.watcher.restart();
+    bench.step();
+    assert!(bench.watcher.is_launched(), "it restarts");
+    bench.end(1);
+    assert!(!bench.watcher.is_launched() || !starts(&bench.step()).is_empty());
+
+    let mut bench = Bench::new("numprocesses = 3\nready_timeout = 60");
+    bench.step();
+    let config = bench.watcher.config().clone();
+    bench.watcher.reload(config, false);
+    assert!(!bench.watcher.is_launched(), "there is room for one more");
+    assert_eq!(starts(&bench.step()).len(), 1);
+    assert!(bench.watcher.is_launched(), "it rolls");
+
+    let mut bench = Bench::new("singleton = true");
+    bench.step();
+    bench
+        .watcher
+        .end_workers(None, Duration::from_secs(60), &bench.at);
+    assert!(starts(&bench.step()).is_empty());
+    assert!(bench.watcher.is_launched(), "its only worker is ending");
+}

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod change;
 mod control;
 mod crash;
 mod from_circusd;

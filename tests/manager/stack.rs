@@ -104,6 +104,12 @@ impl Stack {
         self.manager.wait().unwrap();
     }
 
+    /// Writes the INI file anew, as [`Stack::start`] did.
+    #[track_caller]
+    pub(crate) fn rewrite(&self, ini: &str) {
+        write_ini(&self.kernel, ini);
+    }
+
     /// Sends the manager a signal.
     pub(crate) fn signal_manager(&self, signal: Signal) {
         procfs::signal(i32::try_from(self.manager.id()).unwrap(), signal);

@@ -55,6 +55,8 @@ enum Stage {
         leaving: Vec<WatcherId>,
         sockets: Vec<SocketConfig>,
     },
+    /// Sockets that are no longer named are being closed.
+    Closing,
 }
 
 /// Where a change leads.
@@ -160,9 +162,14 @@ impl Supervisor {
         let Some(mut change) = self.change.take() else {
             return;
         };
-        let Stage::Sockets(next) = std::mem::replace(&mut change.stage, Stage::Reading) else {
-            self.change = Some(change);
-            return;
+        let next = match std::mem::replace(&mut change.stage, Stage::Reading) {
+            Stage::Sockets(next) => next,
+            Stage::Closing => return self.closed(change),
+            other => {
+                change.stage = other;
+                self.change = Some(change);
+                return;
+            }
         };
         if let Err(error) = self.may_act() {
             return self.end_change(change, &Err(error));
@@ -171,6 +178,8 @@ impl Supervisor {
             Ok(()) => self.change_watchers(change, *next),
             Err(reason) if change.undoing.is_some() => {
                 tracing::error!(reason, "a socket cannot be put back");
+                let why = change.undoing.take().unwrap_or_default();
+                change.undoing = Some(format!("{why}; but {reason}"));
                 self.change_watchers(change, *next);
             }
             Err(reason) => {
@@ -187,7 +196,7 @@ impl Supervisor {
             return false;
         };
         match &change.stage {
-            Stage::Reading | Stage::Sockets(_) => false,
+            Stage::Reading | Stage::Sockets(_) | Stage::Closing => false,
             Stage::Watchers { waiting, .. } => {
                 let mut failures = Vec::new();
                 for (id, goal) in waiting {
@@ -247,17 +256,24 @@ impl Supervisor {
         self.change = Some(change);
     }
 
-    /// Everything that had to go is gone.
+    /// Every watcher that had to go is gone; so the sockets may, too.
     fn left(&mut self) {
         let Some(mut change) = self.change.take() else {
             return;
         };
-        if let Stage::Leaving { sockets, .. } = std::mem::replace(&mut change.stage, Stage::Reading)
+        if let Stage::Leaving { sockets, .. } = std::mem::replace(&mut change.stage, Stage::Closing)
             && let Some(link) = &self.link
             && !sockets.is_empty()
         {
-            tasks::remove_sockets(link.clone(), sockets);
+            tasks::remove_sockets(link.clone(), sockets, self.events.clone());
+            self.change = Some(change);
+            return;
         }
+        self.closed(change);
+    }
+
+    /// Everything that had to go is gone.
+    fn closed(&mut self, mut change: Change) {
         let result = match change.undoing.take() {
             None => Ok(()),
             Some(reason) => Err(RequestError::new(

@@ -447,14 +447,19 @@ async fn remake(
     link.make_socket(after).await
 }
 
-/// Removes sockets nobody needs any more.
-pub(super) fn remove_sockets(link: KernelLink, sockets: Vec<SocketConfig>) {
+/// Removes sockets nobody needs any more; one that cannot be removed stays.
+pub(super) fn remove_sockets(
+    link: KernelLink,
+    sockets: Vec<SocketConfig>,
+    events: mpsc::Sender<Event>,
+) {
     tokio::spawn(async move {
         for socket in sockets {
             if let Err(error) = link.remove_socket(&socket).await {
                 tracing::warn!(socket = socket.name, %error, "the socket stays");
             }
         }
+        let _ = events.send(Event::SocketsChanged(Ok(()))).await;
     });
 }
 

@@ -23,4 +23,5 @@ mod papactl;
 mod probes;
 mod reload;
 mod stack;
+mod watchers;
 mod web_stack;

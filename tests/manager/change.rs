@@ -221,6 +221,14 @@ fn one_failing_roll_puts_everything_back() {
     assert_eq!(stack.request("status", "leaves")["status"], "error");
 }
 
+/// The keeper gives its copy of a listener up a moment after the kernel.
+#[track_caller]
+fn wait_closed(port: u16) {
+    wait_until("nobody listens there", || {
+        TcpStream::connect(("127.0.0.1", port)).is_err()
+    });
+}
+
 #[test]
 fn sockets_come_move_and_go() {
     let (first, second) = (free_port(), free_port());
@@ -250,10 +258,7 @@ fn sockets_come_move_and_go() {
     let pid = visit(second).unwrap();
     let after = stack.pids("web");
     assert!(after.values().any(|now| *now == pid), "{pid} {after:?}");
-    assert!(
-        TcpStream::connect(("127.0.0.1", first)).is_err(),
-        "the old port is given up"
-    );
+    wait_closed(first);
     assert_eq!(stack.pids("new").len(), 1);
 
     // One is added, another removed.
@@ -263,10 +268,7 @@ fn sockets_come_move_and_go() {
     ));
     let new = stack.pids("new");
     ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
-    assert!(
-        TcpStream::connect(("127.0.0.1", second)).is_err(),
-        "given up"
-    );
+    wait_closed(second);
     let path = stack.kernel.directory().join("more.sock");
     std::os::unix::net::UnixStream::connect(&path).unwrap();
     assert_eq!(stack.pids("new"), new, "it uses no sockets");

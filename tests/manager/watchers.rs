@@ -342,7 +342,8 @@ fn sockets_arrive_as_standard_input_and_as_many_on_one_port() {
         1,
         "{sockets:?}"
     );
-    assert!(many.values().any(|pid| *pid == visit(shared).unwrap()));
+    let pid = visit(shared).unwrap();
+    assert!(many.values().any(|one| *one == pid), "{pid} {many:?}");
 }
 
 #[test]

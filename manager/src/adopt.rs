@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct Note {
     /// Which reload of its watcher it was started by.
     pub generation: u64,
+    /// What it was started with, as `kernel_link::settings` has it; none: by an older manager.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settings: Option<u64>,
 }
 
 impl Note {

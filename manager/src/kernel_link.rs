@@ -289,12 +289,17 @@ impl KernelLink {
     ) -> Result<Process, LinkError> {
         let spec = render_worker(watcher, &self.namespace, wid);
         let mut request = process_request(watcher, spec)?;
+        let settings = digest(watcher, &request);
         if let Some((variable, value)) = means.variable {
             let environment = &mut request.env.0;
             environment.insert(variable.to_owned(), ByteString::from(value));
         }
         request.descriptors.extend(means.descriptor);
-        request.tag = Note { generation }.to_tag();
+        let note = Note {
+            generation,
+            settings,
+        };
+        request.tag = note.to_tag();
         let name = request.name.clone();
         match self.client.call(request).await {
             Ok(made) => Ok(made.process),
@@ -377,6 +382,35 @@ impl KernelLink {
     fn everything(&self) -> NamePattern {
         NamePattern::new(&format!("{}.*", self.namespace))
     }
+}
+
+/// A number for everything worker `wid` is started with: another one means that a worker that runs has other settings than it would
+/// get now. With `copy_env` the environment is left out: it is that of whoever started the manager, and differs each time.
+#[must_use]
+pub fn settings(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Option<u64> {
+    let request = process_request(watcher, render_worker(watcher, namespace, wid)).ok()?;
+    digest(watcher, &request)
+}
+
+/// FNV-1a, which is the same in every build.
+fn digest(watcher: &WatcherConfig, request: &ops::ProcessMake) -> Option<u64> {
+    let mut value = serde_json::to_value(request).ok()?;
+    let copied = watcher.options.get("copy_env").is_some_and(|text| {
+        matches!(
+            text.trim().to_lowercase().as_str(),
+            "yes" | "true" | "on" | "1"
+        )
+    });
+    if copied && let Some(fields) = value.as_object_mut() {
+        fields.remove("env");
+    }
+    let hash = value
+        .to_string()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    Some(hash)
 }
 
 /// Whether anybody reads what the watcher's workers write.

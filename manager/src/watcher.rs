@@ -14,7 +14,7 @@
 //! Invariant: a worker number names at most one process; after `step` everything that can be done now has been answered as an action,
 //! and `deadline` is the earliest moment at which there is more.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -160,6 +160,8 @@ pub struct Watcher {
     gave_up: bool,
     /// All wanted workers served at once since the last start.
     came_up: bool,
+    /// Serials of workers that were found running with other settings than they would get now.
+    outdated: BTreeSet<u64>,
     roll: Option<Roll>,
     /// What became of the last reload.
     rolled: Result<(), String>,
@@ -196,6 +198,7 @@ impl Watcher {
             refused: 0,
             gave_up: false,
             came_up: false,
+            outdated: BTreeSet::new(),
             // What it was before is known to nobody any more but the processes themselves.
             roll: kept.roll.map(|roll| Roll::resumed(&roll)),
             rolled: Ok(()),
@@ -415,6 +418,23 @@ impl Watcher {
                 );
             }
         }
+    }
+
+    /// A worker was found running with other settings than it would get now.
+    pub fn mark_outdated(&mut self, serial: u64) {
+        self.outdated.insert(serial);
+    }
+
+    /// How many workers have other settings than they would get now, and are not being replaced.
+    #[must_use]
+    pub fn outdated(&self) -> usize {
+        if self.outdated.is_empty() {
+            return 0;
+        }
+        self.fresh()
+            .filter_map(|(_, worker)| worker.process())
+            .filter(|process| self.outdated.contains(&process.serial))
+            .count()
     }
 
     /// The kernel has started worker `wid`.

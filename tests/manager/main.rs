@@ -18,6 +18,7 @@ mod logs;
 mod logs_killed;
 mod logs_streams;
 mod logs_view;
+mod outdated;
 mod own_files;
 mod papactl;
 mod probes;

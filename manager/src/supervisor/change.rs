@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::config::change::{Given, with_options};
-use crate::config::diff::{Apply, Plan, diff};
+use crate::config::diff::{Apply, KeyChange, Plan, WatcherChange, diff};
 use crate::config::{Config, SocketConfig, Surroundings, WatcherConfig, load};
 use crate::control::message::{Command, Errno, PlanReply, Reply, Request, RequestError};
 use crate::state::Kept;
@@ -19,6 +19,7 @@ use crate::supervisor::requests::not_connected;
 use crate::supervisor::tasks::Replacement;
 use crate::supervisor::tickets::{Goal, answer, refuse};
 use crate::supervisor::{Event, Supervisor, WatcherId, plan, tasks};
+use crate::watcher::Watcher;
 
 /// Changes that wait for the one under way; nobody needs more.
 const MAX_WAITING: usize = 64;
@@ -335,11 +336,50 @@ impl Supervisor {
         let before = self.effective();
         let mut shown = effective.clone();
         shown.namespace = namespace;
+        let mut plan = diff(&before, &shown);
+        self.plan_outdated(&mut plan, &effective);
         Next {
-            plan: diff(&before, &shown),
+            plan,
             config,
             effective,
             set,
+        }
+    }
+
+    /// Workers a predecessor started with other settings are replaced too, although the file has not changed since we read it.
+    fn plan_outdated(&self, plan: &mut Plan, next: &Config) {
+        for config in &next.watchers {
+            let known = self
+                .keys
+                .get(&config.key)
+                .and_then(|id| self.watchers.get(id));
+            let outdated = known.map_or(0, Watcher::outdated);
+            if outdated == 0 {
+                continue;
+            }
+            let apply = if config.singleton {
+                Apply::Restart
+            } else {
+                Apply::Roll
+            };
+            let key = KeyChange {
+                key: format!("{outdated} running with settings of an earlier file"),
+                old: None,
+                new: None,
+            };
+            let mut changed = plan.watchers.changed.iter_mut();
+            match changed.find(|change| change.name.to_lowercase() == config.key) {
+                Some(change) => {
+                    change.apply = change.apply.max(apply);
+                    change.keys.push(key);
+                }
+                None => plan.watchers.changed.push(WatcherChange {
+                    name: config.name.clone(),
+                    apply,
+                    keys: vec![key],
+                    sockets: Vec::new(),
+                }),
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use crate::adopt::{Note, worker_of};
 use crate::config::change::{Given, with_options};
 use crate::config::{Config, WatcherConfig};
 use crate::error::ManagerError;
-use crate::kernel_link::{Inventory, KernelLink, is_logged};
+use crate::kernel_link::{Inventory, KernelLink, is_logged, settings};
 use crate::logs::thread::{LogSettings, LogThread};
 use crate::pidfd;
 use crate::state::Kept;
@@ -136,8 +136,14 @@ impl Supervisor {
                     .process()
                     .is_some_and(|there| there.serial == running.serial)
             });
-            let generation = Note::of(process).map(|note| note.generation);
+            let note = Note::of(process);
+            let generation = note.as_ref().map(|note| note.generation);
+            let noted = note.and_then(|note| note.settings);
+            let now = settings(watcher.config(), &self.config.namespace, wid);
             watcher.adopt(wid, running, generation, &at);
+            if !known && noted.is_some() && noted != now {
+                watcher.mark_outdated(running.serial);
+            }
             if !known {
                 self.publish_spawn(id, wid, &running);
             }

@@ -112,6 +112,7 @@ fn reasons(keys: &[KeyChange]) -> Vec<String> {
     keys.iter()
         .map(|key| match (side(&key.old), side(&key.new)) {
             (Some(old), Some(new)) => format!("{}: {old} -> {new}", key.key),
+            _ if key.key.contains(' ') => key.key.clone(),
             _ => format!("{} is different", key.key),
         })
         .collect()

@@ -84,6 +84,7 @@ impl Watcher {
         let process = *worker.process()?;
         let asked = worker.is_stopping();
         self.workers.remove(&wid);
+        self.outdated.remove(&serial);
         self.kept.ended.insert(serial);
         tracing::info!(
             watcher = self.config.name,

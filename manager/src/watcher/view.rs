@@ -148,6 +148,11 @@ impl Watcher {
         }
         match &self.gate.start_after {
             Some(other) if self.is_coming_up() => Some(format!("waits for {other}")),
+            _ if self.message.is_none() && self.outdated() > 0 => Some(format!(
+                "{} with settings of an earlier file; `papactl reload {}` replaces them",
+                self.outdated(),
+                self.config.name
+            )),
             _ => self.message.clone(),
         }
     }

@@ -140,6 +140,42 @@ pub fn signal_orphans(leaders: &BTreeMap<i32, i32>) -> Members {
     members
 }
 
+/// Descendants of these processes that have left their sessions, by the process they descend from. Once that one has ended, nothing
+/// tells any more that they were its own: this is asked before.
+pub fn escaped(leaders: &BTreeSet<i32>) -> Members {
+    let all = processes();
+    let mut members = Members::new();
+    for (pid, stat) in &all {
+        let mut ancestor = stat.parent;
+        // Parents are read one after another: what was read may hold a circle.
+        for _ in 0..all.len() {
+            if leaders.contains(&ancestor) {
+                break;
+            }
+            match all.get(&ancestor) {
+                Some(next) => ancestor = next.parent,
+                None => break,
+            }
+        }
+        if leaders.contains(&ancestor) && stat.session != ancestor && !stat.zombie {
+            members
+                .entry(ancestor)
+                .or_default()
+                .push((*pid, stat.started));
+        }
+    }
+    members
+}
+
+/// Signals those of these processes that run still.
+pub fn signal_members(members: &[(i32, u64)], signal: i32) {
+    for (pid, started) in members {
+        if let Some(stat) = stat(*pid).filter(|stat| stat.started == *started) {
+            signal_exactly(*pid, stat, signal);
+        }
+    }
+}
+
 /// Whether one of these processes still runs.
 pub fn any_lives(members: &[(i32, u64)]) -> bool {
     members.iter().any(|(pid, started)| {

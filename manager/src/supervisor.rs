@@ -192,6 +192,10 @@ pub struct Supervisor {
     orphans: BTreeSet<(Instant, i32)>,
     /// Who was found in those sessions when their leader ended.
     orphan_members: Members,
+    /// Workers that were asked to end in this turn, by pid.
+    asked_to_end: BTreeSet<i32>,
+    /// Descendants of workers that were asked to end, which had left their sessions by then.
+    escaped: Members,
     /// Sessions whose leader ended, and the signal for what is left of them.
     sweeps: BTreeMap<i32, i32>,
     /// Until then workers wait for their output to have a consumer: what they write before could be dropped if we were killed.
@@ -249,6 +253,8 @@ impl Supervisor {
             unacknowledged: Vec::new(),
             orphans: BTreeSet::new(),
             orphan_members: Members::new(),
+            asked_to_end: BTreeSet::new(),
+            escaped: Members::new(),
             sweeps: BTreeMap::new(),
             logs_due: None,
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
@@ -447,6 +453,7 @@ impl Supervisor {
                 break;
             }
         }
+        self.note_escaped();
         self.drop_removed();
         self.tend_probes(link);
         self.save(link);
@@ -481,6 +488,7 @@ impl Supervisor {
                 tasks::start(link.clone(), config, order, self.events.clone());
             }
             Action::Stop(process) => {
+                self.asked_to_end.insert(process.pid);
                 let signal = config.stop_signal.number();
                 let pid = process.pid.unsigned_abs();
                 self.publish(id, &EventKind::Kill { pid, signal });

@@ -63,25 +63,25 @@ fn stack() -> Stack {
     let ini = [
         watcher(
             "size",
-            "stdout_stream.filename = DIR/logs/shared.log\nstdout_stream.max_bytes = 40000\nstdout_stream.backup_count = 9000\n\
+            "stdout_stream.filename = DIR/logs/shared.log\nstdout_stream.max_bytes = 400000\nstdout_stream.backup_count = 9000\n\
              stdout_stream.time_format = %H:%M:%S\nstderr_stream.filename = DIR/logs/shared.log\n",
         ),
         watcher(
             "time",
             "stdout_stream.class = TimedRotatingFileStream\nstdout_stream.filename = DIR/logs/timed.log\n\
-             stdout_stream.rotate_when = S\nstdout_stream.max_bytes = 100000\nstdout_stream.time_format = %H:%M:%S\n\
+             stdout_stream.rotate_when = S\nstdout_stream.max_bytes = 500000\nstdout_stream.time_format = %H:%M:%S\n\
              stderr_stream.filename = DIR/logs/shared.log\n",
         ),
         watcher(
             "gzip",
-            "stdout_stream.filename = DIR/logs/zip.log\nstdout_stream.max_bytes = 60000\nstdout_stream.backup_count = 9000\n\
+            "stdout_stream.filename = DIR/logs/zip.log\nstdout_stream.max_bytes = 300000\nstdout_stream.backup_count = 9000\n\
              stdout_stream.compress = gzip\nstderr_stream.class = json\nstderr_stream.filename = DIR/logs/lines.json\n\
              stderr_stream.rotate_when = S\nstderr_stream.rotate_interval = 3\n",
         ),
         watcher(
             "mixed",
             "stdout_stream.class = TimedRotatingFileStream\nstdout_stream.filename = DIR/logs/timed.log\n\
-             stdout_stream.rotate_when = S\nstdout_stream.max_bytes = 100000\nstderr_stream.filename = DIR/logs/zip.log\n\
+             stdout_stream.rotate_when = S\nstdout_stream.max_bytes = 500000\nstderr_stream.filename = DIR/logs/zip.log\n\
              stderr_stream.time_format = [%f]\n",
         ),
     ];

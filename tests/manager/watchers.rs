@@ -279,13 +279,17 @@ fn a_stop_reaches_the_whole_tree() {
     };
     let kind = "sh -c 'sleep 1000 & echo $! > DIR/kind.tmp; mv DIR/kind.tmp DIR/kind.tree; trap \"wait; exit 0\" TERM; wait; wait'";
     let light = "sh -c 'sh -c \"trap : TERM; echo \\$\\$ > DIR/light.tmp; mv DIR/light.tmp DIR/light.tree; while :; do sleep 1; done\" & exec sleep 1000'";
+    // The worker ends at once; its child, in a session of its own, does not want to.
+    let escaped = light
+        .replace("light", "escaped")
+        .replace("'sh -c \"trap", "'setsid sh -c \"trap");
     let stack = Stack::start(&format!(
-        "{}[watcher:light]\ncmd = {light}\ncopy_env = true\ngraceful_timeout = 0.5\n\
+        "{}[watcher:escaped]\ncmd = {escaped}\ncopy_env = true\ngraceful_timeout = 0.5\n[watcher:light]\ncmd = {light}\ncopy_env = true\ngraceful_timeout = 0.5\n\
          [watcher:kind]\ncmd = {kind}\ncopy_env = true\nstop_children = true\ngraceful_timeout = 60\n",
         tree("deaf", "graceful_timeout = 0.5"),
     ));
     let mut all: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
-    for (name, amount) in [("deaf", 2), ("light", 1), ("kind", 1)] {
+    for (name, amount) in [("deaf", 2), ("light", 1), ("escaped", 1), ("kind", 1)] {
         let below = wait_for("the tree has grown", || {
             let text = file(&stack, &format!("{name}.tree"));
             let pids: Vec<i32> = text
@@ -298,7 +302,7 @@ fn a_stop_reaches_the_whole_tree() {
         all.insert(name, below.into_iter().chain([worker]).collect());
     }
     let begun = Instant::now();
-    for name in ["kind", "deaf", "light"] {
+    for name in ["kind", "deaf", "escaped", "light"] {
         let reply = stack.request("stop", name);
         assert_eq!(reply["status"], "ok", "{name}: {reply}");
     }

@@ -354,9 +354,21 @@ impl Supervisor {
             Some(watcher),
         ) = (&worker.state, self.watchers.get(&id))
         {
-            self.sweeps
-                .insert(process.pid, watcher.config().stop_signal.number());
+            let signal = watcher.config().stop_signal.number();
+            self.sweeps.insert(process.pid, signal);
+            if let Some(members) = self.escaped.get(&process.pid) {
+                pidfd::signal_members(members, signal);
+            }
             self.orphans.insert((*kill_at, process.pid));
+        }
+    }
+
+    /// Notes who of the workers that were just asked to end has left its worker's session: the signals go out after this. One look at
+    /// all processes serves all of them.
+    pub(super) fn note_escaped(&mut self) {
+        if !self.asked_to_end.is_empty() {
+            let found = pidfd::escaped(&std::mem::take(&mut self.asked_to_end));
+            self.escaped.extend(found);
         }
     }
 
@@ -366,6 +378,9 @@ impl Supervisor {
             if kill_at > limit {
                 self.orphans.insert((kill_at, leader));
                 return;
+            }
+            if let Some(members) = self.escaped.remove(&leader) {
+                pidfd::signal_members(&members, SIGKILL);
             }
             // The session's number is ours only as long as one of those found in it lives.
             if let Some(members) = self.orphan_members.remove(&leader)

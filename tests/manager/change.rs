@@ -414,6 +414,17 @@ fn a_removed_watcher_ends_under_a_successor() {
             .manager_log()
             .contains(&format!("stopping worker watcher=\"deaf\" pid={pid}"))
     });
+    // Killed before, it leaves a worker that nobody has begun to stop.
+    let kept = "circus.manager.watcher.deaf";
+    wait_until("that is kept", || {
+        let listed = stack
+            .kernel
+            .json()
+            .ok("value.list", json!({"names": [kept]}));
+        listed["values"][kept]
+            .as_str()
+            .is_some_and(|text| text.contains("removing"))
+    });
     stack.kill_manager();
     stack.start_manager();
     wait_until("it has ended", || !procfs::alive(pid));

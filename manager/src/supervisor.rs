@@ -11,8 +11,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use papa_protocol::client::{Address, Push};
-use papa_protocol::process::{Exit, Process};
+use papa_protocol::client::Address;
+use papa_protocol::process::Exit;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, WatcherConfig};
@@ -20,18 +20,19 @@ use crate::control::events::{EventKind, EventLog};
 use crate::control::message::{Reply, Request};
 use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
-use crate::kernel_link::{Inventory, KernelLink};
+use crate::kernel_link::KernelLink;
 use crate::logs::thread::{LogReport, LogThread};
 use crate::pidfd::Members;
 use crate::probe::ready::Gate;
 use crate::procinfo::Statistics;
 use crate::state::Kept;
-use crate::watcher::{Action, Moment, StartFailure, Watcher};
+use crate::watcher::{Action, Moment, Watcher};
 
 mod announce;
 mod change;
 mod doctor;
 mod ending;
+mod event;
 mod gates;
 mod inspect;
 mod kernel;
@@ -46,6 +47,7 @@ mod tickets;
 mod upgrade;
 
 use change::Change;
+pub use event::{Event, Outcome, Setup, WatcherId};
 pub use probes::Finding;
 use probes::Probes;
 use tasks::Order;
@@ -58,80 +60,6 @@ const EVENTS: usize = 1024;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Events handled before watchers are asked what to do: a burst of exits is one decision.
 const EVENTS_PER_TURN: usize = 256;
-
-/// A watcher's number; never used twice by one manager, so that what comes late for a removed one meets nobody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WatcherId(u32);
-
-/// Everything that can happen.
-#[derive(Debug)]
-pub enum Event {
-    /// The namespace is ours.
-    Attached(Box<KernelLink>, Inventory),
-    /// The kernel cannot be reached, or something there is not as it should be; for people, `None` when it is over.
-    Trouble(Option<String>),
-    /// What there is, after a reconnection.
-    Listed(Inventory),
-    /// The kernel said something.
-    Kernel(Push),
-    /// A start was answered.
-    Started {
-        watcher: WatcherId,
-        wid: u32,
-        result: Result<Process, StartFailure>,
-    },
-    /// The log thread has something to say.
-    Logs(LogReport),
-    /// A request from the control socket.
-    Asked(Asked),
-    /// End, leaving the workers that can be left.
-    Quit,
-    /// Somebody moved the log files.
-    ReopenLogs,
-    /// There is no point in going on.
-    Fatal(ManagerError),
-    /// Everything was given back to the kernel.
-    CleanedUp,
-    /// A probe has an answer.
-    Found {
-        watcher: WatcherId,
-        wid: u32,
-        serial: u64,
-        finding: Finding,
-    },
-    /// Somebody connected to a socket of a watcher that waits for that.
-    Demanded(WatcherId),
-    /// The file was read again.
-    Read(Box<Result<Config, String>>),
-    /// The sockets of a change are there, or nothing was changed.
-    SocketsChanged(Result<(), String>),
-    /// Reload every watcher that runs.
-    ReloadAll,
-    /// Replace ourselves by what our path holds now.
-    Upgrade,
-    /// Whether what our path holds now would come up, and who wanted it to.
-    UpgradeExamined(Result<(), String>, Box<upgrade::Asker>),
-}
-
-/// How the manager ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// For good.
-    Ended,
-    /// Another is to be started in its place, in the same process.
-    Again,
-}
-
-/// What the loop is made from.
-#[derive(Debug)]
-pub struct Setup {
-    /// The configuration, complete.
-    pub config: Config,
-    /// Where to look for the kernel, best first.
-    pub addresses: Vec<Address>,
-    /// What is started in our place by an upgrade, if that is known.
-    pub program: Option<std::path::PathBuf>,
-}
 
 /// Where we are in life.
 #[derive(Debug)]

@@ -1,0 +1,92 @@
+//! What the owner loop is told, what it is made from, and how it ends.
+//!
+//! Owns the closed list of everything that can happen to a manager. Leaves to others: what is done about it (`supervisor`).
+//! Invariant: a new kind of event makes `Supervisor::handle` speak; nothing reaches the loop by another way.
+
+use std::path::PathBuf;
+
+use papa_protocol::client::{Address, Push};
+use papa_protocol::process::Process;
+
+use crate::config::Config;
+use crate::control::server::Asked;
+use crate::error::ManagerError;
+use crate::kernel_link::{Inventory, KernelLink};
+use crate::logs::thread::LogReport;
+use crate::supervisor::probes::Finding;
+use crate::supervisor::upgrade::Asker;
+use crate::watcher::StartFailure;
+
+/// A watcher's number; never used twice by one manager, so that what comes late for a removed one meets nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatcherId(pub(super) u32);
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub enum Event {
+    /// The namespace is ours.
+    Attached(Box<KernelLink>, Inventory),
+    /// The kernel cannot be reached, or something there is not as it should be; for people, `None` when it is over.
+    Trouble(Option<String>),
+    /// What there is, after a reconnection.
+    Listed(Inventory),
+    /// The kernel said something.
+    Kernel(Push),
+    /// A start was answered.
+    Started {
+        watcher: WatcherId,
+        wid: u32,
+        result: Result<Process, StartFailure>,
+    },
+    /// The log thread has something to say.
+    Logs(LogReport),
+    /// A request from the control socket.
+    Asked(Asked),
+    /// End, leaving the workers that can be left.
+    Quit,
+    /// Somebody moved the log files.
+    ReopenLogs,
+    /// There is no point in going on.
+    Fatal(ManagerError),
+    /// Everything was given back to the kernel.
+    CleanedUp,
+    /// A probe has an answer.
+    Found {
+        watcher: WatcherId,
+        wid: u32,
+        serial: u64,
+        finding: Finding,
+    },
+    /// Somebody connected to a socket of a watcher that waits for that.
+    Demanded(WatcherId),
+    /// The file was read again.
+    Read(Box<Result<Config, String>>),
+    /// The sockets of a change are there, or nothing was changed.
+    SocketsChanged(Result<(), String>),
+    /// Reload every watcher that runs.
+    ReloadAll,
+    /// Replace ourselves by what our path holds now.
+    Upgrade,
+    /// Whether what our path holds now would come up, and who wanted it to.
+    UpgradeExamined(Result<(), String>, Box<Asker>),
+}
+
+/// How the manager ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// For good.
+    Ended,
+    /// Another is to be started in its place, in the same process.
+    Again,
+}
+
+/// What the loop is made from.
+#[derive(Debug)]
+pub struct Setup {
+    /// The configuration, complete.
+    pub config: Config,
+    /// Where to look for the kernel, best first.
+    pub addresses: Vec<Address>,
+    /// What is started in our place by an upgrade, if that is known.
+    pub program: Option<PathBuf>,
+}

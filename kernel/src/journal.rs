@@ -12,6 +12,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use papa_protocol::failpoint;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -186,6 +187,7 @@ impl Journal {
                 return Err(error);
             }
         };
+        failpoint::reach("compact.moved");
         let _ = memfd::punch_hole(&self.file, FIRST, begin);
         self.start = begin;
         self.end = end;
@@ -212,6 +214,7 @@ impl Journal {
         }
         memfd::write_at(&self.file, &pending, at)?;
         at += pending.len() as u64;
+        failpoint::reach("compact.written");
         set_word(&self.file, START, begin)?;
         Ok(at)
     }

@@ -12,6 +12,7 @@ use papa_kernel::cli::Args;
 use papa_kernel::keeper::{self, KERNEL_TITLE, TITLE};
 use papa_kernel::sys::process::{settle, take_inherited};
 use papa_kernel::{launcher, run};
+use papa_protocol::failpoint;
 
 /// Exit code for a failure.
 const FAILED: u8 = 1;
@@ -23,8 +24,10 @@ fn main() -> ExitCode {
         return ExitCode::from(FAILED);
     }
     let code = if role == TITLE {
+        failpoint::start("keeper", stop_self);
         keep()
     } else if role == KERNEL_TITLE {
+        failpoint::start("kernel", stop_self);
         serve()
     } else {
         match launcher::launch(Args::parse()) {
@@ -41,6 +44,11 @@ fn main() -> ExitCode {
 /// Says what went wrong, if anybody is there to read it.
 fn complain(text: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "papa: {text}");
+}
+
+/// What a failpoint does: stand still until somebody says otherwise.
+fn stop_self() {
+    let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
 }
 
 fn keep() -> u8 {

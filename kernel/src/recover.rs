@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use papa_protocol::failpoint;
 use papa_protocol::limits::REEL_BYTES;
 use papa_protocol::process::{Ledger, Stderr, Stdout};
 use thiserror::Error;
@@ -56,6 +57,7 @@ impl Fetched {
 /// then tries again.
 pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
     let kept = link.fetch_all().map_err(RecoverError::Fetch)?;
+    failpoint::reach("recover.fetched");
     let mut fetched = Fetched(
         kept.into_iter()
             .map(|(key, fd)| match key.kind {
@@ -81,6 +83,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
     let mut unknown = Vec::new();
     let mut replay = Journal::replay(file)?;
     while let Some(text) = replay.next_record()? {
+        failpoint::reach("recover.replaying");
         match Entry::read(&text) {
             Read::Entry(entry) => table.apply(entry),
             Read::Unknown(record) => unknown.push(record),
@@ -107,6 +110,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         first_started_us,
     };
     record(&mut table, boot)?;
+    failpoint::reach("recover.replayed");
 
     let mut live = HashMap::new();
     let rows: Vec<ProcessRow> = table.processes().cloned().collect();

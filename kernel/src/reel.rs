@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::BytesMut;
 use nix::errno::Errno;
+use papa_protocol::failpoint;
 use papa_protocol::record::{Record, Stream};
 
 use crate::sys::memfd;
@@ -201,7 +202,10 @@ impl Reel {
         if self.intent != u32::from(stream.number()) {
             // A process that never writes costs no page.
             match readiness(pipe.as_fd()) {
-                Readiness::Bytes => self.set_intent(stream)?,
+                Readiness::Bytes => {
+                    self.set_intent(stream)?;
+                    failpoint::reach("capture.intent");
+                }
                 Readiness::Nothing => return Ok(Capture::Empty),
                 Readiness::End => return Ok(Capture::End),
             }
@@ -222,8 +226,10 @@ impl Reel {
         match taken {
             Ok(0) => Ok(Capture::End),
             Ok(bytes) => {
+                failpoint::reach("capture.spliced");
                 self.committed += bytes as u64;
                 self.add_record(stream, self.committed, now_us);
+                failpoint::reach("capture.indexed");
                 Ok(Capture::Bytes(bytes))
             }
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(Capture::Empty),
@@ -340,7 +346,9 @@ impl Reel {
             return Ok(0);
         }
         let freed = position - self.start;
+        failpoint::reach("acknowledge.begin");
         self.move_start(position, 0)?;
+        failpoint::reach("acknowledge.punched");
         Ok(freed)
     }
 
@@ -382,6 +390,7 @@ impl Reel {
         words[8..16].copy_from_slice(&first_slot.to_le_bytes());
         words[16..].copy_from_slice(&dropped.to_le_bytes());
         memfd::write_at(&self.file, &words, START_AT)?;
+        failpoint::reach("acknowledge.moved");
         self.records.drain(..gone);
         self.indexed = self.indexed.saturating_sub(gone);
         self.first_slot = first_slot;

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Error};
 use nix::errno::Errno;
+use papa_protocol::failpoint;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
@@ -65,6 +66,7 @@ async fn serve(parts: crate::owner::Parts) -> Error {
     for listener in listeners {
         tokio::task::spawn_local(server.clone().run(listener));
     }
+    failpoint::reach("recover.serving");
     let told = owner.link.tell(&ToKeeper::Serving);
     owner.check_keeper(told);
     owner.config.update_pid_file(owner.keeper_pid);

@@ -19,6 +19,7 @@ use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
 use papa_manager::supervisor::{Event, Outcome, Setup, Supervisor, own_program};
 use papa_protocol::client::Address;
+use papa_protocol::failpoint;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -30,6 +31,9 @@ const REQUESTS: usize = 64;
 const OURSELVES: &str = "/proc/self/exe";
 
 fn main() -> ExitCode {
+    failpoint::start("manager", || {
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
+    });
     let args = ManagerArgs::parse();
     if args.own_session {
         // Fails only for who leads a session already, which is as good.

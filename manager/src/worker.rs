@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use papa_protocol::failpoint;
+
 /// A tree that survives SIGKILL is stuck in the system; it is killed again this often, in case it forked away.
 pub const KILL_AGAIN: Duration = Duration::from_secs(1);
 
@@ -161,6 +163,7 @@ impl Worker {
             return false;
         };
         self.state = State::Serving(process);
+        failpoint::reach("reload.ready");
         true
     }
 

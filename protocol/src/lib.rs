@@ -8,13 +8,14 @@
 //! Code map: [`limits`] every bound; [`words`] one classic line to words and back; [`name`] names and patterns;
 //! [`size`] `2m` to bytes; [`text`] byte strings in JSON and the escaping of control characters; [`record`] captured
 //! output as it travels; [`socket`] and [`process`] the nouns both dialects share; [`classic`] and [`json`] the
-//! dialects, a request beside its reply; [`codec`] bytes to lines and pushes.
+//! dialects, a request beside its reply; [`codec`] bytes to lines and pushes; [`failpoint`] where tests stop a program.
 #![forbid(unsafe_code)]
 
 pub mod classic;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod codec;
+pub mod failpoint;
 pub mod json;
 pub mod limits;
 pub mod name;

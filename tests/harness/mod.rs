@@ -14,6 +14,7 @@
 
 mod classic;
 mod collect;
+mod failpoints;
 mod json;
 mod kernel;
 pub mod procfs;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 pub use classic::Classic;
 pub use collect::Collector;
+pub use failpoints::{Failpoints, Hit};
 pub use json::{Json, Push};
 pub use kernel::{Kernel, KernelBuilder, binary, free_port, private_command};
 pub use python::Venv;

@@ -1,7 +1,7 @@
 //! The manager is killed again and again, at random and in the middle of writes and rotations, while eight workers write to shared
 //! files: every number is there once and in order.
 //!
-//! The steps are those of `logs::failpoint`, which exists in builds with debug assertions only.
+//! The steps are failpoints of the manager, which exist in builds with debug assertions only.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,13 +15,13 @@ use crate::stack::Stack;
 const KILLS: usize = 200;
 /// How many of them are aimed: every third, one of these steps.
 const STEPS: [&str; 7] = [
-    "before_write",
-    "in_write",
-    "after_write",
-    "rotating",
-    "rotated",
-    "compressed",
-    "before_acknowledge",
+    "log.before_write",
+    "log.in_write",
+    "log.after_write",
+    "log.rotating",
+    "log.rotated",
+    "log.compressed",
+    "log.before_acknowledge",
 ];
 const WORKERS: usize = 8;
 /// The kernel goes as well, now and then.
@@ -182,15 +182,15 @@ fn two_hundred_kills_cost_no_line_and_repeat_none() {
     while kills < KILLS && begun.elapsed() < TIME {
         if kills % 3 == 2 {
             let step = STEPS[usize::try_from(random.below(STEPS.len() as u64)).unwrap()];
-            stack.start_manager_to_die(&format!("{step}:{}", 1 + random.below(6)));
+            stack.start_manager_to_stop_at(step, 1 + random.below(6));
             // Some steps are rare; then it is a kill like the others.
             let patience = Instant::now() + Duration::from_millis(1500);
-            wait_until("the manager dies or its time is over", || {
-                stack.manager_has_ended() || Instant::now() > patience
+            wait_until("the manager stops or its time is over", || {
+                stack.failpoints().hit(step).is_some() || Instant::now() > patience
             });
-            aimed += usize::from(stack.manager_has_ended());
+            aimed += usize::from(stack.failpoints().hit(step).is_some());
         } else {
-            stack.start_manager_to_die("");
+            stack.spawn_manager();
             // The moment of the kill is the test's input, not a wait for something.
             std::thread::sleep(Duration::from_millis(20 + random.below(200)));
         }

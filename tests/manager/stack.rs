@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Kernel, binary, private_command, procfs, wait_for, wait_until};
+use crate::harness::{Failpoints, Kernel, binary, private_command, procfs, wait_for, wait_until};
 
 /// A kernel, a manager and the INI file it runs.
 #[derive(Debug)]
@@ -80,15 +80,23 @@ impl Stack {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// Starts the manager such that it is killed at a step of its log writing, which may come at any time or never.
-    pub(crate) fn start_manager_to_die(&mut self, step: &str) {
-        let mut command = manager_command(&self.kernel);
-        self.manager = spawn(command.env("PAPA_TEST_KILL_AT", step));
+    /// Starts the manager again and waits for nothing.
+    pub(crate) fn spawn_manager(&mut self) {
+        self.manager = spawn(&mut manager_command(&self.kernel));
     }
 
-    /// Whether the manager has ended.
-    pub(crate) fn manager_has_ended(&mut self) -> bool {
-        self.manager.try_wait().unwrap().is_some()
+    /// The same, and it stops itself where it reaches the failpoint for the n-th time, which may come at any time or never.
+    pub(crate) fn start_manager_to_stop_at(&mut self, failpoint: &str, time: u64) {
+        let failpoints = self.failpoints();
+        failpoints.clear();
+        failpoints.arm(failpoint, time, "manager");
+        let mut command = manager_command(&self.kernel);
+        self.manager = spawn(failpoints.put_into(&mut command));
+    }
+
+    /// Where a manager started so looks.
+    pub(crate) fn failpoints(&self) -> Failpoints {
+        Failpoints::at(&self.kernel.directory().join("failpoints"))
     }
 
     /// Starts the manager again after it has ended.

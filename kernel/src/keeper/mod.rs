@@ -26,6 +26,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use nix::unistd::{ForkResult, Pid};
+use papa_protocol::failpoint;
 
 use self::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
 use crate::logging::Log;
@@ -272,6 +273,7 @@ impl Keeper {
                 // the kernel waited for the worker and the number came back.
                 && let Ok(Some((_, status))) = wait_id(Target::Pidfd(pidfd.as_fd()), false)
             {
+                failpoint::reach("exit.adopted");
                 self.serials.remove(&pid);
                 self.pids.remove(&serial);
                 self.exits.insert(serial, (status, false));
@@ -589,6 +591,7 @@ impl Keeper {
                 return;
             }
             *sent = true;
+            failpoint::reach("exit.passed_on");
         }
         while let Some(number) = self.signals.first() {
             if send(socket, &ToKernel::Signal(*number), &[]).is_err() {

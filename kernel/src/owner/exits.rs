@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use papa_protocol::failpoint;
 use papa_protocol::json::push::EventType;
 use papa_protocol::process::{Exit, Overflow, Rusage};
 use papa_protocol::record::Stream;
@@ -58,6 +59,7 @@ impl Owner {
         if live.own_child {
             match wait_id(Target::Pidfd(pidfd.as_fd()), true) {
                 Ok(Some((_, status))) => {
+                    failpoint::reach("exit.seen");
                     live.zombie = true;
                     self.zombies.push_back(serial);
                     self.record_exit(serial, Some(status), now_us);
@@ -82,6 +84,7 @@ impl Owner {
 
     /// The keeper says how a process ended.
     pub(super) fn on_exit_told(&mut self, serial: u64, status: WaitStatus, now_us: u64) {
+        failpoint::reach("exit.told");
         if self
             .table
             .process(serial)
@@ -89,6 +92,7 @@ impl Owner {
         {
             self.record_exit(serial, Some(status), now_us);
         }
+        failpoint::reach("exit.confirm");
         let told = self.link.tell(&ToKeeper::Confirm(serial));
         self.check_keeper(told);
     }
@@ -128,6 +132,7 @@ impl Owner {
             info!(serial, pid = row.pid, name = %row.make.name, code = exit.classic_code(), "ended");
         }
         self.commit_fact(Entry::Exit { serial, exit });
+        failpoint::reach("exit.recorded");
         self.announce(serial, EventType::Exited);
         if let Some(live) = self.live.get(&serial)
             && let Some(pidfd) = &live.pidfd
@@ -199,6 +204,7 @@ impl Owner {
         let ledger = live.closed;
         drop(live);
         self.commit_fact(Entry::Forget { serial, ledger });
+        failpoint::reach("exit.forgotten");
         self.unkeep(&[
             Key::new(Kind::PIDFD, serial),
             Key::new(Kind::OUT, serial),
@@ -431,6 +437,7 @@ impl Owner {
         if let Some(pipe) = slot.take() {
             self.poller.get_ref().remove(&pipe);
         }
+        failpoint::reach("capture.ended");
         self.unkeep(&[Key::new(kind, serial)]);
         self.note_drained(serial);
         self.mark_readers(serial);

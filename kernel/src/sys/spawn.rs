@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use nix::errno::Errno;
+use papa_protocol::failpoint;
 
 /// Seconds a child may take from its start to its exec before it is killed:
 /// bounds a hanging file system, since this process stands still meanwhile.
@@ -131,6 +132,8 @@ struct Frame {
     rlimits: Vec<(libc::__rlimit_resource_t, libc::rlimit)>,
     listen_pid: *mut libc::c_char,
     message: [u8; 13],
+    /// Whether a test has the child stop before it registers, and before it execs.
+    stops: [bool; 2],
 }
 
 /// Room for the digits of a process number in a `LISTEN_PID=` entry.
@@ -222,6 +225,7 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
             .collect(),
         listen_pid,
         message,
+        stops: ["spawn.child", "spawn.registered"].map(failpoint::take),
     };
     let mut stack = vec![0u128; STACK_BYTES / 16];
     let mut raw_pidfd: RawFd = -1;
@@ -451,9 +455,11 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
         if !frame.listen_pid.is_null() {
             write_digits(frame.listen_pid, pid);
         }
+        stop_self(frame.stops[0], pid);
         if !register(frame, keeper, pid, pidfd) {
             return Step::Register;
         }
+        stop_self(frame.stops[1], pid);
         let empty = 0u64;
         libc::syscall(
             libc::SYS_rt_sigprocmask,
@@ -480,6 +486,17 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
             *libc::__errno_location() = libc::EACCES;
         }
         Step::Exec
+    }
+}
+
+/// Stops this process where a test wants it to; see `papa_protocol::failpoint`.
+///
+/// # Safety
+/// Runs in the vforked child only; `pid` is its own.
+unsafe fn stop_self(wanted: bool, pid: libc::c_long) {
+    if cfg!(debug_assertions) && wanted {
+        // SAFETY: a system call on two numbers.
+        unsafe { libc::syscall(libc::SYS_kill, pid, libc::SIGSTOP) };
     }
 }
 

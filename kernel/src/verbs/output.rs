@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use papa_protocol::failpoint;
 use papa_protocol::json::ErrorCode;
 use papa_protocol::json::request::{Delivery, FollowFrom};
 use papa_protocol::limits::MAX_SUBSCRIPTIONS_PER_SESSION;
@@ -238,6 +239,7 @@ impl Owner {
             }
             self.wait_for(serial);
             self.zombies.retain(|zombie| *zombie != serial);
+            failpoint::reach("exit.waited");
             self.commit(Entry::ExitKnown { serial })
                 .map_err(|error| not_recorded(&error))?;
             self.forget_if_done(serial);

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use papa_protocol::classic::{Error, process_line};
+use papa_protocol::failpoint;
 use papa_protocol::json::ErrorCode;
 use papa_protocol::json::push::EventType;
 use papa_protocol::json::request::ProcessMake;
@@ -102,6 +103,7 @@ impl Owner {
         };
         self.commit(Entry::Intent(Box::new(row)))
             .map_err(|error| not_recorded(&error))?;
+        failpoint::reach("spawn.intent");
         let mut copies: Vec<(Key, BorrowedFd<'_>)> = Vec::with_capacity(3);
         for (kind, fd) in [(Kind::OUT, &pipes.out), (Kind::ERR, &pipes.err)] {
             if let Some(fd) = fd {
@@ -113,6 +115,7 @@ impl Owner {
         }
         let started = match self.link.put(&copies) {
             Ok(()) => {
+                failpoint::reach("spawn.kept");
                 let plan = prepared.plan(self, serial, &pipes);
                 vfork_exec(plan).map_err(|failure| prepared.explain(failure))
             }
@@ -135,6 +138,7 @@ impl Owner {
             }
         };
         let pid = started.pid.unsigned_abs();
+        failpoint::reach("spawn.executed");
         self.commit_fact(Entry::Started { serial, pid });
         tracing::info!(session, serial, pid, %name, "process made");
         let live = Live::new(Some(move_up(started.pidfd)), pipes.out, pipes.err, reel);
@@ -142,6 +146,7 @@ impl Owner {
         self.live.insert(serial, live);
         self.include_new(serial);
         self.announce(serial, EventType::Made);
+        failpoint::reach("spawn.started");
         Ok((serial, true))
     }
 

@@ -15,9 +15,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use papa_protocol::failpoint;
+
 use crate::config::RotationConfig;
 use crate::logs::disk::{Handle, file_id, open, resume, split_lines};
-use crate::logs::failpoint::{self, Step};
 use crate::logs::file::write::{Attempt, Pending, Stuck};
 use crate::logs::layout::{Delta, MAX_BATCH_BYTES, MAX_DELTAS, Slot, Source, Unfinished, Work};
 use crate::logs::rotate::turn;
@@ -330,7 +331,7 @@ impl LogFile {
             store.release(slot)?;
             return Err(error);
         }
-        failpoint::reach(Step::BeforeWrite);
+        failpoint::reach("log.before_write");
         Ok(slot)
     }
 
@@ -346,7 +347,7 @@ impl LogFile {
         };
         let parts = [self.pending.bytes.as_slice(), more];
         write::write(&handle.file, handle.regular, parts, written)?;
-        failpoint::reach(Step::AfterWrite);
+        failpoint::reach("log.after_write");
         store.finish_write(slot, &self.pending.deltas)?;
         handle.size += *written as u64;
         self.retry_delay = RETRY_MIN;
@@ -393,7 +394,7 @@ impl LogFile {
             let released = store.release(attempt.slot);
             return self.suspend(&released.err().unwrap_or(error), now, None);
         }
-        failpoint::reach(Step::AfterWrite);
+        failpoint::reach("log.after_write");
         if let Err(error) = store.finish_write(attempt.slot, &attempt.deltas) {
             return self.suspend(&error, now, Some(Stuck::Write(attempt)));
         }

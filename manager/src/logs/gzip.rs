@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use papa_protocol::failpoint;
 
 use crate::logs::disk::file_id;
-use crate::logs::failpoint::{self, Step};
 use crate::logs::layout::FileId;
 use crate::logs::rotate::{added, find_rotated, gz};
 
@@ -108,7 +108,7 @@ impl Compressor {
         let settled = result.and_then(|()| match find_rotated(&path, job.id)? {
             Some(plain) => {
                 fs::rename(&unfinished, gz(&plain))?;
-                failpoint::reach(Step::Compressed);
+                failpoint::reach("log.compressed");
                 fs::remove_file(plain)
             }
             // Too many newer ones came meanwhile.

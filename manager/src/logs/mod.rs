@@ -13,13 +13,11 @@
 //! | `routes` | the configuration: whose lines go where |
 //! | `session`, `held`, `thread` | the connection to the kernel that feeds the writer, on a thread of its own |
 //! | `reels` | output read from the kernel's memory files, being too much to be sent |
-//! | `failpoint` | where tests have the manager killed |
 //!
 //! Invariant: the kernel is told to forget output only after it is in its file and the store says so.
 
 mod book;
 mod disk;
-mod failpoint;
 pub mod file;
 pub mod format;
 mod gzip;

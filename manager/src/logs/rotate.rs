@@ -11,8 +11,9 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use papa_protocol::failpoint;
+
 use crate::logs::disk::file_id;
-use crate::logs::failpoint::{self, Step};
 use crate::logs::layout::FileId;
 
 /// What compressed files end in.
@@ -46,10 +47,10 @@ pub(super) fn turn(path: &Path, id: FileId, plan: &Plan) -> io::Result<()> {
             backup_count,
         } => {
             if is_still(path, id)? {
-                failpoint::reach(Step::Rotating);
+                failpoint::reach("log.rotating");
                 fs::rename(path, added(path, suffix))?;
             }
-            failpoint::reach(Step::Rotating);
+            failpoint::reach("log.rotating");
             prune(path, *backup_count)
         }
     }
@@ -203,7 +204,7 @@ fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
     remove(&numbered(free))?;
     remove(&gz(&numbered(free)))?;
     for number in (1..free).rev() {
-        failpoint::reach(Step::Rotating);
+        failpoint::reach("log.rotating");
         let (from, to) = (numbered(number), numbered(number + 1));
         if exists(&gz(&from)) {
             remove(&from)?;
@@ -212,7 +213,7 @@ fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
             fs::rename(from, to)?;
         }
     }
-    failpoint::reach(Step::Rotating);
+    failpoint::reach("log.rotating");
     fs::rename(path, numbered(1))
 }
 

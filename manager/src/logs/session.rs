@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use papa_protocol::client::{Client, ClientError, Options, Push, Pushes};
+use papa_protocol::failpoint;
 use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
@@ -21,7 +22,6 @@ use papa_protocol::record::{Record as KernelRecord, Serial, Stream};
 use tokio::sync::watch;
 
 use crate::config::WatcherConfig;
-use crate::logs::failpoint::{self, Step};
 use crate::logs::held::open_state;
 use crate::logs::layout::Kind;
 use crate::logs::reels::Reels;
@@ -87,6 +87,7 @@ impl<'a> Session<'a> {
         };
         let (client, pushes) = Client::connect(settings.addresses.clone(), options).await?;
         let writer = open_state(&client, settings, reports).await?;
+        failpoint::reach("adopt.state");
         let mut session = Self {
             settings,
             table: Table::new(&settings.namespace, wanted.watchers.clone()),
@@ -105,7 +106,9 @@ impl<'a> Session<'a> {
         let names = vec![NamePattern::new(&format!("{}.*", settings.namespace))];
         session.client.call(ops::Subscribe { names }).await?;
         session.list().await?;
+        failpoint::reach("adopt.consuming");
         session.consume().await?;
+        failpoint::reach("adopt.consumed");
         Ok(session)
     }
 
@@ -286,7 +289,7 @@ impl<'a> Session<'a> {
                 .iter()
                 .map(|(serial, position)| (Serial(*serial), *position))
                 .collect();
-            failpoint::reach(Step::BeforeAcknowledge);
+            failpoint::reach("log.before_acknowledge");
             self.client.send(ops::OutputAck { acks }).await?;
         }
         // Lets the acknowledgements go out before more is taken in.

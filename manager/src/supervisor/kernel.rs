@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc::SIGKILL;
 use papa_protocol::client::Push;
+use papa_protocol::failpoint;
 use papa_protocol::json::push::{Event as KernelEvent, EventType};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::process::{Exit, Process};
@@ -47,6 +48,7 @@ impl Supervisor {
         self.take_over(inventory.added, inventory.kept);
         self.start_logs();
         self.reconcile(inventory.processes);
+        failpoint::reach("adopt.reconciled");
         self.queue = self.start_order().into();
         if matches!(self.phase, Phase::Attaching) {
             self.phase = Phase::Managing;
@@ -251,6 +253,7 @@ impl Supervisor {
     }
 
     pub(super) fn exited(&mut self, serial: u64, exit: Exit) {
+        failpoint::reach("exit.noticed");
         let at = self.moment();
         let found = self
             .watchers
@@ -258,6 +261,9 @@ impl Supervisor {
             .find_map(|(id, watcher)| Some((*id, watcher.ended(serial, ended(&exit), &at)?)));
         match found {
             Some((id, (wid, worker))) => {
+                if worker.retiring {
+                    failpoint::reach("reload.gone");
+                }
                 if let Some(process) = worker.process() {
                     self.publish_reap(id, process, ended(&exit));
                 }
@@ -318,6 +324,9 @@ impl Supervisor {
                 let running = running(&process, &at);
                 let noted = Note::of(&process).map(|note| note.generation);
                 watcher.started(wid, running, noted, &at);
+                if watcher.is_rolling() {
+                    failpoint::reach("reload.started");
+                }
                 self.publish_spawn(id, wid, &running);
                 if let Some(exit) = self.early_exits.remove(&serial) {
                     self.exited(serial, exit);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use papa_protocol::client::{Address, Client, ClientError, Options, Pushes};
+use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
@@ -44,7 +45,9 @@ pub(super) fn attach(config: Arc<Config>, addresses: Vec<Address>, events: mpsc:
             let _ = events.send(Event::Fatal(error)).await;
             return;
         }
+        failpoint::reach("adopt.claimed");
         let inventory = settle(&link, &config, &events, true).await;
+        failpoint::reach("adopt.listed");
         let _ = events
             .send(Event::Attached(Box::new(link), inventory))
             .await;
@@ -71,6 +74,7 @@ pub(super) fn list_again(
             return;
         }
         let inventory = settle(&link, &config, &events, subscribe).await;
+        failpoint::reach("adopt.listed_again");
         let _ = events.send(Event::Listed(inventory)).await;
     });
 }
@@ -228,6 +232,7 @@ pub(super) fn start(
                 }),
             Err(failure) => Err(failure),
         };
+        failpoint::reach("spawn.answered");
         let started = Event::Started {
             watcher,
             wid,
@@ -275,6 +280,7 @@ pub(super) fn signal(link: KernelLink, process: Running, signal: i32, whom: Whom
             pidfd::signal(fd, process.pid, signal, whom)
         })
         .await;
+        failpoint::reach("reload.stopping");
     });
 }
 
@@ -311,6 +317,7 @@ async fn send(
 /// Tells the kernel that an exit is dealt with.
 pub(super) fn acknowledge(link: KernelLink, serial: u64, discard: bool) {
     tokio::spawn(async move {
+        failpoint::reach("exit.kept");
         if let Err(error) = link.acknowledge_exit(serial, discard).await {
             // It stays listed as ended, and is acknowledged when the list is read again.
             tracing::debug!(serial, %error, "an exit could not be acknowledged");
@@ -323,6 +330,9 @@ pub(super) fn keep(link: KernelLink, key: String, kept: state::Kept) {
     tokio::spawn(async move {
         if let Err(error) = link.keep(&key, &kept).await {
             tracing::warn!(watcher = key, %error, "a watcher's state cannot be kept");
+        }
+        if kept.roll.is_some() {
+            failpoint::reach("reload.kept");
         }
     });
 }

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use papa_protocol::failpoint;
+
 use crate::config::WatcherConfig;
 use crate::state::KeptRoll;
 use crate::watcher::{Notice, Wanted, Watcher};
@@ -75,6 +77,7 @@ impl Watcher {
             previous,
             sequential,
         });
+        failpoint::reach("reload.decided");
         true
     }
 
@@ -160,6 +163,7 @@ impl Watcher {
             self.rolled = Ok(());
             tracing::info!(watcher = self.config.name, "reloaded");
             self.notices.push(Notice::Reloaded);
+            failpoint::reach("reload.closed");
         }
     }
 

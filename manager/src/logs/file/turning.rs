@@ -8,7 +8,8 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::logs::failpoint::{self, Step};
+use papa_protocol::failpoint;
+
 use crate::logs::file::{Limits, LogFile, Suspended};
 use crate::logs::rotate::{Plan, free_suffix, turn};
 use crate::logs::schedule::{self, Now};
@@ -138,7 +139,7 @@ impl LogFile {
         if let Err(error) = turned {
             self.pause_rotation(&error, now);
         }
-        failpoint::reach(Step::Rotated);
+        failpoint::reach("log.rotated");
         self.handle = None;
         self.compress_due = true;
         // The new file is there before the record goes: a successor must not take it for the old one.

@@ -10,8 +10,8 @@ use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use papa_protocol::failpoint;
 
-use crate::logs::failpoint::{self, Step};
 use crate::logs::layout::{Delta, Slot, Source, Unfinished};
 
 /// What a pipe that is writable at all takes without waiting, by POSIX at least 512, on Linux this.
@@ -107,7 +107,7 @@ pub(super) fn write(
             return Ok(());
         }
         let half = next.get(..next.len() / 2).unwrap_or_default();
-        let result = match (regular, failpoint::reach_in_write()) {
+        let result = match (regular, failpoint::is_armed("log.in_write")) {
             // Ours is not the only hand on it: never more than there is room for.
             (false, _) => {
                 writable_now(file)?;
@@ -120,7 +120,7 @@ pub(super) fn write(
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => {
                 *written += count;
-                failpoint::reach(Step::InWrite);
+                failpoint::reach("log.in_write");
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

@@ -75,6 +75,7 @@ pub struct KernelBuilder {
     port: Option<u16>,
     program: Option<PathBuf>,
     wrapper: Vec<String>,
+    environment: Vec<(String, String)>,
     nobody: bool,
 }
 
@@ -104,6 +105,13 @@ impl KernelBuilder {
     #[must_use]
     pub fn wrapper(mut self, words: &[&str]) -> Self {
         self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// A variable of its environment.
+    #[must_use]
+    pub fn environment(mut self, key: &str, value: &str) -> Self {
+        self.environment.push((key.to_owned(), value.to_owned()));
         self
     }
 
@@ -151,6 +159,7 @@ impl KernelBuilder {
             .expect("the kernel's log can be made");
         let errors = log.try_clone().expect("a descriptor can be duplicated");
         let child = command
+            .envs(self.environment)
             .arg("--port")
             .arg(self.port.unwrap_or(0).to_string())
             .args(&self.arguments)
@@ -281,6 +290,23 @@ impl Kernel {
                 self.seen.extend(Identity::of(pid));
             }
         }
+    }
+
+    /// Notes who keeper and kernel are now, if they answer: everything that was once either is ended with the test.
+    pub fn remember_roles(&mut self) {
+        if let Some(status) = self.try_status() {
+            self.remember(&status);
+        }
+    }
+
+    /// Waits for the process that was started, if it has ended.
+    pub fn collect(&mut self) {
+        let _ = self.child.try_wait();
+    }
+
+    /// Leaves the scratch directory where it is at the end.
+    pub fn keep(&mut self) {
+        self.directory.disable_cleanup(true);
     }
 
     /// `status`, waiting while the kernel is away.

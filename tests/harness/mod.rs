@@ -20,6 +20,7 @@ mod kernel;
 pub mod procfs;
 mod python;
 mod scratch;
+pub mod whole;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,308 @@
+//! The checks of the promise, in a moment in which the workers write nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{LOOK_AGAIN, Life, RECOVERY, Role, Whole, Written};
+use crate::harness::procfs;
+
+/// Sessions, pidfds and pipes of what has just ended are closed a moment later.
+const CLOSING: Duration = Duration::from_secs(20);
+
+impl Whole {
+    /// Checks everything, and lets the workers go on.
+    ///
+    /// # Errors
+    /// Everything that is not as it must be.
+    pub fn check(&mut self) -> Result<(), Vec<String>> {
+        let mut wrong = Vec::new();
+        if let Err(missing) = self.restore() {
+            // Nothing else could be believed.
+            return Err(vec![missing]);
+        }
+        let written = self.pause(&mut wrong);
+        if let Err(text) = self.wait_drained() {
+            wrong.push(text);
+        }
+        let lives = self.lives();
+        self.check_workers(&lives, &mut wrong);
+        self.check_lines(&lives, &written, &mut wrong);
+        self.check_ledger(&written, &mut wrong);
+        self.check_ends(&lives, &mut wrong);
+        self.check_visits(&mut wrong);
+        self.check_processes(&mut wrong);
+        self.check_doctor(&mut wrong);
+        self.go();
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+
+    /// Has every living worker finish its line and be silent; what each has written, by pid.
+    fn pause(&self, wrong: &mut Vec<String>) -> BTreeMap<i32, Written> {
+        let directory = self.kernel.directory();
+        let mut written = BTreeMap::new();
+        for life in self.lives().iter().filter(|life| life.end.is_none()) {
+            match life.order_written(directory, "pause") {
+                Some(counts) => {
+                    written.insert(life.pid, counts);
+                }
+                // It may have said in the meantime that it ends.
+                None if self.has_ended(life) => {}
+                None => wrong.push(format!("{} takes no orders", life.source())),
+            }
+        }
+        written
+    }
+
+    fn has_ended(&self, life: &Life) -> bool {
+        self.lives()
+            .iter()
+            .any(|now| (now.pid, now.ticks) == (life.pid, life.ticks) && now.end.is_some())
+    }
+
+    fn go(&self) {
+        for life in self.lives().iter().filter(|life| life.end.is_none()) {
+            let _ = life.order(self.kernel.directory(), "go");
+        }
+    }
+
+    fn processes(&self) -> Vec<Value> {
+        let Ok(mut session) = crate::harness::Json::unix(&self.kernel.socket_path()) else {
+            return Vec::new();
+        };
+        match session.call("process.list", json!({})) {
+            Ok(Ok(listed)) => listed["processes"].as_array().cloned().unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Waits until the manager has taken all output, and every end is known.
+    fn wait_drained(&self) -> Result<(), String> {
+        let deadline = Instant::now() + RECOVERY;
+        loop {
+            let processes = self.processes();
+            let left = processes.iter().find(|process| {
+                let name = process["name"].as_str().unwrap_or_default();
+                // Other namespaces have other consumers, or none.
+                name.starts_with("circus.") && (kept(process) != 0 || process["running"] == false)
+            });
+            match left {
+                None if !processes.is_empty() => return Ok(()),
+                _ if Instant::now() > deadline => {
+                    return Err(format!("not taken after {RECOVERY:?}: {left:?}"));
+                }
+                _ => std::thread::sleep(LOOK_AGAIN),
+            }
+        }
+    }
+
+    /// Who has not said that it ends lives, and is a worker of the manager's; there are no others.
+    fn check_workers(&self, lives: &[Life], wrong: &mut Vec<String>) {
+        let status = self.ask("status", &json!({})).unwrap_or_default();
+        let mut known = BTreeSet::new();
+        for watcher in status["watchers"].as_array().into_iter().flatten() {
+            for worker in watcher["workers"].as_array().into_iter().flatten() {
+                known.insert(worker["pid"].as_i64().unwrap_or_default());
+            }
+        }
+        for life in lives {
+            let who = life.source();
+            match (life.end.is_some(), life.is_there()) {
+                (false, false) => wrong.push(format!("{who} died, and nobody asked it to")),
+                // The manager waited for its end: it was told of it, or would not be settled.
+                (true, true) => wrong.push(format!("{who} is still there after its end")),
+                (false, true) if life.wid != 0 && !known.contains(&i64::from(life.pid)) => {
+                    wrong.push(format!("{who} lives, and the manager does not know it"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Every line of every life is there once, in order; lines may only be missing where the manager says so.
+    fn check_lines(
+        &mut self,
+        lives: &[Life],
+        written: &BTreeMap<i32, Written>,
+        wrong: &mut Vec<String>,
+    ) {
+        self.lines.read(&self.kernel.directory().join("logs"));
+        wrong.extend(self.lines.findings());
+        for life in lives.iter().filter(|life| life.wid != 0) {
+            let counts = match &life.end {
+                Some(end) => end.written,
+                None => match written.get(&life.pid) {
+                    Some(counts) => *counts,
+                    None => continue,
+                },
+            };
+            let read = |kind: &str| {
+                let source = format!("{}.{kind}", life.source());
+                let read = self.lines.sources.get(&source);
+                read.copied().unwrap_or_default()
+            };
+            let (out, err) = (read("out"), read("err"));
+            let gap = self.lines.gaps.get(&life.process()).copied();
+            let missing = out.missing + err.missing;
+            let bytes = out.bytes + err.bytes;
+            let whole = (out.next, err.next, bytes) == (counts.out, counts.err, counts.bytes);
+            let dropped =
+                gap.is_some_and(|gap| bytes <= counts.bytes && counts.bytes - bytes > 0 && gap > 0);
+            if !(whole && missing == 0 || dropped) {
+                wrong.push(format!(
+                    "{} wrote {counts:?}; in the logs are {out:?} and {err:?}",
+                    life.source()
+                ));
+            }
+        }
+    }
+
+    /// What was captured is what was written, and it is acknowledged, dropped, or still kept.
+    fn check_ledger(&self, written: &BTreeMap<i32, Written>, wrong: &mut Vec<String>) {
+        for process in self.processes() {
+            let name = process["name"].as_str().unwrap_or_default();
+            let pid = i32::try_from(process["pid"].as_i64().unwrap_or_default());
+            let Some(counts) = written.get(&pid.unwrap_or_default()) else {
+                continue;
+            };
+            let ledger = &process["ledger"];
+            let gap = self.lines.gaps.get(name).copied().unwrap_or_default();
+            if ledger["captured"].as_u64() != Some(counts.bytes) {
+                wrong.push(format!("{name} wrote {counts:?}, captured was {ledger}"));
+            }
+            if kept(&process) < 0 {
+                wrong.push(format!("the ledger of {name} does not add up: {ledger}"));
+            }
+            // Other lives of the same name may have had gaps as well.
+            if name.starts_with("circus.") && ledger["dropped"].as_u64() > Some(gap) {
+                wrong.push(format!(
+                    "{name}: a gap of {gap} was told, dropped was {ledger}"
+                ));
+            }
+        }
+    }
+
+    /// Every end was told once, with the right status. A manager that was killed may have taken an event along.
+    fn check_ends(&mut self, lives: &[Life], wrong: &mut Vec<String>) {
+        let ended: Vec<&Life> = lives
+            .iter()
+            .filter(|life| life.wid != 0 && life.end.is_some())
+            .collect();
+        let expected = |reaps: &super::Reaps| {
+            ended.iter().all(|life| {
+                self.told.contains(&(life.pid, life.ticks)) || reaps.contains_key(&life.pid)
+            })
+        };
+        // Events arrive a moment after the status that tells of them.
+        let deadline = Instant::now() + CLOSING;
+        while !self.manager_disturbed
+            && !expected(&self.listener.reaps())
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        let reaps = self.listener.reaps();
+        let mut by_pid: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
+        for life in &ended {
+            let status = life.end.as_ref().map_or(0, |end| end.status);
+            by_pid.entry(life.pid).or_default().push(status);
+        }
+        for (pid, statuses) in &by_pid {
+            let told = reaps.get(pid).map_or(&[][..], Vec::as_slice);
+            let right = told
+                .iter()
+                .all(|status| status.is_some_and(|status| statuses.contains(&status)));
+            let new = ended
+                .iter()
+                .any(|life| life.pid == *pid && !self.told.contains(&(life.pid, life.ticks)));
+            let enough = !new || self.manager_disturbed || told.len() == statuses.len();
+            if !right || told.len() > statuses.len() || !enough {
+                wrong.push(format!(
+                    "the ends of {pid} were {statuses:?}, told were {told:?}"
+                ));
+            }
+        }
+        self.told
+            .extend(ended.iter().map(|life| (life.pid, life.ticks)));
+        self.manager_disturbed = false;
+    }
+
+    fn check_visits(&mut self, wrong: &mut Vec<String>) {
+        let Some(visitor) = &self.visitor else {
+            return;
+        };
+        wrong.extend(visitor.failures());
+        let deadline = Instant::now() + CLOSING;
+        while visitor.answered() <= self.visits && Instant::now() < deadline {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        if visitor.answered() <= self.visits {
+            wrong.push("no visit was answered since the last check".to_owned());
+        }
+        self.visits = visitor.answered();
+    }
+
+    /// No zombie below keeper and kernel, and as many descriptors as ever when there was as much to hold.
+    fn check_processes(&mut self, wrong: &mut Vec<String>) {
+        let roles = [Role::Keeper, Role::Kernel].map(|role| self.pid(role));
+        let zombies = || -> Vec<i32> {
+            let mut found: Vec<i32> = roles.into_iter().flat_map(procfs::children).collect();
+            found.retain(|pid| procfs::stat(*pid).is_some_and(|stat| stat.state == 'Z'));
+            found
+        };
+        let key = self.kernel.try_status().map_or_else(String::new, |status| {
+            let counts = &status["counts"];
+            ["processes", "sockets", "held"]
+                .map(|key| counts[key].to_string())
+                .join(" ")
+        });
+        let deadline = Instant::now() + CLOSING;
+        loop {
+            let zombies = zombies();
+            let now = (
+                procfs::open_descriptors(roles[0]),
+                procfs::open_descriptors(roles[1]),
+            );
+            let before = *self.descriptors.entry(key.clone()).or_insert(now);
+            let grown = now.0 > before.0 || now.1 > before.1;
+            if zombies.is_empty() && !grown {
+                // The first look may have been at a moment in which something was still being closed.
+                self.descriptors.insert(key, now);
+                return;
+            }
+            if Instant::now() > deadline {
+                if !zombies.is_empty() {
+                    wrong.push(format!("zombies: {zombies:?}"));
+                }
+                if grown {
+                    wrong.push(format!(
+                        "keeper and kernel have {now:?} descriptors, had {before:?} for as much: {:?} {:?}",
+                        procfs::descriptors(roles[0]),
+                        procfs::descriptors(roles[1])
+                    ));
+                }
+                return;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn check_doctor(&self, wrong: &mut Vec<String>) {
+        match self.papactl(&["doctor"]).output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => wrong.push(format!(
+                "papactl doctor: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            )),
+            Err(error) => wrong.push(format!("papactl cannot be started: {error}")),
+        }
+    }
+}
+
+/// Bytes the kernel keeps of a process; below 0 where the ledger does not add up.
+fn kept(process: &Value) -> i64 {
+    let of = |key: &str| process["ledger"][key].as_i64().unwrap_or(-1);
+    of("captured") - of("acknowledged") - of("dropped")
+}

@@ -15,6 +15,7 @@
 //! | `table.rs`, `journal.rs` | what exists, and its record |
 //! | `live.rs`, `reel.rs` | a process's descriptors and its output |
 //! | `takeover.rs` | changing the program or the role |
+//! | `patience.rs` | shortens for tests how long others are waited for |
 //! | `sys/` | the system, and the only `unsafe` |
 
 pub mod budget;
@@ -27,6 +28,7 @@ pub mod launcher;
 pub mod live;
 pub mod logging;
 pub mod owner;
+pub mod patience;
 pub mod recover;
 pub mod reel;
 pub mod run;

@@ -15,5 +15,6 @@ mod safety;
 mod sessions;
 mod sockets;
 mod spawn;
+mod stuck;
 mod values;
 mod watching;

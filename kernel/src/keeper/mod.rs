@@ -30,6 +30,7 @@ use papa_protocol::failpoint;
 
 use self::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
 use crate::logging::Log;
+use crate::patience::scaled;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, wait_id};
 use crate::sys::{message, process};
 
@@ -215,10 +216,10 @@ impl Keeper {
     }
 
     fn deadline(&self, now: Instant) -> Instant {
-        let mut earliest = now + PING_INTERVAL;
+        let mut earliest = now + scaled(PING_INTERVAL);
         match &self.kernel {
             Some(kernel) if !kernel.serving => {
-                earliest = earliest.min(kernel.started + RECOVERY_LIMIT);
+                earliest = earliest.min(kernel.started + scaled(RECOVERY_LIMIT));
             }
             Some(kernel) => {
                 if let Some(since) = kernel.silent_since {
@@ -229,7 +230,7 @@ impl Keeper {
                 }
                 earliest = earliest.min(kernel.next_ping);
                 if let Some(asked) = kernel.asked {
-                    earliest = earliest.min(asked + KERNEL_STUCK);
+                    earliest = earliest.min(asked + scaled(KERNEL_STUCK));
                 }
             }
             None => {
@@ -355,7 +356,7 @@ impl Keeper {
                     started: now,
                     serving: false,
                     asked: None,
-                    next_ping: now + PING_INTERVAL,
+                    next_ping: now + scaled(PING_INTERVAL),
                     fetch: None,
                     ping_due: false,
                     silent_since: None,
@@ -385,7 +386,7 @@ impl Keeper {
             return;
         };
         if kernel.serving && now >= kernel.next_ping {
-            kernel.next_ping = now + PING_INTERVAL;
+            kernel.next_ping = now + scaled(PING_INTERVAL);
             if kernel.asked.is_none() {
                 kernel.ping_due = true;
             }
@@ -393,9 +394,9 @@ impl Keeper {
         let late = if kernel.serving {
             kernel
                 .asked
-                .is_some_and(|asked| now >= asked + KERNEL_STUCK)
+                .is_some_and(|asked| now >= asked + scaled(KERNEL_STUCK))
         } else {
-            now >= kernel.started + RECOVERY_LIMIT
+            now >= kernel.started + scaled(RECOVERY_LIMIT)
         };
         if !late {
             return;
@@ -520,7 +521,7 @@ impl Keeper {
             ToKeeper::Serving => {
                 if let (true, Some(kernel)) = (live, &mut self.kernel) {
                     kernel.serving = true;
-                    kernel.next_ping = Instant::now() + PING_INTERVAL;
+                    kernel.next_ping = Instant::now() + scaled(PING_INTERVAL);
                     self.failures = 0;
                     self.served = true;
                     if !self.announced {

@@ -38,6 +38,7 @@ use crate::journal::{Journal, JournalError};
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Key, Kind, ToKeeper, ToKernel};
 use crate::live::{Live, Poller, SessionId, Source};
+use crate::patience::scaled;
 use crate::server::Server;
 use crate::table::{Entry, Record, Table};
 use crate::takeover;
@@ -199,7 +200,7 @@ impl Owner {
         };
         owner
             .deadlines
-            .insert((now + KEEPER_SILENCE, Deadline::KeeperSilence));
+            .insert((now + scaled(KEEPER_SILENCE), Deadline::KeeperSilence));
         owner.watch_recovered();
         Ok(owner)
     }
@@ -355,18 +356,18 @@ impl Owner {
 
     fn on_keeper_silence(&mut self, now: Instant) {
         let pid = nix::unistd::Pid::from_raw(self.keeper_pid);
-        let due = self.last_keeper_word + KEEPER_SILENCE;
+        let due = self.last_keeper_word + scaled(KEEPER_SILENCE);
         let next = if now < due {
             due
         } else if crate::sys::process::is_traced(pid) {
             self.last_keeper_word = now;
-            now + KEEPER_SILENCE
+            now + scaled(KEEPER_SILENCE)
         } else if self.keeper_suspected {
             self.become_keeper("it does not answer");
         } else {
             // Once more: the whole machine may have stood still.
             self.keeper_suspected = true;
-            now + KEEPER_GRACE
+            now + scaled(KEEPER_GRACE)
         };
         self.deadlines.insert((next, Deadline::KeeperSilence));
     }

@@ -170,11 +170,13 @@ pub struct Live {
     pub readers: Vec<Reader>,
     /// The one who acknowledges, where there is one.
     pub consumer: Option<Reader>,
-    /// When a consumer last acknowledged, became one, or may have had to do
-    /// with a kernel before this one.
+    /// When a consumer last acknowledged or said that it is at work, became
+    /// one, or may have had to do with a kernel before this one.
     pub last_ack: Option<Instant>,
     /// When the reel was found full with the pipes unread.
     pub full_since: Option<Instant>,
+    /// When it is looked whether its consumer has acknowledged meanwhile.
+    pub stall_at: Option<Instant>,
     /// The consumer did not acknowledge in time; the oldest goes until it
     /// does.
     pub stalled: bool,
@@ -214,6 +216,7 @@ impl Live {
             consumer: None,
             last_ack: None,
             full_since: None,
+            stall_at: None,
             stalled: false,
             paused: false,
         }

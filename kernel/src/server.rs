@@ -175,7 +175,10 @@ fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, R
         Transport::Unix(stream) => {
             let credentials = getsockopt(&stream.as_fd(), PeerCredentials)
                 .map_err(|_| Refusal::Because("its user cannot be told"))?;
-            (credentials.uid(), Some(credentials.pid()), false)
+            // A caller the system shows us no number of is nobody in
+            // particular: it is in another pid namespace.
+            let pid = Some(credentials.pid()).filter(|pid| *pid > 0);
+            (credentials.uid(), pid, false)
         }
         Transport::Tcp(stream) => {
             // An answer must not wait for the next one.

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -332,23 +332,22 @@ impl Json {
         if let Some(push) = self.pushes.pop_front() {
             return Ok(Some(push));
         }
-        let deadline = Instant::now() + limit;
-        // The timeout is per read; a message may take several, and a started one is read to its end.
-        self.set_timeout(deadline.saturating_duration_since(Instant::now()))?;
-        let started = self.start;
-        let result = self.message();
-        self.set_timeout(PATIENCE)?;
-        match result {
-            Ok(push) => Ok(Some(push)),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                if self.start == started {
-                    Ok(None)
-                } else {
-                    Err(bad("a push stopped in the middle"))
+        if self.unread().is_empty() {
+            self.set_timeout(limit)?;
+            let arrived = self.fill();
+            self.set_timeout(PATIENCE)?;
+            match arrived {
+                Ok(()) => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
+                    return Ok(None);
                 }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
+        // One that has begun is read to its end.
+        self.message().map(Some)
     }
 
     /// The next push, whatever it is.

@@ -13,6 +13,7 @@ mod output;
 mod processes;
 mod safety;
 mod sessions;
+mod slow_readers;
 mod sockets;
 mod spawn;
 mod stuck;

@@ -69,6 +69,20 @@ impl Stack {
         stack
     }
 
+    /// The same, with one more variable in the manager's environment.
+    #[track_caller]
+    pub(crate) fn start_with(ini: &str, variable: (&str, &str)) -> Self {
+        let kernel = prepare(ini);
+        let manager = spawn(manager_command(&kernel).env(variable.0, variable.1));
+        let stack = Self {
+            kernel,
+            manager,
+            output: None,
+        };
+        stack.wait_attached();
+        stack
+    }
+
     /// What the manager has written to its standard output so far.
     pub(crate) fn own_output(&self) -> String {
         let Some((socket, text)) = &self.output else {
@@ -103,6 +117,13 @@ impl Stack {
     #[track_caller]
     pub(crate) fn start_manager(&mut self) {
         self.manager = spawn(&mut manager_command(&self.kernel));
+        self.wait_attached();
+    }
+
+    /// The same, with one more variable in its environment.
+    #[track_caller]
+    pub(crate) fn start_manager_with(&mut self, variable: (&str, &str)) {
+        self.manager = spawn(manager_command(&self.kernel).env(variable.0, variable.1));
         self.wait_attached();
     }
 

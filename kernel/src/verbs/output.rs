@@ -1,5 +1,6 @@
 //! Who reads what: watches, consumers, followers, changes.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
@@ -173,7 +174,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Acknowledges output as a consumer.
+    /// Acknowledges output as a consumer; without positions it is a sign of
+    /// life.
     ///
     /// # Errors
     /// `not_found` for an unknown serial, `denied` for one that this session
@@ -181,8 +183,11 @@ impl Owner {
     pub(crate) fn acknowledge_all(
         &mut self,
         session: SessionId,
-        acks: impl IntoIterator<Item = (Serial, u64)>,
+        acks: BTreeMap<Serial, u64>,
     ) -> Result<(), VerbError> {
+        if acks.is_empty() {
+            self.hear_of(session);
+        }
         let mut missed = None;
         for (Serial(serial), position) in acks {
             let Some(live) = self.live.get(&serial) else {
@@ -204,6 +209,34 @@ impl Owner {
                 &format!("process {serial}: only its consumer may acknowledge"),
             ))
         })
+    }
+
+    /// Notes that a consumer is at work though it has nothing to acknowledge
+    /// yet: writers wait for it as if it had. It speaks for every session of
+    /// its process, whose others may be held up by that very work, and for
+    /// output nobody consumes in a namespace its process has claimed: there
+    /// it is on its way.
+    fn hear_of(&mut self, session: SessionId) {
+        let now = Instant::now();
+        let heard: Vec<u64> = self
+            .live
+            .iter()
+            .filter(|(serial, live)| match live.consumer {
+                Some(consumer) => self.is_same_process(consumer.session, session),
+                None => self
+                    .table
+                    .process(**serial)
+                    .and_then(|row| self.claim_holder(&row.make.name))
+                    .is_some_and(|holder| self.is_same_process(holder, session)),
+            })
+            .map(|(serial, _)| *serial)
+            .collect();
+        for serial in heard {
+            if let Some(live) = self.live.get_mut(&serial) {
+                live.last_ack = Some(now);
+                live.stalled = false;
+            }
+        }
     }
 
     /// Acknowledges exits as a consumer; unknown serials are done already.

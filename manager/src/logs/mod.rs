@@ -13,6 +13,7 @@
 //! | `routes` | the configuration: whose lines go where |
 //! | `session`, `held`, `thread` | the connection to the kernel that feeds the writer, on a thread of its own |
 //! | `reels` | output read from the kernel's memory files, being too much to be sent |
+//! | `pulse` | tells the kernel that the thread is at work while a slow disk holds it up |
 //!
 //! Invariant: the kernel is told to forget output only after it is in its file and the store says so.
 
@@ -25,6 +26,7 @@ mod held;
 pub mod layout;
 pub mod lines;
 pub mod prefix;
+mod pulse;
 mod reels;
 pub mod rotate;
 mod routes;

@@ -15,6 +15,7 @@ use papa_protocol::failpoint;
 
 use crate::logs::disk::file_id;
 use crate::logs::layout::FileId;
+use crate::logs::pulse;
 
 /// What compressed files end in.
 pub(super) const GZ: &str = ".gz";
@@ -48,6 +49,7 @@ pub(super) fn turn(path: &Path, id: FileId, plan: &Plan) -> io::Result<()> {
         } => {
             if is_still(path, id)? {
                 failpoint::reach("log.rotating");
+                pulse::step();
                 fs::rename(path, added(path, suffix))?;
             }
             failpoint::reach("log.rotating");
@@ -183,6 +185,7 @@ fn prune(path: &Path, keep: u32) -> io::Result<()> {
     for file in &files {
         let name = (file.stamp.as_str(), file.number);
         if names.iter().take(surplus).any(|gone| *gone == name) {
+            pulse::step();
             remove(&file.path)?;
         }
     }
@@ -205,6 +208,7 @@ fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
     remove(&gz(&numbered(free)))?;
     for number in (1..free).rev() {
         failpoint::reach("log.rotating");
+        pulse::step();
         let (from, to) = (numbered(number), numbered(number + 1));
         if exists(&gz(&from)) {
             remove(&from)?;

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use crate::config::WatcherConfig;
 use crate::logs::held::open_state;
 use crate::logs::layout::Kind;
+use crate::logs::pulse::Pulse;
 use crate::logs::reels::Reels;
 use crate::logs::routes::{Table, Verdict};
 use crate::logs::schedule::Now;
@@ -34,6 +35,8 @@ use crate::logs::writer::{LogWriter, Record};
 const PUSHES_AHEAD: usize = 64;
 /// Bytes taken in before they are flushed and acknowledged: what a reel holds, so that its writer goes on while others are served.
 const FLUSH_AFTER_BYTES: usize = 1024 * 1024;
+/// Files are flushed for so long before what is out is acknowledged: on a slow disk no process waits for the files of all others.
+const FLUSH_FOR: Duration = Duration::from_millis(100);
 /// Acknowledgements per request.
 const ACKS_PER_REQUEST: usize = 1024;
 /// Pause between attempts at what should work soon: the kernel is restarting, a predecessor is dying.
@@ -116,6 +119,7 @@ impl<'a> Session<'a> {
         mut self,
         wanted: &mut watch::Receiver<Wanted>,
         reports: &mut Reports,
+        pulse: &Pulse,
     ) {
         let mut reopenings = wanted.borrow().reopenings;
         loop {
@@ -126,11 +130,18 @@ impl<'a> Session<'a> {
             let retry = retry.chain(self.settle_at).chain(say_again).min();
             let result = tokio::select! {
                 push = self.pushes.recv() => match push {
-                    Some(push) => self.take_all(push).await,
+                    Some(push) => {
+                        let _at_work = pulse.work();
+                        self.take_all(push).await
+                    }
                     None => return,
                 },
-                () = sleep_until(retry) => self.retry().await,
+                () = sleep_until(retry) => {
+                    let _at_work = pulse.work();
+                    self.retry().await
+                }
                 changed = wanted.changed() => {
+                    let _at_work = pulse.work();
                     let now = wanted.borrow_and_update().clone();
                     if changed.is_err() || now.finish {
                         return self.finish().await;
@@ -283,17 +294,21 @@ impl<'a> Session<'a> {
     }
 
     async fn flush(&mut self) -> Result<(), SessionError> {
-        let positions = self.writer.flush(Now::read());
-        for chunk in positions.chunks(ACKS_PER_REQUEST) {
-            let acks: BTreeMap<Serial, u64> = chunk
-                .iter()
-                .map(|(serial, position)| (Serial(*serial), *position))
-                .collect();
-            failpoint::reach("log.before_acknowledge");
-            self.client.send(ops::OutputAck { acks }).await?;
+        let mut files = Some(0);
+        while let Some(first) = files {
+            let (positions, rest) = self.writer.flush_some(first, FLUSH_FOR, Now::read());
+            files = rest;
+            for chunk in positions.chunks(ACKS_PER_REQUEST) {
+                let acks: BTreeMap<Serial, u64> = chunk
+                    .iter()
+                    .map(|(serial, position)| (Serial(*serial), *position))
+                    .collect();
+                failpoint::reach("log.before_acknowledge");
+                self.client.send(ops::OutputAck { acks }).await?;
+            }
+            // Lets the acknowledgements go out before more is taken in.
+            tokio::task::yield_now().await;
         }
-        // Lets the acknowledgements go out before more is taken in.
-        tokio::task::yield_now().await;
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use papa_protocol::client::Address;
 use tokio::sync::watch;
 
 use crate::config::WatcherConfig;
+use crate::logs::pulse::Pulse;
 use crate::logs::session::{FAREWELL, Session, TRY_AGAIN};
 
 /// Time beyond the farewell for a write that was begun. A thread that hangs in a write (a dead network file system) is then left behind;
@@ -79,12 +80,13 @@ impl LogThread {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let pulse = Pulse::start(settings.addresses.clone())?;
         std::thread::Builder::new()
             .name("logs".to_owned())
             .spawn(move || {
                 let _dropped_at_the_end = end;
                 let reports = Reports::new(report);
-                runtime.block_on(run(&settings, receiver, reports));
+                runtime.block_on(run(&settings, receiver, reports, &pulse));
             })?;
         Ok(Self { wanted, ended })
     }
@@ -110,9 +112,16 @@ impl LogThread {
     }
 }
 
-async fn run(settings: &LogSettings, mut wanted: watch::Receiver<Wanted>, mut reports: Reports) {
+async fn run(
+    settings: &LogSettings,
+    mut wanted: watch::Receiver<Wanted>,
+    mut reports: Reports,
+    pulse: &Pulse,
+) {
     loop {
         let attempt = async {
+            // What a predecessor left half done on a slow disk takes its time too.
+            let _at_work = pulse.work();
             match Session::open(settings, &wanted.borrow().clone(), &mut reports).await {
                 Ok(session) => Some(session),
                 Err(error) => {
@@ -130,7 +139,7 @@ async fn run(settings: &LogSettings, mut wanted: watch::Receiver<Wanted>, mut re
         };
         if let Some(session) = opened {
             reports.troubles(Vec::new());
-            return session.serve(&mut wanted, &mut reports).await;
+            return session.serve(&mut wanted, &mut reports, pulse).await;
         }
     }
 }

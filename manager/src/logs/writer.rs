@@ -8,7 +8,7 @@
 mod routing;
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use regex_lite::Regex;
 
@@ -290,25 +290,40 @@ impl LogWriter {
 
     /// Writes everything that is complete; answers the positions that may now be acknowledged, per process.
     pub fn flush(&mut self, now: Now) -> Vec<(u64, u64)> {
-        self.flush_files(now);
-        let mut positions = Vec::with_capacity(self.touched.len());
-        for serial in self.touched.drain(..) {
-            if let Some(book) = self.books.get_mut(&serial) {
-                book.touched = false;
-                let position = book.position(&self.desk);
-                let again = std::mem::take(&mut book.acknowledge_again);
-                if position > book.acknowledged || again {
-                    book.acknowledged = book.acknowledged.max(position);
-                    positions.push((serial, book.acknowledged));
-                }
-            }
-        }
-        positions
+        self.flush_some(0, Duration::MAX, now).0
     }
 
-    fn flush_files(&mut self, now: Now) {
+    /// Writes what is complete, file by file from the `first` on, until `patience` is over; answers the positions that may now be
+    /// acknowledged, per process, and the file to go on with.
+    pub fn flush_some(
+        &mut self,
+        first: usize,
+        patience: Duration,
+        now: Now,
+    ) -> (Vec<(u64, u64)>, Option<usize>) {
+        let rest = self.flush_files(first, patience, now);
+        let mut positions = Vec::with_capacity(self.touched.len());
+        for serial in &self.touched {
+            if let Some(book) = self.books.get_mut(serial) {
+                let position = book.position(&self.desk);
+                let again = rest.is_none() && std::mem::take(&mut book.acknowledge_again);
+                if position > book.acknowledged || again {
+                    book.acknowledged = book.acknowledged.max(position);
+                    positions.push((*serial, book.acknowledged));
+                }
+                book.touched &= rest.is_some();
+            }
+        }
+        if rest.is_none() {
+            self.touched.clear();
+        }
+        (positions, rest)
+    }
+
+    fn flush_files(&mut self, first: usize, patience: Duration, now: Now) -> Option<usize> {
+        let begun = Instant::now();
         let Desk { store, sinks, .. } = &mut self.desk;
-        for (index, sink) in sinks.iter_mut().enumerate() {
+        for (index, sink) in sinks.iter_mut().enumerate().skip(first) {
             if sink.flush(store, now).is_err() {
                 for stream in self.books.values_mut().flat_map(|book| &mut book.streams) {
                     stream.stale |= stream
@@ -317,7 +332,11 @@ impl LogWriter {
                         .is_some_and(|target| target.sink == index);
                 }
             }
+            if begun.elapsed() >= patience {
+                return Some(index + 1);
+            }
         }
+        None
     }
 
     /// Tries suspended files again. True when one resumed: the kernel must be asked for everything unacknowledged once more.

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papa_protocol::failpoint;
 
 use crate::logs::layout::{Delta, Slot, Source, Unfinished};
+use crate::logs::pulse;
 
 /// What a pipe that is writable at all takes without waiting, by POSIX at least 512, on Linux this.
 const PIPE_BUF: usize = 4096;
@@ -106,6 +107,7 @@ pub(super) fn write(
         if next.is_empty() {
             return Ok(());
         }
+        pulse::step();
         let half = next.get(..next.len() / 2).unwrap_or_default();
         let result = match (regular, failpoint::is_armed("log.in_write")) {
             // Ours is not the only hand on it: never more than there is room for.

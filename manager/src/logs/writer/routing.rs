@@ -5,6 +5,7 @@
 //! Invariant: a line goes whole to one place; a stream with half a write in a file turns away only after that is finished.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use crate::logs::book::Target;
 use crate::logs::format::Format;
@@ -39,7 +40,7 @@ impl LogWriter {
     /// Sends the further lines of a process elsewhere. True when the kernel must be asked for everything unacknowledged once more.
     pub fn reroute(&mut self, serial: u64, routes: &Routes, now: Now) -> bool {
         // What was taken in goes where it was to go; positions then say what is left.
-        self.flush_files(now);
+        self.flush_files(0, Duration::MAX, now);
         let mut again = false;
         for (place, route) in [&routes.out, &routes.err].into_iter().enumerate() {
             let watcher = self

@@ -371,7 +371,7 @@ pub struct OutputReel {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputAck {
-    /// For each process the position up to which, exclusively, its output may go.
+    /// For each process the position up to which, exclusively, its output may go. None at all is a sign of life.
     #[serde(deserialize_with = "bounded::positions")]
     pub acks: BTreeMap<Serial, u64>,
 }

@@ -1,22 +1,33 @@
 //! How much memory all sessions together may hold, and how many there may be.
 //!
-//! Owns the sums; a connection reports what it holds, and the one that holds
-//! most goes when the budget is spent. Past the number of sessions the one
+//! Owns the sums; a connection reports what it holds, and when the budget is
+//! spent the one that holds most goes, one that stands still before one that
+//! moves. Past the number of sessions the one
 //! that has said nothing for longest goes: a caller that talks is never put
 //! out by callers that do not.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::live::SessionId;
 
+/// After this without a byte read or written a session stands still.
+const STILL_AFTER: Duration = Duration::from_secs(1);
+/// One that stands still counts as so many times its size when one must go:
+/// who takes what it is sent goes for one that does not, but not for many
+/// small ones.
+const STILL_WEIGHT: usize = 16;
+
 /// One session's account.
 #[derive(Debug)]
 struct Account {
     bytes: usize,
+    /// When it last read or wrote a byte.
+    moved: Instant,
     spoken: bool,
     end: Rc<Notify>,
 }
@@ -47,10 +58,11 @@ impl Budget {
     }
 
     /// Opens an account; the session ends when the returned bell rings.
-    pub fn open(&self, session: SessionId) -> Rc<Notify> {
+    pub fn open(&self, session: SessionId, now: Instant) -> Rc<Notify> {
         let end = Rc::new(Notify::new());
         let account = Account {
             bytes: 0,
+            moved: now,
             spoken: false,
             end: Rc::clone(&end),
         };
@@ -58,23 +70,40 @@ impl Budget {
         end
     }
 
-    /// Reports what a session holds now.
-    pub fn report(&self, session: SessionId, bytes: usize) {
+    /// Reports what a session holds now, and whether a byte was read or
+    /// written since it last did.
+    pub fn report(&self, session: SessionId, bytes: usize, moved: bool, now: Instant) {
         let mut accounts = self.accounts.borrow_mut();
         let Some(account) = accounts.get_mut(&session) else {
             return;
         };
         self.used.set(self.used.get() - account.bytes + bytes);
         account.bytes = bytes;
-        if self.used.get() > self.limit_bytes
-            && let Some((largest, account)) =
-                accounts.iter().max_by_key(|(_, account)| account.bytes)
+        if moved {
+            account.moved = now;
+        }
+        if self.used.get() <= self.limit_bytes {
+            return;
+        }
+        let weight = |account: &Account| {
+            let still = now.saturating_duration_since(account.moved) >= STILL_AFTER;
+            account.bytes * if still { STILL_WEIGHT } else { 1 }
+        };
+        let heaviest = accounts
+            .iter()
+            .max_by_key(|(_, account)| weight(account))
+            .map(|(session, _)| *session);
+        // Its bytes are taken off now, so that one goes and not the next too;
+        // its closing finds no account.
+        if let Some(session) = heaviest
+            && let Some(account) = accounts.remove(&session)
         {
             tracing::warn!(
-                session = largest,
+                session,
                 bytes = account.bytes,
-                "the budget of all sessions is spent; the largest goes"
+                "the budget of all sessions is spent; this one goes"
             );
+            self.used.set(self.used.get() - account.bytes);
             account.end.notify_one();
         }
     }
@@ -123,21 +152,46 @@ mod tests {
 
     #[tokio::test]
     async fn the_largest_goes_when_the_budget_is_spent() {
+        let now = Instant::now();
         let budget = Budget::new(100);
-        let (small, large) = (budget.open(1), budget.open(2));
-        budget.report(1, 30);
-        budget.report(2, 60);
-        budget.report(1, 45);
+        let (small, large) = (budget.open(1, now), budget.open(2, now));
+        budget.report(1, 30, true, now);
+        budget.report(2, 60, true, now);
+        budget.report(1, 45, true, now);
         large.notified().await;
+        assert_eq!(budget.used(), 45);
+        // What it still reports until it is closed counts no more.
+        budget.report(2, 70, true, now);
         budget.close(2);
         assert_eq!(budget.used(), 45);
         drop(small);
     }
 
     #[tokio::test]
-    async fn only_the_silent_make_room() {
+    async fn one_that_stands_still_goes_before_a_larger_one_that_moves() {
+        let now = Instant::now();
+        let later = now + STILL_AFTER;
         let budget = Budget::new(100);
-        let (_first, second) = (budget.open(1), budget.open(2));
+        let (moving, still) = (budget.open(1, now), budget.open(2, now));
+        budget.report(2, 20, true, now);
+        budget.report(1, 70, true, later);
+        budget.report(1, 90, true, later);
+        still.notified().await;
+        assert_eq!(budget.used(), 90);
+        // But not one that holds next to nothing.
+        let tiny = budget.open(3, now);
+        budget.report(3, 1, true, now);
+        budget.report(1, 101, true, later);
+        moving.notified().await;
+        assert_eq!(budget.used(), 1);
+        drop(tiny);
+    }
+
+    #[tokio::test]
+    async fn only_the_silent_make_room() {
+        let now = Instant::now();
+        let budget = Budget::new(100);
+        let (_first, second) = (budget.open(1, now), budget.open(2, now));
         budget.has_spoken(1);
         assert!(budget.make_room(2));
         second.notified().await;

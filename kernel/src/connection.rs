@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 use nix::sys::socket::MsgFlags;
@@ -142,6 +143,8 @@ pub struct Connection {
     fds: VecDeque<(u64, OwnedFd)>,
     output: VecDeque<Writing>,
     output_bytes: usize,
+    /// A byte was read or written since the budget last heard of us.
+    moved: bool,
     state: State,
     first_line: bool,
     end_of_input: bool,
@@ -170,6 +173,7 @@ impl Connection {
             fds: VecDeque::new(),
             output: VecDeque::new(),
             output_bytes: 0,
+            moved: false,
             state: State::Ready(Expect::Command),
             first_line: true,
             end_of_input: false,
@@ -200,8 +204,9 @@ impl Connection {
     async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Outgoing>) -> io::Result<()> {
         loop {
             while self.take_line().await? {}
-            self.budget
-                .report(self.id, self.input.len() + self.output_bytes);
+            let held = self.input.len() + self.output_bytes;
+            let moved = std::mem::take(&mut self.moved);
+            self.budget.report(self.id, held, moved, Instant::now());
             if self.is_over() {
                 return Ok(());
             }
@@ -264,6 +269,7 @@ impl Connection {
         match self.transport.read(&mut scratch, &mut fds) {
             Ok(0) => self.end_of_input = true,
             Ok(length) => {
+                self.moved = true;
                 self.input.extend_from_slice(&scratch[..length]);
                 self.received += length as u64;
                 self.fds
@@ -421,6 +427,7 @@ impl Connection {
                 };
                 // It goes with the first byte, once.
                 writing.descriptor = None;
+                self.moved |= written > 0;
                 self.output_bytes -= written;
                 while written > 0 {
                     let Some(piece) = writing.pieces.front_mut() else {

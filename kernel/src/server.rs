@@ -4,18 +4,19 @@
 //! looked up by its connection before the banner is sent. Only the daemon's
 //! own user and root are served.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use papa_protocol::limits::MAX_SESSIONS;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
 
 use crate::budget::Budget;
@@ -59,6 +60,15 @@ impl Listener {
         }
     }
 
+    fn is_at(&self, path: &Path) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            Self::Unix(listener) => listener
+                .local_addr()
+                .is_ok_and(|address| address.as_pathname() == Some(path)),
+        }
+    }
+
     async fn accept(&self) -> io::Result<(Transport, Option<SocketAddr>)> {
         match self {
             Self::Tcp(listener) => {
@@ -81,6 +91,14 @@ pub struct Server {
     scratch: Scratch,
     next_session: Rc<Cell<SessionId>>,
     most_sessions: usize,
+    retired: Rc<Retired>,
+}
+
+/// The path last retired, and what tells of it.
+#[derive(Debug, Default)]
+struct Retired {
+    path: RefCell<PathBuf>,
+    bell: Notify,
 }
 
 impl Server {
@@ -94,13 +112,25 @@ impl Server {
             scratch: scratch(),
             next_session: Rc::new(Cell::new(1)),
             most_sessions: share.clamp(8, MAX_SESSIONS),
+            retired: Rc::default(),
         }
     }
 
-    /// Serves one listener for ever.
+    /// Serves one listener until its path is retired.
     pub async fn run(self, listener: Listener) {
+        let mut retired = false;
         loop {
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                accepted = listener.accept() => accepted,
+                () = std::future::ready(()), if retired => return,
+                () = self.retired.bell.notified() => {
+                    // Those who had found it before are served.
+                    retired = listener.is_at(&self.retired.path.borrow());
+                    continue;
+                }
+            };
+            match accepted {
                 Ok((transport, theirs)) => self.admit(transport, theirs),
                 Err(error) => {
                     debug!(%error, "accept");
@@ -111,6 +141,13 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Ends the tasks whose listeners were bound to `path`, which leads to
+    /// them no more.
+    pub fn retire(&self, path: &Path) {
+        path.clone_into(&mut self.retired.path.borrow_mut());
+        self.retired.bell.notify_waiters();
     }
 
     fn admit(&self, transport: Transport, theirs: Option<SocketAddr>) {
@@ -141,7 +178,7 @@ impl Server {
             tcp = peer.tcp,
             "caller"
         );
-        let end = self.budget.open(id);
+        let end = self.budget.open(id, Instant::now());
         let connection = Connection::new(
             id,
             transport,

@@ -121,7 +121,7 @@ pub const MAX_CLAIMS: usize = 256;
 /// Subscriptions of one session.
 pub const MAX_SUBSCRIPTIONS_PER_SESSION: usize = 1024;
 
-/// All sessions' unread input and unsent output together; when it is spent the largest session is closed.
+/// All sessions' unread input and unsent output together; when it is spent one is closed, a large or idle one.
 pub const SESSION_BUDGET_BYTES: usize = 64 << 20;
 
 /// How long a writer waits for a consumer that stopped acknowledging before `auto` lets the oldest output go.

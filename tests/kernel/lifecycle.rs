@@ -4,7 +4,6 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -12,9 +11,6 @@ use serde_json::json;
 use crate::harness::{
     Classic, Kernel, Scratch, binary, free_port, private_command, procfs, wait_for, wait_until,
 };
-
-/// Long enough for something to happen that should not.
-const A_WHILE: Duration = Duration::from_millis(400);
 
 fn pid(value: &serde_json::Value) -> i32 {
     i32::try_from(value.as_i64().expect("a pid is a number")).expect("a pid fits")
@@ -220,7 +216,7 @@ fn a_busy_kernel_announces_and_stays_and_the_second_signal_leaves_the_workers() 
     let keeper = kernel.keeper();
     procfs::signal(keeper, Signal::SIGTERM);
     assert_eq!(manager.push_of("shutdown")["signal"], 15);
-    std::thread::sleep(A_WHILE);
+    // It has dealt with the signal, and serves.
     manager.ok("status", json!({}));
     procfs::signal(keeper, Signal::SIGTERM);
     assert_eq!(kernel.wait_exit(), Some(0));
@@ -235,7 +231,12 @@ fn a_hangup_is_ignored() {
     for key in ["pid", "keeper"] {
         procfs::signal(pid(&before[key]), Signal::SIGHUP);
     }
-    std::thread::sleep(A_WHILE);
+    for key in ["pid", "keeper"] {
+        wait_until("the signal has arrived", || {
+            let pending = procfs::status_line(pid(&before[key]), "ShdPnd");
+            pending.is_none_or(|mask| mask.chars().all(|digit| digit == '0'))
+        });
+    }
     let after = kernel.status();
     assert_eq!(before["incarnation"], after["incarnation"]);
     assert_eq!(before["pid"], after["pid"]);
@@ -282,12 +283,26 @@ fn it_starts_with_closed_descriptors_blocked_signals_and_no_tty() {
 
 #[test]
 fn the_socket_comes_back_when_its_folder_was_cleaned_away() {
-    let kernel = Kernel::start();
+    let mut kernel = Kernel::start();
+    let (keeper, serving) = (kernel.keeper(), kernel.pid());
     let mut session = kernel.json();
+    let before = (
+        procfs::open_descriptors(keeper),
+        procfs::open_descriptors(serving),
+    );
     fs::remove_dir_all(kernel.runtime_dir()).unwrap();
     wait_for("the unix socket is there again", || {
         session.ok("status", json!({}));
         crate::harness::Json::unix(&kernel.socket_path()).ok()
+    });
+    // The listener nobody finds any more is gone on both sides.
+    wait_until("no more descriptors are open than before", || {
+        session.ok("status", json!({}));
+        let now = (
+            procfs::open_descriptors(keeper),
+            procfs::open_descriptors(serving),
+        );
+        now.0 <= before.0 && now.1 <= before.1
     });
 }
 

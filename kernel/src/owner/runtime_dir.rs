@@ -1,11 +1,11 @@
 //! Keeps the private socket's path alive: something may clean the runtime
 //! directory up under a daemon that runs for months.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::SockType;
+use nix::sys::socket::{SockType, UnixAddr, getsockname};
 use tracing::{info, warn};
 
 use super::{Deadline, Owner};
@@ -67,10 +67,32 @@ impl Owner {
         let listener = Listener::new(copy, false).map_err(|error| error.to_string())?;
         let kept = self.keep(&[(Key::new(Kind::CONTROL, id), fd.as_fd())]);
         self.check_keeper(kept);
+        self.retire_listener(path);
         self.fixed.controls.push((id, fd));
         if let Some(server) = self.server.clone() {
             tokio::task::spawn_local(server.run(listener));
         }
         Ok(())
     }
+
+    /// Lets go of the listener nobody finds any more.
+    fn retire_listener(&mut self, path: &Path) {
+        let controls = std::mem::take(&mut self.fixed.controls);
+        let (old, others): (Vec<_>, Vec<_>) =
+            controls.into_iter().partition(|(_, fd)| is_at(fd, path));
+        self.fixed.controls = others;
+        let keys: Vec<Key> = old
+            .iter()
+            .map(|(id, _)| Key::new(Kind::CONTROL, *id))
+            .collect();
+        self.unkeep(&keys);
+        if let Some(server) = &self.server {
+            server.retire(path);
+        }
+    }
+}
+
+/// Whether a socket was bound to `path`, whatever is there now.
+fn is_at(socket: &OwnedFd, path: &Path) -> bool {
+    getsockname::<UnixAddr>(socket.as_raw_fd()).is_ok_and(|address| address.path() == Some(path))
 }

@@ -185,6 +185,7 @@ impl Owner {
     /// Takes a process off the list and closes all it had.
     pub(crate) fn forget(&mut self, serial: u64) {
         self.announce(serial, EventType::Removed);
+        self.look_for_stall(serial, None);
         let Some(mut live) = self.live.remove(&serial) else {
             return;
         };
@@ -374,9 +375,23 @@ impl Owner {
             Waits::Until(deadline) if reel.is_full() => {
                 live.full_since = Some(now);
                 self.pause(serial);
-                self.deadlines.insert((deadline, Deadline::Stall(serial)));
+                self.look_for_stall(serial, Some(deadline));
             }
             Waits::No | Waits::ForEver | Waits::Until(_) => {}
+        }
+    }
+
+    /// Sets when a full reel's consumer is looked after, or that it need not
+    /// be any more: there is one such deadline a process.
+    pub(super) fn look_for_stall(&mut self, serial: u64, at: Option<Instant>) {
+        let Some(live) = self.live.get_mut(&serial) else {
+            return;
+        };
+        if let Some(before) = std::mem::replace(&mut live.stall_at, at) {
+            self.deadlines.remove(&(before, Deadline::Stall(serial)));
+        }
+        if let Some(at) = at {
+            self.deadlines.insert((at, Deadline::Stall(serial)));
         }
     }
 
@@ -391,7 +406,7 @@ impl Owner {
             return;
         }
         if let Waits::Until(deadline) = live.waits_until(overflow, now) {
-            self.deadlines.insert((deadline, Deadline::Stall(serial)));
+            self.look_for_stall(serial, Some(deadline));
             return;
         }
         live.stalled = live.consumer.is_some();

@@ -614,6 +614,10 @@ impl Owner {
         }
         live.paused = false;
         live.full_since = None;
+        self.look_for_stall(serial, None);
+        let Some(live) = self.live.get(&serial) else {
+            return;
+        };
         for stream in [Stream::Out, Stream::Err] {
             if let Some(pipe) = live.pipe(stream)
                 && let Err(errno) = self

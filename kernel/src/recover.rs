@@ -236,14 +236,17 @@ fn recover_process(row: &ProcessRow, fetched: &mut Fetched, now: u64) -> Option<
     let limit = row.make.reel_bytes.map_or(REEL_BYTES, |size| size.0);
     let out = fetched.take(Kind::OUT, serial);
     let err = fetched.take(Kind::ERR, serial);
-    let reel = fetched
-        .take(Kind::REEL, serial)
-        .filter(|_| !row.removing)
-        .and_then(|file| {
+    // One that was given up is a stranger, should the keeper still have it:
+    // whoever gave it up may have been killed before it said so.
+    let reel = if row.removing {
+        None
+    } else {
+        fetched.take(Kind::REEL, serial).and_then(|file| {
             Reel::recover(file, limit, now)
                 .inspect_err(|errno| tracing::error!(serial, %errno, "a reel cannot be read"))
                 .ok()
-        });
+        })
+    };
     let mut live = Live::new(pidfd, out, err, reel);
     // A stream that was captured and has no pipe any more is at its end.
     let captured = limit > 0;
@@ -266,4 +269,37 @@ fn pid_of(pidfd: &OwnedFd) -> Option<u32> {
         .trim()
         .parse()
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use papa_protocol::json::request::ProcessMake;
+    use papa_protocol::name::Name;
+
+    use super::*;
+
+    #[test]
+    fn a_reel_that_was_given_up_is_left_among_the_strangers() {
+        let mut row = ProcessRow {
+            serial: 7,
+            make: ProcessMake::new(Name::new("p").unwrap(), vec!["/bin/true".into()]),
+            uid: None,
+            gid: None,
+            started_us: 1,
+            pid: 1,
+            exit: None,
+            exit_known: false,
+            removing: false,
+        };
+        let key = Key::new(Kind::REEL, row.serial);
+        for removing in [false, true] {
+            row.removing = removing;
+            let reel = Reel::create(1000).unwrap();
+            let file = reel.file().try_clone().unwrap();
+            let mut fetched = Fetched(HashMap::from([(key, file)]));
+            let (live, _) = recover_process(&row, &mut fetched, 1).unwrap();
+            assert_eq!(live.reel.is_none(), removing);
+            assert_eq!(fetched.0.contains_key(&key), removing);
+        }
+    }
 }

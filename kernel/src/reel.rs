@@ -22,7 +22,7 @@ use papa_protocol::failpoint;
 use papa_protocol::record::{Record, Stream};
 
 use crate::sys::memfd;
-use crate::sys::process::{Readiness, readiness};
+use crate::sys::process::{Readiness, readiness, waiting_bytes};
 
 /// File offset of position 0.
 pub const DATA_OFFSET: u64 = 1 << 20;
@@ -251,7 +251,10 @@ impl Reel {
     }
 
     fn copy(&self, pipe: impl AsFd, offset: u64, most: usize) -> Result<usize, Errno> {
-        let mut buffer = vec![0u8; most.min(64 * 1024)];
+        let there = waiting_bytes(pipe.as_fd())?.clamp(1, 64 * 1024);
+        let mut buffer = vec![0u8; most.min(there)];
+        // What is read is gone from the pipe, so there is room for it before.
+        memfd::reserve(&self.file, offset, buffer.len() as u64)?;
         let length = nix::unistd::read(pipe.as_fd(), &mut buffer)?;
         if let Err(errno) = memfd::write_at(&self.file, &buffer[..length], offset) {
             // The size is the commit: half a write must not count.
@@ -540,6 +543,29 @@ mod tests {
         assert_eq!(all(&again), b"onetwo");
         let streams: Vec<_> = again.records_from(0).map(|r| (r.end, r.stream)).collect();
         assert_eq!(streams, [(3, Stream::Err), (6, Stream::Err)]);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_stays_in_the_pipe_where_bytes_are_copied() {
+        use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        let (read, write) = pipe();
+        let file = memfd_create(c"test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        memfd::set_size(&file, DATA_OFFSET + 3).unwrap();
+        // Behind these three bytes nothing more can be had.
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW)).unwrap();
+        let mut reel = Reel::empty(file, 1000);
+        reel.copying = true;
+        nix::unistd::write(&write, b"one").unwrap();
+        let taken = reel.capture(&read, Stream::Out, 1 << 20, 5);
+        assert_eq!(taken, Ok(Capture::Bytes(3)));
+        nix::unistd::write(&write, b"two").unwrap();
+        let refused = reel.capture(&read, Stream::Out, 1 << 20, 6);
+        assert_eq!(refused, Err(Errno::EPERM));
+        let mut buffer = [0u8; 10];
+        assert_eq!(nix::unistd::read(&read, &mut buffer), Ok(3));
+        assert_eq!(&buffer[..3], b"two");
+        assert_eq!(all(&reel), b"one");
     }
 
     #[test]

@@ -121,6 +121,16 @@ pub fn append_at(
     Ok(filled)
 }
 
+/// Has memory ready for `length` bytes at `offset`, leaving the size alone.
+///
+/// # Errors
+/// The errno of `fallocate(2)`: `ENOSPC` or `ENOMEM` without it.
+pub fn reserve(file: impl AsFd, offset: u64, length: u64) -> Result<(), Errno> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EFBIG)?;
+    let length = i64::try_from(length).map_err(|_| Errno::EFBIG)?;
+    fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, length)
+}
+
 /// Gives the pages between `start` and `end` back, leaving the size alone.
 ///
 /// # Errors

@@ -316,6 +316,21 @@ pub fn readiness(pipe: BorrowedFd<'_>) -> Readiness {
     }
 }
 
+nix::ioctl_read_bad!(fionread, libc::FIONREAD, libc::c_int);
+
+/// Bytes in `pipe` now.
+///
+/// # Errors
+/// The errno of `ioctl(2)`, `FIONREAD`.
+pub fn waiting_bytes(pipe: BorrowedFd<'_>) -> Result<usize, Errno> {
+    use std::os::fd::AsRawFd;
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is open as long as it is borrowed, and the system
+    // writes one int to where it is told to.
+    unsafe { fionread(pipe.as_raw_fd(), &raw mut count) }?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
 /// Whether nothing is in `pipe` now (end of file is not nothing).
 #[must_use]
 pub fn is_empty(pipe: BorrowedFd<'_>) -> bool {

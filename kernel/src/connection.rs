@@ -4,7 +4,10 @@
 //! for its answer before the next is read. A caller that has said all it will
 //! say (half closed) still gets its answers. A first line that is HTTP or
 //! holds control bytes ends the session before anything runs: a web page can
-//! post text to this machine.
+//! post text to this machine. A connection can be stopped between two lines,
+//! written down, and gone on with by another program.
+
+mod freeze;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -27,8 +30,10 @@ use tokio::sync::{Notify, mpsc};
 use crate::budget::Budget;
 use crate::live::SessionId;
 use crate::owner::Event;
-use crate::owner::session::{Expect, Incoming, Outgoing, Peer};
+use crate::owner::session::{Expect, Incoming, Order, Outgoing, Peer};
 use crate::sys::message;
+
+pub use self::freeze::Frozen;
 
 /// Bytes asked for per read.
 const READ_BYTES: usize = 64 * 1024;
@@ -116,6 +121,12 @@ struct Writing {
     batch: bool,
 }
 
+/// Why a connection's task ends.
+enum Ending {
+    Over,
+    Frozen,
+}
+
 /// What the connection does with the next line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -180,35 +191,61 @@ impl Connection {
         }
     }
 
-    /// Serves the connection until it ends.
-    pub async fn run(mut self, peer: Peer, end: Rc<Notify>) {
-        let (outbox, mut inbox) = mpsc::unbounded_channel();
-        let connected = Incoming::Connected { peer, outbox };
-        if self.events.send((self.id, connected)).await.is_ok() {
-            self.queue(Outgoing {
-                pieces: vec![Bytes::from_static(classic::BANNER.as_bytes())],
-                descriptor: None,
-                next: None,
-                batch: false,
-            });
-            tokio::select! {
-                // A transport that fails has nobody left to tell.
-                _ = self.serve(&mut inbox) => {}
-                () = end.notified() => {}
-            }
-            let _ = self.events.send((self.id, Incoming::Gone)).await;
-        }
-        self.budget.close(self.id);
+    /// Its session's number.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.id
     }
 
-    async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Outgoing>) -> io::Result<()> {
+    /// Serves the connection until it ends or is stopped.
+    pub async fn run(mut self, peer: Peer, end: Rc<Notify>) {
+        let (outbox, inbox) = mpsc::unbounded_channel();
+        let connected = Incoming::Connected { peer, outbox };
+        if self.events.send((self.id, connected)).await.is_err() {
+            return self.budget.close(self.id);
+        }
+        self.queue(Outgoing {
+            pieces: vec![Bytes::from_static(classic::BANNER.as_bytes())],
+            descriptor: None,
+            next: None,
+            batch: false,
+        });
+        self.go_on(inbox, end).await;
+    }
+
+    /// Serves a connection the owner knows already until it ends or is
+    /// stopped.
+    pub async fn go_on(mut self, mut inbox: mpsc::UnboundedReceiver<Order>, end: Rc<Notify>) {
+        let ending = tokio::select! {
+            // A transport that fails has nobody left to tell.
+            ending = self.serve(&mut inbox) => ending.unwrap_or(Ending::Over),
+            () = end.notified() => Ending::Over,
+        };
+        let (id, events) = (self.id, self.events.clone());
+        self.budget.close(id);
+        let last = match ending {
+            Ending::Over => Incoming::Gone,
+            Ending::Frozen => Incoming::Frozen(Box::new(Frozen {
+                connection: self,
+                inbox,
+            })),
+        };
+        let _ = events.send((id, last)).await;
+    }
+
+    async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Order>) -> io::Result<Ending> {
+        // Whether to stop, and even unanswered.
+        let mut freeze = None;
         loop {
-            while self.take_line().await? {}
+            while freeze.is_none() && self.take_line().await? {}
             let held = self.input.len() + self.output_bytes;
             let moved = std::mem::take(&mut self.moved);
             self.budget.report(self.id, held, moved, Instant::now());
             if self.is_over() {
-                return Ok(());
+                return Ok(Ending::Over);
+            }
+            if freeze.is_some_and(|unanswered| unanswered || self.state != State::Waiting) {
+                return Ok(Ending::Frozen);
             }
             let mut interest = None;
             if self.wants_input() {
@@ -220,9 +257,10 @@ impl Connection {
             }
             tokio::select! {
                 biased;
-                outgoing = inbox.recv() => match outgoing {
-                    Some(outgoing) => self.queue(outgoing),
-                    None => return Ok(()),
+                order = inbox.recv() => match order {
+                    Some(Order::Write(outgoing)) => self.queue(outgoing),
+                    Some(Order::Freeze { unanswered }) => freeze = Some(unanswered),
+                    None => return Ok(Ending::Over),
                 },
                 ready = ready(&self.transport, interest) => {
                     ready?;

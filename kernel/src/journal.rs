@@ -100,18 +100,8 @@ impl Journal {
     /// # Errors
     /// [`JournalError::NotAJournal`], or what the system said.
     pub fn replay(file: OwnedFd) -> Result<Replay, JournalError> {
-        let mut header = [0u8; 64];
-        memfd::read_at(&file, &mut header, 0)?;
-        let word = |offset: u64| {
-            let at = usize::try_from(offset).unwrap_or(0);
-            let mut bytes = [0u8; 8];
-            bytes.copy_from_slice(&header[at..at + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        let size = memfd::size(&file)?;
-        if word(0) != MAGIC || word(START) < FIRST || word(START) > size {
-            return Err(JournalError::NotAJournal);
-        }
+        let header = read_header(&file)?;
+        let word = |offset| header_word(&header, offset);
         let start = word(START);
         let (attempt, mut deaths, skipped) = (word(ATTEMPT), word(DEATHS), word(SKIPPED));
         let mut poison = None;
@@ -141,6 +131,16 @@ impl Journal {
             poison,
             skipped,
         })
+    }
+
+    /// Looks at the records without being the one that recovers: nothing is
+    /// marked, nothing cut off. The journal may grow meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::replay`].
+    pub fn scan(file: OwnedFd) -> Result<Scan, JournalError> {
+        let at = header_word(&read_header(&file)?, START);
+        Ok(Scan { file, at })
     }
 
     /// Appends a record; when this returns, the record survives this process.
@@ -243,32 +243,18 @@ impl Replay {
             let file = &self.journal.file;
             // Until the next record is handed out, nothing is to blame.
             set_word(file, ATTEMPT, 0)?;
-            let mut prefix = [0u8; PREFIX];
-            if memfd::read_at(file, &mut prefix, self.at)? < PREFIX {
+            let Some(found) = read_record(file, self.at)? else {
                 return Ok(None);
-            }
-            let [a, b, c, d, e, f, g, h] = prefix;
-            let word = u32::from_le_bytes([a, b, c, d]);
-            let length = (word & !LEFT_OUT) as usize;
-            let checksum = u32::from_le_bytes([e, f, g, h]);
-            if length == 0 || length > MAX_RECORD_BYTES {
-                return Ok(None);
-            }
-            let mut text = vec![0; length];
-            if memfd::read_at(file, &mut text, self.at + PREFIX as u64)? < length
-                || crc32fast::hash(&text) != checksum
-            {
-                return Ok(None);
-            }
+            };
             let here = self.at;
-            self.at += (PREFIX + length) as u64;
-            if word & LEFT_OUT != 0 {
+            self.at += found.bytes();
+            if found.word & LEFT_OUT != 0 {
                 continue;
             }
             if self.poison == Some(here) {
                 // Marked, not only passed over: of two such records each
                 // would else be tried again after the other.
-                memfd::write_at(file, &(word | LEFT_OUT).to_le_bytes(), here)?;
+                memfd::write_at(file, &(found.word | LEFT_OUT).to_le_bytes(), here)?;
                 self.poison = None;
                 self.skipped = self.skipped.saturating_add(1);
                 set_word(file, SKIPPED, self.skipped)?;
@@ -276,7 +262,7 @@ impl Replay {
                 continue;
             }
             set_word(file, ATTEMPT, here)?;
-            return Ok(Some(text));
+            return Ok(Some(found.text));
         }
     }
 
@@ -293,6 +279,84 @@ impl Replay {
         set_word(&journal.file, DEATHS, 0)?;
         Ok(journal)
     }
+}
+
+/// A look at a journal that another process may be writing.
+#[derive(Debug)]
+pub struct Scan {
+    file: OwnedFd,
+    at: u64,
+}
+
+impl Scan {
+    /// The next record's text.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn next_record(&mut self) -> Result<Option<Vec<u8>>, JournalError> {
+        loop {
+            let Some(found) = read_record(&self.file, self.at)? else {
+                return Ok(None);
+            };
+            self.at += found.bytes();
+            if found.word & LEFT_OUT == 0 {
+                return Ok(Some(found.text));
+            }
+        }
+    }
+}
+
+/// A whole record with a good checksum.
+struct Found {
+    /// Its length and mark, as stored.
+    word: u32,
+    text: Vec<u8>,
+}
+
+impl Found {
+    fn bytes(&self) -> u64 {
+        (PREFIX + self.text.len()) as u64
+    }
+}
+
+fn read_record(file: &OwnedFd, at: u64) -> Result<Option<Found>, Errno> {
+    let mut prefix = [0u8; PREFIX];
+    if memfd::read_at(file, &mut prefix, at)? < PREFIX {
+        return Ok(None);
+    }
+    let [a, b, c, d, e, f, g, h] = prefix;
+    let word = u32::from_le_bytes([a, b, c, d]);
+    let length = (word & !LEFT_OUT) as usize;
+    let checksum = u32::from_le_bytes([e, f, g, h]);
+    if length == 0 || length > MAX_RECORD_BYTES {
+        return Ok(None);
+    }
+    let mut text = vec![0; length];
+    if memfd::read_at(file, &mut text, at + PREFIX as u64)? < length
+        || crc32fast::hash(&text) != checksum
+    {
+        return Ok(None);
+    }
+    Ok(Some(Found { word, text }))
+}
+
+type Header = [u8; 64];
+
+fn read_header(file: &OwnedFd) -> Result<Header, JournalError> {
+    let mut header = [0u8; 64];
+    memfd::read_at(file, &mut header, 0)?;
+    let start = header_word(&header, START);
+    if header_word(&header, 0) != MAGIC || start < FIRST || start > memfd::size(file)? {
+        return Err(JournalError::NotAJournal);
+    }
+    Ok(header)
+}
+
+fn header_word(header: &Header, offset: u64) -> u64 {
+    let at = usize::try_from(offset).unwrap_or(0);
+    let mut bytes = [0u8; 8];
+    bytes.copy_from_slice(&header[at..at + 8]);
+    u64::from_le_bytes(bytes)
 }
 
 fn set_word(file: impl AsFd, offset: u64, word: u64) -> Result<(), Errno> {
@@ -449,6 +513,27 @@ mod tests {
         assert!(!journal.wants_compaction());
         journal.append(&"x".repeat(901 * 1024)).unwrap();
         assert!(journal.wants_compaction());
+    }
+
+    #[test]
+    fn a_look_changes_nothing() {
+        let file = Journal::create().unwrap();
+        let (_, mut journal) = read_all(&file);
+        journal.append(&"one").unwrap();
+        // A cut record, and an attempt under way.
+        memfd::write_at(&file, &[9, 0, 0], journal.end).unwrap();
+        set_word(&file, ATTEMPT, 1).unwrap();
+        let bytes = || {
+            let mut bytes = vec![0; 8192];
+            let length = memfd::read_at(&file, &mut bytes, 0).unwrap();
+            bytes.truncate(length);
+            bytes
+        };
+        let before = bytes();
+        let mut scan = Journal::scan(file.try_clone().unwrap()).unwrap();
+        assert_eq!(scan.next_record().unwrap().unwrap(), b"\"one\"");
+        assert_eq!(scan.next_record().unwrap(), None);
+        assert_eq!(bytes(), before);
     }
 
     #[test]

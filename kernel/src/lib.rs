@@ -16,12 +16,15 @@
 //! | `live.rs`, `reel.rs` | a process's descriptors and its output |
 //! | `takeover.rs` | changing the program or the role |
 //! | `patience.rs` | shortens for tests how long others are waited for |
+//! | `check.rs`, `handover.rs` | a new program's dry run, and how it finds the client sessions |
 //! | `sys/` | the system, and the only `unsafe` |
 
 pub mod budget;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod handover;
 pub mod journal;
 pub mod keeper;
 pub mod launcher;

@@ -1,8 +1,9 @@
 //! `papa`: arguments to a role, a role to an exit code.
 //!
-//! The program has three roles: the launcher a person starts, the keeper it
-//! becomes, and the kernel the keeper starts. The last two are told by the
-//! first argument and find what they need at descriptor 3.
+//! The program has four roles: the launcher a person starts, the keeper it
+//! becomes, the kernel the keeper starts, and the dry run a kernel starts
+//! before it becomes another program. All but the launcher are told by the
+//! first argument; keeper and kernel find what they need at descriptor 3.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use clap::Parser;
 use papa_kernel::cli::Args;
 use papa_kernel::keeper::{self, KERNEL_TITLE, TITLE};
 use papa_kernel::sys::process::{settle, take_inherited};
-use papa_kernel::{launcher, run};
+use papa_kernel::{check, launcher, run};
 use papa_protocol::failpoint;
 
 /// Exit code for a failure.
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
     } else if role == KERNEL_TITLE {
         failpoint::start("kernel", stop_self);
         serve()
+    } else if role == check::TITLE {
+        look()
     } else {
         match launcher::launch(Args::parse()) {
             Ok(never) => match never {},
@@ -64,6 +67,23 @@ fn keep() -> u8 {
         complain(format_args!("keeper: {errno}"));
         FAILED
     })
+}
+
+fn look() -> u8 {
+    let list = std::env::args()
+        .skip(1)
+        .skip_while(|argument| argument == check::ARGUMENT)
+        .find_map(|number| take_inherited(number.parse().ok()?).ok());
+    match list
+        .ok_or_else(|| anyhow::anyhow!("started by hand?"))
+        .and_then(|list| check::run(&list))
+    {
+        Ok(()) => 0,
+        Err(error) => {
+            complain(format_args!("dry run: {error:#}"));
+            FAILED
+        }
+    }
 }
 
 fn serve() -> u8 {

@@ -19,6 +19,7 @@ use crate::journal::{Journal, JournalError};
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Key, Kind};
 use crate::live::Live;
+use crate::owner::resume::Resumption;
 use crate::owner::{Fixed, Parts, now_us};
 use crate::reel::Reel;
 use crate::sys::process;
@@ -56,7 +57,7 @@ impl Fetched {
 /// The keeper, the journal or the system is not as it must be; the keeper
 /// then tries again.
 pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
-    let kept = link.fetch_all().map_err(RecoverError::Fetch)?;
+    let (kept, verdict) = link.fetch_all().map_err(RecoverError::Fetch)?;
     failpoint::reach("recover.fetched");
     let mut fetched = Fetched(
         kept.into_iter()
@@ -161,11 +162,18 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
     }
     let mut controls = Vec::new();
     let mut strangers = Vec::new();
+    let mut resumption = Resumption {
+        verdict,
+        ..Resumption::default()
+    };
     for (key, fd) in fetched.0 {
-        if key.kind == Kind::CONTROL {
-            controls.push((key.id, fd));
-        } else {
-            strangers.push(key);
+        match key.kind {
+            Kind::CONTROL => controls.push((key.id, fd)),
+            Kind::HANDOVER => resumption.file = Some(fd),
+            Kind::SESSION => {
+                resumption.descriptors.insert(key.id, fd);
+            }
+            _ => strangers.push(key),
         }
     }
     controls.sort_by_key(|(id, _)| *id);
@@ -214,6 +222,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         live,
         socket_fds,
         held_fds,
+        resumption,
     })
 }
 

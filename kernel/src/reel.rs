@@ -187,6 +187,20 @@ impl Reel {
         Ok(reel)
     }
 
+    /// Looks whether `file` is a reel this version reads, changing nothing.
+    ///
+    /// # Errors
+    /// `EBADMSG` for anything else.
+    pub fn check(file: &OwnedFd) -> Result<(), Errno> {
+        let mut magic = [0u8; 8];
+        memfd::read_at(file, &mut magic, MAGIC_AT)?;
+        // Of a process that has written nothing yet it is empty.
+        match u64::from_le_bytes(magic) {
+            0 | MAGIC => Ok(()),
+            _ => Err(Errno::EBADMSG),
+        }
+    }
+
     /// Takes what is in `pipe`, at most `most` bytes and `MAX_SPLICE`.
     ///
     /// # Errors

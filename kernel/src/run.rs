@@ -46,7 +46,8 @@ pub fn kernel(first: OwnedFd) -> Error {
     start().unwrap_or_else(|error| error)
 }
 
-async fn serve(parts: crate::owner::Parts) -> Error {
+async fn serve(mut parts: crate::owner::Parts) -> Error {
+    let resumption = std::mem::take(&mut parts.resumption);
     let start = || -> anyhow::Result<(Owner, Vec<Listener>)> {
         let owner = Owner::new(parts).context("watch what there is")?;
         let mut listeners = Vec::new();
@@ -64,11 +65,17 @@ async fn serve(parts: crate::owner::Parts) -> Error {
     let (events, inbox) = mpsc::channel(EVENT_QUEUE);
     let server = Server::new(events, Rc::clone(&owner.budget));
     for listener in listeners {
-        tokio::task::spawn_local(server.clone().run(listener));
+        server.serve(listener);
     }
     failpoint::reach("recover.serving");
     let told = owner.link.tell(&ToKeeper::Serving);
     owner.check_keeper(told);
+    // From now on the one to start is the one that runs; until now it was the
+    // one that had served before.
+    if let Ok(program) = process::own_binary() {
+        owner.fixed.binary = program;
+    }
+    owner.resume_sessions(&server, resumption);
     owner.config.update_pid_file(owner.keeper_pid);
     tracing::info!(
         port = owner.config.port,

@@ -17,13 +17,15 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use papa_protocol::limits::MAX_SESSIONS;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
 use crate::budget::Budget;
-use crate::connection::{Connection, Scratch, Transport, scratch};
+use crate::connection::{Connection, Frozen, Scratch, Transport, scratch};
+use crate::handover::ConnectionRecord;
 use crate::live::SessionId;
 use crate::owner::Event;
-use crate::owner::session::Peer;
+use crate::owner::session::{Order, Peer};
 use crate::sys::diag::tcp_holder;
 use crate::sys::process::descriptor_limit;
 
@@ -92,6 +94,8 @@ pub struct Server {
     next_session: Rc<Cell<SessionId>>,
     most_sessions: usize,
     retired: Rc<Retired>,
+    /// The tasks that accept.
+    accepting: Rc<RefCell<Vec<AbortHandle>>>,
 }
 
 /// The path last retired, and what tells of it.
@@ -113,11 +117,70 @@ impl Server {
             next_session: Rc::new(Cell::new(1)),
             most_sessions: share.clamp(8, MAX_SESSIONS),
             retired: Rc::default(),
+            accepting: Rc::default(),
         }
     }
 
+    /// Starts to accept from a listener.
+    pub fn serve(&self, listener: Listener) {
+        let task = tokio::task::spawn_local(self.clone().run(listener));
+        self.accepting.borrow_mut().push(task.abort_handle());
+    }
+
+    /// Accepts nobody any more; callers wait with the system.
+    pub fn pause(&self) {
+        for task in self.accepting.borrow_mut().drain(..) {
+            task.abort();
+        }
+    }
+
+    /// Where connections report.
+    #[must_use]
+    pub fn events(&self) -> mpsc::Sender<Event> {
+        self.events.clone()
+    }
+
+    /// Goes on with a connection that was stopped in this program.
+    pub fn thaw(&self, frozen: Frozen) {
+        let end = self.budget.open(frozen.connection.id(), Instant::now());
+        tokio::task::spawn_local(frozen.connection.go_on(frozen.inbox, end));
+    }
+
+    /// Goes on with a connection that was stopped in the program before;
+    /// returns where to send what it shall do.
+    ///
+    /// # Errors
+    /// The runtime refuses the socket.
+    pub fn resume(
+        &self,
+        id: SessionId,
+        socket: OwnedFd,
+        tcp: bool,
+        record: ConnectionRecord,
+        take: impl FnMut(u64) -> Option<OwnedFd>,
+    ) -> io::Result<mpsc::UnboundedSender<Order>> {
+        self.next_session.set(self.next_session.get().max(id + 1));
+        let transport = Transport::new(socket, tcp)?;
+        let end = self.budget.open(id, Instant::now());
+        let mut connection = self.connection(id, transport);
+        connection.restore(record, take);
+        let (outbox, inbox) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(connection.go_on(inbox, end));
+        Ok(outbox)
+    }
+
+    fn connection(&self, id: SessionId, transport: Transport) -> Connection {
+        Connection::new(
+            id,
+            transport,
+            self.events.clone(),
+            Rc::clone(&self.budget),
+            Rc::clone(&self.scratch),
+        )
+    }
+
     /// Serves one listener until its path is retired.
-    pub async fn run(self, listener: Listener) {
+    async fn run(self, listener: Listener) {
         let mut retired = false;
         loop {
             let accepted = tokio::select! {
@@ -179,13 +242,7 @@ impl Server {
             "caller"
         );
         let end = self.budget.open(id, Instant::now());
-        let connection = Connection::new(
-            id,
-            transport,
-            self.events.clone(),
-            Rc::clone(&self.budget),
-            Rc::clone(&self.scratch),
-        );
+        let connection = self.connection(id, transport);
         tokio::task::spawn_local(connection.run(peer, end));
     }
 }

@@ -1,5 +1,5 @@
 //! This process changes its program: into the keeper's role when the keeper
-//! has died, or into the same program anew.
+//! has died or is to be replaced, or into another program's kernel.
 //!
 //! Either way nothing is lost: every descriptor goes along, and what exists is
 //! in the journal. The program that was started anew fetches from the keeper
@@ -7,7 +7,7 @@
 //! that moment: then it takes its place.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use nix::errno::Errno;
@@ -19,14 +19,15 @@ use crate::launcher::title;
 use crate::owner::Owner;
 use crate::sys::process;
 
-/// Execs into the keeper's role with every descriptor there is. Children stay
-/// children, since the process stays. Returns only on failure.
-pub fn become_keeper(owner: &Owner) -> Errno {
+/// Execs into the keeper's role with every descriptor there is, and what is
+/// `handed` over beside. Children stay children, since the process stays.
+/// Returns only on failure.
+pub fn become_keeper(owner: &Owner, handed: &[(Key, OwnedFd)]) -> Errno {
     let go = || -> Result<Errno, Errno> {
         // From here on orphans come to us, not to process 1.
         process::set_child_subreaper()?;
         let journal = journal_of(owner)?;
-        let file = hand_over(owner, &journal, None)?;
+        let file = hand_over(owner, &journal, handed, None)?;
         Ok(process::exec(
             owner.fixed.binary.as_fd(),
             file.as_fd(),
@@ -37,9 +38,9 @@ pub fn become_keeper(owner: &Owner) -> Errno {
     go().unwrap_or_else(|errno| errno)
 }
 
-/// Execs the same program anew, with everything and the line to the keeper.
-/// Returns only on failure, everything being as before.
-pub fn exec_again(owner: &Owner) -> Errno {
+/// Execs `program`, with everything, what is `handed` over beside, and the
+/// line to the keeper. Returns only on failure, everything being as before.
+pub fn become_program(owner: &Owner, program: BorrowedFd<'_>, handed: &[(Key, OwnedFd)]) -> Errno {
     let go = || -> Result<Errno, Errno> {
         let journal = journal_of(owner)?;
         // Its own number is where the list arrives.
@@ -48,9 +49,9 @@ pub fn exec_again(owner: &Owner) -> Errno {
             .as_fd()
             .try_clone_to_owned()
             .map_err(|_| Errno::EMFILE)?;
-        let file = hand_over(owner, &journal, Some(&line))?;
+        let file = hand_over(owner, &journal, handed, Some(&line))?;
         let errno = process::exec(
-            owner.fixed.binary.as_fd(),
+            program,
             file.as_fd(),
             &title(keeper::KERNEL_TITLE, &owner.config),
             &process::environment(),
@@ -72,8 +73,14 @@ fn journal_of(owner: &Owner) -> Result<OwnedFd, Errno> {
 }
 
 /// Opens everything there is for the coming exec, and lists it.
-fn hand_over(owner: &Owner, journal: &OwnedFd, line: Option<&OwnedFd>) -> Result<OwnedFd, Errno> {
+fn hand_over(
+    owner: &Owner,
+    journal: &OwnedFd,
+    handed: &[(Key, OwnedFd)],
+    line: Option<&OwnedFd>,
+) -> Result<OwnedFd, Errno> {
     let mut kept = owner.all_descriptors();
+    kept.extend(handed.iter().map(|(key, fd)| (*key, fd)));
     kept.push((Key::new(Kind::JOURNAL, 0), journal));
     let workers = owner
         .table
@@ -116,7 +123,11 @@ impl HandedOver {
             for (_, fd) in &self.kept {
                 process::set_inheritable(fd, true)?;
             }
-            let binary = process::own_binary()?;
+            // The one that has served, not one that was only tried.
+            let binary = match self.kept.iter().find(|(key, _)| *key == keeper::PROGRAM) {
+                Some((_, binary)) => binary.try_clone().map_err(|_| Errno::EMFILE)?,
+                None => process::own_binary()?,
+            };
             let argv: Vec<CString> = std::iter::once(keeper::TITLE.into())
                 .chain(std::env::args_os().skip(1))
                 .filter_map(|word| CString::new(word.into_vec()).ok())

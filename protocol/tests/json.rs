@@ -541,6 +541,11 @@ fn any_op() -> impl Strategy<Value = Op> {
         names().prop_map(|name| Hold { name }.into()),
         Just(Op::from(Status {})),
         Just(Op::from(KernelExit {})),
+        Just(Op::from(KernelUpgrade {
+            binary: Some("/x".into()),
+            keeper: true,
+            ..KernelUpgrade::default()
+        })),
     ]
 }
 

@@ -17,5 +17,6 @@ mod slow_readers;
 mod sockets;
 mod spawn;
 mod stuck;
+mod upgrade;
 mod values;
 mod watching;

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::wire::{Kept, Key, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
+use super::wire::{Kept, Key, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict};
 use crate::sys::message;
 
 /// How long a message to the keeper may wait for room. The keeper does
@@ -66,6 +66,14 @@ impl KeeperLink {
         Ok(())
     }
 
+    /// Says that this process is about to become `program`.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn try_program(&self, program: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.send(&ToKeeper::Try, &[program])
+    }
+
     /// Sends a message without descriptors.
     ///
     /// # Errors
@@ -78,11 +86,12 @@ impl KeeperLink {
         message::send(&self.socket, &message.encode(), fds, MsgFlags::empty()).map(drop)
     }
 
-    /// Fetches every kept descriptor; blocks until all are here.
+    /// Fetches every kept descriptor, and what became of a program that was
+    /// tried before; blocks until all are here.
     ///
     /// # Errors
     /// `EPIPE` when the keeper goes away meanwhile.
-    pub fn fetch_all(&self) -> Result<Kept, Errno> {
+    pub fn fetch_all(&self) -> Result<(Kept, Option<Verdict>), Errno> {
         let mut kept = Vec::new();
         let mut after = None;
         loop {
@@ -97,7 +106,7 @@ impl KeeperLink {
                         kept.extend(keys.into_iter().zip(descriptors));
                         break;
                     }
-                    Some((ToKernel::Fetched, _)) => return Ok(kept),
+                    Some((ToKernel::Fetched(verdict), _)) => return Ok((kept, verdict)),
                     Some((ToKernel::Ping, _)) => self.tell(&ToKeeper::Pong)?,
                     // Exits and signals are sent only to a kernel that serves.
                     Some(_) => {}

@@ -6,29 +6,35 @@
 //! anything about workers. When it dies itself, the kernel execs into this
 //! role with all descriptors and goes on (`takeover.rs`).
 //!
+//! What it hears and says is in `talk.rs`; which program it starts, and what
+//! it does when none of them serves, in `program.rs`.
+//!
 //! Invariant: a descriptor or a registration sent by a kernel that has died
 //! since is received before the next kernel is started.
 //! Source: design "Keeper"; probes `parent.py`, `role.c`, `vk.c`.
 
 pub mod link;
 pub mod manifest;
+pub mod program;
+mod talk;
 pub mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use nix::unistd::{ForkResult, Pid};
 use papa_protocol::failpoint;
 
-use self::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
+use self::program::Program;
+use self::talk::REPLACED_AFTER;
+use self::wire::{Key, Kind};
 use crate::logging::Log;
 use crate::patience::scaled;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, wait_id};
@@ -43,11 +49,6 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
 /// How long the next kernel waits for the last words of a dead one: a child
 /// of it that is still between vfork and exec.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// How long a kernel's line may be closed before its end is known: the two
-/// come together, unless it lives on in another role.
-const REPLACED_AFTER: Duration = Duration::from_secs(1);
-/// How long to wait after a message the system had no room for.
-const SEND_PAUSE: Duration = Duration::from_millis(100);
 /// First and longest delay before another kernel when the last one never got
 /// to serve.
 const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
@@ -73,6 +74,8 @@ struct Kernel {
     ping_due: bool,
     /// Since when its line is closed though it has not ended.
     silent_since: Option<Instant>,
+    /// It was killed because it took too long.
+    late: bool,
 }
 
 struct Keeper {
@@ -95,6 +98,7 @@ struct Keeper {
     exit_code: Option<u8>,
     ready: Option<OwnedFd>,
     arguments: Vec<CString>,
+    program: Program,
 }
 
 /// Runs the keeper until the kernel says to exit; returns the exit code.
@@ -132,6 +136,7 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         exit_code: None,
         ready,
         arguments,
+        program: Program::default(),
     };
     keeper.reap();
     loop {
@@ -171,6 +176,12 @@ impl Keeper {
                 .iter()
                 .map(|(socket, _)| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
         );
+        // Nobody else would answer.
+        let answers = self.is_holding();
+        if answers {
+            let controls = self.kept.range(Key::range(Kind::CONTROL));
+            fds.extend(controls.map(|(_, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        }
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
@@ -190,6 +201,10 @@ impl Keeper {
         self.hear_last_words();
         self.speak();
         self.check_on_kernel();
+        self.take_program_from_operator();
+        if answers {
+            self.answer_callers();
+        }
         // Asked twice to end, and there is no kernel to ask: with nothing kept
         // there is no reason to stay.
         let asked = self
@@ -197,7 +212,7 @@ impl Keeper {
             .iter()
             .filter(|number| **number != SIGUSR2)
             .count();
-        let holds = self.kept.keys().any(|key| !key.kind.is_basic());
+        let holds = self.holds();
         let serves = self.kernel.as_ref().is_some_and(|kernel| kernel.serving);
         if asked >= 2 && !serves && !holds {
             if let Some(kernel) = &self.kernel {
@@ -208,7 +223,7 @@ impl Keeper {
         if self.exit_code.is_none()
             && self.kernel.is_none()
             && self.ended.is_empty()
-            && Instant::now() >= self.start_at
+            && (Instant::now() >= self.start_at || self.program.is_offered())
         {
             self.start_kernel();
         }
@@ -219,7 +234,7 @@ impl Keeper {
         let mut earliest = now + scaled(PING_INTERVAL);
         match &self.kernel {
             Some(kernel) if !kernel.serving => {
-                earliest = earliest.min(kernel.started + scaled(RECOVERY_LIMIT));
+                earliest = earliest.min(kernel.started + self.recovery_limit());
             }
             Some(kernel) => {
                 if let Some(since) = kernel.silent_since {
@@ -308,42 +323,46 @@ impl Keeper {
         if self.exit_code.is_some() {
             return;
         }
+        let how = how(status.outcome);
+        if self.program.is_tried() {
+            self.program.failed(status.outcome, kernel.late);
+            self.start_at = now;
+            say(format_args!(
+                "the program that was tried {how}; going back to the one before"
+            ));
+            return;
+        }
         if kernel.serving {
             self.failures = 0;
             self.start_at = now;
         } else {
             self.failures += 1;
-            let delay = RESTART_DELAY.0 * 2u32.saturating_pow(self.failures.min(16));
-            self.start_at = now + delay.min(RESTART_DELAY.1);
-            let holds = self.kept.keys().any(|key| !key.kind.is_basic());
-            if !self.served && !holds && self.failures >= FIRST_START_TRIES {
-                let how = match status.outcome {
-                    Outcome::Code(code) => format!("exited with code {code}"),
-                    Outcome::Signal { number, .. } => format!("was ended by signal {number}"),
-                };
+            self.program.last_failure.clone_from(&how);
+            self.start_at = now + self.restart_delay();
+            if !self.served && !self.holds() && self.failures >= FIRST_START_TRIES {
                 self.say_ready(&format!("the kernel {how} before it could serve"));
                 self.exit_code = Some(1);
+                return;
             }
         }
-        if self.exit_code.is_none() {
-            say(format_args!(
-                "kernel {} {}; starting another",
-                kernel.pid,
-                match status.outcome {
-                    Outcome::Code(code) => format!("exited with code {code}"),
-                    Outcome::Signal { number, .. } => format!("was ended by signal {number}"),
-                }
-            ));
-        }
+        say(format_args!(
+            "kernel {} {how}; starting another",
+            kernel.pid
+        ));
+        self.say_if_holding();
+    }
+
+    /// Whether there is anything that would be lost with this process.
+    fn holds(&self) -> bool {
+        self.kept.keys().any(|key| !key.kind.is_basic())
     }
 
     fn start_kernel(&mut self) {
         let now = Instant::now();
         let retry = now + RESTART_DELAY.1;
-        let (Ok((ours, theirs)), Some(binary)) = (
-            message::seqpacket_pair(),
-            self.kept.get(&Key::new(Kind::BINARY, 0)),
-        ) else {
+        self.program.take_offer();
+        let program = self.program.tried().or(self.kept.get(&PROGRAM));
+        let (Ok((ours, theirs)), Some(binary)) = (message::seqpacket_pair(), program) else {
             self.start_at = retry;
             return;
         };
@@ -360,6 +379,7 @@ impl Keeper {
                     fetch: None,
                     ping_due: false,
                     silent_since: None,
+                    late: false,
                 });
             }
             Ok(ForkResult::Child) => {
@@ -382,6 +402,7 @@ impl Keeper {
     /// Asks a quiet kernel whether it is there and replaces a stuck one.
     fn check_on_kernel(&mut self) {
         let now = Instant::now();
+        let limit = self.recovery_limit();
         let Some(kernel) = &mut self.kernel else {
             return;
         };
@@ -396,7 +417,7 @@ impl Keeper {
                 .asked
                 .is_some_and(|asked| now >= asked + scaled(KERNEL_STUCK))
         } else {
-            now >= kernel.started + scaled(RECOVERY_LIMIT)
+            now >= kernel.started + limit
         };
         if !late {
             return;
@@ -414,202 +435,15 @@ impl Keeper {
         let _ = nix::sys::signal::kill(kernel.pid, Signal::SIGKILL);
         kernel.asked = Some(now);
         kernel.started = now;
-    }
-
-    // ---- messages ------------------------------------------------------
-
-    fn listen_to_kernel(&mut self) {
-        while let Some(kernel) = &self.kernel {
-            match receive(kernel.socket.as_fd()) {
-                Heard::Message(message, descriptors) => self.obey(message, descriptors, true),
-                Heard::Nothing => return,
-                Heard::End => {
-                    if let Some(kernel) = &mut self.kernel {
-                        kernel.silent_since.get_or_insert_with(Instant::now);
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    /// A kernel that has closed its line and lives has taken this keeper's
-    /// place, thinking it dead. Two keepers would start two kernels on one
-    /// journal, so this one goes.
-    fn is_replaced(&self) -> bool {
-        self.kernel
-            .as_ref()
-            .and_then(|kernel| kernel.silent_since)
-            .is_some_and(|since| since.elapsed() >= REPLACED_AFTER)
-    }
-
-    /// Takes what dead kernels still had to say, until end of file or deadline.
-    fn hear_last_words(&mut self) {
-        let now = Instant::now();
-        let mut open = Vec::new();
-        for (socket, until) in std::mem::take(&mut self.ended) {
-            let end = loop {
-                match receive(socket.as_fd()) {
-                    Heard::Message(message, descriptors) => self.obey(message, descriptors, false),
-                    Heard::Nothing => break false,
-                    Heard::End => break true,
-                }
-            };
-            if end {
-                continue;
-            }
-            if now < until {
-                open.push((socket, until));
-                continue;
-            }
-            // Past the deadline nobody may say any more: a child that has not
-            // registered by now fails to, and never execs.
-            let _ = shutdown(socket.as_raw_fd(), Shutdown::Read);
-            while let Heard::Message(message, descriptors) = receive(socket.as_fd()) {
-                self.obey(message, descriptors, false);
-            }
-        }
-        self.ended.extend(open);
-    }
-
-    fn obey(&mut self, message: ToKeeper, descriptors: Vec<OwnedFd>, live: bool) {
-        match message {
-            ToKeeper::Put(keys) => self.kept.extend(keys.into_iter().zip(descriptors)),
-            ToKeeper::Drop(keys) => {
-                for key in keys {
-                    self.kept.remove(&key);
-                    if key.kind == Kind::PIDFD {
-                        self.exits.remove(&key.id);
-                        if let Some(pid) = self.pids.remove(&key.id)
-                            && self.serials.get(&pid) == Some(&key.id)
-                        {
-                            self.serials.remove(&pid);
-                        }
-                    }
-                }
-            }
-            ToKeeper::Register { serial, pid } => {
-                if let Some(pidfd) = descriptors.into_iter().next() {
-                    self.kept.insert(Key::new(Kind::PIDFD, serial), pidfd);
-                    self.pids.insert(serial, pid);
-                    self.serials.insert(pid, serial);
-                }
-            }
-            ToKeeper::Confirm(serial) => {
-                self.exits.remove(&serial);
-            }
-            ToKeeper::Fetch(after) => {
-                if let (true, Some(kernel)) = (live, &mut self.kernel) {
-                    kernel.fetch = Some(after);
-                    // Whatever was told to an earlier program in that process
-                    // is told again.
-                    if after.is_none() {
-                        for (_, sent) in self.exits.values_mut() {
-                            *sent = false;
-                        }
-                        kernel.serving = false;
-                        kernel.started = Instant::now();
-                        kernel.asked = None;
-                    }
-                }
-            }
-            ToKeeper::Pong => {
-                if let (true, Some(kernel)) = (live, &mut self.kernel) {
-                    kernel.asked = None;
-                }
-            }
-            ToKeeper::Serving => {
-                if let (true, Some(kernel)) = (live, &mut self.kernel) {
-                    kernel.serving = true;
-                    kernel.next_ping = Instant::now() + scaled(PING_INTERVAL);
-                    self.failures = 0;
-                    self.served = true;
-                    if !self.announced {
-                        self.announced = true;
-                        self.say_ready("ready");
-                        link::notify_service_manager();
-                    }
-                }
-            }
-            ToKeeper::Exiting(code) => self.exit_code = Some(code),
-        }
-    }
-
-    fn has_outgoing(&self, kernel: &Kernel) -> bool {
-        if self.mute_until.is_some_and(|until| Instant::now() < until) {
-            return false;
-        }
-        kernel.fetch.is_some()
-            || kernel.ping_due
-            || (kernel.serving
-                && (!self.signals.is_empty() || self.exits.values().any(|(_, sent)| !sent)))
-    }
-
-    /// Sends what is due, as far as the socket has room.
-    fn speak(&mut self) {
-        let Some(kernel) = &mut self.kernel else {
-            return;
-        };
-        let socket = kernel.socket.as_fd();
-        if let Some(after) = kernel.fetch {
-            let range = match after {
-                None => self.kept.range(..),
-                Some(key) => self
-                    .kept
-                    .range((std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded)),
-            };
-            let (keys, fds): (Vec<Key>, Vec<BorrowedFd<'_>>) = range
-                .take(MAX_KEYS)
-                .map(|(key, fd)| (*key, fd.as_fd()))
-                .unzip();
-            let message = if keys.is_empty() {
-                ToKernel::Fetched
-            } else {
-                ToKernel::Entries(keys)
-            };
-            match send(socket, &message, &fds) {
-                Ok(()) => kernel.fetch = None,
-                Err(Errno::EAGAIN) => return,
-                Err(_) => {
-                    self.mute_until = Some(Instant::now() + SEND_PAUSE);
-                    return;
-                }
-            }
-        }
-        if kernel.ping_due && send(socket, &ToKernel::Ping, &[]).is_ok() {
-            kernel.ping_due = false;
-            kernel.asked = Some(Instant::now());
-        }
-        if !kernel.serving {
-            return;
-        }
-        for (serial, (status, sent)) in self.exits.iter_mut().filter(|(_, (_, sent))| !sent) {
-            let message = ToKernel::Exit {
-                serial: *serial,
-                status: *status,
-            };
-            if send(socket, &message, &[]).is_err() {
-                return;
-            }
-            *sent = true;
-            failpoint::reach("exit.passed_on");
-        }
-        while let Some(number) = self.signals.first() {
-            if send(socket, &ToKernel::Signal(*number), &[]).is_err() {
-                return;
-            }
-            self.signals.remove(0);
-        }
-    }
-
-    /// Tells whoever waits for the daemon that it serves, or why it does not.
-    fn say_ready(&mut self, text: &str) {
-        if let Some(ready) = self.ready.take() {
-            // Whoever asked may have gone; then nobody minds.
-            let _ = nix::unistd::write(&ready, text.as_bytes());
-        }
+        kernel.late = true;
     }
 }
+
+/// Where the program every kernel runs is kept.
+pub const PROGRAM: Key = Key {
+    kind: Kind::BINARY,
+    id: 0,
+};
 
 #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
 const SIGUSR2: u8 = (Signal::SIGUSR2 as i32).cast_unsigned() as u8;
@@ -634,45 +468,17 @@ fn environment_for_kernel() -> Vec<CString> {
         .collect()
 }
 
+/// How a kernel ended, for people.
+fn how(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Code(code) => format!("exited with code {code}"),
+        Outcome::Signal { number, .. } => format!("was ended by signal {number}"),
+    }
+}
+
 /// Writes a line to the log.
 fn say(text: std::fmt::Arguments<'_>) {
     let line = format!("papa: keeper: {text}\n");
     // Whatever becomes of it must not matter here.
     let _ = Log.write_all(line.as_bytes());
-}
-
-enum Heard {
-    Message(ToKeeper, Vec<OwnedFd>),
-    Nothing,
-    End,
-}
-
-fn receive(socket: BorrowedFd<'_>) -> Heard {
-    let mut buffer = [0u8; MAX_MESSAGE];
-    loop {
-        match message::receive(socket, &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(got) if got.length == 0 => return Heard::End,
-            Ok(got) => {
-                if let Some(message) = ToKeeper::decode(&buffer[..got.length]) {
-                    return Heard::Message(message, got.descriptors);
-                }
-            }
-            Err(Errno::EAGAIN) => return Heard::Nothing,
-            Err(_) => return Heard::End,
-        }
-    }
-}
-
-fn send(
-    socket: BorrowedFd<'_>,
-    message: &ToKernel,
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<(), Errno> {
-    message::send(
-        socket,
-        &message.encode(),
-        descriptors,
-        MsgFlags::MSG_DONTWAIT,
-    )
-    .map(drop)
 }

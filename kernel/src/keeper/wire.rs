@@ -36,6 +36,10 @@ impl Kind {
     pub const SOCKET: Self = Self(32);
     /// A descriptor held for a client.
     pub const HELD: Self = Self(33);
+    /// How the client sessions stood when the program changed, a memfd.
+    pub const HANDOVER: Self = Self(48);
+    /// A descriptor of a client session in a hand-over; the id is its number there.
+    pub const SESSION: Self = Self(49);
 
     /// Whether every daemon has such a descriptor from its start.
     #[must_use]
@@ -58,6 +62,12 @@ impl Key {
     #[must_use]
     pub fn new(kind: Kind, id: u64) -> Self {
         Self { kind, id }
+    }
+
+    /// All keys of `kind`.
+    #[must_use]
+    pub fn range(kind: Kind) -> std::ops::RangeInclusive<Self> {
+        Self::new(kind, 0)..=Self::new(kind, u64::MAX)
     }
 }
 
@@ -92,6 +102,20 @@ pub enum ToKeeper {
     Serving,
     /// The kernel is about to exit on purpose; exit with this code too.
     Exiting(u8),
+    /// The kernel is about to become the attached program. It is the one to
+    /// start from now on if it serves, and forgotten if it does not.
+    Try,
+    /// That program could not be started at all.
+    Untried,
+}
+
+/// Why a program that was tried is not the one that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It ended before it served.
+    Ended(Outcome),
+    /// It did not serve in time.
+    Late,
 }
 
 /// Keeper to kernel.
@@ -99,8 +123,9 @@ pub enum ToKeeper {
 pub enum ToKernel {
     /// Some of the kept descriptors, attached; ask again after the last one.
     Entries(Vec<Key>),
-    /// There are no more.
-    Fetched,
+    /// There are no more; and what became of a program that was tried and
+    /// did not serve.
+    Fetched(Option<Verdict>),
     /// An adopted worker has ended.
     Exit {
         /// Its serial.
@@ -145,6 +170,30 @@ fn take_keys(bytes: &mut &[u8]) -> Option<Vec<Key>> {
     (keys.len() <= MAX_KEYS).then_some(keys)
 }
 
+/// In the place of an outcome's kind: there was none in time.
+const LATE: u8 = 255;
+
+fn put_outcome(bytes: &mut Vec<u8>, outcome: Outcome) {
+    let (kind, number): (u8, i32) = match outcome {
+        Outcome::Code(code) => (0, code),
+        Outcome::Signal { number, core } => (1 + u8::from(core), number),
+    };
+    bytes.push(kind);
+    bytes.extend(number.to_le_bytes());
+}
+
+fn take_outcome(bytes: &mut &[u8]) -> Option<Outcome> {
+    let [how] = take::<1>(bytes)?;
+    let number = take_i32(bytes)?;
+    Some(match how {
+        0 => Outcome::Code(number),
+        how => Outcome::Signal {
+            number,
+            core: how == 2,
+        },
+    })
+}
+
 impl ToKeeper {
     /// The message's bytes.
     #[must_use]
@@ -175,6 +224,8 @@ impl ToKeeper {
             Self::Pong => bytes.push(6),
             Self::Serving => bytes.push(7),
             Self::Exiting(code) => bytes.extend([8, *code]),
+            Self::Try => bytes.push(9),
+            Self::Untried => bytes.push(10),
         }
         bytes
     }
@@ -196,6 +247,8 @@ impl ToKeeper {
             6 => Self::Pong,
             7 => Self::Serving,
             8 => Self::Exiting(take::<1>(rest)?[0]),
+            9 => Self::Try,
+            10 => Self::Untried,
             _ => return None,
         })
     }
@@ -211,16 +264,18 @@ impl ToKernel {
                 bytes.push(1);
                 put_keys(&mut bytes, keys);
             }
-            Self::Fetched => bytes.push(2),
+            Self::Fetched(verdict) => {
+                bytes.push(2);
+                match verdict {
+                    None => {}
+                    Some(Verdict::Ended(outcome)) => put_outcome(&mut bytes, *outcome),
+                    Some(Verdict::Late) => bytes.push(LATE),
+                }
+            }
             Self::Exit { serial, status } => {
                 bytes.push(3);
                 bytes.extend(serial.to_le_bytes());
-                let (kind, number): (u8, i32) = match status.outcome {
-                    Outcome::Code(code) => (0, code),
-                    Outcome::Signal { number, core } => (1 + u8::from(core), number),
-                };
-                bytes.push(kind);
-                bytes.extend(number.to_le_bytes());
+                put_outcome(&mut bytes, status.outcome);
                 if let Some(usage) = status.usage {
                     for word in [usage.user_us, usage.system_us, usage.max_rss_kib] {
                         bytes.extend(word.to_le_bytes());
@@ -240,18 +295,14 @@ impl ToKernel {
         let [kind] = take::<1>(rest)?;
         Some(match kind {
             1 => Self::Entries(take_keys(rest)?),
-            2 => Self::Fetched,
+            2 => Self::Fetched(match rest.first() {
+                None => None,
+                Some(&LATE) => Some(Verdict::Late),
+                Some(_) => Some(Verdict::Ended(take_outcome(rest)?)),
+            }),
             3 => {
                 let serial = take_u64(rest)?;
-                let [how] = take::<1>(rest)?;
-                let number = take_i32(rest)?;
-                let outcome = match how {
-                    0 => Outcome::Code(number),
-                    how => Outcome::Signal {
-                        number,
-                        core: how == 2,
-                    },
-                };
+                let outcome = take_outcome(rest)?;
                 let usage = match (take_u64(rest), take_u64(rest), take_u64(rest)) {
                     (Some(user_us), Some(system_us), Some(max_rss_kib)) => Some(Usage {
                         user_us,
@@ -292,6 +343,8 @@ mod tests {
             ToKeeper::Pong,
             ToKeeper::Serving,
             ToKeeper::Exiting(2),
+            ToKeeper::Try,
+            ToKeeper::Untried,
         ] {
             assert_eq!(ToKeeper::decode(&message.encode()), Some(message));
         }
@@ -313,6 +366,23 @@ mod tests {
                 serial: 1,
                 status: WaitStatus { outcome, usage },
             };
+            assert_eq!(ToKernel::decode(&message.encode()), Some(message));
+        }
+    }
+
+    #[test]
+    fn what_became_of_a_program_reads_back() {
+        let killed = Outcome::Signal {
+            number: 9,
+            core: false,
+        };
+        for verdict in [
+            None,
+            Some(Verdict::Late),
+            Some(Verdict::Ended(killed)),
+            Some(Verdict::Ended(Outcome::Code(1))),
+        ] {
+            let message = ToKernel::Fetched(verdict);
             assert_eq!(ToKernel::decode(&message.encode()), Some(message));
         }
     }

@@ -33,7 +33,13 @@ impl Owner {
                     out: &mut out,
                     descriptor: None,
                 };
-                if let Err(error) = self.run_json(id, request.op, descriptor, &mut answer) {
+                // Answered when it is done.
+                if let Op::KernelUpgrade(op) = request.op {
+                    let Err(error) = self.ask_upgrade(Some((id, request.id.clone())), op) else {
+                        return;
+                    };
+                    encode_error(request.id.as_ref(), &Failure::from(error), &mut out);
+                } else if let Err(error) = self.run_json(id, request.op, descriptor, &mut answer) {
                     encode_error(request.id.as_ref(), &Failure::from(error), &mut out);
                 } else {
                     sent = answer.descriptor;
@@ -186,6 +192,7 @@ impl Owner {
                 let sub = self.subscribe_changes(id, op.names)?;
                 answer.ok(&reply::Subscribed { sub });
             }
+            Op::KernelUpgrade(_) => return Err(vanished()),
             Op::KernelExit(_) => {
                 self.may_write(id)?;
                 if !self.is_idle() {

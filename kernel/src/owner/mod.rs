@@ -3,15 +3,19 @@
 //! Connections, the poller and deadlines bring events; every handler is an
 //! ordinary function that runs to completion. What the handlers of requests
 //! do is in `verbs/`, what they read and answer in `classic.rs` and `json.rs`,
-//! how output reaches readers in `deliver.rs`, exits in `exits.rs`.
+//! how output reaches readers in `deliver.rs`, exits in `exits.rs`, and how
+//! the program is changed in `upgrade.rs` and `resume.rs`.
 //! Invariant: a change is in the journal before it is answered.
 
 mod classic;
 mod deliver;
+mod dry_run;
 mod exits;
 mod json;
+pub mod resume;
 mod runtime_dir;
 pub mod session;
+mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -23,6 +27,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use papa_protocol::json::push::{Push, Shutdown};
+use papa_protocol::json::request::KernelUpgrade;
 use papa_protocol::limits;
 use papa_protocol::name::Name;
 use papa_protocol::record::Stream;
@@ -31,7 +36,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use self::resume::Resumption;
 use self::session::{Incoming, Session};
+use self::upgrade::Changing;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
@@ -80,6 +87,8 @@ pub enum Deadline {
     RuntimeDir,
     /// Has the keeper said anything?
     KeeperSilence,
+    /// Have all connections stopped?
+    Freeze,
 }
 
 /// The kernel's descriptors that no process or client made.
@@ -131,6 +140,8 @@ pub struct Owner {
     last_term: Option<(Instant, bool)>,
     exit_when_idle: bool,
     end_after_processes: bool,
+    /// The program is being changed.
+    changing: Option<Changing>,
 }
 
 /// What [`Owner::new`] is made of.
@@ -156,6 +167,8 @@ pub struct Parts {
     pub socket_fds: HashMap<u64, OwnedFd>,
     /// Descriptors held for clients.
     pub held_fds: HashMap<u64, OwnedFd>,
+    /// The sessions of the program before.
+    pub resumption: Resumption,
 }
 
 impl Owner {
@@ -197,6 +210,7 @@ impl Owner {
             last_term: None,
             exit_when_idle: false,
             end_after_processes: false,
+            changing: None,
         };
         owner
             .deadlines
@@ -245,6 +259,7 @@ impl Owner {
             }
             self.on_deadlines();
             self.deliver();
+            self.change_when_frozen();
             if self.journal.wants_compaction() {
                 self.compact();
             }
@@ -258,13 +273,18 @@ impl Owner {
         if let Incoming::Connected { peer, outbox } = event {
             self.exit_when_idle = false;
             self.sessions.insert(id, Session::new(id, peer, outbox));
+            self.freeze_late(id);
+            return;
+        }
+        if let Incoming::Examined(examined) = event {
+            self.on_examined(*examined);
             return;
         }
         if !self.sessions.contains_key(&id) {
             return;
         }
         match event {
-            Incoming::Connected { .. } => {}
+            Incoming::Connected { .. } | Incoming::Examined(_) => {}
             Incoming::Classic(request) => self.on_classic(id, request),
             Incoming::Acknowledge(stop) => self.on_watch_acknowledged(id, stop),
             Incoming::Json(request, descriptor) => self.on_json(id, request, descriptor),
@@ -279,11 +299,13 @@ impl Owner {
                     session.queued = session.queued.saturating_sub(1);
                 }
             }
+            Incoming::Frozen(frozen) => self.on_frozen(id, *frozen),
             Incoming::Gone => self.on_gone(id),
         }
     }
 
     fn on_gone(&mut self, id: SessionId) {
+        self.frozen_has_gone(id);
         let Some(session) = self.sessions.remove(&id) else {
             return;
         };
@@ -324,6 +346,8 @@ impl Owner {
                 }
                 Deadline::RuntimeDir => self.on_runtime_dir(now),
                 Deadline::KeeperSilence => self.on_keeper_silence(now),
+                // It is looked at after every turn.
+                Deadline::Freeze => {}
             }
         }
     }
@@ -345,7 +369,7 @@ impl Owner {
                             self.on_exit_told(serial, status, now_us());
                         }
                         ToKernel::Signal(number) => self.on_signal(i32::from(number), true),
-                        ToKernel::Entries(_) | ToKernel::Fetched => {}
+                        ToKernel::Entries(_) | ToKernel::Fetched(_) => {}
                     }
                 }
                 Err(Errno::EAGAIN) => return,
@@ -386,6 +410,11 @@ impl Owner {
 
     /// Execs into the keeper's role; every descriptor goes along.
     pub(crate) fn become_keeper(&mut self, why: &str) -> ! {
+        self.take_keepers_place(why, &[])
+    }
+
+    /// The same, with what else is `handed` over.
+    fn take_keepers_place(&mut self, why: &str, handed: &[(Key, OwnedFd)]) -> ! {
         warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
         // One that only stood still must not wake up beside us. Our parent for
         // as long as it lives, so the number is its.
@@ -395,13 +424,13 @@ impl Owner {
             let _ = nix::sys::signal::kill(keeper, Signal::SIGKILL);
             std::thread::sleep(Duration::from_millis(1));
         }
-        let errno = takeover::become_keeper(self);
+        let errno = takeover::become_keeper(self, handed);
         error!(%errno, "cannot take the keeper's place");
         // Going on without a keeper would break the promise at the next
         // fault without anybody knowing; but ending would break it now.
         loop {
             std::thread::sleep(Duration::from_secs(1));
-            let errno = takeover::become_keeper(self);
+            let errno = takeover::become_keeper(self, handed);
             error!(%errno, "cannot take the keeper's place");
         }
     }
@@ -419,9 +448,9 @@ impl Owner {
                 self.on_terminate(signal, passed_on);
             }
             Ok(Signal::SIGUSR2) => {
-                info!("starting this program anew");
-                let errno = takeover::exec_again(self);
-                error!(%errno, "cannot start this program anew");
+                if let Err(error) = self.ask_upgrade(None, KernelUpgrade::default()) {
+                    error!(%error, "the program is not changed");
+                }
             }
             _ => {}
         }

@@ -70,7 +70,7 @@ impl Owner {
         self.retire_listener(path);
         self.fixed.controls.push((id, fd));
         if let Some(server) = self.server.clone() {
-            tokio::task::spawn_local(server.run(listener));
+            server.serve(listener);
         }
         Ok(())
     }

@@ -8,8 +8,11 @@ use bytes::{Bytes, BytesMut};
 use papa_protocol::classic;
 use papa_protocol::json::request as json;
 use papa_protocol::name::{Name, NamePattern};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::upgrade::Examined;
+use crate::connection::Frozen;
 use crate::live::SessionId;
 
 /// Most pushes a session may have unwritten before it is taken to be dead.
@@ -19,7 +22,7 @@ pub const MAX_QUEUED_PUSHES: usize = 16_384;
 pub const FIRST_BATCH_DELAY: Duration = Duration::from_millis(20);
 
 /// Who is at the other end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// The user that holds the connection.
     pub uid: u32,
@@ -30,7 +33,8 @@ pub struct Peer {
 }
 
 /// What a connection should take the next line for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Expect {
     /// A classic command.
     Command,
@@ -57,6 +61,18 @@ pub struct Outgoing {
     pub batch: bool,
 }
 
+/// What the owner tells a connection.
+#[derive(Debug)]
+pub enum Order {
+    /// Write this.
+    Write(Outgoing),
+    /// Stop where you are, and hand over what you have.
+    Freeze {
+        /// Even though an answer is awaited.
+        unanswered: bool,
+    },
+}
+
 /// What a connection tells the owner.
 #[derive(Debug)]
 pub enum Incoming {
@@ -64,8 +80,8 @@ pub enum Incoming {
     Connected {
         /// Who is there.
         peer: Peer,
-        /// Where to send what it shall write.
-        outbox: mpsc::UnboundedSender<Outgoing>,
+        /// Where to send what it shall do.
+        outbox: mpsc::UnboundedSender<Order>,
     },
     /// A classic line, parsed.
     Classic(Result<classic::Request, classic::Error>),
@@ -77,12 +93,17 @@ pub enum Incoming {
     Drained,
     /// A queued push has been written.
     Pushed,
+    /// It has stopped, and this is what it has.
+    Frozen(Box<Frozen>),
+    /// Of no connection: the dry run of a new program is over.
+    Examined(Box<Examined>),
     /// It is gone.
     Gone,
 }
 
 /// How far one subscription has come with one process.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Cursor {
     /// Next position to send.
     pub position: u64,
@@ -93,7 +114,8 @@ pub struct Cursor {
 }
 
 /// What a subscription is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SubKind {
     /// A classic watch; frames and a line of acknowledgement.
     Watch,
@@ -173,7 +195,7 @@ pub struct Session {
     pub peer: Peer,
     /// What it calls itself, if it said so.
     pub client: Option<String>,
-    outbox: mpsc::UnboundedSender<Outgoing>,
+    outbox: mpsc::UnboundedSender<Order>,
     /// Speaks JSON.
     pub json: bool,
     /// A batch is on its way; the next waits.
@@ -182,7 +204,8 @@ pub struct Session {
     pub queued: usize,
     /// Subscriptions by number.
     pub subs: BTreeMap<u64, Subscription>,
-    next_sub: u64,
+    /// The number of the next subscription.
+    pub next_sub: u64,
     /// Until when the first batch of a watch is held back: the classic client
     /// reads the line a watch starts with and then waits for the socket, so
     /// what it read along with that line it would never look at.
@@ -196,7 +219,7 @@ pub struct Session {
 impl Session {
     /// A new session.
     #[must_use]
-    pub fn new(id: SessionId, peer: Peer, outbox: mpsc::UnboundedSender<Outgoing>) -> Self {
+    pub fn new(id: SessionId, peer: Peer, outbox: mpsc::UnboundedSender<Order>) -> Self {
         Self {
             id,
             peer,
@@ -276,8 +299,13 @@ impl Session {
         });
     }
 
+    /// Has the connection stop and hand over what it has.
+    pub fn freeze(&self, unanswered: bool) {
+        let _ = self.outbox.send(Order::Freeze { unanswered });
+    }
+
     fn send(&self, outgoing: Outgoing) {
         // A connection that has gone reports so by itself.
-        let _ = self.outbox.send(outgoing);
+        let _ = self.outbox.send(Order::Write(outgoing));
     }
 }

@@ -19,6 +19,8 @@ use papa_protocol::json::{ErrorCode, Failure};
 
 use crate::journal::JournalError;
 
+pub(crate) use self::meta::VERSION;
+
 /// Why a verb failed. The texts of the classic dialect serve both.
 pub(crate) type VerbError = classic::Error;
 

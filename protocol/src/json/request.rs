@@ -372,6 +372,8 @@ operations! {
     Subscribe(Subscribe) "subscribe" => reply::Subscribed;
     /// Ends the kernel, if it is idle.
     KernelExit(KernelExit) "kernel.exit" => reply::Done;
+    /// Changes the kernel's program, and everything stays.
+    KernelUpgrade(KernelUpgrade) "kernel.upgrade" => status::Upgraded, KernelUpgrade::checked;
 }
 
 impl Op {

@@ -79,3 +79,55 @@ pub struct Memory {
     /// Unread input and unsent output of all sessions.
     pub used_bytes: u64,
 }
+
+/// Of `kernel.upgrade`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// The program that ran when the request came.
+    pub before: Program,
+    /// The program that runs now; after a dry run, the one that was tried.
+    pub after: Program,
+    /// The kernel's process id now.
+    pub pid: u32,
+    /// The keeper's process id now.
+    pub keeper: u32,
+    /// As in `hello`.
+    pub incarnation: u64,
+    /// Only a dry run was asked for: nothing was changed.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// What the dry run found; none if the program knows no dry run and was forced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<UpgradeCheck>,
+}
+
+/// A program.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Program {
+    /// Its version; none if it did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where it was started from, control characters escaped.
+    #[serde(default)]
+    pub path: String,
+}
+
+/// What a program found of everything it would take over.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpgradeCheck {
+    /// Its version.
+    pub version: String,
+    /// Journal records it read.
+    pub records: u64,
+    /// Journal records of kinds it does not know. It would carry them along, but not act on them.
+    pub unknown_records: u64,
+    /// Journal records it cannot read.
+    pub unreadable_records: u64,
+    /// Processes in them.
+    pub processes: u64,
+    /// Reels it read.
+    pub reels: u64,
+    /// Reels it cannot read.
+    pub unreadable_reels: u64,
+}

@@ -5,8 +5,8 @@
 
 use crate::json::reply::{ErrorCode, Failure};
 use crate::json::request::ops::{
-    Claim, Hello, HoldDrop, OutputConsume, OutputFollow, ProcessMake, ProcessRemove, SocketMake,
-    SocketRemove, ValueRemove, ValueSet,
+    Claim, Hello, HoldDrop, KernelUpgrade, OutputConsume, OutputFollow, ProcessMake, ProcessRemove,
+    SocketMake, SocketRemove, ValueRemove, ValueSet,
 };
 use crate::limits;
 use crate::name::NamePattern;
@@ -24,6 +24,21 @@ impl Hello {
 impl ValueSet {
     pub(super) fn checked(&self) -> Result<(), Failure> {
         at_most("value", self.value.len(), limits::MAX_VALUE_BYTES)
+    }
+}
+
+impl KernelUpgrade {
+    pub(super) fn checked(&self) -> Result<(), Failure> {
+        let Some(path) = &self.binary else {
+            return Ok(());
+        };
+        at_most("binary", path.len(), limits::MAX_PATH_BYTES)?;
+        if path.as_bytes().first() != Some(&b'/') || path.as_bytes().contains(&0) {
+            return Err(invalid(
+                "binary: expected an absolute path: the kernel's directory is not yours",
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -467,6 +467,24 @@ pub struct Subscribe {
 #[serde(deny_unknown_fields)]
 pub struct KernelExit {}
 
+/// `kernel.upgrade`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelUpgrade {
+    /// Absolute path of the program to change to; without one, what is now where the running program was started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<ByteString>,
+    /// Replace the keeper too.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub keeper: bool,
+    /// Change even if the program's dry run finds fault, or it knows none.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub force: bool,
+    /// Only try whether the program would take everything over.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dry_run: bool,
+}
+
 impl SocketMake {
     /// A request for a socket of this name, everything else at its default.
     #[must_use]

@@ -1,0 +1,131 @@
+//! A connection that stands still: written down, and made to go on.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
+
+use super::{Connection, State, Transport};
+use crate::handover::{ConnectionRecord, OutputRecord};
+use crate::owner::session::{Order, Outgoing};
+
+/// A connection that has stopped, with what it was still told.
+#[derive(Debug)]
+pub struct Frozen {
+    /// The connection.
+    pub connection: Connection,
+    /// Orders it has not seen.
+    pub inbox: mpsc::UnboundedReceiver<Order>,
+}
+
+impl Transport {
+    /// The socket.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+
+    /// Takes a connected socket.
+    ///
+    /// # Errors
+    /// The runtime refuses it.
+    pub fn new(fd: OwnedFd, tcp: bool) -> io::Result<Self> {
+        if tcp {
+            let stream = std::net::TcpStream::from(fd);
+            stream.set_nonblocking(true)?;
+            Ok(Self::Tcp(TcpStream::from_std(stream)?))
+        } else {
+            let stream = std::os::unix::net::UnixStream::from(fd);
+            stream.set_nonblocking(true)?;
+            Ok(Self::Unix(UnixStream::from_std(stream)?))
+        }
+    }
+}
+
+impl Connection {
+    /// Writes down how it stands. `keep` gives a descriptor to the keeper and
+    /// returns its number there.
+    ///
+    /// # Errors
+    /// Those of `keep`.
+    pub fn record<E>(
+        &self,
+        mut keep: impl FnMut(BorrowedFd<'_>) -> Result<u64, E>,
+    ) -> Result<ConnectionRecord, E> {
+        let mut record = ConnectionRecord {
+            socket: keep(self.transport.as_fd())?,
+            input: self.input.len(),
+            state: match self.state {
+                State::Ready(expect) => Some(expect),
+                State::Waiting => None,
+            },
+            first_line: self.first_line,
+            end_of_input: self.end_of_input,
+            bytes: vec![Bytes::copy_from_slice(&self.input)],
+            ..ConnectionRecord::default()
+        };
+        for (at, fd) in &self.fds {
+            let at = at.saturating_sub(self.taken);
+            record.descriptors.push((at, keep(fd.as_fd())?));
+        }
+        for writing in &self.output {
+            let mut bytes = BytesMut::new();
+            for piece in &writing.pieces {
+                bytes.extend_from_slice(piece);
+            }
+            let descriptor = writing.descriptor.as_ref().map(AsFd::as_fd);
+            record.output.push(OutputRecord {
+                length: bytes.len(),
+                descriptor: descriptor.map(&mut keep).transpose()?,
+                next: writing.next,
+                batch: writing.batch,
+            });
+            record.bytes.push(bytes.freeze());
+        }
+        Ok(record)
+    }
+
+    /// Makes it stand as it was written down; `take` finds a descriptor by its
+    /// number with the keeper.
+    pub fn restore(
+        &mut self,
+        record: ConnectionRecord,
+        mut take: impl FnMut(u64) -> Option<OwnedFd>,
+    ) {
+        let mut bytes = record.bytes.into_iter();
+        self.input = BytesMut::from(&bytes.next().unwrap_or_default()[..]);
+        self.received = self.input.len() as u64;
+        for (at, number) in record.descriptors {
+            self.fds.extend(take(number).map(|fd| (at, fd)));
+        }
+        for (output, bytes) in record.output.into_iter().zip(bytes) {
+            self.queue(Outgoing {
+                pieces: vec![bytes],
+                descriptor: output.descriptor.and_then(&mut take),
+                next: output.next,
+                batch: output.batch,
+            });
+        }
+        self.state = record.state.map_or(State::Waiting, State::Ready);
+        self.first_line = record.first_line;
+        self.end_of_input = record.end_of_input;
+        if !self.first_line {
+            self.budget.has_spoken(self.id);
+        }
+    }
+
+    /// Takes what it has not been told yet.
+    pub fn catch_up(&mut self, inbox: &mut mpsc::UnboundedReceiver<Order>) {
+        while let Ok(order) = inbox.try_recv() {
+            match order {
+                Order::Write(outgoing) => self.queue(outgoing),
+                Order::Freeze { .. } => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! How the client sessions stood when the kernel changed its program.
+//!
+//! Owns the file's form: magic, length, JSON, and behind it the raw bytes the
+//! JSON counts (unread input, unsent output). Descriptors are named by their
+//! number with the keeper. It is written by one version and read by another,
+//! so what is missing has a default and what is unknown is passed over.
+//!
+//! Invariant: whoever reads it takes it from the keeper before it touches a
+//! session, so that no session is gone on with twice.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use bytes::Bytes;
+use nix::errno::Errno;
+use papa_protocol::json::request::Id;
+use papa_protocol::json::status::{Program, UpgradeCheck};
+use papa_protocol::name::{Name, NamePattern};
+use serde::{Deserialize, Serialize};
+
+use crate::live::SessionId;
+use crate::owner::session::{Cursor, Expect, Peer, SubKind};
+use crate::sys::memfd;
+
+/// First bytes of the file.
+const MAGIC: [u8; 8] = *b"papahnd1";
+/// Bytes before the JSON: magic and length.
+const PREFIX: usize = 16;
+/// Longest file read: what all sessions may hold and much beside.
+const MAX_BYTES: u64 = 512 * 1024 * 1024;
+
+/// Everything that is handed over.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HandOver {
+    /// Why the program changes.
+    pub change: Change,
+    /// How far the output of processes had been delivered.
+    pub processes: Vec<Delivered>,
+    /// The sessions.
+    pub sessions: Vec<SessionRecord>,
+}
+
+/// A change of program under way.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Change {
+    /// The session that asked and the id of its request; none if a signal did.
+    pub asked: Option<(SessionId, Option<Id>)>,
+    /// The program before.
+    pub before: Program,
+    /// The program to be: device and file number.
+    pub to: (u64, u64),
+    /// Its path, for people.
+    pub to_path: String,
+    /// The keeper is to be replaced too …
+    pub keeper: bool,
+    /// … and was this process when the request came.
+    pub keeper_before: i32,
+    /// What the dry run found.
+    pub check: Option<UpgradeCheck>,
+}
+
+/// How far one process's output had been delivered.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Delivered {
+    /// Which.
+    pub serial: u64,
+    /// First position no consumer was sent.
+    pub to: u64,
+    /// Bytes consumers were sent.
+    pub bytes: u64,
+    /// Session and subscription of the consumer.
+    pub consumer: Option<(SessionId, u64)>,
+}
+
+/// A session and its connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// Its number.
+    pub id: SessionId,
+    /// Who is there.
+    pub peer: Peer,
+    /// The connection.
+    pub connection: ConnectionRecord,
+    /// What it calls itself.
+    #[serde(default)]
+    pub client: Option<String>,
+    /// Speaks JSON.
+    #[serde(default)]
+    pub json: bool,
+    /// A batch is on its way.
+    #[serde(default)]
+    pub busy: bool,
+    /// Pushes not written yet.
+    #[serde(default)]
+    pub queued: usize,
+    /// Subscriptions by number.
+    #[serde(default)]
+    pub subs: BTreeMap<u64, SubRecord>,
+    /// The number of the next.
+    #[serde(default)]
+    pub next_sub: u64,
+    /// The first batch of a watch is held back.
+    #[serde(default)]
+    pub held_back: bool,
+    /// The classic batch that awaits its acknowledgement.
+    #[serde(default)]
+    pub watch_batch: Option<Vec<(u64, u64, bool)>>,
+    /// Namespaces claimed away from it.
+    #[serde(default)]
+    pub lost: Vec<Name>,
+    /// Namespaces whose claim it holds.
+    #[serde(default)]
+    pub claims: Vec<Name>,
+}
+
+/// A subscription.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SubRecord {
+    /// What it is for.
+    pub kind: SubKind,
+    /// Names it is about.
+    #[serde(default)]
+    pub patterns: Vec<NamePattern>,
+    /// Processes it reads, by serial.
+    #[serde(default)]
+    pub cursors: BTreeMap<u64, Cursor>,
+    /// Events sent.
+    #[serde(default)]
+    pub seq: u64,
+}
+
+/// A connection. Its bytes lie behind the JSON, input first, then what each
+/// of `output` counts.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectionRecord {
+    /// The socket's number with the keeper.
+    pub socket: u64,
+    /// Bytes of unread input.
+    pub input: usize,
+    /// Descriptors that came with it: how far into it, and their numbers with
+    /// the keeper.
+    pub descriptors: Vec<(u64, u64)>,
+    /// What is not written yet.
+    pub output: Vec<OutputRecord>,
+    /// What the next line is taken for; none while an answer is awaited.
+    pub state: Option<Expect>,
+    /// Nothing has been said yet.
+    pub first_line: bool,
+    /// Nothing more will come.
+    pub end_of_input: bool,
+    /// The bytes themselves, in order.
+    #[serde(skip)]
+    pub bytes: Vec<Bytes>,
+}
+
+/// One piece of unsent output.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OutputRecord {
+    /// How many bytes.
+    pub length: usize,
+    /// Number with the keeper of the descriptor that goes with the first.
+    pub descriptor: Option<u64>,
+    /// What comes next.
+    pub next: Option<Expect>,
+    /// It is a batch of output.
+    pub batch: bool,
+}
+
+impl HandOver {
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// What the system says; `EINVAL` if it cannot be put in words.
+    pub fn write(&self) -> Result<OwnedFd, Errno> {
+        let json = serde_json::to_vec(self).map_err(|_| Errno::EINVAL)?;
+        let file = memfd::memfd_create("papa-handover")?;
+        let mut prefix = [0; PREFIX];
+        prefix[..8].copy_from_slice(&MAGIC);
+        prefix[8..].copy_from_slice(&(json.len() as u64).to_le_bytes());
+        memfd::write_at(&file, &prefix, 0)?;
+        memfd::write_at(&file, &json, PREFIX as u64)?;
+        let mut at = (PREFIX + json.len()) as u64;
+        for piece in self
+            .sessions
+            .iter()
+            .flat_map(|session| &session.connection.bytes)
+        {
+            memfd::write_at(&file, piece, at)?;
+            at += piece.len() as u64;
+        }
+        Ok(file)
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// `EBADMSG` for anything else.
+    pub fn read(file: impl AsFd) -> Result<Self, Errno> {
+        let size = memfd::size(&file)?;
+        if size > MAX_BYTES {
+            return Err(Errno::EBADMSG);
+        }
+        let mut bytes = vec![0; usize::try_from(size).map_err(|_| Errno::EBADMSG)?];
+        let length = memfd::read_at(&file, &mut bytes, 0)?;
+        bytes.truncate(length);
+        Self::parse(Bytes::from(bytes)).ok_or(Errno::EBADMSG)
+    }
+
+    /// Reads the file's bytes.
+    #[must_use]
+    pub fn parse(mut bytes: Bytes) -> Option<Self> {
+        if bytes.len() < PREFIX || bytes[..8] != MAGIC {
+            return None;
+        }
+        let prefix = bytes.split_to(PREFIX);
+        let length = u64::from_le_bytes(prefix[8..].try_into().ok()?);
+        let length = usize::try_from(length).ok()?;
+        if length > bytes.len() {
+            return None;
+        }
+        let json = bytes.split_to(length);
+        let mut found: Self = serde_json::from_slice(&json).ok()?;
+        for session in &mut found.sessions {
+            let connection = &mut session.connection;
+            let lengths = connection.output.iter().map(|piece| piece.length);
+            let mut pieces = Vec::with_capacity(connection.output.len() + 1);
+            for length in std::iter::once(connection.input).chain(lengths) {
+                if length > bytes.len() {
+                    return None;
+                }
+                pieces.push(bytes.split_to(length));
+            }
+            connection.bytes = pieces;
+        }
+        Some(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(id: SessionId) -> SessionRecord {
+        SessionRecord {
+            id,
+            peer: Peer {
+                uid: 1,
+                pid: Some(2),
+                tcp: false,
+            },
+            connection: ConnectionRecord {
+                socket: 7,
+                input: 3,
+                output: vec![OutputRecord {
+                    length: 2,
+                    ..OutputRecord::default()
+                }],
+                bytes: vec![Bytes::from_static(b"abc"), Bytes::from_static(b"de")],
+                ..ConnectionRecord::default()
+            },
+            client: None,
+            json: true,
+            busy: false,
+            queued: 0,
+            subs: BTreeMap::from([(
+                1,
+                SubRecord {
+                    kind: SubKind::Follow { from_start: true },
+                    patterns: vec![NamePattern::Prefix("a.".into())],
+                    cursors: BTreeMap::from([(9, Cursor::default())]),
+                    seq: 4,
+                },
+            )]),
+            next_sub: 2,
+            held_back: false,
+            watch_batch: None,
+            lost: Vec::new(),
+            claims: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn it_reads_back() {
+        let written = HandOver {
+            sessions: vec![session(1), session(2)],
+            ..HandOver::default()
+        };
+        let found = HandOver::read(written.write().unwrap()).unwrap();
+        assert_eq!(format!("{found:?}"), format!("{written:?}"));
+    }
+
+    #[test]
+    fn what_is_not_one_is_refused_wherever_it_is_cut() {
+        let written = HandOver {
+            sessions: vec![session(1)],
+            ..HandOver::default()
+        };
+        let file = written.write().unwrap();
+        let mut bytes = vec![0; usize::try_from(memfd::size(&file).unwrap()).unwrap()];
+        memfd::read_at(&file, &mut bytes, 0).unwrap();
+        let bytes = Bytes::from(bytes);
+        for cut in 0..bytes.len() {
+            assert!(HandOver::parse(bytes.slice(..cut)).is_none(), "{cut}");
+        }
+        assert!(HandOver::parse(bytes).is_some());
+    }
+}

@@ -1,0 +1,232 @@
+//! Which program the kernel is started with, and what happens when none serves.
+//!
+//! A program that is tried becomes the one to start when it serves; if it ends
+//! before, the one before is started again and told why. After some failed
+//! recoveries in a row the keeper stops trying all the time: it holds what it
+//! holds, tells whoever calls what it knows, and takes the program an operator
+//! has put in the old one's place (SIGUSR2).
+
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
+use nix::sys::stat::Mode;
+
+use super::wire::{Key, Kind, Verdict};
+use super::{Keeper, PROGRAM, RECOVERY_LIMIT, RESTART_DELAY, SIGUSR2, say};
+use crate::patience::scaled;
+use crate::sys::pidfd::Outcome;
+use crate::sys::socket::local_port;
+
+/// How long a program that is tried may take until it serves.
+const TRIAL_LIMIT: Duration = Duration::from_secs(20);
+/// Failed recoveries in a row after which another one is not soon tried.
+const CRASH_LOOP: u32 = 3;
+/// How long until it is tried again all the same: what was in the way (no
+/// memory, say) may have gone.
+const HOLDING_DELAY: Duration = Duration::from_secs(60);
+/// Callers told in one turn that there is no kernel.
+const CALLERS_PER_TURN: usize = 16;
+
+/// Programs other than the one that has served.
+#[derive(Debug, Default)]
+pub(super) struct Program {
+    /// Runs as the kernel, or will with the next start, and has not served.
+    tried: Option<OwnedFd>,
+    /// Put there by an operator, to be tried with the next start.
+    offered: Option<OwnedFd>,
+    /// What became of the last one that was tried, until a kernel serves.
+    pub(super) verdict: Option<Verdict>,
+    /// How the last kernel that did not serve ended.
+    pub(super) last_failure: String,
+}
+
+impl Program {
+    pub(super) fn tried(&self) -> Option<&OwnedFd> {
+        self.tried.as_ref()
+    }
+
+    pub(super) fn is_tried(&self) -> bool {
+        self.tried.is_some()
+    }
+
+    pub(super) fn is_offered(&self) -> bool {
+        self.offered.is_some()
+    }
+
+    /// The kernel becomes this program now.
+    pub(super) fn try_now(&mut self, program: OwnedFd) {
+        self.tried = Some(program);
+        self.verdict = None;
+    }
+
+    /// The kernel could not become it and is what it was.
+    pub(super) fn untried(&mut self) {
+        self.tried = None;
+    }
+
+    /// The next start tries what an operator offers, if anything.
+    pub(super) fn take_offer(&mut self) {
+        if let Some(program) = self.offered.take() {
+            self.try_now(program);
+        }
+    }
+
+    /// A kernel serves; returns the program if it is a new one.
+    pub(super) fn serves(&mut self) -> Option<OwnedFd> {
+        self.verdict = None;
+        self.tried.take()
+    }
+
+    /// The kernel that ran the tried program has ended before it served.
+    pub(super) fn failed(&mut self, outcome: Outcome, late: bool) {
+        self.tried = None;
+        self.verdict = Some(if late {
+            Verdict::Late
+        } else {
+            Verdict::Ended(outcome)
+        });
+    }
+}
+
+impl Keeper {
+    /// How long the kernel of now may take to recover.
+    pub(super) fn recovery_limit(&self) -> Duration {
+        scaled(if self.program.is_tried() {
+            TRIAL_LIMIT
+        } else {
+            RECOVERY_LIMIT
+        })
+    }
+
+    /// How long to wait before the next kernel, after one that did not serve.
+    pub(super) fn restart_delay(&self) -> Duration {
+        if self.is_in_crash_loop() {
+            return scaled(HOLDING_DELAY);
+        }
+        let doublings = self.failures.min(16);
+        (RESTART_DELAY.0 * 2u32.saturating_pow(doublings)).min(RESTART_DELAY.1)
+    }
+
+    fn is_in_crash_loop(&self) -> bool {
+        self.failures >= CRASH_LOOP && (self.served || self.holds())
+    }
+
+    /// There is no kernel, and there will be none soon.
+    pub(super) fn is_holding(&self) -> bool {
+        self.kernel.is_none() && self.is_in_crash_loop()
+    }
+
+    pub(super) fn say_if_holding(&self) {
+        if self.is_holding() {
+            say(format_args!("{}", self.state_of_things()));
+        }
+    }
+
+    /// What an operator should know, in one line.
+    fn state_of_things(&self) -> String {
+        let workers = self.kept.range(Key::range(Kind::PIDFD)).count();
+        let again = self.start_at.saturating_duration_since(Instant::now());
+        format!(
+            "no kernel: {} in a row did not serve, the last one {}; {workers} processes and {} descriptors are held and stay; \
+             put a program that works at {} and send SIGUSR2 to process {}; the next try by itself is in {} s",
+            self.failures,
+            self.program.last_failure,
+            self.kept.len(),
+            self.program_path()
+                .map_or_else(|| "its path".to_owned(), |path| path.display().to_string())
+                .escape_debug(),
+            std::process::id(),
+            again.as_secs(),
+        )
+    }
+
+    /// Tells who calls that there is no kernel, and closes.
+    pub(super) fn answer_callers(&self) {
+        if !self.is_holding() {
+            return;
+        }
+        let text = format!("papa: {}\n", self.state_of_things());
+        let mut left = CALLERS_PER_TURN;
+        for (_, control) in self.kept.range(Key::range(Kind::CONTROL)) {
+            while left > 0
+                && let Some(caller) = accept(control)
+            {
+                left -= 1;
+                let number = caller.as_raw_fd();
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                // One that has gone need not know.
+                let _ = send(number, text.as_bytes(), flags);
+                let _ = shutdown(number, Shutdown::Write);
+            }
+        }
+    }
+
+    /// Without a kernel that serves, SIGUSR2 is for us: what is at the
+    /// program's path now shall be tried.
+    pub(super) fn take_program_from_operator(&mut self) {
+        let serves = self.kernel.as_ref().is_some_and(|kernel| kernel.serving);
+        if serves || self.failures == 0 || !self.signals.contains(&SIGUSR2) {
+            return;
+        }
+        self.signals.retain(|number| *number != SIGUSR2);
+        let opened = self.program_path().ok_or(Errno::ENOENT).and_then(|path| {
+            nix::fcntl::open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        });
+        match opened {
+            Ok(program) => {
+                say(format_args!(
+                    "SIGUSR2: trying the program that is there now"
+                ));
+                self.program.offered = Some(program);
+                if let Some(kernel) = &self.kernel {
+                    let _ = nix::sys::signal::kill(kernel.pid, Signal::SIGKILL);
+                }
+            }
+            Err(errno) => say(format_args!(
+                "SIGUSR2: the program cannot be opened: {errno}"
+            )),
+        }
+    }
+
+    /// Where the program of now was started from, whatever is there today.
+    fn program_path(&self) -> Option<PathBuf> {
+        path_of(self.kept.get(&PROGRAM)?)
+    }
+}
+
+/// The next caller, if one waits.
+fn accept(control: &OwnedFd) -> Option<OwnedFd> {
+    let copy = control.try_clone().ok()?;
+    if local_port(control).is_ok_and(|port| port != 0) {
+        let listener = TcpListener::from(copy);
+        listener.set_nonblocking(true).ok()?;
+        Some(listener.accept().ok()?.0.into())
+    } else {
+        let listener = UnixListener::from(copy);
+        listener.set_nonblocking(true).ok()?;
+        Some(listener.accept().ok()?.0.into())
+    }
+}
+
+/// The path a program file was opened at. The system marks one that has been
+/// replaced since.
+#[must_use]
+pub fn path_of(program: impl AsFd) -> Option<PathBuf> {
+    let link = format!("/proc/self/fd/{}", program.as_fd().as_raw_fd());
+    let target = std::fs::read_link(link).ok()?.into_os_string();
+    Some(without_mark(target.as_bytes()))
+}
+
+fn without_mark(path: &[u8]) -> PathBuf {
+    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+    PathBuf::from(OsString::from_vec(path.to_vec()))
+}

@@ -1,0 +1,260 @@
+//! What the keeper and its kernel say to each other, and what the keeper does
+//! about it.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
+use papa_protocol::failpoint;
+
+use super::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
+use super::{Keeper, Kernel, PING_INTERVAL, PROGRAM, link};
+use crate::patience::scaled;
+use crate::sys::message;
+
+/// How long a kernel's line may be closed before its end is known: the two
+/// come together, unless it lives on in another role.
+pub(super) const REPLACED_AFTER: Duration = Duration::from_secs(1);
+/// How long to wait after a message the system had no room for.
+const SEND_PAUSE: Duration = Duration::from_millis(100);
+
+impl Keeper {
+    pub(super) fn listen_to_kernel(&mut self) {
+        while let Some(kernel) = &self.kernel {
+            match receive(kernel.socket.as_fd()) {
+                Heard::Message(message, descriptors) => self.obey(message, descriptors, true),
+                Heard::Nothing => return,
+                Heard::End => {
+                    if let Some(kernel) = &mut self.kernel {
+                        kernel.silent_since.get_or_insert_with(Instant::now);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A kernel that has closed its line and lives has taken this keeper's
+    /// place, thinking it dead. Two keepers would start two kernels on one
+    /// journal, so this one goes.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.kernel
+            .as_ref()
+            .and_then(|kernel| kernel.silent_since)
+            .is_some_and(|since| since.elapsed() >= REPLACED_AFTER)
+    }
+
+    /// Takes what dead kernels still had to say, until end of file or deadline.
+    pub(super) fn hear_last_words(&mut self) {
+        let now = Instant::now();
+        let mut open = Vec::new();
+        for (socket, until) in std::mem::take(&mut self.ended) {
+            let end = loop {
+                match receive(socket.as_fd()) {
+                    Heard::Message(message, descriptors) => self.obey(message, descriptors, false),
+                    Heard::Nothing => break false,
+                    Heard::End => break true,
+                }
+            };
+            if end {
+                continue;
+            }
+            if now < until {
+                open.push((socket, until));
+                continue;
+            }
+            // Past the deadline nobody may say any more: a child that has not
+            // registered by now fails to, and never execs.
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Read);
+            while let Heard::Message(message, descriptors) = receive(socket.as_fd()) {
+                self.obey(message, descriptors, false);
+            }
+        }
+        self.ended.extend(open);
+    }
+
+    fn obey(&mut self, message: ToKeeper, descriptors: Vec<OwnedFd>, live: bool) {
+        match message {
+            ToKeeper::Put(keys) => self.kept.extend(keys.into_iter().zip(descriptors)),
+            ToKeeper::Drop(keys) => {
+                for key in keys {
+                    self.kept.remove(&key);
+                    if key.kind == Kind::PIDFD {
+                        self.exits.remove(&key.id);
+                        if let Some(pid) = self.pids.remove(&key.id)
+                            && self.serials.get(&pid) == Some(&key.id)
+                        {
+                            self.serials.remove(&pid);
+                        }
+                    }
+                }
+            }
+            ToKeeper::Register { serial, pid } => {
+                if let Some(pidfd) = descriptors.into_iter().next() {
+                    self.kept.insert(Key::new(Kind::PIDFD, serial), pidfd);
+                    self.pids.insert(serial, pid);
+                    self.serials.insert(pid, serial);
+                }
+            }
+            ToKeeper::Confirm(serial) => {
+                self.exits.remove(&serial);
+            }
+            ToKeeper::Fetch(after) => {
+                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                    kernel.fetch = Some(after);
+                    // Whatever was told to an earlier program in that process
+                    // is told again.
+                    if after.is_none() {
+                        for (_, sent) in self.exits.values_mut() {
+                            *sent = false;
+                        }
+                        kernel.serving = false;
+                        kernel.started = Instant::now();
+                        kernel.asked = None;
+                    }
+                }
+            }
+            ToKeeper::Pong => {
+                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                    kernel.asked = None;
+                }
+            }
+            ToKeeper::Serving => {
+                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                    kernel.serving = true;
+                    kernel.next_ping = Instant::now() + scaled(PING_INTERVAL);
+                    self.failures = 0;
+                    self.served = true;
+                    if let Some(program) = self.program.serves() {
+                        self.kept.insert(PROGRAM, program);
+                    }
+                    if !self.announced {
+                        self.announced = true;
+                        self.say_ready("ready");
+                        link::notify_service_manager();
+                    }
+                }
+            }
+            ToKeeper::Exiting(code) => self.exit_code = Some(code),
+            // From one that has died since it comes too late.
+            ToKeeper::Try => {
+                if let (true, Some(program)) = (live, descriptors.into_iter().next()) {
+                    self.program.try_now(program);
+                }
+            }
+            ToKeeper::Untried => self.program.untried(),
+        }
+    }
+
+    pub(super) fn has_outgoing(&self, kernel: &Kernel) -> bool {
+        if self.mute_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        kernel.fetch.is_some()
+            || kernel.ping_due
+            || (kernel.serving
+                && (!self.signals.is_empty() || self.exits.values().any(|(_, sent)| !sent)))
+    }
+
+    /// Sends what is due, as far as the socket has room.
+    pub(super) fn speak(&mut self) {
+        let Some(kernel) = &mut self.kernel else {
+            return;
+        };
+        let socket = kernel.socket.as_fd();
+        if let Some(after) = kernel.fetch {
+            let range = match after {
+                None => self.kept.range(..),
+                Some(key) => self
+                    .kept
+                    .range((std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded)),
+            };
+            let (keys, fds): (Vec<Key>, Vec<BorrowedFd<'_>>) = range
+                .take(MAX_KEYS)
+                .map(|(key, fd)| (*key, fd.as_fd()))
+                .unzip();
+            let message = if keys.is_empty() {
+                ToKernel::Fetched(self.program.verdict)
+            } else {
+                ToKernel::Entries(keys)
+            };
+            match send(socket, &message, &fds) {
+                Ok(()) => kernel.fetch = None,
+                Err(Errno::EAGAIN) => return,
+                Err(_) => {
+                    self.mute_until = Some(Instant::now() + SEND_PAUSE);
+                    return;
+                }
+            }
+        }
+        if kernel.ping_due && send(socket, &ToKernel::Ping, &[]).is_ok() {
+            kernel.ping_due = false;
+            kernel.asked = Some(Instant::now());
+        }
+        if !kernel.serving {
+            return;
+        }
+        for (serial, (status, sent)) in self.exits.iter_mut().filter(|(_, (_, sent))| !sent) {
+            let message = ToKernel::Exit {
+                serial: *serial,
+                status: *status,
+            };
+            if send(socket, &message, &[]).is_err() {
+                return;
+            }
+            *sent = true;
+            failpoint::reach("exit.passed_on");
+        }
+        while let Some(number) = self.signals.first() {
+            if send(socket, &ToKernel::Signal(*number), &[]).is_err() {
+                return;
+            }
+            self.signals.remove(0);
+        }
+    }
+
+    /// Tells whoever waits for the daemon that it serves, or why it does not.
+    pub(super) fn say_ready(&mut self, text: &str) {
+        if let Some(ready) = self.ready.take() {
+            // Whoever asked may have gone; then nobody minds.
+            let _ = nix::unistd::write(&ready, text.as_bytes());
+        }
+    }
+}
+
+enum Heard {
+    Message(ToKeeper, Vec<OwnedFd>),
+    Nothing,
+    End,
+}
+
+fn receive(socket: BorrowedFd<'_>) -> Heard {
+    let mut buffer = [0u8; MAX_MESSAGE];
+    loop {
+        match message::receive(socket, &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(got) if got.length == 0 => return Heard::End,
+            Ok(got) => {
+                if let Some(message) = ToKeeper::decode(&buffer[..got.length]) {
+                    return Heard::Message(message, got.descriptors);
+                }
+            }
+            Err(Errno::EAGAIN) => return Heard::Nothing,
+            Err(_) => return Heard::End,
+        }
+    }
+}
+
+fn send(
+    socket: BorrowedFd<'_>,
+    message: &ToKernel,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    message::send(
+        socket,
+        &message.encode(),
+        descriptors,
+        MsgFlags::MSG_DONTWAIT,
+    )
+    .map(drop)
+}

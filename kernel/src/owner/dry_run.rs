@@ -1,0 +1,143 @@
+//! Tries another program on what there is, without waiting for it.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use papa_protocol::json::status::UpgradeCheck;
+use papa_protocol::text::escape_control;
+use tokio::net::unix::pipe;
+
+use super::Owner;
+use crate::check::{ARGUMENT, TITLE};
+use crate::keeper::manifest;
+use crate::keeper::wire::{Key, Kind};
+use crate::sys::process;
+
+/// How long the program may look.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks whether it has ended, once it has said all it says.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Most bytes taken of what it says.
+const MAX_BYTES: usize = 64 * 1024;
+/// Most characters of it repeated to whoever asked.
+const QUOTED: usize = 300;
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Tried {
+    /// It has looked at everything.
+    Found(UpgradeCheck),
+    /// It has not, for this reason.
+    Failed(String),
+}
+
+/// A dry run under way.
+#[derive(Debug)]
+pub(super) struct DryRun {
+    child: Child,
+    says: pipe::Receiver,
+}
+
+/// Starts `program` in the role that only looks.
+pub(super) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun> {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    nix::fcntl::fcntl(
+        &read,
+        nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+    )?;
+    let journal = owner.journal.as_fd().try_clone_to_owned()?;
+    let mut shown: Vec<(Key, &OwnedFd)> = vec![
+        (Key::new(Kind::CONFIG, 0), &owner.fixed.config),
+        (Key::new(Kind::JOURNAL, 0), &journal),
+    ];
+    for (serial, live) in &owner.live {
+        if let Some(reel) = &live.reel {
+            shown.push((Key::new(Kind::REEL, *serial), reel.file()));
+        }
+    }
+    // This process has one thread, so nobody else starts anything while these
+    // are open for an exec.
+    let started = spawn(program, &shown, write);
+    for (_, fd) in shown {
+        let _ = process::set_inheritable(fd, false);
+    }
+    Ok(DryRun {
+        child: started?,
+        says: pipe::Receiver::from_owned_fd(read)?,
+    })
+}
+
+fn spawn(program: BorrowedFd<'_>, shown: &[(Key, &OwnedFd)], says: OwnedFd) -> io::Result<Child> {
+    let list = manifest::write(shown.iter().copied(), Vec::new(), None, true, None)?;
+    process::set_inheritable(&list, true)?;
+    Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0(TITLE)
+        .arg(ARGUMENT)
+        .arg(list.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(says.try_clone()?))
+        .stderr(Stdio::from(says))
+        .spawn()
+}
+
+impl DryRun {
+    /// Waits until it has ended, or ends it.
+    pub(super) async fn end(mut self) -> Tried {
+        let until = Instant::now() + LIMIT;
+        let mut said = Vec::new();
+        let heard = tokio::time::timeout_at(until.into(), listen(&self.says, &mut said)).await;
+        let mut status = None;
+        while heard.is_ok() && status.is_none() && Instant::now() < until {
+            match self.child.try_wait() {
+                Ok(None) => tokio::time::sleep(LOOK_AGAIN).await,
+                Ok(Some(ended)) => status = Some(ended),
+                Err(error) => return Tried::Failed(format!("the dry run: {error}")),
+            }
+        }
+        let Some(status) = status else {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let limit = LIMIT.as_secs();
+            return Tried::Failed(format!("the program's dry run took longer than {limit} s"));
+        };
+        let report = said
+            .split(|byte| *byte == b'\n')
+            .rev()
+            .find_map(|line| serde_json::from_slice(line).ok());
+        match report {
+            Some(found) if status.success() => Tried::Found(found),
+            _ => Tried::Failed(format!(
+                "the program's dry run ended with {status}{}",
+                quoted(&said)
+            )),
+        }
+    }
+}
+
+async fn listen(says: &pipe::Receiver, said: &mut Vec<u8>) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        says.readable().await?;
+        match says.try_read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => {
+                let room = MAX_BYTES - said.len();
+                said.extend_from_slice(&buffer[..length.min(room)]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn quoted(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let text: String = text.trim().chars().take(QUOTED).collect();
+    if text.is_empty() {
+        return String::new();
+    }
+    format!(" saying: {}", escape_control(&text))
+}

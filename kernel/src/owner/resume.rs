@@ -1,0 +1,166 @@
+//! After a change of program: goes on with the sessions where they stopped.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use tracing::{error, info, warn};
+
+use super::Owner;
+use super::session::{FIRST_BATCH_DELAY, Session, Subscription};
+use super::upgrade::own_file;
+use crate::handover::{Change, HandOver, SessionRecord, SubRecord};
+use crate::keeper::wire::{Key, Kind, Verdict};
+use crate::live::{Reader, SessionId};
+use crate::server::Server;
+use crate::sys::pidfd::Outcome;
+
+/// What the keeper has of a change of program.
+#[derive(Debug, Default)]
+pub struct Resumption {
+    /// The record.
+    pub file: Option<OwnedFd>,
+    /// The descriptors it names.
+    pub descriptors: HashMap<u64, OwnedFd>,
+    /// What became of a program that was tried.
+    pub verdict: Option<Verdict>,
+}
+
+impl Owner {
+    /// Takes what was handed over and goes on with it. Called once, when the
+    /// keeper knows that this program serves.
+    pub(crate) fn resume_sessions(&mut self, server: &Server, mut handed: Resumption) {
+        self.server = Some(server.clone());
+        let record = handed.file.take().map(HandOver::read);
+        // Before anything is said or heard: whoever comes after us must not
+        // say it again.
+        let mut keys: Vec<Key> = handed
+            .descriptors
+            .keys()
+            .map(|number| Key::new(Kind::SESSION, *number))
+            .collect();
+        if record.is_some() {
+            keys.push(Key::new(Kind::HANDOVER, 0));
+        }
+        if !keys.is_empty() {
+            self.unkeep(&keys);
+        }
+        let record = match record {
+            None => return,
+            Some(Ok(record)) => record,
+            Some(Err(errno)) => {
+                error!(%errno, "what was handed over cannot be read; the sessions are closed");
+                return;
+            }
+        };
+        for delivered in &record.processes {
+            if let Some(live) = self.live.get_mut(&delivered.serial) {
+                live.delivered_to = live.delivered_to.max(delivered.to.min(live.committed()));
+                live.delivered = live.delivered.max(delivered.bytes);
+            }
+        }
+        let count = record.sessions.len();
+        for session in record.sessions {
+            self.resume_session(server, session, &mut handed.descriptors);
+        }
+        for delivered in record.processes {
+            let consumer = delivered
+                .consumer
+                .map(|(session, sub)| Reader { session, sub });
+            if let Some(live) = self.live.get_mut(&delivered.serial)
+                && let Some(reader) = consumer
+                && live.readers.contains(&reader)
+            {
+                live.consumer = Some(reader);
+            }
+        }
+        info!(sessions = count, "sessions go on");
+        self.go_on_changing(&record.change, handed.verdict);
+    }
+
+    fn resume_session(
+        &mut self,
+        server: &Server,
+        record: SessionRecord,
+        descriptors: &mut HashMap<u64, OwnedFd>,
+    ) {
+        let id = record.id;
+        let Some(socket) = descriptors.remove(&record.connection.socket) else {
+            warn!(session = id, "its socket is missing; it is closed");
+            return;
+        };
+        let take = |number| descriptors.remove(&number);
+        let outbox = match server.resume(id, socket, record.peer.tcp, record.connection, take) {
+            Ok(outbox) => outbox,
+            Err(error) => {
+                warn!(session = id, %error, "cannot be gone on with; it is closed");
+                return;
+            }
+        };
+        let mut session = Session::new(id, record.peer, outbox);
+        session.client = record.client;
+        session.json = record.json;
+        session.busy = record.busy;
+        session.queued = record.queued;
+        session.next_sub = record.next_sub.max(1);
+        session.hold_until = record.held_back.then(|| Instant::now() + FIRST_BATCH_DELAY);
+        session.watch_batch = record.watch_batch;
+        session.lost = record.lost.into_iter().collect();
+        for namespace in record.claims {
+            self.claims.insert(namespace, id);
+        }
+        session.subs = record
+            .subs
+            .into_iter()
+            .map(|(number, sub)| (number, self.resume_sub(id, number, sub)))
+            .collect();
+        self.sessions.insert(id, session);
+        self.ready_sessions.insert(id);
+    }
+
+    fn resume_sub(&mut self, session: SessionId, number: u64, record: SubRecord) -> Subscription {
+        let mut sub = Subscription::new(record.kind, record.patterns);
+        sub.seq = record.seq;
+        for (serial, cursor) in record.cursors {
+            let Some(live) = self.live.get_mut(&serial) else {
+                continue;
+            };
+            live.readers.push(Reader {
+                session,
+                sub: number,
+            });
+            sub.cursors.insert(serial, cursor);
+            sub.mark(serial);
+        }
+        sub
+    }
+
+    /// The program has changed, or has not: answers, or goes on to the keeper.
+    fn go_on_changing(&mut self, change: &Change, verdict: Option<Verdict>) {
+        let failed = match verdict {
+            Some(Verdict::Late) => Some("did not serve in time".to_owned()),
+            Some(Verdict::Ended(Outcome::Code(code))) => {
+                Some(format!("exited with code {code} before it served"))
+            }
+            Some(Verdict::Ended(Outcome::Signal { number, .. })) => {
+                Some(format!("was ended by signal {number} before it served"))
+            }
+            // A keeper of an earlier version does not say why.
+            None => (own_file() != Some(change.to)).then(|| "did not serve".to_owned()),
+        };
+        if let Some(reason) = failed {
+            let reason = format!(
+                "{} {reason}; the program before goes on, and the log says more",
+                change.to_path
+            );
+            return self.answer_change(change, Err(reason));
+        }
+        if change.keeper && self.keeper_pid == change.keeper_before {
+            if let Err(reason) = self.begin_with_keeper(change.clone()) {
+                self.answer_change(change, Err(reason));
+            }
+            return;
+        }
+        self.answer_change(change, Ok(false));
+    }
+}

@@ -1,0 +1,554 @@
+//! Another program in this process, and nobody notices.
+//!
+//! Asked for by a client or by SIGUSR2: the new program is tried (`dry_run.rs`),
+//! then all connections are stopped between two lines and written down, the
+//! keeper gets the record, and this process execs. What comes up, the new
+//! program or the old one, finds the record and goes on (`resume.rs`). To
+//! replace the keeper too, the kernel that came up takes its place, with the
+//! same record.
+//!
+//! Invariant: until the exec has succeeded everything can be taken back;
+//! afterwards the keeper has the old program.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use papa_protocol::json::reply::{encode_error, encode_ok};
+use papa_protocol::json::request::{Id, KernelUpgrade};
+use papa_protocol::json::status::{Program, UpgradeCheck, Upgraded};
+use papa_protocol::json::{ErrorCode, Failure};
+use papa_protocol::text::escape_control;
+use tracing::{error, info, warn};
+
+use super::dry_run::{self, Tried};
+use super::session::Expect;
+use super::{Deadline, Owner};
+use crate::connection::Frozen;
+use crate::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
+use crate::keeper::program::path_of;
+use crate::keeper::wire::{Key, Kind, ToKeeper};
+use crate::live::SessionId;
+use crate::server::Listener;
+use crate::sys::process;
+use crate::sys::socket::local_port;
+use crate::takeover;
+use crate::verbs::{VERSION, VerbError, fail};
+
+/// How long connections may take to stop. They do nothing slow, so one that
+/// does not is in a state it should not be in, and is closed.
+const FREEZE_LIMIT: Duration = Duration::from_secs(2);
+
+/// A change of program under way.
+#[derive(Debug)]
+pub(crate) struct Changing {
+    change: Change,
+    dry_run: bool,
+    force: bool,
+    program: OwnedFd,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The program is being tried.
+    Trying,
+    /// Connections are being stopped.
+    Freezing {
+        left: BTreeSet<SessionId>,
+        frozen: BTreeMap<SessionId, Frozen>,
+        until: Instant,
+        role: Role,
+    },
+}
+
+/// What this process becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The kernel, of another program.
+    Kernel,
+    /// The keeper, of this program.
+    Keeper,
+}
+
+/// The dry run is over.
+#[derive(Debug)]
+pub struct Examined(pub(super) Tried);
+
+impl Owner {
+    /// Begins a change of program; the answer comes later.
+    ///
+    /// # Errors
+    /// `denied` while another is under way or over a read-only transport,
+    /// `not_found` or `invalid` for a program that cannot be one.
+    pub(super) fn ask_upgrade(
+        &mut self,
+        asked: Option<(SessionId, Option<Id>)>,
+        op: KernelUpgrade,
+    ) -> Result<(), VerbError> {
+        if let Some((session, _)) = &asked {
+            self.may_write(*session)?;
+        }
+        if self.changing.is_some() {
+            return Err(fail(
+                ErrorCode::Denied,
+                "the program is being changed already; wait until that is done",
+            ));
+        }
+        let path = match op.binary {
+            Some(path) => PathBuf::from(OsString::from_vec(path.as_bytes().to_vec())),
+            None => path_of(&self.fixed.binary)
+                .ok_or_else(|| fail(ErrorCode::Internal, "our own program's path is not known"))?,
+        };
+        let (program, to) = open_program(&path).map_err(|reason| {
+            let path = escape_control(&path.to_string_lossy()).into_owned();
+            fail(ErrorCode::Invalid, &format!("{path}: {reason}"))
+        })?;
+        let change = Change {
+            asked,
+            before: self.program(),
+            to,
+            to_path: escape_control(&path.to_string_lossy()).into_owned(),
+            keeper: op.keeper,
+            keeper_before: self.keeper_pid,
+            check: None,
+        };
+        info!(
+            path = change.to_path,
+            dry_run = op.dry_run,
+            "a program is being tried"
+        );
+        let events = self.server.as_ref().map(crate::server::Server::events);
+        let run = dry_run::start(self, program.as_fd())
+            .map_err(|error| fail(ErrorCode::Internal, &format!("the dry run: {error}")))?;
+        tokio::task::spawn_local(async move {
+            let examined = super::session::Incoming::Examined(Box::new(Examined(run.end().await)));
+            if let Some(events) = events {
+                let _ = events.send((0, examined)).await;
+            }
+        });
+        self.changing = Some(Changing {
+            change,
+            dry_run: op.dry_run,
+            force: op.force,
+            program,
+            stage: Stage::Trying,
+        });
+        Ok(())
+    }
+
+    /// The program that runs.
+    fn program(&self) -> Program {
+        Program {
+            version: Some(VERSION.to_owned()),
+            path: path_of(&self.fixed.binary).map_or_else(String::new, |path| {
+                escape_control(&path.to_string_lossy()).into_owned()
+            }),
+        }
+    }
+
+    pub(super) fn on_examined(&mut self, Examined(tried): Examined) {
+        let Some(changing) = &mut self.changing else {
+            return;
+        };
+        let problem = match tried {
+            Tried::Found(check) => {
+                let problem = fault(&check, self.unknown_records.len() as u64);
+                changing.change.check = Some(check);
+                problem
+            }
+            Tried::Failed(reason) => Some(reason),
+        };
+        match problem {
+            Some(reason) if !changing.force => {
+                let advice = "nothing was changed; `force` changes all the same, and what the program cannot read stays with the keeper until one that can is back";
+                self.end_change(Err(format!("{reason}; {advice}")));
+            }
+            problem => {
+                if let Some(reason) = problem {
+                    warn!(reason, "the program is taken all the same");
+                }
+                if changing.dry_run {
+                    self.end_change(Ok(true));
+                } else {
+                    self.freeze(Role::Kernel);
+                }
+            }
+        }
+    }
+
+    /// The kernel is the new program; now the keeper's turn.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub(super) fn begin_with_keeper(&mut self, change: Change) -> Result<(), String> {
+        let program = self
+            .fixed
+            .binary
+            .try_clone()
+            .map_err(|error| format!("the kernel has changed, the keeper has not: {error}"))?;
+        self.changing = Some(Changing {
+            change,
+            dry_run: false,
+            force: false,
+            program,
+            stage: Stage::Trying,
+        });
+        self.freeze(Role::Keeper);
+        Ok(())
+    }
+
+    // ---- stopping ------------------------------------------------------
+
+    /// Has every connection stop; the change goes on when all have.
+    pub(super) fn freeze(&mut self, role: Role) {
+        let Some(changing) = &mut self.changing else {
+            return;
+        };
+        if let Some(server) = &self.server {
+            server.pause();
+        }
+        let asker = changing.change.asked.as_ref().map(|(session, _)| *session);
+        for (id, session) in &self.sessions {
+            session.freeze(asker == Some(*id));
+        }
+        let until = Instant::now() + FREEZE_LIMIT;
+        changing.stage = Stage::Freezing {
+            left: self.sessions.keys().copied().collect(),
+            frozen: BTreeMap::new(),
+            until,
+            role,
+        };
+        self.deadlines.insert((until, Deadline::Freeze));
+    }
+
+    /// Whether connections are stopped or stopping: then nothing is sent.
+    pub(super) fn is_freezing(&self) -> bool {
+        matches!(
+            self.changing,
+            Some(Changing {
+                stage: Stage::Freezing { .. },
+                ..
+            })
+        )
+    }
+
+    /// A connection that was accepted before all were stopped.
+    pub(super) fn freeze_late(&mut self, id: SessionId) {
+        if let Some(Changing {
+            stage: Stage::Freezing { left, .. },
+            ..
+        }) = &mut self.changing
+            && let Some(session) = self.sessions.get(&id)
+        {
+            session.freeze(false);
+            left.insert(id);
+        }
+    }
+
+    pub(super) fn on_frozen(&mut self, id: SessionId, connection: Frozen) {
+        if let Some(Changing {
+            stage: Stage::Freezing { left, frozen, .. },
+            ..
+        }) = &mut self.changing
+        {
+            left.remove(&id);
+            frozen.insert(id, connection);
+        } else if let Some(server) = &self.server {
+            // Taken back meanwhile.
+            server.thaw(connection);
+        }
+    }
+
+    pub(super) fn frozen_has_gone(&mut self, id: SessionId) {
+        if let Some(Changing {
+            stage: Stage::Freezing { left, frozen, .. },
+            ..
+        }) = &mut self.changing
+        {
+            left.remove(&id);
+            frozen.remove(&id);
+        }
+    }
+
+    /// Goes on with the change once all connections have stopped.
+    pub(super) fn change_when_frozen(&mut self) {
+        let Some(Changing {
+            stage: Stage::Freezing { left, until, .. },
+            ..
+        }) = &self.changing
+        else {
+            return;
+        };
+        if !left.is_empty() {
+            if Instant::now() < *until {
+                return;
+            }
+            for id in left.clone() {
+                warn!(session = id, "does not stop; closing it");
+                if let Some(session) = self.sessions.get(&id) {
+                    session.close();
+                }
+                self.on_gone(id);
+            }
+        }
+        self.change_now();
+    }
+
+    // ---- changing ------------------------------------------------------
+
+    fn change_now(&mut self) {
+        let Some(mut changing) = self.changing.take() else {
+            return;
+        };
+        let Stage::Freezing { frozen, role, .. } = &mut changing.stage else {
+            return;
+        };
+        for stopped in frozen.values_mut() {
+            stopped.connection.catch_up(&mut stopped.inbox);
+        }
+        let role = *role;
+        let errno = self.hand_over(&changing, role);
+        // Only a failure comes back.
+        error!(%errno, "the program could not be changed");
+        self.unkeep(&[Key::new(Kind::HANDOVER, 0)]);
+        let Stage::Freezing { frozen, .. } = changing.stage else {
+            return;
+        };
+        if let Some(server) = self.server.clone() {
+            for (_, stopped) in frozen {
+                server.thaw(stopped);
+            }
+        }
+        self.listen_again();
+        let reason = format!(
+            "{} could not be started: {}; the program before goes on",
+            changing.change.to_path,
+            errno.desc()
+        );
+        self.answer_change(&changing.change, Err(reason));
+    }
+
+    /// Gives everything to the keeper and becomes the program.
+    fn hand_over(&mut self, changing: &Changing, role: Role) -> Errno {
+        let mut handed = Vec::new();
+        let file = match self.record(changing, &mut handed) {
+            Ok(record) => match record.write() {
+                Ok(file) => file,
+                Err(errno) => return errno,
+            },
+            Err(errno) => return errno,
+        };
+        // Last, so that it names only what is there.
+        handed.push((Key::new(Kind::HANDOVER, 0), file));
+        let entries: Vec<_> = handed.iter().map(|(key, fd)| (*key, fd.as_fd())).collect();
+        if let Err(errno) = self.link.put(&entries) {
+            let keys: Vec<Key> = handed.iter().map(|(key, _)| *key).collect();
+            self.unkeep(&keys);
+            return errno;
+        }
+        let errno = match role {
+            Role::Keeper => self.take_keepers_place("as asked", &handed),
+            Role::Kernel => match self.link.try_program(changing.program.as_fd()) {
+                Ok(()) => {
+                    info!(path = changing.change.to_path, "changing the program");
+                    let errno = takeover::become_program(self, changing.program.as_fd(), &handed);
+                    let told = self.link.tell(&ToKeeper::Untried);
+                    self.check_keeper(told);
+                    errno
+                }
+                Err(errno) => errno,
+            },
+        };
+        let keys: Vec<Key> = handed.iter().map(|(key, _)| *key).collect();
+        self.unkeep(&keys);
+        errno
+    }
+
+    /// Writes down all sessions; `handed` gets copies of their descriptors.
+    fn record(
+        &self,
+        changing: &Changing,
+        handed: &mut Vec<(Key, OwnedFd)>,
+    ) -> Result<HandOver, Errno> {
+        let Stage::Freezing { frozen, .. } = &changing.stage else {
+            return Err(Errno::EINVAL);
+        };
+        let mut keep = |fd: BorrowedFd<'_>| {
+            let number = handed.len() as u64;
+            let copy = fd.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+            handed.push((Key::new(Kind::SESSION, number), copy));
+            Ok(number)
+        };
+        let mut sessions = Vec::new();
+        for (id, stopped) in frozen {
+            let Some(session) = self.sessions.get(id) else {
+                continue;
+            };
+            let claims = self.claims.iter().filter(|(_, holder)| *holder == id);
+            sessions.push(SessionRecord {
+                id: *id,
+                peer: session.peer,
+                connection: stopped.connection.record(&mut keep)?,
+                client: session.client.clone(),
+                json: session.json,
+                busy: session.busy,
+                queued: session.queued,
+                subs: session
+                    .subs
+                    .iter()
+                    .map(|(number, sub)| {
+                        let record = SubRecord {
+                            kind: sub.kind,
+                            patterns: sub.patterns.clone(),
+                            cursors: sub.cursors.clone(),
+                            seq: sub.seq,
+                        };
+                        (*number, record)
+                    })
+                    .collect(),
+                next_sub: session.next_sub,
+                held_back: session.hold_until.is_some(),
+                watch_batch: session.watch_batch.clone(),
+                lost: session.lost.iter().cloned().collect(),
+                claims: claims.map(|(namespace, _)| namespace.clone()).collect(),
+            });
+        }
+        let processes = self
+            .live
+            .iter()
+            .filter(|(_, live)| live.reel.is_some())
+            .map(|(serial, live)| Delivered {
+                serial: *serial,
+                to: live.delivered_to,
+                bytes: live.delivered,
+                consumer: live.consumer.map(|reader| (reader.session, reader.sub)),
+            })
+            .collect();
+        Ok(HandOver {
+            change: changing.change.clone(),
+            processes,
+            sessions,
+        })
+    }
+
+    /// Accepts callers again.
+    pub(super) fn listen_again(&self) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        for (_, fd) in &self.fixed.controls {
+            let tcp = local_port(fd).is_ok_and(|port| port != 0);
+            let listener = fd.try_clone().and_then(|copy| Listener::new(copy, tcp));
+            match listener {
+                Ok(listener) => server.serve(listener),
+                Err(error) => error!(%error, "a listener cannot be served again"),
+            }
+        }
+    }
+
+    // ---- answering -----------------------------------------------------
+
+    /// Ends a change that has not begun; `Ok(true)` for a dry run that found
+    /// nothing.
+    fn end_change(&mut self, result: Result<bool, String>) {
+        if let Some(changing) = self.changing.take() {
+            self.answer_change(&changing.change, result);
+        }
+    }
+
+    /// Answers whoever asked.
+    pub(super) fn answer_change(&mut self, change: &Change, result: Result<bool, String>) {
+        match &result {
+            Ok(dry_run) => info!(path = change.to_path, dry_run, "the program is good"),
+            Err(reason) => error!(path = change.to_path, reason, "the program was not changed"),
+        }
+        let Some((session, id)) = &change.asked else {
+            return;
+        };
+        let mut out = BytesMut::new();
+        match result {
+            Ok(dry_run) => {
+                let after = if dry_run {
+                    Program {
+                        version: change.check.as_ref().map(|check| check.version.clone()),
+                        path: change.to_path.clone(),
+                    }
+                } else {
+                    self.program()
+                };
+                let upgraded = Upgraded {
+                    before: change.before.clone(),
+                    after,
+                    pid: std::process::id(),
+                    keeper: self.keeper_pid.unsigned_abs(),
+                    incarnation: self.table.incarnation,
+                    dry_run,
+                    check: change.check.clone(),
+                };
+                if id.is_some() {
+                    encode_ok(id.as_ref(), &upgraded, &mut out);
+                }
+            }
+            Err(reason) => {
+                let failure = Failure::new(ErrorCode::Denied, &reason);
+                encode_error(id.as_ref(), &failure, &mut out);
+            }
+        }
+        if let Some(session) = self.sessions.get(session) {
+            session.reply(out, Expect::Json);
+        }
+    }
+}
+
+/// Opens a program to be executed, and tells which file it is.
+fn open_program(path: &std::path::Path) -> Result<(OwnedFd, (u64, u64)), String> {
+    let words = |errno: Errno| errno.desc().to_owned();
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let file = open(path, flags, Mode::empty()).map_err(words)?;
+    let stat = fstat(&file).map_err(words)?;
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Err("not a regular file; expected a program".to_owned());
+    }
+    if stat.st_mode & 0o111 == 0 {
+        return Err("not executable; expected a program".to_owned());
+    }
+    Ok((file, (stat.st_dev, stat.st_ino)))
+}
+
+/// What speaks against a program that has looked at everything.
+fn fault(check: &UpgradeCheck, unknown_already: u64) -> Option<String> {
+    let version = escape_control(&check.version);
+    let unknown = check.unknown_records.saturating_sub(unknown_already);
+    if check.unreadable_records > 0 {
+        let count = check.unreadable_records;
+        return Some(format!(
+            "version {version} cannot read {count} journal records"
+        ));
+    }
+    if check.unreadable_reels > 0 {
+        let count = check.unreadable_reels;
+        return Some(format!(
+            "version {version} cannot read the output of {count} processes"
+        ));
+    }
+    if unknown > 0 {
+        return Some(format!(
+            "version {version} does not know {unknown} journal records"
+        ));
+    }
+    None
+}
+
+/// Which file this process's program is.
+pub(super) fn own_file() -> Option<(u64, u64)> {
+    let stat = process::own_binary().and_then(fstat).ok()?;
+    Some((stat.st_dev, stat.st_ino))
+}

@@ -1,0 +1,301 @@
+//! Another program in the kernel's place: processes, output, listeners and client sessions go on, whatever becomes of it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Classic, Collector, Json, Kernel, assert_same_bytes, binary, procfs, wait_until,
+};
+
+const NUMBERED: &str = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) = 0 ] && sleep 0.02; done; exit 7";
+
+fn numbered() -> Vec<u8> {
+    let lines = (1..=2000).map(|i| format!("line {i}\n"));
+    lines.collect::<String>().into_bytes()
+}
+
+/// A copy of our program at a path of its own, as an installation would put it.
+fn another(kernel: &Kernel) -> PathBuf {
+    let path = PathBuf::from(kernel.path("papa-next"));
+    std::fs::copy(binary("papa"), &path).expect("the program can be copied");
+    path
+}
+
+/// A program that is something else.
+fn script(kernel: &Kernel, name: &str, text: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = PathBuf::from(kernel.path(name));
+    std::fs::write(&path, text).expect("written");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+    path
+}
+
+fn upgrade(path: &Path) -> Value {
+    json!({ "binary": path.to_str().expect("a path in UTF-8") })
+}
+
+fn with(mut request: Value, key: &str) -> Value {
+    request[key] = json!(true);
+    request
+}
+
+/// Clients of every kind, each in the middle of something.
+struct Clients {
+    asker: Json,
+    collector: Collector,
+    follower: Json,
+    watcher: Classic,
+    half_typed: Classic,
+    claimer: Json,
+    epoch: u64,
+    worker: Value,
+}
+
+impl Clients {
+    fn new(kernel: &Kernel) -> Self {
+        let mut asker = kernel.json();
+        let worker = asker.make_process("w", &["/bin/sh", "-c", NUMBERED], json!({}));
+        let mut collector = Collector::new(&kernel.socket_path(), &["w"]);
+        collector.step(std::time::Duration::from_secs(20));
+        let mut follower = kernel.json();
+        follower.ok("output.follow", json!({ "names": ["chatter"] }));
+        let mut watcher = kernel.classic();
+        asker.make_process("quiet", &["/bin/sleep", "1000"], json!({}));
+        watcher.send("watch processes quiet");
+        assert_eq!(watcher.read_to("\n"), "Watching 1\n");
+        let mut half_typed = kernel.classic();
+        half_typed.ask("set before 1");
+        half_typed.send_bytes(b"get bef").expect("sent");
+        let mut claimer = kernel.json();
+        let claim = claimer.ok("claim", json!({ "namespace": "mine", "holder": "me" }));
+        claimer.ok("subscribe", json!({ "names": ["news*"] }));
+        Self {
+            asker,
+            collector,
+            follower,
+            watcher,
+            half_typed,
+            claimer,
+            epoch: claim["epoch"].as_u64().expect("an epoch"),
+            worker,
+        }
+    }
+
+    /// All of them go on as if nothing had been.
+    fn check(mut self, kernel: &Kernel) {
+        // What was typed before and after the change is one line.
+        self.half_typed.send_bytes(b"ore\r\n").expect("sent");
+        assert!(self.half_typed.read_until("> ").contains('1'));
+        // The claim is still held by the very same session.
+        self.claimer
+            .ok("value.set", json!({ "name": "mine.x", "value": "1" }));
+        // Over TCP nobody is taken for the process that holds it.
+        let mut stranger = Json::tcp(kernel.port()).expect("served");
+        let error = stranger.error("value.set", json!({ "name": "mine.x", "value": "2" }));
+        assert_eq!(error, "claimed");
+        let claims = self.asker.ok("claim.list", json!({}));
+        assert_eq!(claims["claims"][0]["epoch"], self.epoch);
+        assert_eq!(claims["claims"][0]["live"], true);
+        // Subscriptions: changes, a follower, a classic watch.
+        self.asker.make_process("news", &["/bin/true"], json!({}));
+        assert_eq!(self.claimer.push_of("event")["name"], "news");
+        self.asker
+            .make_process("chatter", &["/bin/echo", "hello"], json!({}));
+        let heard = self.follower.push();
+        assert!(
+            format!("{heard:?}").contains("hello") || heard.body("output").is_some(),
+            "{heard:?}"
+        );
+        let quiet = self.asker.process("quiet").expect("it is there");
+        procfs::signal(
+            i32::try_from(quiet["pid"].as_i64().expect("a pid")).expect("fits"),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+        assert!(self.watcher.read_until("] ").contains("closed:quiet"));
+        // The output of a worker that wrote all the time, on one connection.
+        let serial = self.worker["serial"].as_u64().expect("a serial");
+        self.collector.run_until(
+            "the worker has ended",
+            std::time::Duration::from_secs(120),
+            |all| all.finished(serial),
+        );
+        assert_eq!(
+            self.collector.connections, 1,
+            "the consumer had to connect again"
+        );
+        let found = self.collector.finish(serial);
+        assert_same_bytes("output of w", &numbered(), &found.stream(1));
+    }
+}
+
+#[test]
+fn another_program_takes_over_and_no_session_notices() {
+    let mut kernel = Kernel::start();
+    let path = another(&kernel);
+    let mut clients = Clients::new(&kernel);
+    let before = kernel.status();
+    let told = clients.asker.ok("kernel.upgrade", upgrade(&path));
+    assert_eq!(told["after"]["path"], path.to_str().unwrap());
+    assert_eq!(told["pid"], before["pid"], "the process changed");
+    assert_eq!(told["keeper"], before["keeper"]);
+    assert_eq!(told["dry_run"], false);
+    assert!(told["check"]["records"].as_u64().unwrap() > 0, "{told}");
+    assert_eq!(told["check"]["processes"], 2, "{told}");
+    let pid = i32::try_from(before["pid"].as_i64().unwrap()).unwrap();
+    assert_eq!(
+        std::fs::read_link(format!("/proc/{pid}/exe")).unwrap(),
+        path
+    );
+    // And it is the one that is started from now on.
+    kernel.kill_kernel();
+    let pid = kernel.pid();
+    assert_eq!(
+        std::fs::read_link(format!("/proc/{pid}/exe")).unwrap(),
+        path
+    );
+    drop(clients);
+}
+
+#[test]
+fn sessions_go_on_over_a_change_of_program() {
+    let mut kernel = Kernel::start();
+    let mut clients = Clients::new(&kernel);
+    let before = kernel.status();
+    for _ in 0..3 {
+        clients.asker.ok("kernel.upgrade", json!({}));
+    }
+    assert_eq!(kernel.status()["pid"], before["pid"]);
+    clients.check(&kernel);
+}
+
+#[test]
+fn sessions_go_on_over_a_change_of_the_keeper() {
+    let mut kernel = Kernel::start();
+    let path = another(&kernel);
+    let mut clients = Clients::new(&kernel);
+    let before = kernel.status();
+    let told = clients
+        .asker
+        .ok("kernel.upgrade", with(upgrade(&path), "keeper"));
+    assert_eq!(
+        told["keeper"], before["pid"],
+        "the kernel took the keeper's place"
+    );
+    assert_ne!(told["pid"], before["pid"]);
+    for key in ["pid", "keeper"] {
+        let exe = std::fs::read_link(format!("/proc/{}/exe", told[key])).unwrap();
+        assert_eq!(exe, path, "{key}");
+    }
+    wait_until("the old keeper is gone", || {
+        !procfs::alive(i32::try_from(before["keeper"].as_i64().unwrap()).unwrap())
+    });
+    kernel.status();
+    clients.check(&kernel);
+}
+
+#[test]
+fn a_program_that_does_not_serve_is_left_again_with_the_reason() {
+    let mut kernel = Kernel::start();
+    let mut clients = Clients::new(&kernel);
+    let before = kernel.status();
+    let ask = |clients: &mut Clients, request: Value| {
+        let answer = clients.asker.call("kernel.upgrade", request).unwrap();
+        let error = answer.expect_err("it must not succeed");
+        error["message"].as_str().unwrap().to_owned()
+    };
+    let fails = script(&kernel, "fails", "#!/bin/sh\necho no good >&2\nexit 9\n");
+    // The dry run finds out, and nothing is touched.
+    let reason = ask(&mut clients, upgrade(Path::new("/bin/false")));
+    assert!(
+        reason.contains("dry run ended with exit status: 1"),
+        "{reason}"
+    );
+    assert_eq!(kernel.status()["incarnation"], before["incarnation"]);
+    // A script has no program to be opened behind the descriptor once that is closed.
+    let reason = ask(&mut clients, with(upgrade(&fails), "force"));
+    assert!(reason.contains("could not be started"), "{reason}");
+    assert_eq!(kernel.status()["incarnation"], before["incarnation"]);
+    // Forced, it runs and ends; the program before is back.
+    let reason = ask(
+        &mut clients,
+        with(upgrade(Path::new("/bin/false")), "force"),
+    );
+    assert!(
+        reason.contains("/bin/false exited with code 1 before it served"),
+        "{reason}"
+    );
+    let after = kernel.status();
+    assert_ne!(after["incarnation"], before["incarnation"]);
+    assert_eq!(after["keeper"], before["keeper"]);
+    for (path, expected) in [
+        ("/etc/passwd", "not executable"),
+        ("/tmp", "not a regular file"),
+        ("/no/such/program", "No such file"),
+    ] {
+        let reason = ask(&mut clients, upgrade(Path::new(path)));
+        assert!(
+            reason.starts_with(path) && reason.contains(expected),
+            "{reason}"
+        );
+    }
+    let reason = ask(&mut clients, json!({ "binary": "papa" }));
+    assert!(reason.contains("absolute"), "{reason}");
+    clients.check(&kernel);
+}
+
+#[test]
+fn a_dry_run_only_looks() {
+    let mut kernel = Kernel::start();
+    let mut client = kernel.json();
+    client.make_process("p", &["/bin/sleep", "1000"], json!({}));
+    let before = kernel.status();
+    let told = client.ok("kernel.upgrade", json!({ "dry_run": true }));
+    assert_eq!(told["dry_run"], true);
+    assert_eq!(told["check"]["unknown_records"], 0);
+    assert_eq!(told["check"]["processes"], 1);
+    assert_eq!(told["check"]["reels"], 1);
+    assert_eq!(told["after"]["version"], told["before"]["version"]);
+    assert_eq!(kernel.status()["incarnation"], before["incarnation"]);
+    let program = binary("papa");
+    let pid = kernel.pid();
+    assert_eq!(
+        std::fs::read_link(format!("/proc/{pid}/exe")).unwrap(),
+        program
+    );
+}
+
+#[test]
+fn callers_are_served_throughout() {
+    let mut kernel = Kernel::start();
+    let path = kernel.socket_path();
+    let stop = AtomicBool::new(false);
+    let served = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut served = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let mut client = Json::unix(&path).expect("nobody is refused");
+                        client.ok("status", json!({}));
+                        served += 1;
+                    }
+                    served
+                })
+            })
+            .collect();
+        let mut client = kernel.json();
+        for round in 0..10 {
+            let keeper = round % 3 == 2;
+            client.ok("kernel.upgrade", json!({ "keeper": keeper }));
+        }
+        stop.store(true, Ordering::Relaxed);
+        callers
+            .into_iter()
+            .map(|caller| caller.join().expect("no caller failed"))
+            .sum::<u32>()
+    });
+    assert!(served > 10, "{served}");
+    kernel.status();
+}

@@ -311,6 +311,9 @@ impl Keeper {
     }
 
     fn kernel_ended(&mut self, status: WaitStatus) {
+        // What it said while it lived counts: that it tries a program, or that
+        // it serves.
+        self.listen_to_kernel();
         let Some(kernel) = self.kernel.take() else {
             return;
         };

@@ -229,6 +229,17 @@ impl Circus {
         });
     }
 
+    /// Every line of these workers is there once and in order.
+    #[track_caller]
+    fn assert_each_once(&self, pids: &[i32]) {
+        let logged = self.logged();
+        for pid in pids {
+            let numbers = logged.get(pid).cloned().unwrap_or_default();
+            let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
+            assert!(numbers == expected, "worker {pid}: {numbers:?}");
+        }
+    }
+
     /// No line of these workers is missing; one may come twice.
     #[track_caller]
     fn assert_nothing_lost(&self, pids: &[i32]) {
@@ -333,4 +344,32 @@ fn a_killed_kernel_under_circusd_costs_no_worker() {
     assert_eq!(circus.pids("web"), web);
     circus.wait_for_new_lines(&chatty);
     circus.assert_nothing_lost(&chatty);
+}
+
+#[test]
+fn circusd_goes_on_over_changes_of_the_kernels_program() {
+    let Some(venv) = Venv::get() else { return };
+    let mut circus = Circus::new(venv);
+    circus.up();
+    let chatty = circus.pids("chatty");
+    let web = circus.pids("web");
+    circus.wait_for_new_lines(&chatty);
+
+    let mut session = circus.kernel.json();
+    for keeper in [false, false, true, false] {
+        session.ok("kernel.upgrade", json!({ "keeper": keeper }));
+        // The very circusd that runs goes on: its watch, which it cannot make anew, is still the one it had.
+        circus.wait_for_new_lines(&chatty);
+        assert_eq!(vec![circus.web_pid()], web);
+    }
+    circus.assert_each_once(&chatty);
+    circus.ctl(&["incr", "chatty"], "ok");
+    wait_until("another worker runs", || circus.pids("chatty").len() == 3);
+    circus.ctl(&["stop", "chatty"], "ok");
+    wait_until("the stopped workers are gone", || {
+        circus.kernel_pids("chatty").is_empty()
+    });
+    circus.assert_each_once(&chatty);
+    assert_eq!(circus.pids("web"), web);
+    circus.kernel.status();
 }

@@ -41,7 +41,14 @@ struct Follower {
 impl Follower {
     fn start(stack: &Stack, line: &[&str]) -> Self {
         let path = stack.kernel.directory().join("followed");
-        let child = papactl(stack, line)
+        // In the background of a script without job control an interrupt is ignored, and that is inherited.
+        let child = private_command("env".as_ref(), stack.kernel.directory())
+            .arg("--default-signal=INT")
+            .arg(binary("papactl"))
+            .current_dir(stack.kernel.directory())
+            .stdin(Stdio::null())
+            .arg("logs")
+            .args(line)
             .arg("-f")
             .stdout(File::create(&path).unwrap())
             .stderr(File::create(path.with_extension("errors")).unwrap())

@@ -299,3 +299,24 @@ fn callers_are_served_throughout() {
     assert!(served > 10, "{served}");
     kernel.status();
 }
+
+#[test]
+fn a_program_that_hangs_is_left_again() {
+    // Ten seconds of patience become a quarter of one.
+    let mut kernel = Kernel::builder()
+        .environment("PAPA_TEST_PATIENCE_MS", "250")
+        .start();
+    let clients = Clients::new(&kernel);
+    let mut client = kernel.json();
+    // It takes the port, its only argument, for a number of seconds.
+    let sleep = with(upgrade(Path::new("/bin/sleep")), "force");
+    let answer = client.call("kernel.upgrade", sleep).unwrap();
+    let error = answer.expect_err("it does not serve");
+    let reason = error["message"].as_str().unwrap();
+    assert!(
+        reason.contains("/bin/sleep did not serve in time"),
+        "{reason}"
+    );
+    kernel.status();
+    clients.check(&kernel);
+}

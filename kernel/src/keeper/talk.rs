@@ -139,11 +139,22 @@ impl Keeper {
             ToKeeper::Exiting(code) => self.exit_code = Some(code),
             // From one that has died since it comes too late.
             ToKeeper::Try => {
-                if let (true, Some(program)) = (live, descriptors.into_iter().next()) {
+                if let (true, Some(kernel), Some(program)) =
+                    (live, &mut self.kernel, descriptors.into_iter().next())
+                {
+                    // From here on it has only so long until it serves.
+                    kernel.serving = false;
+                    kernel.started = Instant::now();
+                    kernel.asked = None;
                     self.program.try_now(program);
                 }
             }
-            ToKeeper::Untried => self.program.untried(),
+            ToKeeper::Untried => {
+                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                    kernel.serving = true;
+                }
+                self.program.untried();
+            }
         }
     }
 

@@ -318,7 +318,6 @@ impl Owner {
         let errno = self.hand_over(&changing, role);
         // Only a failure comes back.
         error!(%errno, "the program could not be changed");
-        self.unkeep(&[Key::new(Kind::HANDOVER, 0)]);
         let Stage::Freezing { frozen, .. } = changing.stage else {
             return;
         };

@@ -3,8 +3,9 @@
 //! Connections, the poller and deadlines bring events; every handler is an
 //! ordinary function that runs to completion. What the handlers of requests
 //! do is in `verbs/`, what they read and answer in `classic.rs` and `json.rs`,
-//! how output reaches readers in `deliver.rs`, exits in `exits.rs`, and how
-//! the program is changed in `upgrade.rs` and `resume.rs`.
+//! how output reaches readers in `deliver.rs`, exits in `exits.rs`, what the
+//! keeper and signals ask in `signals.rs`, and how the program is changed in
+//! `upgrade.rs` and `resume.rs`.
 //! Invariant: a change is in the journal before it is answered.
 
 mod classic;
@@ -15,40 +16,38 @@ mod json;
 pub mod resume;
 mod runtime_dir;
 pub mod session;
+mod signals;
 mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use papa_protocol::json::push::{Push, Shutdown};
-use papa_protocol::json::request::KernelUpgrade;
 use papa_protocol::limits;
 use papa_protocol::name::Name;
 use papa_protocol::record::Stream;
 use serde_json::value::RawValue;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use self::resume::Resumption;
 use self::session::{Incoming, Session};
+use self::signals::KEEPER_SILENCE;
 use self::upgrade::Changing;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
 use crate::keeper::link::KeeperLink;
-use crate::keeper::wire::{Key, Kind, ToKeeper, ToKernel};
+use crate::keeper::wire::{Key, Kind};
 use crate::live::{Live, Poller, SessionId, Source};
 use crate::patience::scaled;
 use crate::server::Server;
 use crate::table::{Entry, Record, Table};
-use crate::takeover;
 
 /// Events that may wait for the loop; a full queue slows the connections.
 pub const EVENT_QUEUE: usize = 1024;
@@ -56,19 +55,6 @@ pub const EVENT_QUEUE: usize = 1024;
 const EVENTS_PER_TURN: usize = 256;
 /// Turns of clients alone after which the poller is asked all the same.
 const TURNS_PER_POLL: u32 = 16;
-/// How long the keeper may say nothing before it is taken to be stuck: it
-/// asks every ten seconds.
-const KEEPER_SILENCE: Duration = Duration::from_secs(40);
-/// How long a keeper that was silent gets to say something after all.
-const KEEPER_GRACE: Duration = Duration::from_secs(15);
-/// How long a killed keeper may take to be gone.
-const KEEPER_END: Duration = Duration::from_secs(1);
-/// The same request from two sides (the keeper passes on what it gets, and a
-/// `pkill papa` hits both) comes within this.
-const SAME_REQUEST: Duration = Duration::from_millis(500);
-/// A second TERM within this ends the kernel though processes are left.
-const SHUTDOWN_WINDOW: Duration = Duration::from_secs(5);
-
 /// An event of a connection.
 pub type Event = (SessionId, Incoming);
 
@@ -350,187 +336,6 @@ impl Owner {
                 Deadline::Freeze => {}
             }
         }
-    }
-
-    // ---- keeper and signals -------------------------------------------
-
-    fn on_keeper(&mut self) {
-        loop {
-            match self.link.try_receive() {
-                Ok(Some(message)) => {
-                    self.last_keeper_word = Instant::now();
-                    self.keeper_suspected = false;
-                    match message {
-                        ToKernel::Ping => {
-                            let told = self.link.tell(&ToKeeper::Pong);
-                            self.check_keeper(told);
-                        }
-                        ToKernel::Exit { serial, status } => {
-                            self.on_exit_told(serial, status, now_us());
-                        }
-                        ToKernel::Signal(number) => self.on_signal(i32::from(number), true),
-                        ToKernel::Entries(_) | ToKernel::Fetched(_) => {}
-                    }
-                }
-                Err(Errno::EAGAIN) => return,
-                Ok(None) | Err(_) => self.become_keeper("it has died"),
-            }
-        }
-    }
-
-    fn on_keeper_silence(&mut self, now: Instant) {
-        let pid = nix::unistd::Pid::from_raw(self.keeper_pid);
-        let due = self.last_keeper_word + scaled(KEEPER_SILENCE);
-        let next = if now < due {
-            due
-        } else if crate::sys::process::is_traced(pid) {
-            self.last_keeper_word = now;
-            now + scaled(KEEPER_SILENCE)
-        } else if self.keeper_suspected {
-            self.become_keeper("it does not answer");
-        } else {
-            // Once more: the whole machine may have stood still.
-            self.keeper_suspected = true;
-            now + scaled(KEEPER_GRACE)
-        };
-        self.deadlines.insert((next, Deadline::KeeperSilence));
-    }
-
-    /// A message to the keeper that did not get through means that it is gone
-    /// or stuck; then this process takes its place.
-    pub(crate) fn check_keeper(&mut self, told: Result<(), Errno>) {
-        match told {
-            Ok(()) => {}
-            Err(Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM) => {
-                error!("the keeper could not be sent a descriptor");
-            }
-            Err(_) => self.become_keeper("it cannot be reached"),
-        }
-    }
-
-    /// Execs into the keeper's role; every descriptor goes along.
-    pub(crate) fn become_keeper(&mut self, why: &str) -> ! {
-        self.take_keepers_place(why, &[])
-    }
-
-    /// The same, with what else is `handed` over.
-    fn take_keepers_place(&mut self, why: &str, handed: &[(Key, OwnedFd)]) -> ! {
-        warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
-        // One that only stood still must not wake up beside us. Our parent for
-        // as long as it lives, so the number is its.
-        let keeper = nix::unistd::Pid::from_raw(self.keeper_pid);
-        let until = Instant::now() + KEEPER_END;
-        while nix::unistd::getppid() == keeper && self.keeper_pid > 1 && Instant::now() < until {
-            let _ = nix::sys::signal::kill(keeper, Signal::SIGKILL);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let errno = takeover::become_keeper(self, handed);
-        error!(%errno, "cannot take the keeper's place");
-        // Going on without a keeper would break the promise at the next
-        // fault without anybody knowing; but ending would break it now.
-        loop {
-            std::thread::sleep(Duration::from_secs(1));
-            let errno = takeover::become_keeper(self, handed);
-            error!(%errno, "cannot take the keeper's place");
-        }
-    }
-
-    fn on_signals(&mut self) {
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            self.on_signal(info.ssi_signo.cast_signed(), false);
-        }
-    }
-
-    /// Deals with a signal sent to this process or passed on by the keeper.
-    fn on_signal(&mut self, number: i32, passed_on: bool) {
-        match Signal::try_from(number) {
-            Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => {
-                self.on_terminate(signal, passed_on);
-            }
-            Ok(Signal::SIGUSR2) => {
-                if let Err(error) = self.ask_upgrade(None, KernelUpgrade::default()) {
-                    error!(%error, "the program is not changed");
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn on_terminate(&mut self, signal: Signal, passed_on: bool) {
-        let now = Instant::now();
-        if self.last_term.is_some_and(|(last, other)| {
-            other != passed_on && now.duration_since(last) < SAME_REQUEST
-        }) {
-            return;
-        }
-        let again = self
-            .last_term
-            .is_some_and(|(last, _)| now.duration_since(last) < SHUTDOWN_WINDOW);
-        self.last_term = Some((now, passed_on));
-        let running = self
-            .table
-            .processes()
-            .filter(|row| row.exit.is_none())
-            .count();
-        if running == 0 || again {
-            info!(running, "ending");
-            self.exit(0);
-        }
-        warn!(
-            running,
-            "processes are left, so the kernel stays; the same signal again within 5 s ends it and leaves them"
-        );
-        let holders: BTreeSet<SessionId> = self.claims.values().copied().collect();
-        if holders.is_empty() && self.config.init {
-            // As process 1 with nobody to decide: everybody is asked to end, and
-            // so do we when they have.
-            self.end_after_processes = true;
-            for live in self.live.values() {
-                if let Some(pidfd) = &live.pidfd {
-                    let _ = crate::sys::pidfd::pidfd_send_signal(pidfd, signal as i32);
-                }
-            }
-        }
-        for id in holders {
-            let mut line = bytes::BytesMut::new();
-            Push::Shutdown(Shutdown {
-                signal: signal as i32,
-            })
-            .encode(&mut line);
-            self.push(id, line);
-        }
-    }
-
-    // ---- ending --------------------------------------------------------
-
-    /// Whether nothing would be lost by ending.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.table.processes().all(|row| !row.is_listed())
-            && self.table.sockets().next().is_none()
-            && self.table.values.is_empty()
-            && self.table.held.is_empty()
-    }
-
-    /// Ends once the last session has closed, if it is idle then.
-    pub(crate) fn ask_exit(&mut self) {
-        self.exit_when_idle = true;
-    }
-
-    fn exit_if_asked(&mut self) {
-        if self.exit_when_idle && self.sessions.is_empty() && self.is_idle() {
-            info!("idle, as asked: ending");
-            self.exit(0);
-        }
-        if self.end_after_processes && self.table.processes().all(|row| row.exit.is_some()) {
-            info!("all processes have ended, as asked: ending");
-            self.exit(0);
-        }
-    }
-
-    fn exit(&mut self, code: u8) -> ! {
-        let _ = self.link.tell(&ToKeeper::Exiting(code));
-        self.config.remove_files();
-        std::process::exit(i32::from(code));
     }
 
     // ---- journal -------------------------------------------------------

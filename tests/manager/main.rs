@@ -27,3 +27,4 @@ mod slow_disk;
 mod stack;
 mod watchers;
 mod web_stack;
+mod zero_downtime;

@@ -5,9 +5,9 @@
 #
 #   cargo build --release --workspace --examples --bins && examples/zero-downtime/demo.sh
 #
-# BIN names the folder of papa, papa-manager and papactl (and examples/ in it); SECONDS_PER_STEP how long the load goes on after
-# each step; VENV a virtual environment with requirements.txt in it, or where to make one; WRK_BREATH_MS the pause of wrk's
-# connections between two requests (2); WRK=no leaves wrk out.
+# BIN names the folder of papa, papa-manager and papactl (and examples/ in it); NEXT that of the programs to upgrade to, by default
+# the same; SECONDS_PER_STEP how long the load goes on after each step; VENV a virtual environment with requirements.txt in it, or
+# where to make one; WRK_BREATH_MS the pause of wrk's connections between two requests (2); WRK=no leaves wrk out.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -15,6 +15,7 @@ if [ -z "${BIN:-}" ]; then
     BIN=$here/../../target/release
     [ -x "$BIN/papactl" ] || BIN=$here/../../target/debug
 fi
+next=${NEXT:-$BIN}
 linger=${SECONDS_PER_STEP:-2}
 # Connections of wrk to each service.
 wrk_connections=4
@@ -33,7 +34,16 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/zero-downtime.XXXXXX")
 chmod 755 "$work"
 cp -r "$here"/{app,services.ini,nginx.conf,load.py,table.py,wrk.lua,requirements.txt} "$work"
 cd "$work"
-mkdir run
+mkdir run bin
+
+# `install_from FOLDER`: the programs, as a package manager puts them: a new file in the old one's place.
+install_from() {
+    for program in papa papa-manager papactl; do
+        cp "$1/$program" bin/new
+        mv bin/new bin/$program
+    done
+}
+install_from "$BIN"
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -92,7 +102,7 @@ targets=()
 for service in "${services[@]}"; do targets+=("$service=${port[$service]}"); done
 
 export XDG_RUNTIME_DIR=$work/run
-papactl() { "$BIN/papactl" "$@"; }
+papactl() { "$work/bin/papactl" "$@"; }
 clients=()
 cleanup() {
     [ "${#clients[@]}" = 0 ] || kill "${clients[@]}" 2>/dev/null || true
@@ -165,8 +175,9 @@ load() {
 }
 unload() {
     sleep "$linger"
-    kill "${clients[0]}"
-    [ "${#wrk[@]}" = 0 ] || kill -INT "${clients[@]:1}"
+    # Who ended by itself, after the longest time a step may take, has said what there is to say.
+    kill "${clients[0]}" || true
+    [ "${#wrk[@]}" = 0 ] || kill -INT "${clients[@]:1}" || true
     for client in "${clients[@]}"; do wait "$client" || fail "the clients failed"; done
     clients=()
     python3 table.py step "$heading" || fail "requests failed"
@@ -265,6 +276,7 @@ unchanged
 unload
 
 load "manager: upgrade" 3
+install_from "$next"
 papactl upgrade
 unchanged
 unload

@@ -8,63 +8,35 @@
 //! A watcher whose workers are to be checked runs `WORKER NAME [key=value…]` (`tests/python/numbered.py`), NAME being its own.
 //! In an INI file `DIR` is the scratch directory, where `DIR/logs` takes the log files.
 
+mod builder;
 mod check;
 mod lines;
 mod lives;
 mod witness;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-pub use lines::Lines;
+pub use builder::WholeBuilder;
+pub use lines::{Gap, Lines};
 pub use lives::{End, Life, Written};
 pub use witness::{Listener, Reaps, Visitor};
 
-use super::{Kernel, KernelBuilder, PATIENCE, binary, private_command, procfs};
+use super::{Collector, Kernel, binary, private_command, procfs};
 
 /// How long it may take until everything is as it should be again: far above what it needs on a busy machine.
 pub const RECOVERY: Duration = Duration::from_secs(60);
 
 /// Pause between two looks while waiting for that.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-/// The watchers every installation has: `web` serves and is reloaded, `steady` is never touched, and its workers share a file.
-const WATCHERS: &str = "\
-[socket:web]
-host = 127.0.0.1
-port = 0
-blocking = no
-
-[watcher:web]
-cmd = WORKER web listen=$(circus.sockets.web)
-copy_env = true
-use_sockets = true
-numprocesses = 2
-ready = notify
-stdout_stream.filename = DIR/logs/web.out
-stdout_stream.max_bytes = 100000
-stdout_stream.backup_count = 9000
-stderr_stream.filename = DIR/logs/web.err
-
-[watcher:steady]
-cmd = WORKER steady
-copy_env = true
-ready = notify
-numprocesses = 2
-stdout_stream.filename = DIR/logs/steady.log
-stdout_stream.max_bytes = 150000
-stdout_stream.backup_count = 9000
-stdout_stream.time_format = %H:%M:%S
-stderr_stream.filename = DIR/logs/steady.log
-";
 
 /// Who may be killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,91 +60,23 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// How to start one.
-#[derive(Debug, Default)]
-pub struct WholeBuilder {
-    kernel: KernelBuilder,
-    ini: String,
-    without_watchers: bool,
-    environment: Vec<(String, String)>,
-}
-
-impl WholeBuilder {
-    /// A kernel with something special about it.
-    #[must_use]
-    pub fn kernel(mut self, kernel: KernelBuilder) -> Self {
-        self.kernel = kernel;
-        self
-    }
-
-    /// More sections of the INI file; `DIR` and `WORKER` are replaced.
-    #[must_use]
-    pub fn ini(mut self, ini: &str) -> Self {
-        self.ini.push_str(ini);
-        self
-    }
-
-    /// Only the sections given: no `web`, no `steady`, no visitor.
-    #[must_use]
-    pub fn without_watchers(mut self) -> Self {
-        self.without_watchers = true;
-        self
-    }
-
-    /// A variable of kernel and manager.
-    #[must_use]
-    pub fn environment(mut self, key: &str, value: &str) -> Self {
-        self.environment.push((key.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Starts everything, and waits until it is there.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    #[track_caller]
-    pub fn start(mut self) -> Whole {
-        for (key, value) in &self.environment {
-            self.kernel = self.kernel.environment(key, value);
-        }
-        let kernel = self.kernel.start();
-        for name in ["logs", "lives", "orders"] {
-            fs::create_dir(kernel.directory().join(name)).expect("the scratch directory is empty");
-        }
-        let watchers = if self.without_watchers { "" } else { WATCHERS };
-        let mut whole = Whole {
-            ini: format!("{watchers}\n{}", self.ini),
-            environment: self.environment,
-            manager: None,
-            pids: BTreeMap::new(),
-            lines: Lines::default(),
-            told: BTreeSet::new(),
-            manager_disturbed: false,
-            descriptors: BTreeMap::new(),
-            visits: 0,
-            listener: Listener::start(&kernel.runtime_dir().join("circus.manager.sock")),
-            visitor: None,
-            kernel,
-        };
-        let ini = whole.ini.clone();
-        whole.write_ini(&ini);
-        if let Err(why) = whole.restore() {
-            panic!("it does not come up: {why}");
-        }
-        if !self.without_watchers {
-            whole.visitor = Some(Visitor::start(whole.port("web")));
-        }
-        whole
-    }
-}
-
 /// Keeper, kernel, manager and workers of one test.
 #[derive(Debug)]
 pub struct Whole {
     /// The text the INI file was last written from.
     ini: String,
     environment: Vec<(String, String)>,
+    manager_wrapper: Vec<String>,
     manager: Option<Child>,
+    logs: Vec<PathBuf>,
+    /// The client with processes of its own, read only while everything is checked.
+    side: Option<Collector>,
+    /// How much of each of its streams, by serial, was looked at.
+    fed: HashMap<(u64, u64), usize>,
+    /// The kernel's when it was last looked at.
+    incarnation: u64,
+    /// Keeper or kernel that was killed, until it is replaced.
+    signalled: Option<(Role, i32)>,
     /// Who was who when everything was last there.
     pids: BTreeMap<Role, i32>,
     lines: Lines,
@@ -208,16 +112,48 @@ impl Whole {
         self.pids[&role]
     }
 
-    /// Ends one of the three with SIGKILL, and returns at once.
+    /// Ends one of the three with SIGKILL, and returns at once. Does nothing where it is the manager, and that is gone.
     pub fn kill(&mut self, role: Role) {
-        procfs::signal(self.pid(role), Signal::SIGKILL);
+        self.signal(role, Signal::SIGKILL);
+        match (role, &mut self.manager) {
+            (Role::Manager, Some(manager)) => {
+                let _ = manager.wait();
+            }
+            (Role::Manager, None) => {}
+            (Role::Keeper | Role::Kernel, _) => self.signalled = Some((role, self.pid(role))),
+        }
         self.collect();
     }
 
     /// Sends one of the three a signal.
     pub fn signal(&mut self, role: Role, signal: Signal) {
-        procfs::signal(self.pid(role), signal);
         self.collect();
+        if role != Role::Manager || self.manager.is_some() {
+            procfs::signal(self.pid(role), signal);
+        }
+    }
+
+    /// Waits until there are keeper and kernel again after one of them was killed.
+    ///
+    /// # Errors
+    /// What is missing after [`RECOVERY`].
+    pub fn wait_roles(&mut self) -> Result<(), String> {
+        self.wait(|whole| whole.missing_roles().map(|_| ()))
+    }
+
+    /// Waits until the kernel that was last seen here has started anew.
+    ///
+    /// # Errors
+    /// What is missing after [`RECOVERY`].
+    pub fn wait_incarnation(&mut self) -> Result<(), String> {
+        let before = self.incarnation;
+        self.wait(|whole| {
+            whole.missing_roles()?;
+            if whole.incarnation == before {
+                return Err(format!("it is still incarnation {before}"));
+            }
+            Ok(())
+        })
     }
 
     /// The manager's life was cut, also where that was not done by [`Whole::kill`]: it may take events along.
@@ -241,14 +177,23 @@ impl Whole {
     /// # Errors
     /// What is missing after [`RECOVERY`].
     pub fn restore(&mut self) -> Result<(), String> {
+        self.wait(|whole| {
+            if whole.manager.is_none() {
+                let child = whole.manager_command().spawn();
+                whole.manager = Some(child.map_err(|error| format!("no manager: {error}"))?);
+            }
+            whole.missing()
+        })
+    }
+
+    fn wait(
+        &mut self,
+        mut missing: impl FnMut(&mut Self) -> Result<(), String>,
+    ) -> Result<(), String> {
         let deadline = Instant::now() + RECOVERY;
         loop {
             self.collect();
-            if self.manager.is_none() {
-                let child = self.manager_command().spawn();
-                self.manager = Some(child.map_err(|error| format!("no manager: {error}"))?);
-            }
-            let missing = match self.missing() {
+            let missing = match missing(self) {
                 Ok(()) => return Ok(()),
                 Err(missing) => missing,
             };
@@ -259,15 +204,26 @@ impl Whole {
         }
     }
 
+    /// Keeper and kernel, or which of them is not there yet.
+    fn missing_roles(&mut self) -> Result<(i32, i32), String> {
+        let status = self.kernel.try_status().ok_or("no kernel answers")?;
+        let keeper = alive(&status["keeper"]).ok_or("no keeper")?;
+        let kernel = alive(&status["pid"]).ok_or("the kernel is gone")?;
+        match self.signalled {
+            Some((Role::Keeper, pid)) if pid == keeper => return Err("the keeper dies".to_owned()),
+            Some((Role::Kernel, pid)) if pid == kernel => return Err("the kernel dies".to_owned()),
+            _ => self.signalled = None,
+        }
+        self.incarnation = status["incarnation"].as_u64().unwrap_or_default();
+        self.kernel.remember_roles();
+        self.pids.insert(Role::Keeper, keeper);
+        self.pids.insert(Role::Kernel, kernel);
+        Ok((keeper, kernel))
+    }
+
     /// What is not there yet.
     fn missing(&mut self) -> Result<(), String> {
-        let kernel = self.kernel.try_status().ok_or("no kernel answers")?;
-        let alive = |value: &Value| {
-            let pid = i32::try_from(value.as_i64().unwrap_or_default()).unwrap_or_default();
-            Some(pid).filter(|pid| procfs::alive(*pid))
-        };
-        let keeper = alive(&kernel["keeper"]).ok_or("no keeper")?;
-        let kernel = alive(&kernel["pid"]).ok_or("the kernel is gone")?;
+        let (_, kernel) = self.missing_roles()?;
         let status = self.ask("status", &json!({})).ok_or("no manager answers")?;
         let manager = &status["manager"];
         if manager["kernel_pid"].as_i64() != Some(i64::from(kernel)) {
@@ -285,26 +241,28 @@ impl Whole {
                 return Err(format!("on the way: {watcher}"));
             }
         }
-        self.kernel.remember_roles();
-        self.pids = [
-            (Role::Keeper, keeper),
-            (Role::Kernel, kernel),
-            (Role::Manager, manager),
-        ]
-        .into();
+        self.pids.insert(Role::Manager, manager);
         Ok(())
     }
 
     fn manager_command(&self) -> Command {
         let directory = self.kernel.directory();
-        let mut command = private_command(&binary("papa-manager"), directory);
+        let program = binary("papa-manager");
+        let mut command = match self.manager_wrapper.split_first() {
+            None => private_command(&program, directory),
+            Some((first, rest)) => {
+                let mut command = private_command(Path::new(first), directory);
+                command.args(rest).arg(&program);
+                command
+            }
+        };
         command
             .current_dir(directory)
             .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .args(["--debug", "--log-file", &self.kernel.path("manager.log")])
             .arg("--kernel")
             .arg(self.kernel.socket_path())
-            .arg("whole.ini");
+            .arg(self.kernel.path("whole.ini"));
         command
     }
 
@@ -372,6 +330,21 @@ impl Whole {
         found
     }
 
+    /// The same of all watchers and clients' processes whose names begin so.
+    pub fn living_like(&self, beginning: &str) -> Vec<Life> {
+        let mut found = self.lives();
+        found.retain(|life| life.name.starts_with(beginning) && life.end.is_none());
+        found
+    }
+
+    /// The command of a numbered worker, for a client that makes one itself.
+    pub fn worker_argv(&self, name: &str) -> Vec<String> {
+        let directory = self.kernel.path("");
+        let command = worker_command(directory.trim_end_matches('/'));
+        let words = command.split(' ').map(str::to_owned);
+        words.chain([name.to_owned()]).collect()
+    }
+
     /// Lines found in the logs so far, as of the last check.
     pub fn lines_read(&self) -> u64 {
         self.lines.sources.values().map(|read| read.next).sum()
@@ -392,6 +365,12 @@ impl Whole {
         self.kernel.keep();
         self.kernel.directory().to_owned()
     }
+}
+
+/// The pid in a reply, if such a process lives.
+fn alive(value: &Value) -> Option<i32> {
+    let pid = i32::try_from(value.as_i64()?).ok()?;
+    procfs::alive(pid).then_some(pid)
 }
 
 /// What `WORKER` stands for.

@@ -6,4 +6,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod action;
+mod driver;
+mod seeds;
+mod ten_million;
 mod whole;

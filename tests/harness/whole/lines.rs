@@ -22,13 +22,21 @@ pub struct Read {
     pub bytes: u64,
 }
 
+/// What was dropped of one process's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gap {
+    /// How often.
+    pub count: u64,
+    pub bytes: u64,
+}
+
 /// What all logs hold.
 #[derive(Debug, Default)]
 pub struct Lines {
     /// By the first word of the lines.
     pub sources: BTreeMap<String, Read>,
-    /// Bytes the manager said were dropped, by the process's name.
-    pub gaps: BTreeMap<String, u64>,
+    /// What the manager said was dropped, by the process's name.
+    pub gaps: BTreeMap<String, Gap>,
     /// Gaps, each of which may tear two lines.
     pub gap_count: u64,
     /// Lines that are none of a worker's, whole.
@@ -101,7 +109,9 @@ impl Lines {
         // What a time format put before it.
         let text = text.rsplit("| ").next().unwrap_or(text);
         if let Some((name, bytes)) = gap(text) {
-            *self.gaps.entry(name.to_owned()).or_default() += bytes;
+            let gap = self.gaps.entry(name.to_owned()).or_default();
+            gap.count += 1;
+            gap.bytes += bytes;
             self.gap_count += 1;
             return;
         }

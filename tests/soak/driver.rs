@@ -1,0 +1,504 @@
+//! Carries out what was drawn, and checks after every few steps that the promise was kept.
+//!
+//! Between two checks things overlap: bursts and reloads go on while somebody is killed, and a killed manager stays away for
+//! some steps. One at a time holds for keeper and kernel: after a kill of either the next step waits until both are there.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::action::{Action, Ending, Random, Which};
+use crate::harness::whole::{RECOVERY, Role, Whole};
+use crate::harness::{Json, Kernel, procfs};
+
+/// Steps between two checks.
+const CHECK_EVERY: u64 = 5;
+
+/// Descriptors of a kernel that is to run out of them: some for itself, and some for a few dozen processes.
+const FEW_DESCRIPTORS: &str = "--nofile=400:400";
+
+/// More processes than such a kernel can have.
+const TOO_MANY: usize = 400;
+
+/// What the tmpfs of `full` holds.
+const DISK_BYTES: usize = 16 << 20;
+
+/// Processes of a client's own at one time.
+const MAX_SIDE: usize = 4;
+
+/// Watchers besides those every installation has.
+fn sections(crowd: u64, generation: u64, extra: bool, disk: &str) -> String {
+    let log = |name: &str, directory: &str, max: u64| {
+        format!(
+            "stdout_stream.filename = {directory}/{name}.out\nstdout_stream.max_bytes = {max}\nstdout_stream.backup_count = 9000\n\
+             stderr_stream.filename = {directory}/{name}.err\nbackoff_max = 0.3\n"
+        )
+    };
+    let mut text = format!("[env:web]\nGENERATION = {generation}\n");
+    for (name, count, log) in [
+        ("crowd", crowd, log("crowd", "DIR/logs", 60_000)),
+        ("full", 1, log("full", disk, 300_000)),
+        ("lossy", 1, log("lossy", "DIR/logs", 900_000)),
+    ] {
+        text += &format!(
+            "[watcher:{name}]\ncmd = WORKER {name} rate=1\ncopy_env = true\nready = notify\nnumprocesses = {count}\n{log}\n"
+        );
+    }
+    if extra {
+        let log = log("extra", "DIR/logs", 50_000);
+        text += &format!("[watcher:extra]\ncmd = WORKER extra\ncopy_env = true\n{log}\n");
+    }
+    text
+}
+
+/// The log directory of `full` as a file system of its own, in a mount namespace that lives as long as this.
+#[derive(Debug)]
+struct Disk {
+    holder: Child,
+    pid: String,
+}
+
+impl Disk {
+    /// None without the privilege.
+    fn new(directory: &str) -> Option<Self> {
+        let script = format!(
+            "mount -t tmpfs -o size={DISK_BYTES} none {directory} && echo mounted && exec cat"
+        );
+        let mut holder = Command::new("unshare")
+            .args(["-m", "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut said = [0; 8];
+        let mounted = std::io::Read::read_exact(holder.stdout.as_mut()?, &mut said).is_ok();
+        let pid = holder.id().to_string();
+        if mounted {
+            return Some(Self { holder, pid });
+        }
+        let _ = holder.wait();
+        None
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// One run of one seed.
+pub(crate) struct Soak {
+    whole: Whole,
+    disk: Option<Disk>,
+    clock: fs::File,
+    few_descriptors: bool,
+    /// What goes on beside the steps; each says what went wrong.
+    under_way: Vec<JoinHandle<Option<String>>>,
+    deaf: Vec<Json>,
+    ballast: bool,
+    /// The base file's text, without the sections that change.
+    base: String,
+    disk_path: String,
+    made: u64,
+    pub(crate) counts: Counts,
+    /// Dropped last: the others use what is in it.
+    _tools: TempDir,
+}
+
+/// What a run did.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) steps: u64,
+    pub(crate) checks: u64,
+    pub(crate) kills: u64,
+    pub(crate) lines: u64,
+    pub(crate) dropped: u64,
+    pub(crate) visits: u64,
+    pub(crate) worst_visit: Duration,
+}
+
+impl Soak {
+    pub(crate) fn start(random: &mut Random) -> Self {
+        let few_descriptors = Self::draw_few_descriptors(random);
+        let kernel = Kernel::builder();
+        let kernel = if few_descriptors {
+            kernel.wrapper(&["prlimit", FEW_DESCRIPTORS])
+        } else {
+            kernel
+        };
+        let tools = tempfile::Builder::new().prefix("papa-soak-").tempdir();
+        let tools = tools.unwrap();
+        let path = |name: &str| tools.path().join(name).to_str().unwrap().to_owned();
+        // Outside of the scratch directory: the kernel has the clock from its start, before there is one.
+        let clock = fs::File::create(path("clock")).unwrap();
+        clock.write_all_at(&0_i64.to_ne_bytes(), 0).unwrap();
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/soak/clock.c");
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o", &path("clock.so"), source])
+            .status();
+        assert!(
+            compiled.is_ok_and(|status| status.success()),
+            "cc builds {source}"
+        );
+        let disk_path = path("disk");
+        fs::create_dir(&disk_path).unwrap();
+        let disk = Disk::new(&disk_path);
+        let mut builder = Whole::builder()
+            .kernel(kernel)
+            .environment("PAPA_TEST_CLOCK", &path("clock"))
+            .environment("LD_PRELOAD", &path("clock.so"))
+            .ini(&sections(2, 0, true, &disk_path))
+            .side("side.*");
+        if let Some(disk) = &disk {
+            builder = builder
+                .manager_wrapper(&["nsenter", "-m", "-t", &disk.pid])
+                .logs(format!("/proc/{}/root{disk_path}", disk.pid).into());
+        } else {
+            builder = builder.logs(disk_path.clone().into());
+        }
+        let whole = builder.start();
+        let base = whole.ini().replace(&sections(2, 0, true, &disk_path), "");
+        Self {
+            whole,
+            disk,
+            clock,
+            few_descriptors,
+            under_way: Vec::new(),
+            deaf: Vec::new(),
+            ballast: false,
+            base,
+            disk_path,
+            made: 0,
+            _tools: tools,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Whether the kernel is one with few descriptors.
+    pub(crate) fn draw_few_descriptors(random: &mut Random) -> bool {
+        random.below(3) == 0
+    }
+
+    /// Draws and does so many steps.
+    ///
+    /// # Errors
+    /// What was wrong, and at which step.
+    pub(crate) fn run(&mut self, random: &mut Random, steps: u64) -> Result<(), String> {
+        self.make();
+        for step in 1..=steps {
+            let action = Action::draw(random);
+            println!("  {step}: {action:?}");
+            self.act(action)
+                .map_err(|why| format!("step {step}, {action:?}: {why}"))?;
+            self.counts.steps += 1;
+            if step % CHECK_EVERY == 0 || step == steps {
+                self.check()
+                    .map_err(|why| format!("after step {step}:\n{why}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everybody is let go on and waited for, and everything is looked at.
+    fn check(&mut self) -> Result<(), String> {
+        let begun = Instant::now();
+        if std::mem::take(&mut self.ballast) {
+            fs::remove_file(self.ballast_path()).map_err(|error| error.to_string())?;
+        }
+        self.deaf.clear();
+        self.whole.restore()?;
+        self.join()?;
+        self.whole.check().map_err(|wrong| wrong.join("\n"))?;
+        self.counts.checks += 1;
+        self.counts.lines = self.whole.lines_read();
+        self.counts.dropped = self.whole.lines().gaps.values().map(|gap| gap.bytes).sum();
+        if let Some(visitor) = &self.whole.visitor {
+            self.counts.visits = visitor.answered();
+            self.counts.worst_visit = visitor.worst();
+        }
+        println!("  all is well, after {:.1?}", begun.elapsed());
+        Ok(())
+    }
+
+    /// Waits for what goes on beside.
+    fn join(&mut self) -> Result<(), String> {
+        let wrong: Vec<String> = self
+            .under_way
+            .drain(..)
+            .filter_map(|thread| thread.join().unwrap_or(Some("it panicked".to_owned())))
+            .collect();
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(wrong.join("\n"))
+        }
+    }
+
+    fn beside(&mut self, run: impl FnOnce() -> Option<String> + Send + 'static) {
+        self.under_way.push(std::thread::spawn(run));
+    }
+
+    fn act(&mut self, action: Action) -> Result<(), String> {
+        match action {
+            Action::Burst {
+                who,
+                stream,
+                count,
+                length,
+                chunk,
+            } => self.order_beside(who, format!("burst {stream} {count} {length} {chunk}")),
+            Action::Partial { who, stream } => self.order_beside(who, format!("partial {stream}")),
+            Action::End { who, how } => self.end(who, how)?,
+            Action::Make => self.make(),
+            Action::Kill(role) => {
+                self.counts.kills += 1;
+                self.whole.kill(role);
+                if role != Role::Manager {
+                    self.whole.wait_roles()?;
+                }
+            }
+            Action::Start => self.whole.restore()?,
+            Action::UpgradeKernel => {
+                self.whole.signal(Role::Kernel, Signal::SIGUSR2);
+                self.whole.wait_incarnation()?;
+            }
+            Action::UpgradeManager => self.upgrade_manager()?,
+            Action::Reload { terminate } => self.reload(terminate),
+            Action::Configure {
+                crowd,
+                generation,
+                extra,
+            } => self.configure(crowd, generation, extra)?,
+            Action::Increase(by) => self.count("incr", by),
+            Action::Decrease(by) => self.count("decr", by),
+            Action::Reopen => self.whole.signal(Role::Manager, Signal::SIGUSR1),
+            Action::Pause { ms } => {
+                self.whole.signal(Role::Manager, Signal::SIGSTOP);
+                // How long it stands still is the test's input, not a wait for something.
+                std::thread::sleep(Duration::from_millis(ms));
+                self.whole.signal(Role::Manager, Signal::SIGCONT);
+            }
+            Action::Stall { bytes } => self.stall(bytes)?,
+            Action::Deaf => {
+                if let Ok(mut session) = Json::unix(&self.whole.kernel.socket_path()) {
+                    let follow = json!({"names": ["circus.*"], "from": "start"});
+                    let _ = session.call("output.follow", follow);
+                    self.deaf.push(session);
+                }
+            }
+            Action::FullDisk => self.fill_disk()?,
+            Action::Clock { seconds } => {
+                let bytes = seconds.to_ne_bytes();
+                self.clock.write_all_at(&bytes, 0).unwrap();
+            }
+            Action::Exhaust => self.exhaust()?,
+        }
+        Ok(())
+    }
+
+    /// The n-th of these workers; none where there is none, as after a kill in a moment of few.
+    fn worker(&self, who: Which) -> Option<crate::harness::whole::Life> {
+        let mut living = self.whole.living_like(who.name);
+        let count = living.len() as u64;
+        (count > 0).then(|| living.swap_remove(usize::try_from(who.nth % count).unwrap()))
+    }
+
+    fn order_beside(&mut self, who: Which, order: String) {
+        let Some(life) = self.worker(who) else {
+            return;
+        };
+        let directory = self.whole.kernel.directory().to_owned();
+        // It may end meanwhile: what it has written is checked in any case.
+        self.beside(move || {
+            let _ = life.order(&directory, &order);
+            None
+        });
+    }
+
+    fn end(&mut self, who: Which, how: Ending) -> Result<(), String> {
+        // Else the burst of one would end within a line.
+        self.join()?;
+        let Some(life) = self.worker(who) else {
+            return Ok(());
+        };
+        let order = match how {
+            Ending::Exit(code) => format!("exit {code}"),
+            Ending::Signal(number) => format!("signal {number}"),
+        };
+        let _ = life.order(self.whole.kernel.directory(), &order);
+        Ok(())
+    }
+
+    fn make(&mut self) {
+        if self.whole.living_like("side").len() >= MAX_SIDE {
+            return;
+        }
+        self.made += 1;
+        let name = format!("side{}", self.made);
+        let argv = self.whole.worker_argv(&name);
+        let fields = json!({"name": format!("side.{name}"), "argv": argv, "env_inherit": true});
+        self.whole.kernel.json().ok("process.make", fields);
+    }
+
+    fn upgrade_manager(&mut self) -> Result<(), String> {
+        self.whole.restore()?;
+        self.whole.manager_was_disturbed();
+        let output = self.whole.papactl(&["upgrade"]).output();
+        let output = output.map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!(
+            "papactl upgrade: {}",
+            String::from_utf8_lossy(&output.stderr)
+        ))
+    }
+
+    fn reload(&mut self, terminate: bool) {
+        let mut command = self.whole.papactl(&["reload", "web"]);
+        if terminate {
+            command.arg("--terminate");
+        }
+        // It fails when the manager is killed or gone; what it did until then, and what its successor makes of it, is
+        // checked all the same.
+        self.beside(move || {
+            let _ = command.output();
+            None
+        });
+    }
+
+    fn configure(&mut self, crowd: u64, generation: u64, extra: bool) -> Result<(), String> {
+        self.whole.restore()?;
+        let sections = sections(crowd, generation, extra, &self.disk_path);
+        let ini = format!("{}\n{sections}", self.base);
+        self.whole.write_ini(&ini);
+        let output = self.whole.papactl(&["reloadconfig"]).output();
+        let output = output.map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        // Another reload that is under way may be in its place.
+        if output.status.success() || said.contains("later request") {
+            Ok(())
+        } else {
+            Err(format!("papactl reloadconfig: {said}"))
+        }
+    }
+
+    fn count(&mut self, verb: &str, by: u64) {
+        let mut command = self
+            .whole
+            .papactl(&[verb, "crowd", &by.to_string(), "--no-wait"]);
+        let _ = command.output();
+    }
+
+    /// Writes more than is kept while nobody takes it.
+    fn stall(&mut self, bytes: u64) -> Result<(), String> {
+        self.whole.restore()?;
+        let who = Which {
+            name: "lossy",
+            nth: 0,
+        };
+        let Some(life) = self.worker(who) else {
+            return Err("there is no lossy worker".to_owned());
+        };
+        self.whole.signal(Role::Manager, Signal::SIGSTOP);
+        let order = format!("burst out {} 200 8000", bytes / 200);
+        let answer = life.order(self.whole.kernel.directory(), &order);
+        self.whole.signal(Role::Manager, Signal::SIGCONT);
+        answer
+            .map(|_| ())
+            .ok_or("the writer was not let go on".to_owned())
+    }
+
+    fn ballast_path(&self) -> String {
+        let root = self
+            .disk
+            .as_ref()
+            .map_or_else(String::new, |disk| format!("/proc/{}/root", disk.pid));
+        format!("{root}{}/ballast", self.disk_path)
+    }
+
+    fn fill_disk(&mut self) -> Result<(), String> {
+        if self.disk.is_none() {
+            crate::harness::skipped("a file system of one's own takes root");
+            return Ok(());
+        }
+        if !std::mem::replace(&mut self.ballast, true) {
+            // Ends with "no space left", which is the point.
+            let _ = fs::write(self.ballast_path(), vec![0; DISK_BYTES]);
+        }
+        let size = fs::metadata(self.ballast_path()).map_or(0, |data| data.len());
+        (size > 0)
+            .then_some(())
+            .ok_or("the disk takes no ballast".to_owned())
+    }
+
+    /// Takes all descriptors there are, and gives them back.
+    fn exhaust(&mut self) -> Result<(), String> {
+        if !self.few_descriptors {
+            return Ok(());
+        }
+        self.whole.restore()?;
+        self.join()?;
+        let mut session = self.whole.kernel.json();
+        let mut made: Vec<Value> = Vec::new();
+        let mut refused = None;
+        while made.len() < TOO_MANY && refused.is_none() {
+            let name = format!("many.{}", made.len());
+            let fields = json!({"name": name, "argv": ["sleep", "1000"], "env_inherit": true});
+            match session.call("process.make", fields) {
+                Ok(Ok(reply)) => made.push(reply["process"].clone()),
+                Ok(Err(error)) => refused = Some(error),
+                Err(error) => return Err(format!("after {} processes: {error}", made.len())),
+            }
+        }
+        let Some(refused) = refused else {
+            return Err(format!("{TOO_MANY} processes were made"));
+        };
+        println!("  refused after {}: {refused}", made.len());
+        for process in &made {
+            let pid = i32::try_from(process["pid"].as_i64().unwrap_or_default());
+            procfs::signal(pid.unwrap_or_default(), Signal::SIGKILL);
+        }
+        let begun = Instant::now();
+        let mut left = usize::MAX;
+        while left > 0 && begun.elapsed() < RECOVERY {
+            let _ = session.call(
+                "process.remove",
+                json!({"names": ["many.*"], "force": true}),
+            );
+            let listed = session.call("process.list", json!({"names": ["many.*"]}));
+            left = listed
+                .ok()
+                .and_then(Result::ok)
+                .and_then(|listed| listed["processes"].as_array().map(Vec::len))
+                .unwrap_or(usize::MAX);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if left > 0 {
+            return Err(format!("{left} processes are still listed"));
+        }
+        Ok(())
+    }
+}
+
+impl Counts {
+    /// What two runs did together.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.checks += other.checks;
+        self.kills += other.kills;
+        self.lines += other.lines;
+        self.dropped += other.dropped;
+        self.visits += other.visits;
+        self.worst_visit = self.worst_visit.max(other.worst_visit);
+    }
+}

@@ -119,10 +119,12 @@ async fn run(
     pulse: &Pulse,
 ) {
     loop {
+        // Cloned beforehand: what is borrowed cannot be told anew, and opening may wait for a kernel as long as it likes.
+        let now = wanted.borrow().clone();
         let attempt = async {
             // What a predecessor left half done on a slow disk takes its time too.
             let _at_work = pulse.work();
-            match Session::open(settings, &wanted.borrow().clone(), &mut reports).await {
+            match Session::open(settings, &now, &mut reports).await {
                 Ok(session) => Some(session),
                 Err(error) => {
                     reports.troubles(vec![format!("logs: {error}")]);
@@ -195,6 +197,32 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+
+    #[test]
+    fn it_can_be_told_more_while_it_waits_for_the_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel.sock");
+        // Takes the connection and says nothing.
+        let kernel = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let settings = LogSettings {
+            addresses: vec![Address::Unix(path)],
+            namespace: "circus".to_owned(),
+            watchers: Vec::new(),
+        };
+        let thread = LogThread::start(settings, |_| true).unwrap();
+        let connection = kernel.accept().unwrap();
+        let (told, done) = mpsc::channel();
+        std::thread::spawn(move || {
+            // The first wakes it up, the second waits for what it does then.
+            thread.update(Vec::new());
+            thread.update(Vec::new());
+            thread.finish();
+            let _ = told.send(());
+        });
+        let done = done.recv_timeout(Duration::from_secs(20));
+        assert_eq!(done, Ok(()), "whoever tells it something hangs");
+        drop(connection);
+    }
 
     #[test]
     fn what_there_is_no_room_for_is_said_again() {

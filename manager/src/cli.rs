@@ -33,6 +33,9 @@ pub struct ManagerArgs {
     /// Log every decision.
     #[arg(long)]
     pub debug: bool,
+    /// Read the file, say what is wrong with it, and start nothing.
+    #[arg(long)]
+    pub check: bool,
     /// Leave the terminal's session first, so that closing the terminal does not end the manager.
     #[arg(long, hide = true)]
     pub own_session: bool,

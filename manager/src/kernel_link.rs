@@ -71,6 +71,10 @@ pub struct Inventory {
     pub kept: BTreeMap<String, state::Kept>,
     /// Watchers that no file has, by lower-case name.
     pub added: BTreeMap<String, state::Added>,
+    /// A change of the configuration that a predecessor did not finish.
+    pub change: Option<state::KeptChange>,
+    /// What ended workers have left behind.
+    pub left: state::KeptLeft,
 }
 
 /// The kernel, as one namespace's manager sees it.
@@ -139,9 +143,14 @@ impl KernelLink {
     pub async fn inventory(&self) -> Result<Inventory, LinkError> {
         let prefix = state::watcher_value(&self.namespace, "");
         let added_prefix = state::added_value(&self.namespace, "");
-        let names = [&prefix, &added_prefix]
-            .map(|prefix| NamePattern::new(&format!("{prefix}*")))
-            .into();
+        let change = state::change_value(&self.namespace);
+        let left = state::left_value(&self.namespace);
+        let names = vec![
+            NamePattern::new(&format!("{prefix}*")),
+            NamePattern::new(&format!("{added_prefix}*")),
+            NamePattern::new(&change),
+            NamePattern::new(&left),
+        ];
         let values = self.client.call(ops::ValueList { names }).await?.values;
         let added = values
             .iter()
@@ -158,6 +167,13 @@ impl KernelLink {
                 Some((key.to_owned(), state::Kept::parse(value.as_bytes())))
             })
             .collect();
+        let change = values
+            .get(change.as_str())
+            .and_then(|value| state::parse("a change of the configuration", value.as_bytes()));
+        let left = values
+            .get(left.as_str())
+            .and_then(|value| state::parse("what workers left behind", value.as_bytes()))
+            .unwrap_or_default();
         // Processes last: an answer to a start that comes later is handled later too.
         let list = ops::ProcessList {
             names: vec![self.everything()],
@@ -168,6 +184,8 @@ impl KernelLink {
             processes,
             kept,
             added,
+            change,
+            left,
         })
     }
 
@@ -195,6 +213,27 @@ impl KernelLink {
             value: ByteString::from(text),
         };
         self.client.send(value).await?;
+        Ok(())
+    }
+
+    /// Keeps a value of this manager's, or forgets it; not waited for.
+    ///
+    /// # Errors
+    /// The connection's queue stays full.
+    pub async fn keep_own(&self, name: &str, value: Option<String>) -> Result<(), LinkError> {
+        match value {
+            Some(text) => {
+                let value = ops::ValueSet {
+                    name: Name::new(name)?,
+                    value: ByteString::from(text),
+                };
+                self.client.send(value).await?;
+            }
+            None => {
+                let names = vec![NamePattern::new(name)];
+                self.client.send(ops::ValueRemove { names }).await?;
+            }
+        }
         Ok(())
     }
 
@@ -226,6 +265,18 @@ impl KernelLink {
                 Ok(())
             }
             other => Ok(other.map(drop)?),
+        }
+    }
+
+    /// Whether the socket is there as the file has it; one that is not there at all is made.
+    ///
+    /// # Errors
+    /// The kernel refused for another reason than that it has another one, or did not answer.
+    pub async fn has_socket(&self, socket: &SocketConfig) -> Result<bool, LinkError> {
+        let request = socket_request(socket, &self.namespace)?;
+        match self.client.call(request).await {
+            Err(error) if error.code() == Some(ErrorCode::Exists) => Ok(false),
+            other => Ok(other.map(|_| true)?),
         }
     }
 

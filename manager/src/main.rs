@@ -17,7 +17,7 @@ use papa_manager::control::server::{Asked, ControlServer};
 use papa_manager::own_log::{self, OwnLog};
 use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
-use papa_manager::supervisor::{Event, Outcome, Setup, Supervisor, own_program};
+use papa_manager::supervisor::{Checked, Event, Outcome, Setup, Supervisor, own_program};
 use papa_protocol::client::Address;
 use papa_protocol::failpoint;
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,6 +49,9 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };
+    if args.check {
+        return checked(&config, args.kernel.as_deref());
+    }
     // The command line wins, as in Circus.
     let output = args
         .log_file
@@ -96,6 +99,41 @@ fn main() -> ExitCode {
     }
 }
 
+/// Says what a running manager has to know before it makes way for this program.
+fn checked(config: &Config, kernel: Option<&str>) -> ExitCode {
+    for warning in &config.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    if let Err(error) = addresses(&RuntimeDir::locate(), config, kernel) {
+        say(&format!("papa-manager: {error:#}"));
+        return ExitCode::from(EXIT_CONFIGURATION);
+    }
+    let answer = Checked {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        namespace: config.namespace.clone(),
+    };
+    match serde_json::to_writer(std::io::stdout(), &answer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn addresses(
+    directory: &RuntimeDir,
+    config: &Config,
+    kernel: Option<&str>,
+) -> anyhow::Result<Vec<Address>> {
+    match kernel {
+        Some(text) => {
+            let address = text.parse::<Address>();
+            Ok(vec![
+                address.with_context(|| format!("kernel address {text:?}"))?,
+            ])
+        }
+        None => Ok(candidates(directory, config.kernel.as_ref())?),
+    }
+}
+
 fn run(
     config: Config,
     kernel: Option<&str>,
@@ -104,13 +142,7 @@ fn run(
 ) -> anyhow::Result<Outcome> {
     let directory = RuntimeDir::locate();
     directory.ensure()?;
-    let addresses = match kernel {
-        Some(text) => vec![
-            text.parse::<Address>()
-                .with_context(|| format!("kernel address {text:?}"))?,
-        ],
-        None => candidates(&directory, config.kernel.as_ref())?,
-    };
+    let addresses = addresses(&directory, &config, kernel)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -126,6 +158,7 @@ fn run(
             config,
             addresses,
             program,
+            arguments: std::env::args_os().skip(1).collect(),
         });
         let events = supervisor.events();
         let (asked, requests) = mpsc::channel(REQUESTS);

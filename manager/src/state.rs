@@ -1,14 +1,29 @@
 //! What the manager must still know after its own death, as values in the kernel.
 //!
 //! Owns their names and their form: one JSON object per watcher under `NAMESPACE.manager.watcher.WATCHER`, one per watcher that no file
-//! names under `NAMESPACE.manager.added.WATCHER`, and the held log state under `NAMESPACE.manager.logs`. Reading is tolerant: a field
-//! that is missing or unreadable has its default, so that an older or newer manager can take over.
+//! names under `NAMESPACE.manager.added.WATCHER`, one for a change of the configuration under way under `NAMESPACE.manager.change`, one
+//! for what ended workers left behind under `NAMESPACE.manager.left`, and the held log state under `NAMESPACE.manager.logs`. Reading is
+//! tolerant: a field that is missing has its default and one that is not known is passed over, so that an older or newer manager can
+//! take over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
+
+/// Longest message kept, in characters: a reason and a name or two.
+pub const MAX_MESSAGE_CHARS: usize = 512;
+/// Recent ends of workers kept of one watcher; of more attempts within a flapping window only these are remembered.
+pub const MAX_ENDS: usize = 64;
+/// Sessions of ended workers that are kept; what more workers leave behind at once is asked to end and not killed by a successor.
+pub const MAX_LEFT: usize = 256;
+/// Members kept of each such session.
+pub const MAX_LEFT_MEMBERS: usize = 64;
+/// Largest configuration kept while it is changed, in bytes of JSON: a quarter of the kernel's largest value, and far beyond any file
+/// seen. A change from a larger one is not taken up by a successor.
+pub const MAX_CHANGE_BYTES: usize = 256 * 1024;
 
 /// What is kept of one watcher.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,6 +47,15 @@ pub struct Kept {
     /// How often the watcher flapped, and until when it pauses.
     #[serde(skip_serializing_if = "is_default")]
     pub flapping: KeptFlapping,
+    /// Starting it had no prospect; it is stopped until a person asks again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub gave_up: bool,
+    /// What hinders it, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// It has been up since it was asked to run; only for watchers that depend on others.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub came_up: bool,
     /// The number of workers asked for at run time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<KeptCount>,
@@ -47,6 +71,9 @@ pub struct Kept {
     /// Serials of workers that said they serve; only for watchers with `ready`.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub ready: BTreeSet<u64>,
+    /// By serial of a worker: health checks that failed in a row.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub failures: BTreeMap<u64, u32>,
     /// By serial of a worker that was asked to end: when it is killed, in milliseconds since the epoch.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stopping: BTreeMap<u64, u64>,
@@ -86,13 +113,16 @@ pub struct KeptBackoff {
 }
 
 /// A watcher's flapping record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeptFlapping {
     /// Pauses so far.
     pub pauses: u32,
     /// No start before this, in milliseconds since the epoch.
     pub until_ms: u64,
+    /// The latest unexpected ends, in milliseconds since the epoch, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ends_ms: Vec<u64>,
 }
 
 /// A number of workers that was asked for at run time.
@@ -106,13 +136,93 @@ pub struct KeptCount {
 }
 
 /// A rolling reload under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeptRoll {
     /// The generation that takes over.
     pub to: u64,
     /// One goes before one comes.
     pub sequential: bool,
+    /// What to return to; none: begun by an older manager.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<KeptBefore>,
+}
+
+/// What a rolling reload returns to when it fails. The rest of the settings is in the file, or in the change that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptBefore {
+    /// The generation of the workers wanted before.
+    pub generation: u64,
+    /// Options set at run time.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: BTreeMap<String, String>,
+    /// The whole environment section set at run time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+}
+
+/// A change of the configuration under way: the way back, and who is on it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptChange {
+    /// It is being taken back, for this reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undoing: Option<String>,
+    /// The files before, read as one.
+    pub before: KeptDocument,
+}
+
+/// The files of a configuration read as one: keys and values as written.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptDocument {
+    /// Keys of `[DEFAULT]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub defaults: Vec<(String, String)>,
+    /// Every section and its own keys, in file order.
+    pub sections: Vec<KeptSection>,
+}
+
+/// One section.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptSection {
+    /// What is between the brackets.
+    pub name: String,
+    /// Keys and values in file order.
+    pub entries: Vec<(String, String)>,
+}
+
+/// What workers that were asked to end have left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptLeft {
+    /// By the worker that led them, at most [`MAX_LEFT`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sessions: BTreeMap<i32, KeptSession>,
+}
+
+/// What is left of one worker. Processes are named by number and start, in ticks since boot.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptSession {
+    /// When it is killed, in milliseconds since the epoch.
+    pub kill_at_ms: u64,
+    /// Members of its session.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<(i32, u64)>,
+    /// Descendants that had left the session.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub escaped: Vec<(i32, u64)>,
+}
+
+/// Reads a value; anything unreadable counts as nothing kept. `what` it is, for people.
+#[must_use]
+pub fn parse<T: DeserializeOwned>(what: &str, value: &[u8]) -> Option<T> {
+    serde_json::from_slice(value)
+        .inspect_err(|error| tracing::warn!(%error, what, "kept and unreadable; it is ignored"))
+        .ok()
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -123,10 +233,7 @@ impl Kept {
     /// Reads a value; anything unreadable counts as nothing kept.
     #[must_use]
     pub fn parse(value: &[u8]) -> Self {
-        serde_json::from_slice(value).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a kept watcher state is unreadable and is ignored");
-            Self::default()
-        })
+        parse("a watcher's state", value).unwrap_or_default()
     }
 
     /// The value to keep.
@@ -161,6 +268,18 @@ pub fn added_value(namespace: &str, key: &str) -> String {
     format!("{namespace}.manager.added.{key}")
 }
 
+/// Name of the value for a change of the configuration under way.
+#[must_use]
+pub fn change_value(namespace: &str) -> String {
+    format!("{namespace}.manager.change")
+}
+
+/// Name of the value for what ended workers left behind.
+#[must_use]
+pub fn left_value(namespace: &str) -> String {
+    format!("{namespace}.manager.left")
+}
+
 /// Name the log state's memfd is held under.
 #[must_use]
 pub fn held_logs(namespace: &str) -> String {
@@ -179,6 +298,10 @@ mod tests {
             roll: Some(KeptRoll {
                 to: 3,
                 sequential: false,
+                before: Some(KeptBefore {
+                    generation: 2,
+                    ..KeptBefore::default()
+                }),
             }),
             ..Kept::default()
         };

@@ -25,22 +25,25 @@ use crate::logs::thread::{LogReport, LogThread};
 use crate::pidfd::Members;
 use crate::probe::ready::Gate;
 use crate::procinfo::Statistics;
-use crate::state::Kept;
+use crate::state::{Kept, KeptLeft};
 use crate::watcher::{Action, Moment, Watcher};
 
 mod announce;
 mod change;
+mod compare;
 mod doctor;
 mod ending;
 mod event;
 mod gates;
 mod inspect;
 mod kernel;
+mod left;
 mod membership;
 mod plan;
 mod probes;
 mod queries;
 mod requests;
+mod resume;
 mod shown_options;
 mod tasks;
 mod tickets;
@@ -52,7 +55,7 @@ pub use probes::Finding;
 use probes::Probes;
 use tasks::Order;
 use tickets::Ticket;
-pub use upgrade::own_program;
+pub use upgrade::{Checked, own_program};
 
 /// Events waiting for the loop; a full queue slows its senders.
 const EVENTS: usize = 1024;
@@ -85,6 +88,7 @@ pub struct Supervisor {
     config: Arc<Config>,
     addresses: Vec<Address>,
     program: Option<std::path::PathBuf>,
+    arguments: Vec<std::ffi::OsString>,
     watchers: BTreeMap<WatcherId, Watcher>,
     /// Their numbers by lower-case name.
     keys: HashMap<String, WatcherId>,
@@ -140,6 +144,7 @@ pub struct Supervisor {
     receiver: mpsc::Receiver<Event>,
     /// What was last given to the kernel to keep.
     saved: HashMap<WatcherId, Kept>,
+    saved_left: KeptLeft,
     started: f64,
     jitter: RandomState,
     failure: Option<ManagerError>,
@@ -159,6 +164,7 @@ impl Supervisor {
             statistics: None,
             addresses: setup.addresses,
             program: setup.program,
+            arguments: setup.arguments,
             watchers: BTreeMap::new(),
             keys: HashMap::new(),
             next_id: 0,
@@ -190,6 +196,7 @@ impl Supervisor {
             events,
             receiver,
             saved: HashMap::new(),
+            saved_left: KeptLeft::default(),
             started: epoch_seconds(),
             jitter: RandomState::new(),
             failure: None,
@@ -206,10 +213,14 @@ impl Supervisor {
     fn insert(&mut self, config: Arc<WatcherConfig>, kept: Kept) -> WatcherId {
         let id = WatcherId(self.next_id);
         self.next_id += 1;
+        self.insert_as(id, config, kept);
+        id
+    }
+
+    fn insert_as(&mut self, id: WatcherId, config: Arc<WatcherConfig>, kept: Kept) {
         self.keys.insert(config.key.clone(), id);
         let watcher = Watcher::new(config, kept, &self.moment());
         self.watchers.insert(id, watcher);
-        id
     }
 
     /// Every watcher, higher priority first, then by name.
@@ -345,6 +356,7 @@ impl Supervisor {
         let now = Instant::now();
         self.kill_orphans(now);
         self.send_sweeps();
+        self.keep_left();
         // What a change of the configuration does next gives watchers something to do, and the other way round.
         loop {
             if let Some(link) = self.link.clone() {

@@ -35,6 +35,9 @@ use roll::Roll;
 /// A probe that waits for a worker gets this much longer to say what is missing.
 pub const TELL_WHY: Duration = Duration::from_secs(1);
 
+/// However late a manager takes a worker over that is not ready yet, it looks so long whether it is.
+const LATE_LOOK: Duration = Duration::from_secs(5);
+
 /// The moment something happened, as the loop read it.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
@@ -174,7 +177,7 @@ impl Watcher {
     /// A watcher nothing is known of yet, wanted as `kept` says, else as `autostart` says.
     #[must_use]
     pub fn new(config: Arc<WatcherConfig>, kept: Kept, at: &Moment) -> Self {
-        let stopped = kept.stopped.unwrap_or(!config.autostart);
+        let stopped = kept.stopped.unwrap_or(!config.autostart) || kept.gave_up;
         let flapping_ms = kept.flapping.until_ms.saturating_sub(at.epoch_ms);
         // A clock that was set back must not pause it for ever.
         let longest = config
@@ -193,16 +196,15 @@ impl Watcher {
             workers: BTreeMap::new(),
             pauses: Pauses::from_kept(&kept.backoff, &config.backoff, at),
             next_start: None,
-            ends: VecDeque::new(),
+            ends: ends::kept_ends(&kept.flapping, at),
             flapping_until: (!flapping_left.is_zero()).then(|| at.now + flapping_left),
             refused: 0,
-            gave_up: false,
-            came_up: false,
+            gave_up: kept.gave_up && kept.stopped != Some(true),
+            came_up: kept.came_up,
             outdated: BTreeSet::new(),
-            // What it was before is known to nobody any more but the processes themselves.
-            roll: kept.roll.map(|roll| Roll::resumed(&roll)),
+            roll: kept.roll.as_ref().map(Roll::resumed),
             rolled: Ok(()),
-            message: None,
+            message: kept.message.clone(),
             notices: Vec::new(),
             config,
             kept,
@@ -246,6 +248,7 @@ impl Watcher {
         self.kept.stopped = Some(true);
         self.gave_up = false;
         self.message = None;
+        self.kept.gave_up = false;
         self.halt();
     }
 
@@ -333,6 +336,11 @@ impl Watcher {
         self.start();
     }
 
+    /// A person ends the manager: whoever starts another asks for another attempt.
+    pub fn forget_giving_up(&mut self) {
+        self.kept.gave_up = false;
+    }
+
     /// It is to be forgotten once it has stopped.
     #[must_use]
     pub fn is_removed(&self) -> bool {
@@ -407,7 +415,7 @@ impl Watcher {
             None => {
                 // Without a note it was started before there were generations, by circusd or an older manager.
                 let generation = generation.unwrap_or(0);
-                let retiring = self.kept.roll.is_some_and(|roll| roll.to != generation);
+                let retiring = self.is_rolled_out(generation);
                 self.workers.insert(
                     wid,
                     Worker {
@@ -445,7 +453,7 @@ impl Watcher {
         {
             // It was there already, started by another reload.
             worker.generation = noted;
-            worker.retiring = self.kept.roll.is_some_and(|roll| roll.to != noted);
+            worker.retiring = self.kept.roll.as_ref().is_some_and(|roll| roll.to != noted);
         }
         let generation = self.workers.get(&wid).map(|worker| worker.generation);
         match self.workers.get_mut(&wid).map(|worker| &mut worker.state) {
@@ -510,6 +518,7 @@ impl Watcher {
         let rolled_in = self
             .kept
             .roll
+            .as_ref()
             .is_some_and(|roll| Some(roll.to) == generation);
         let age = at.now.saturating_duration_since(process.started);
         // It had its time to say that it serves, and nobody has noted down whether it did: the option may be new.
@@ -539,9 +548,16 @@ impl Watcher {
                 process,
                 settles: None,
                 // Whoever waits for it knows why it is late, and says so in time.
-                limit: at.now + self.config.ready_timeout + TELL_WHY,
+                limit: self.ready_limit(&process, at) + TELL_WHY,
             },
         }
+    }
+
+    /// When a worker has to be ready: so long after its start, whoever has waited for it meanwhile. A manager that comes late looks
+    /// nevertheless, what it said without us being what counts.
+    fn ready_limit(&self, process: &Running, at: &Moment) -> Instant {
+        let timeout = self.config.ready_timeout;
+        (process.started + timeout).max(at.now + LATE_LOOK.min(timeout))
     }
 
     fn set_wanted(&mut self, wanted: Wanted) {
@@ -554,6 +570,7 @@ impl Watcher {
         self.message = None;
         self.refused = 0;
         self.gave_up = false;
+        self.kept.gave_up = false;
         self.pauses.clear();
         self.ends.clear();
         self.flapping_until = None;

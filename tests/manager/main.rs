@@ -25,6 +25,7 @@ mod probes;
 mod reload;
 mod slow_disk;
 mod stack;
+mod successor;
 mod watchers;
 mod web_stack;
 mod zero_downtime;

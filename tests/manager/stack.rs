@@ -13,6 +13,18 @@ use serde_json::{Value, json};
 
 use crate::harness::{Failpoints, Kernel, binary, private_command, procfs, wait_for, wait_until};
 
+/// How a manager makes way for the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Succession {
+    /// By SIGKILL.
+    Killed,
+    /// By `upgrade`.
+    Upgraded,
+}
+
+/// Both ways.
+pub(crate) const SUCCESSIONS: [Succession; 2] = [Succession::Killed, Succession::Upgraded];
+
 /// A kernel, a manager and the INI file it runs.
 #[derive(Debug)]
 pub(crate) struct Stack {
@@ -131,6 +143,53 @@ impl Stack {
     pub(crate) fn kill_manager(&mut self) {
         self.manager.kill().unwrap();
         self.manager.wait().unwrap();
+    }
+
+    /// Has another manager take the place of this one, and waits until it is there.
+    #[track_caller]
+    pub(crate) fn replace_manager(&mut self, how: Succession) {
+        if how == Succession::Killed {
+            self.kill_manager();
+            return self.start_manager();
+        }
+        let started = |stack: &Self| {
+            let status = stack.try_request("status", &json!({}))?;
+            let manager = &status["manager"];
+            manager["kernel_pid"].as_u64()?;
+            manager["started"].as_f64()
+        };
+        let before = started(self);
+        let reply = self.ask("upgrade", &json!({}));
+        assert_eq!(reply["status"], "ok", "{reply}");
+        wait_until("the next manager is there", || {
+            started(self).is_some_and(|now| Some(now) != before)
+        });
+    }
+
+    /// What the kernel keeps of a watcher.
+    #[track_caller]
+    pub(crate) fn kept(&self, name: &str) -> Value {
+        self.kept_value(&format!("watcher.{name}"))
+    }
+
+    /// A value the manager has the kernel keep; null if there is none.
+    #[track_caller]
+    pub(crate) fn kept_value(&self, name: &str) -> Value {
+        let name = format!("circus.manager.{name}");
+        let listed = self
+            .kernel
+            .json()
+            .ok("value.list", json!({"names": [name]}));
+        let text = listed["values"][&name].as_str().unwrap_or("null");
+        serde_json::from_str(text).unwrap()
+    }
+
+    /// What `status` says hinders a watcher.
+    #[track_caller]
+    pub(crate) fn message(&self, name: &str) -> String {
+        let status = self.request("status", name);
+        let message = status["watchers"][0]["message"].as_str();
+        message.unwrap_or_default().to_owned()
     }
 
     /// Writes the INI file anew, as [`Stack::start`] did.

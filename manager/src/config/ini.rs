@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::config::known;
 use crate::config::problem::{Findings, Origin};
+use crate::state::{KeptDocument, KeptSection};
 
 /// The section whose keys are visible in all others.
 const DEFAULT_SECTION: &str = "DEFAULT";
@@ -44,6 +45,51 @@ pub struct Section {
 pub struct Document {
     sections: Vec<Section>,
     defaults: Vec<Entry>,
+}
+
+impl KeptDocument {
+    /// What is kept of a document: everything but the places in its files.
+    #[must_use]
+    pub fn of(document: &Document) -> Self {
+        let pairs = |entries: &[Entry]| {
+            entries
+                .iter()
+                .map(|entry| (entry.key.clone(), entry.value.clone()))
+                .collect()
+        };
+        let section = |section: &Section| KeptSection {
+            name: section.name.clone(),
+            entries: pairs(&section.entries),
+        };
+        Self {
+            defaults: pairs(&document.defaults),
+            sections: document.sections.iter().map(section).collect(),
+        }
+    }
+
+    /// The document again. Every key is said to be in `file`.
+    #[must_use]
+    pub fn to_document(&self, file: &Path) -> Document {
+        let origin = Origin::whole(file);
+        let entries = |pairs: &[(String, String)]| {
+            let entry = |(key, value): &(String, String)| Entry {
+                key: key.clone(),
+                value: value.clone(),
+                origin: origin.clone(),
+                value_origin: origin.clone(),
+            };
+            pairs.iter().map(entry).collect()
+        };
+        let section = |section: &KeptSection| Section {
+            name: section.name.clone(),
+            origin: origin.clone(),
+            entries: entries(&section.entries),
+        };
+        Document {
+            sections: self.sections.iter().map(section).collect(),
+            defaults: entries(&self.defaults),
+        }
+    }
 }
 
 /// Which value a line that begins with white space continues.

@@ -27,7 +27,7 @@ pub mod words;
 
 pub use problem::{ConfigErrors, Origin, Problem};
 pub use render::{WorkerInput, WorkerOutput, WorkerSpec, render_text, render_worker};
-pub use resolve::{Surroundings, load};
+pub use resolve::{Surroundings, load, load_kept};
 pub use signal::SignalNumber;
 pub use types::{
     BackoffConfig, Config, FancyConfig, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::environment::Variables;
-use crate::config::ini::Entry;
+use crate::config::ini::{Document, Entry};
 use crate::config::problem::{Origin, Problem};
 use crate::config::resolve::Surroundings;
 use crate::config::resolve::restarts::FlappingDefaults;
@@ -60,6 +60,8 @@ pub struct Config {
 /// What every watcher of a configuration is read with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Base {
+    /// The files, read as one.
+    pub(crate) document: Document,
     /// `[env]` and `[env:…]`.
     pub(crate) variables: Variables,
     /// Where the manager was started.

@@ -5,21 +5,20 @@
 //! Leaves to others: what differs and how it is applied (`config::diff`), a reload (`watcher`).
 //! Invariant: one change at a time; a file with a mistake changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::config::change::{Given, with_options};
-use crate::config::diff::{Apply, KeyChange, Plan, WatcherChange, diff};
+use crate::config::diff::Apply;
 use crate::config::{Config, SocketConfig, Surroundings, WatcherConfig, load};
 use crate::control::message::{Command, Errno, PlanReply, Reply, Request, RequestError};
 use crate::state::Kept;
+use crate::supervisor::compare::{Next, Overrides};
 use crate::supervisor::requests::not_connected;
 use crate::supervisor::tasks::Replacement;
 use crate::supervisor::tickets::{Goal, answer, refuse};
 use crate::supervisor::{Event, Supervisor, WatcherId, plan, tasks};
-use crate::watcher::Watcher;
 
 /// Changes that wait for the one under way; nobody needs more.
 const MAX_WAITING: usize = 64;
@@ -28,19 +27,23 @@ const MAX_WAITING: usize = 64;
 #[derive(Debug)]
 pub(super) struct Change {
     /// Who asked, until answered.
-    asker: Option<(Request, oneshot::Sender<Reply>)>,
+    pub(super) asker: Option<(Request, oneshot::Sender<Reply>)>,
     /// Everything is restarted, different or not.
-    restart: bool,
+    pub(super) restart: bool,
     /// What to return to.
-    before: Arc<Config>,
-    reply: PlanReply,
-    stage: Stage,
+    pub(super) before: Arc<Config>,
+    /// The kernel keeps the way back, for a successor.
+    pub(super) kept: bool,
+    /// Lower-case names of watchers a predecessor has begun to change: they are waited for, though nothing is left to begin.
+    pub(super) begun: BTreeSet<String>,
+    pub(super) reply: PlanReply,
+    pub(super) stage: Stage,
     /// It is being taken back, for this reason.
-    undoing: Option<String>,
+    pub(super) undoing: Option<String>,
 }
 
 #[derive(Debug)]
-enum Stage {
+pub(super) enum Stage {
     /// The file is being read.
     Reading,
     /// Sockets are being made.
@@ -58,25 +61,6 @@ enum Stage {
     },
     /// Sockets that are no longer named are being closed.
     Closing,
-}
-
-/// Where a change leads.
-#[derive(Debug)]
-struct Next {
-    /// As the file has it.
-    config: Config,
-    /// With what was set at run time.
-    effective: Config,
-    /// What of that is kept, by lower-case name.
-    set: BTreeMap<String, Overrides>,
-    plan: Plan,
-}
-
-/// What was set at run time.
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Overrides {
-    options: BTreeMap<String, String>,
-    env: Option<BTreeMap<String, String>>,
 }
 
 impl Supervisor {
@@ -99,6 +83,8 @@ impl Supervisor {
             asker: Some((request, reply)),
             restart,
             before: self.config.clone(),
+            kept: false,
+            begun: BTreeSet::new(),
             reply: PlanReply::default(),
             stage: Stage::Reading,
             undoing: None,
@@ -155,6 +141,7 @@ impl Supervisor {
         {
             answer(request, reply, Ok(&change.reply));
         }
+        self.keep_change(&mut change);
         self.change_sockets(change, next);
     }
 
@@ -233,7 +220,9 @@ impl Supervisor {
             return;
         };
         let Stage::Watchers {
-            leaving, sockets, ..
+            mut leaving,
+            sockets,
+            ..
         } = std::mem::replace(&mut change.stage, Stage::Reading)
         else {
             return;
@@ -243,11 +232,16 @@ impl Supervisor {
             if change.undoing.is_none() {
                 tracing::error!(reason, "the configuration is taken back");
                 change.undoing = Some(reason);
+                change.begun.clear();
+                self.keep_change(&mut change);
                 let next = self.compare(change.before.as_ref().clone());
                 return self.change_sockets(change, next);
             }
             tracing::error!(reason, "something could not be put back");
         }
+        // Those a predecessor has begun to stop have the sockets still.
+        let removed = self.watchers.iter().filter(|(_, known)| known.is_removed());
+        leaving.extend(removed.map(|(id, _)| *id));
         for id in &leaving {
             if let Some(watcher) = self.watchers.get_mut(id) {
                 watcher.remove();
@@ -286,19 +280,24 @@ impl Supervisor {
     }
 
     /// The manager ends: what is under way is left as it is.
-    pub(super) fn give_up_change(&mut self) {
-        let ending = RequestError::new(Errno::Command, "the manager is ending");
+    pub(super) fn give_up_change(&mut self, why: &str) {
+        let ending = RequestError::new(Errno::Command, why);
         let waiting = std::mem::take(&mut self.changes);
         let under_way = self
             .change
             .take()
             .and_then(|mut change| change.asker.take());
-        for (request, reply) in under_way.into_iter().chain(waiting) {
+        if let Some((request, reply)) = under_way {
             refuse(request, reply, &ending);
+        }
+        let unheard = RequestError::new(Errno::Command, "the manager ends before it came to this");
+        for (request, reply) in waiting {
+            refuse(request, reply, &unheard);
         }
     }
 
     fn end_change(&mut self, mut change: Change, result: &Result<(), RequestError>) {
+        self.forget_change(&change);
         match (change.asker.take(), result) {
             (Some((request, reply)), Ok(())) => answer(request, reply, Ok(&change.reply)),
             (Some((request, reply)), Err(error)) => refuse(request, reply, error),
@@ -310,119 +309,7 @@ impl Supervisor {
         }
     }
 
-    /// Compares what runs with a file.
-    fn compare(&self, mut config: Config) -> Next {
-        // These two hold for the life of the manager; the plan names them.
-        let namespace = std::mem::replace(&mut config.namespace, self.config.namespace.clone());
-        let mut effective = config.clone();
-        let mut set = BTreeMap::new();
-        for watcher in &mut effective.watchers {
-            let overrides = self.overrides(&config, watcher);
-            if overrides != Overrides::default() {
-                let given = Given {
-                    options: &overrides.options,
-                    env: overrides.env.as_ref(),
-                };
-                match with_options(&config, &watcher.name, given) {
-                    Ok(changed) => *watcher = changed,
-                    Err(errors) => {
-                        tracing::warn!(watcher = watcher.name, %errors, "what was set at run time does not fit the file and is dropped");
-                        continue;
-                    }
-                }
-                set.insert(watcher.key.clone(), overrides);
-            }
-        }
-        let before = self.effective();
-        let mut shown = effective.clone();
-        shown.namespace = namespace;
-        let mut plan = diff(&before, &shown);
-        self.plan_outdated(&mut plan, &effective);
-        Next {
-            plan,
-            config,
-            effective,
-            set,
-        }
-    }
-
-    /// Workers a predecessor started with other settings are replaced too, although the file has not changed since we read it.
-    fn plan_outdated(&self, plan: &mut Plan, next: &Config) {
-        for config in &next.watchers {
-            let known = self
-                .keys
-                .get(&config.key)
-                .and_then(|id| self.watchers.get(id));
-            let outdated = known.map_or(0, Watcher::outdated);
-            if outdated == 0 {
-                continue;
-            }
-            let apply = if config.singleton {
-                Apply::Restart
-            } else {
-                Apply::Roll
-            };
-            let key = KeyChange {
-                key: format!("{outdated} running with settings of an earlier file"),
-                old: None,
-                new: None,
-            };
-            let mut changed = plan.watchers.changed.iter_mut();
-            match changed.find(|change| change.name.to_lowercase() == config.key) {
-                Some(change) => {
-                    change.apply = change.apply.max(apply);
-                    change.keys.push(key);
-                }
-                None => plan.watchers.changed.push(WatcherChange {
-                    name: config.name.clone(),
-                    apply,
-                    keys: vec![key],
-                    sockets: Vec::new(),
-                }),
-            }
-        }
-    }
-
-    /// The configuration that runs: the file's, with what was set since, and without what is leaving.
-    fn effective(&self) -> Config {
-        let mut config = self.config.as_ref().clone();
-        config.watchers = self
-            .start_order()
-            .iter()
-            .filter_map(|id| self.watchers.get(id))
-            .filter(|watcher| !watcher.is_removed())
-            .map(|watcher| watcher.config().as_ref().clone())
-            .collect();
-        config
-    }
-
-    /// What was set at run time and holds still: where the file says something else than it did, the file is right.
-    fn overrides(&self, next: &Config, watcher: &WatcherConfig) -> Overrides {
-        let known = self
-            .keys
-            .get(&watcher.key)
-            .and_then(|id| self.watchers.get(id));
-        let (Some(known), Some(before), Some(after)) = (
-            known,
-            self.config.watcher(&watcher.name),
-            next.watcher(&watcher.name),
-        ) else {
-            return Overrides::default();
-        };
-        let same = |key: &String| before.options.get(key) == after.options.get(key);
-        let kept = known.kept();
-        Overrides {
-            options: kept
-                .set
-                .iter()
-                .filter(|(key, _)| same(key))
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-            env: kept.env.clone(),
-        }
-    }
-
-    fn change_sockets(&mut self, mut change: Change, next: Next) {
+    pub(super) fn change_sockets(&mut self, mut change: Change, next: Next) {
         let find = |config: &Config, name: &String| {
             config
                 .sockets
@@ -445,7 +332,7 @@ impl Supervisor {
             .filter(|socket| socket.recreated)
             .filter_map(|socket| {
                 Some(Replacement {
-                    before: find(&self.config, &socket.name)?,
+                    before: find(&next.from, &socket.name)?,
                     after: find(&next.config, &socket.name)?,
                     held_by: self.holders(&socket.name),
                 })
@@ -487,6 +374,7 @@ impl Supervisor {
 
     fn change_watchers(&mut self, mut change: Change, next: Next) {
         let Next {
+            from,
             config,
             effective,
             set,
@@ -496,12 +384,7 @@ impl Supervisor {
             .sockets
             .removed
             .iter()
-            .filter_map(|name| {
-                self.config
-                    .sockets
-                    .iter()
-                    .find(|socket| socket.name == *name)
-            })
+            .filter_map(|name| from.sockets.iter().find(|socket| socket.name == *name))
             .cloned()
             .collect();
         let leaving: Vec<WatcherId> = plan
@@ -516,7 +399,7 @@ impl Supervisor {
             let overrides = set.get(&watcher.key).cloned().unwrap_or_default();
             let apply = plan.watcher(&watcher.key).map(|change| change.apply);
             let watcher = Arc::new(watcher);
-            waiting.extend(self.change_watcher(watcher, overrides, apply, change.restart));
+            waiting.extend(self.change_watcher(watcher, overrides, apply, &change));
         }
         self.update_logs();
         change.stage = Stage::Watchers {
@@ -532,7 +415,7 @@ impl Supervisor {
         config: Arc<WatcherConfig>,
         overrides: Overrides,
         apply: Option<Apply>,
-        restart: bool,
+        change: &Change,
     ) -> Option<(WatcherId, Goal)> {
         let Some(id) = self.keys.get(&config.key).copied() else {
             let autostart = config.autostart;
@@ -548,10 +431,18 @@ impl Supervisor {
         }
         let running = watcher.is_wanted();
         let goal = match apply {
-            _ if restart && watcher.config().autostart => {
+            _ if change.restart && watcher.config().autostart => {
                 watcher.configure(config);
                 watcher.restart();
                 Some(Goal::Up)
+            }
+            None if running && change.begun.contains(&config.key) => {
+                let goal = if watcher.is_rolling() {
+                    Goal::Reloaded
+                } else {
+                    Goal::Up
+                };
+                return Some((id, goal));
             }
             None => return None,
             Some(Apply::Restart) if running => {

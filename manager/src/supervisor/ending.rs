@@ -44,6 +44,9 @@ impl Supervisor {
             Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done => return,
         }
         tracing::info!("quitting; workers stay in the kernel");
+        for watcher in self.watchers.values_mut() {
+            watcher.forget_giving_up();
+        }
         for watcher in self
             .watchers
             .values_mut()
@@ -52,7 +55,7 @@ impl Supervisor {
             watcher.halt();
         }
         self.queue.clear();
-        self.give_up_change();
+        self.give_up_change("the manager is ending");
         self.phase = Phase::Quitting;
     }
 
@@ -66,7 +69,7 @@ impl Supervisor {
             watcher.halt();
         }
         self.queue.clear();
-        self.give_up_change();
+        self.give_up_change("the manager is ending");
         self.phase = Phase::ShuttingDown {
             answer: vec![(request, reply)],
             drained_by: None,

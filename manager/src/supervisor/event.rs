@@ -3,6 +3,7 @@
 //! Owns the closed list of everything that can happen to a manager. Leaves to others: what is done about it (`supervisor`).
 //! Invariant: a new kind of event makes `Supervisor::handle` speak; nothing reaches the loop by another way.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use papa_protocol::client::{Address, Push};
@@ -89,4 +90,6 @@ pub struct Setup {
     pub addresses: Vec<Address>,
     /// What is started in our place by an upgrade, if that is known.
     pub program: Option<PathBuf>,
+    /// What it is started with.
+    pub arguments: Vec<OsString>,
 }

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::libc::SIGKILL;
 use papa_protocol::client::Push;
 use papa_protocol::failpoint;
 use papa_protocol::json::push::{Event as KernelEvent, EventType};
@@ -17,12 +16,11 @@ use crate::config::{Config, WatcherConfig};
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, is_logged, settings};
 use crate::logs::thread::{LogSettings, LogThread};
-use crate::pidfd;
-use crate::state::Kept;
-use crate::supervisor::probes::{gate, held_gate};
+use crate::state::{self, Kept};
+use crate::supervisor::resume::Resumed;
 use crate::supervisor::{Event, Phase, Supervisor, WatcherId, tasks};
-use crate::watcher::{Ended, Moment, StartFailure, Unseen, Watcher};
-use crate::worker::{Running, State, Worker};
+use crate::watcher::{Ended, Moment, StartFailure, Unseen};
+use crate::worker::{Running, State};
 
 /// Exits of processes whose start has not been answered yet; more than ever start at once.
 const MAX_EARLY_EXITS: usize = 4096;
@@ -33,25 +31,32 @@ const LOGS_READY: Duration = Duration::from_secs(2);
 impl Supervisor {
     pub(super) fn attached(&mut self, link: KernelLink, mut inventory: Inventory) {
         self.kernel_trouble = None;
-        let at = self.moment();
-        for (id, watcher) in &mut self.watchers {
-            let kept = inventory
-                .kept
-                .remove(&watcher.config().key)
-                .unwrap_or_default();
-            self.saved.insert(*id, kept.clone());
-            let (config, kept) = with_what_was_set(&self.config, watcher.config(), kept);
-            *watcher = Watcher::new(config, kept, &at);
+        let change = inventory.change.take();
+        let resumed = change
+            .as_ref()
+            .and_then(|kept| Resumed::read(kept, &self.config));
+        if change.is_some() && resumed.is_none() {
+            let name = state::change_value(link.namespace());
+            tasks::keep_own(link.clone(), name, None);
         }
+        let (resumed, config) = resumed.unzip();
+        if let Some(config) = &config {
+            self.config = config.clone();
+        }
+        self.insert_all(&mut inventory.kept, resumed.as_ref());
         self.incarnation = incarnation(&link);
         self.link = Some(link);
         self.take_over(inventory.added, inventory.kept);
+        self.take_over_left(inventory.left);
         self.start_logs();
         self.reconcile(inventory.processes);
         failpoint::reach("adopt.reconciled");
         self.queue = self.start_order().into();
         if matches!(self.phase, Phase::Attaching) {
             self.phase = Phase::Managing;
+        }
+        if let (Some(resumed), Some(config)) = (resumed, config) {
+            self.resume_change(resumed, &config);
         }
         for asked in std::mem::take(&mut self.early) {
             self.asked(asked);
@@ -161,6 +166,10 @@ impl Supervisor {
                 .exit
                 .as_ref()
                 .map_or(0, |exit| exit.stamp_us.saturating_sub(process.started_us));
+            self.sweep_unseen(id, running.serial, running.pid, &at);
+            let Some(watcher) = self.watchers.get_mut(&id) else {
+                return;
+            };
             let unseen = Unseen {
                 wid,
                 serial: running.serial,
@@ -346,65 +355,6 @@ impl Supervisor {
                 .any(|worker| matches!(worker.state, State::Starting { .. }))
         }) {
             self.early_exits.clear();
-        }
-    }
-
-    /// A worker that was asked to end may leave processes behind: they are asked too, and killed when its grace period is over.
-    pub(super) fn sweep(&mut self, id: WatcherId, wid: u32, worker: &Worker) {
-        if let (Some(link), Some(watcher)) = (&self.link, self.watchers.get(&id))
-            && held_gate(watcher.config())
-        {
-            self.discards.push(gate(link, watcher.config(), wid));
-        }
-        if let (
-            State::Stopping {
-                process, kill_at, ..
-            },
-            Some(watcher),
-        ) = (&worker.state, self.watchers.get(&id))
-        {
-            let signal = watcher.config().stop_signal.number();
-            self.sweeps.insert(process.pid, signal);
-            if let Some(members) = self.escaped.get(&process.pid) {
-                pidfd::signal_members(members, signal);
-            }
-            self.orphans.insert((*kill_at, process.pid));
-        }
-    }
-
-    /// Notes who of the workers that were just asked to end has left its worker's session: the signals go out after this. One look at
-    /// all processes serves all of them.
-    pub(super) fn note_escaped(&mut self) {
-        if !self.asked_to_end.is_empty() {
-            let found = pidfd::escaped(&std::mem::take(&mut self.asked_to_end));
-            self.escaped.extend(found);
-        }
-    }
-
-    /// Kills what workers left behind, where the grace period is over by `limit`.
-    pub(super) fn kill_orphans(&mut self, limit: Instant) {
-        while let Some((kill_at, leader)) = self.orphans.pop_first() {
-            if kill_at > limit {
-                self.orphans.insert((kill_at, leader));
-                return;
-            }
-            if let Some(members) = self.escaped.remove(&leader) {
-                pidfd::signal_members(&members, SIGKILL);
-            }
-            // The session's number is ours only as long as one of those found in it lives.
-            if let Some(members) = self.orphan_members.remove(&leader)
-                && pidfd::any_lives(&members)
-            {
-                self.sweeps.insert(leader, SIGKILL);
-            }
-        }
-    }
-
-    /// One look at all processes serves all sessions that ended since the last.
-    pub(super) fn send_sweeps(&mut self) {
-        if !self.sweeps.is_empty() {
-            let found = pidfd::signal_orphans(&std::mem::take(&mut self.sweeps));
-            self.orphan_members.extend(found);
         }
     }
 

@@ -29,6 +29,8 @@ pub enum Finding {
     Ready,
     /// It does not, and will not in time.
     NotReady(String),
+    /// It has failed so many checks in a row, or none again; checking goes on.
+    Failing(u32),
     /// It failed as many checks in a row as it may.
     Unwell(String),
 }
@@ -131,7 +133,10 @@ impl Supervisor {
                 };
                 let task = match question {
                     Question::Ready => to.ask_ready(limit),
-                    Question::Health => to.ask_health(),
+                    Question::Health => {
+                        let failures = watcher.kept().failures.get(&process.serial);
+                        to.ask_health(failures.copied().unwrap_or(0))
+                    }
                 };
                 let now = Open {
                     question,
@@ -188,10 +193,16 @@ impl Supervisor {
 
     /// A question was answered.
     pub(super) fn found(&mut self, id: WatcherId, wid: u32, serial: u64, finding: Finding) {
+        if let Finding::Failing(failures) = finding {
+            if let Some(watcher) = self.watchers.get_mut(&id) {
+                watcher.note_failures(serial, failures);
+            }
+            return;
+        }
         // The task has ended; should the state stay, it is asked anew.
         let question = match finding {
             Finding::Ready | Finding::NotReady(_) => Question::Ready,
-            Finding::Unwell(_) => Question::Health,
+            Finding::Failing(_) | Finding::Unwell(_) => Question::Health,
         };
         if self
             .probes
@@ -219,6 +230,7 @@ impl Supervisor {
                 let asked = watcher.not_ready(serial, Some(&reason), &at);
                 self.stop_now(id, asked);
             }
+            Finding::Failing(_) => {}
             Finding::Unwell(reason) => {
                 let asked = watcher.unwell(serial, &reason, &at);
                 self.stop_now(id, asked);
@@ -293,31 +305,36 @@ impl Worker {
         task.abort_handle()
     }
 
-    fn ask_health(self) -> AbortHandle {
+    /// `failures`: as many as a predecessor has seen in a row.
+    fn ask_health(self, failures: u32) -> AbortHandle {
         let task = tokio::spawn(async move {
             let Some(check) = self.config.health.clone() else {
                 return;
             };
-            let reason = self.fail_checks(&check).await;
+            let reason = self.fail_checks(&check, failures).await;
             self.tell(Finding::Unwell(reason)).await;
         });
         task.abort_handle()
     }
 
     /// Checks until as many in a row have failed as may; answers what the last one said.
-    async fn fail_checks(&self, check: &HealthCheck) -> String {
-        let mut failures = 0;
+    async fn fail_checks(&self, check: &HealthCheck, mut failures: u32) -> String {
         loop {
             tokio::time::sleep(check.interval).await;
             let pid = self.process.pid.unsigned_abs();
             match health(&check.probe, &self.config, self.wid, pid, check.timeout).await {
-                Ok(()) => failures = 0,
+                Ok(()) if failures == 0 => {}
+                Ok(()) => {
+                    failures = 0;
+                    self.tell(Finding::Failing(0)).await;
+                }
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(watcher = self.config.name, pid, failures, %error, "a health check failed");
                     if failures >= check.retries.max(1) {
                         return error.to_string();
                     }
+                    self.tell(Finding::Failing(failures)).await;
                 }
             }
         }

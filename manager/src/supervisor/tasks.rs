@@ -346,6 +346,15 @@ pub(super) fn keep_added(link: KernelLink, key: String, added: state::Added) {
     });
 }
 
+/// Has the kernel keep a value of this manager's, or forget it.
+pub(super) fn keep_own(link: KernelLink, name: String, value: Option<String>) {
+    tokio::spawn(async move {
+        if let Err(error) = link.keep_own(&name, value).await {
+            tracing::warn!(name, %error, "a value cannot be kept");
+        }
+    });
+}
+
 /// Has the kernel forget what was kept of a watcher.
 pub(super) fn forget(link: KernelLink, key: String) {
     tokio::spawn(async move {
@@ -382,8 +391,19 @@ async fn exchange(
     added: &[SocketConfig],
     replaced: &[Replacement],
 ) -> Result<(), String> {
-    // Before anything is closed: what workers have could not be opened again if the new one then fails.
+    // What a predecessor has done of this is done.
+    let mut remaining = Vec::new();
     for replacement in replaced {
+        let after = &replacement.after;
+        match link.has_socket(after).await {
+            Ok(true) => {}
+            Ok(false) => remaining.push(replacement),
+            Err(error) => return Err(format!("socket {}: {error}", after.name)),
+        }
+    }
+    let replaced = remaining;
+    // Before anything is closed: what workers have could not be opened again if the new one then fails.
+    for replacement in &replaced {
         try_out(link, replacement).await?;
     }
     let mut made: Vec<&SocketConfig> = Vec::new();
@@ -509,6 +529,9 @@ pub(super) fn clean_up(
         let forget = ops::ValueRemove { names: vec![kept] };
         let added = NamePattern::new(&format!("{}*", state::added_value(&config.namespace, "")));
         let forget_added = ops::ValueRemove { names: vec![added] };
+        let own = [state::change_value, state::left_value]
+            .map(|name| NamePattern::new(&name(&config.namespace)));
+        let forget_own = ops::ValueRemove { names: own.into() };
         let drop_logs = ops::HoldDrop {
             names: vec![NamePattern::new(&state::held_logs(&config.namespace))],
         };
@@ -519,6 +542,7 @@ pub(super) fn clean_up(
         for result in [
             link.client().call(forget).await.map(drop),
             link.client().call(forget_added).await.map(drop),
+            link.client().call(forget_own).await.map(drop),
             link.client().call(drop_logs).await.map(drop),
             link.client().call(drop_gates).await.map(drop),
         ] {

@@ -2,9 +2,11 @@
 //!
 //! Owns back-off, flapping, giving up. Invariant: an end that was asked for is never held against anybody.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::config::FlappingConfig;
+use crate::state::{KeptFlapping, MAX_ENDS};
 use crate::watcher::{Ended, Moment, Notice, StartFailure, Watcher};
 use crate::worker::{Running, State, Worker};
 
@@ -186,6 +188,15 @@ impl Watcher {
         Some(process)
     }
 
+    /// A health check of a worker has failed so often in a row; 0: it is well.
+    pub fn note_failures(&mut self, serial: u64, failures: u32) {
+        if failures == 0 {
+            self.kept.failures.remove(&serial);
+        } else {
+            self.kept.failures.insert(serial, failures);
+        }
+    }
+
     fn ended_by_itself(&mut self, wid: u32, serial: u64, ran: Duration, how: Ended, at: &Moment) {
         if !self.config.respawn {
             self.kept.finished.insert(serial);
@@ -225,6 +236,17 @@ impl Watcher {
             self.ends.clear();
             self.flap(&flapping, at);
         }
+        self.keep_ends(at);
+    }
+
+    fn keep_ends(&mut self, at: &Moment) {
+        let forgotten = self.ends.len().saturating_sub(MAX_ENDS);
+        let before = |end: &Instant| {
+            let ago = at.now.saturating_duration_since(*end).as_millis();
+            at.epoch_ms
+                .saturating_sub(u64::try_from(ago).unwrap_or(u64::MAX))
+        };
+        self.kept.flapping.ends_ms = self.ends.iter().skip(forgotten).map(before).collect();
     }
 
     fn flap(&mut self, flapping: &FlappingConfig, at: &Moment) {
@@ -255,7 +277,22 @@ impl Watcher {
         tracing::error!(watcher = self.config.name, reason, "the watcher is stopped");
         self.message = Some(reason.clone());
         self.gave_up = true;
+        self.kept.gave_up = true;
         self.halt();
         self.notices.push(Notice::GaveUp(reason));
     }
+}
+
+/// The ends a predecessor has counted, on our clock.
+pub(super) fn kept_ends(kept: &KeptFlapping, at: &Moment) -> VecDeque<Instant> {
+    let on_our_clock = |ms: &u64| {
+        let ago = Duration::from_millis(at.epoch_ms.saturating_sub(*ms));
+        at.now.checked_sub(ago)
+    };
+    let newest = kept.ends_ms.len().saturating_sub(MAX_ENDS);
+    kept.ends_ms
+        .iter()
+        .skip(newest)
+        .filter_map(on_our_clock)
+        .collect()
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use papa_protocol::failpoint;
 
 use crate::config::WatcherConfig;
-use crate::state::KeptRoll;
+use crate::state::{KeptBefore, KeptRoll};
 use crate::watcher::{Notice, Wanted, Watcher};
 
 /// Without `ready`, a replacement counts as serving once it has run for so long: a command that fails at its start fails within it.
@@ -20,7 +20,7 @@ pub(super) const SETTLE: Duration = Duration::from_secs(1);
 /// A reload under way.
 #[derive(Debug)]
 pub(super) struct Roll {
-    /// What was before; none if a predecessor began it.
+    /// What was before; none if a predecessor began it and did not say.
     previous: Option<Previous>,
     /// One goes before one comes.
     pub(super) sequential: bool,
@@ -72,6 +72,11 @@ impl Watcher {
         self.kept.roll = Some(KeptRoll {
             to: self.kept.generation,
             sequential,
+            before: previous.as_ref().map(|previous| KeptBefore {
+                generation: previous.generation,
+                set: previous.set.clone(),
+                env: previous.env.clone(),
+            }),
         });
         self.roll = Some(Roll {
             previous,
@@ -79,6 +84,31 @@ impl Watcher {
         });
         failpoint::reach("reload.decided");
         true
+    }
+
+    /// What a reload of a predecessor returns to, if there is one and it said so.
+    #[must_use]
+    pub fn before_roll(&self) -> Option<&KeptBefore> {
+        self.kept.roll.as_ref()?.before.as_ref()
+    }
+
+    /// The settings that [`Self::before_roll`] stands for.
+    pub fn set_before_roll(&mut self, config: Arc<WatcherConfig>) {
+        let before = self.before_roll().cloned();
+        if let (Some(roll), Some(before)) = (&mut self.roll, before) {
+            roll.previous = Some(Previous {
+                generation: before.generation,
+                config,
+                set: before.set,
+                env: before.env,
+            });
+        }
+    }
+
+    /// A reload under way replaces workers of this generation.
+    pub(super) fn is_rolled_out(&self, generation: u64) -> bool {
+        let roll = self.kept.roll.as_ref();
+        roll.is_some_and(|roll| roll.to != generation)
     }
 
     /// Its workers were told to read their configuration anew, which is all of a reload that is to be done here.

@@ -3,8 +3,10 @@
 //! Owns the arithmetic of how many workers come and go. Fresh workers are wanted; retiring ones are wanted until a fresh one serves in
 //! their place; stopping ones are not wanted. Invariant: see `watcher`.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
+use crate::state::MAX_MESSAGE_CHARS;
 use crate::watcher::{Action, Moment, Notice, Wanted, Watcher};
 use crate::worker::{Due, State, Worker};
 
@@ -134,6 +136,22 @@ impl Watcher {
                     .entry(process.serial)
                     .or_insert(at.epoch_ms.saturating_add(left_ms));
             }
+        }
+        let message = self.message.as_deref();
+        if self.kept.message.as_deref() != message {
+            self.kept.message = message.map(|text| text.chars().take(MAX_MESSAGE_CHARS).collect());
+        }
+        self.kept.came_up = self.came_up && !self.config.depends_on.is_empty();
+        if !self.kept.failures.is_empty() {
+            let checked = self.config.health.is_some();
+            let serving: BTreeSet<u64> = self
+                .workers
+                .values()
+                .filter(|worker| checked && worker.is_serving())
+                .filter_map(|worker| Some(worker.process()?.serial))
+                .collect();
+            let failures = &mut self.kept.failures;
+            failures.retain(|serial, _| serving.contains(serial));
         }
         if self.config.ready.is_some() || !self.kept.ready.is_empty() {
             self.kept.ready = self

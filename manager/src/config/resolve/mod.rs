@@ -34,6 +34,7 @@ use crate::config::types::{
     Base, Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, LogOutput, PluginConfig,
     SocketConfig, SyslogConfig, WatcherConfig,
 };
+use crate::state::KeptDocument;
 
 /// Longest namespace, in bytes: it is part of every name and of a socket's path, which may have 107.
 const MAX_NAMESPACE_BYTES: usize = 32;
@@ -74,13 +75,39 @@ impl Surroundings {
 /// # Errors
 /// Everything wrong in it and in the files it includes.
 pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> {
-    let (loaded, mut findings) = read_files(path, around);
+    let (loaded, findings) = read_files(path, around);
+    resolve(path, around, &loaded, findings)
+}
+
+/// The configuration in `path` as it was when `kept` was read from it.
+///
+/// # Errors
+/// What was accepted then is not accepted any more: the surroundings or the rules have changed.
+pub fn load_kept(
+    path: &Path,
+    around: &Surroundings,
+    kept: &KeptDocument,
+) -> Result<Config, ConfigErrors> {
+    let loaded = Loaded {
+        document: kept.to_document(path),
+        files: vec![path.to_owned()],
+    };
+    resolve(path, around, &loaded, Findings::default())
+}
+
+fn resolve(
+    path: &Path,
+    around: &Surroundings,
+    loaded: &Loaded,
+    mut findings: Findings,
+) -> Result<Config, ConfigErrors> {
     let config_dir = directory_of(path, around);
     let variables = Variables::new(&loaded.document, &around.environment, &config_dir);
     let raw = RawConfig::new(&loaded.document, &mut findings);
     findings.differences_known = !circus_warnings(&raw, &variables, &mut findings);
     let (plugins, flapping) = plugins(&raw, &variables, &mut findings);
     let base = Arc::new(Base {
+        document: loaded.document.clone(),
         variables,
         around: around.clone(),
         flapping,
@@ -110,7 +137,7 @@ pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> 
     config.watchers = watchers;
     config.sockets.sort_by(|a, b| a.name.cmp(&b.name));
     config.plugins.sort_by(|a, b| a.name.cmp(&b.name));
-    let findings = in_file_order(findings, &loaded);
+    let findings = in_file_order(findings, loaded);
     if !findings.errors.is_empty() {
         return Err(ConfigErrors {
             path: config.path,

@@ -417,3 +417,58 @@ fn a_number_asked_for_counts_until_the_file_says_another() {
     assert_eq!(stops(&bench.step()), [1, 2]);
     assert_eq!(bench.watcher.kept().count, None);
 }
+
+#[test]
+fn a_successor_waits_for_readiness_no_longer_than_was_promised() {
+    let tune = |watcher: &mut WatcherConfig| {
+        watcher.ready = Some(Readiness::Tcp("127.0.0.1:1".to_owned()));
+        watcher.ready_timeout = Duration::from_secs(60);
+    };
+    // How long it has run when it is found, and how long it then has.
+    for (age, left) in [(0, 60), (50, 10), (58, 5), (600, 5)] {
+        let mut bench = bench(tuned("", tune));
+        let process = Running {
+            serial: 7,
+            pid: 100,
+            started_us: 7,
+            started: bench.at.now,
+        };
+        bench.later(Duration::from_secs(age));
+        bench.watcher.adopt(1, process, Some(0), &bench.at);
+        bench.step();
+        let deadline = bench.watcher.deadline().unwrap();
+        let expected = Duration::from_secs(left) + TELL_WHY;
+        assert_eq!(deadline - bench.at.now, expected, "found after {age} s");
+    }
+}
+
+#[test]
+fn ends_counted_before_us_count() {
+    let lines =
+        "backoff_reset = 0\nflapping.attempts = 3\nflapping.window = 60\nflapping.retry_in = 60";
+    let mut bench = bench(config(lines));
+    bench.step();
+    for serial in [1, 2] {
+        bench.end(serial);
+        bench.step();
+    }
+    let kept = Kept::parse(bench.watcher.kept().to_value().as_bytes());
+    assert_eq!(kept.flapping.ends_ms.len(), 2);
+    for (later, flaps) in [(10, true), (100, false)] {
+        let mut at = bench.at;
+        at.now += Duration::from_secs(later);
+        at.epoch_ms += later * 1000;
+        let mut next = Watcher::new(config(lines), kept.clone(), &at);
+        next.ended_unseen(
+            &Unseen {
+                wid: 1,
+                serial: 3,
+                generation: 0,
+                ran: Duration::from_secs(1),
+                how: Ended::Code(1),
+            },
+            &at,
+        );
+        assert_eq!(next.kept().flapping.until_ms > 0, flaps, "{later} s later");
+    }
+}

@@ -1,0 +1,179 @@
+//! A change of the configuration that its manager did not finish is finished by the next one.
+//!
+//! Owns what is kept of a change while it is under way, and how a successor takes it up: watchers of the configuration it leads to are
+//! as after any start; those that are in the one before alone run on until the others serve, then go, and their sockets after them.
+//! What fails leads back to the configuration before, as it would have without us being gone.
+//! Leaves to others: the steps (`change`), what is kept of each watcher (`state`).
+//! Invariant: the kernel has the way back before the first step is taken, and until the last is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::config::change::{Given, with_options};
+use crate::config::diff::diff;
+use crate::config::{Config, WatcherConfig, load_kept};
+use crate::control::message::PlanReply;
+use crate::state::{self, Kept, KeptChange, KeptDocument, MAX_CHANGE_BYTES};
+use crate::supervisor::change::{Change, Stage};
+use crate::supervisor::kernel::with_what_was_set;
+use crate::supervisor::{Supervisor, WatcherId, plan, tasks};
+
+/// A change that a predecessor began.
+#[derive(Debug)]
+pub(super) struct Resumed {
+    /// What it comes from.
+    from: Arc<Config>,
+    /// It is being taken back, for this reason.
+    undoing: Option<String>,
+}
+
+impl Resumed {
+    /// Reads what was kept. Answers it with the configuration it leads to; `file` is what the file says now.
+    pub(super) fn read(kept: &KeptChange, file: &Arc<Config>) -> Option<(Self, Arc<Config>)> {
+        let around = &file.base.around;
+        let before = match load_kept(&file.path, around, &kept.before) {
+            Ok(config) => Arc::new(Config {
+                namespace: file.namespace.clone(),
+                ..config
+            }),
+            Err(errors) => {
+                tracing::error!(%errors, "a change of the configuration was begun and is not taken up: what was before is not accepted any more");
+                return None;
+            }
+        };
+        let undoing = kept.undoing.clone();
+        let (from, to) = match undoing {
+            None => (before, file.clone()),
+            Some(_) => (file.clone(), before),
+        };
+        Some((Self { from, undoing }, to))
+    }
+}
+
+impl Supervisor {
+    /// Has the kernel keep the way back.
+    pub(super) fn keep_change(&self, change: &mut Change) {
+        let Some(link) = &self.link else {
+            return;
+        };
+        let kept = KeptChange {
+            undoing: change
+                .undoing
+                .as_ref()
+                .map(|reason| reason.chars().take(state::MAX_MESSAGE_CHARS).collect()),
+            before: KeptDocument::of(&change.before.base.document),
+        };
+        let text = serde_json::to_string(&kept).unwrap_or_default();
+        if text.len() > MAX_CHANGE_BYTES {
+            let (bytes, limit) = (text.len(), MAX_CHANGE_BYTES);
+            tracing::warn!(
+                bytes,
+                limit,
+                "the configuration is too large to be kept while it changes; a manager killed now leaves the change as it is"
+            );
+            return;
+        }
+        change.kept = true;
+        let name = state::change_value(link.namespace());
+        tasks::keep_own(link.clone(), name, Some(text));
+    }
+
+    /// It is over.
+    pub(super) fn forget_change(&self, change: &Change) {
+        if let (true, Some(link)) = (change.kept, &self.link) {
+            let name = state::change_value(link.namespace());
+            tasks::keep_own(link.clone(), name, None);
+        }
+    }
+
+    /// Every watcher of the configuration, as it was kept.
+    pub(super) fn insert_all(
+        &mut self,
+        kept: &mut BTreeMap<String, Kept>,
+        resumed: Option<&Resumed>,
+    ) {
+        self.watchers.clear();
+        // Those of the same name keep their numbers: they have been told of.
+        let mut known = std::mem::take(&mut self.keys);
+        let config = self.config.clone();
+        for watcher in &config.watchers {
+            self.insert_kept(&config, watcher, &mut known, kept);
+        }
+        // Those that go with the change run on until it is their turn.
+        let leaving = resumed.into_iter().flat_map(|resumed| {
+            let all = resumed.from.watchers.iter();
+            all.map(|watcher| (resumed.from.clone(), watcher))
+        });
+        for (from, watcher) in leaving {
+            let removed = kept
+                .get(&watcher.key)
+                .is_some_and(|kept| kept.removing.is_some());
+            if !self.keys.contains_key(&watcher.key) && !removed {
+                self.insert_kept(&from, watcher, &mut known, kept);
+            }
+        }
+        let from = resumed.map_or(config, |resumed| resumed.from.clone());
+        for watcher in self.watchers.values_mut() {
+            let Some(before) = watcher.before_roll() else {
+                continue;
+            };
+            let given = Given {
+                options: &before.set,
+                env: before.env.as_ref(),
+            };
+            match with_options(&from, &watcher.config().name, given) {
+                Ok(config) => watcher.set_before_roll(Arc::new(config)),
+                Err(errors) => {
+                    tracing::warn!(watcher = watcher.config().name, %errors, "should its reload fail, the settings before are not known");
+                }
+            }
+        }
+    }
+
+    fn insert_kept(
+        &mut self,
+        base: &Config,
+        watcher: &WatcherConfig,
+        known: &mut HashMap<String, WatcherId>,
+        kept: &mut BTreeMap<String, Kept>,
+    ) {
+        let kept = kept.remove(&watcher.key).unwrap_or_default();
+        let (config, now) = with_what_was_set(base, &Arc::new(watcher.clone()), kept.clone());
+        let id = match known.remove(&watcher.key) {
+            Some(id) => {
+                self.insert_as(id, config, now);
+                id
+            }
+            None => self.insert(config, now),
+        };
+        self.saved.insert(id, kept);
+    }
+
+    /// Goes on with a change towards `to`, which is the configuration we have.
+    pub(super) fn resume_change(&mut self, resumed: Resumed, to: &Arc<Config>) {
+        let Resumed { from, undoing } = resumed;
+        let whole = diff(&from, to);
+        let watchers = &whole.watchers;
+        let changed = watchers.changed.iter().map(|change| &change.name);
+        let begun = watchers.added.iter().chain(changed);
+        let begun = begun.map(|name| name.to_lowercase()).collect();
+        let mut next = self.compare(to.as_ref().clone());
+        next.plan.sockets = whole.sockets;
+        next.from = from.clone();
+        tracing::warn!(plan = %next.plan, undoing, "going on with a change of the configuration that was begun");
+        let change = Change {
+            asker: None,
+            restart: false,
+            before: if undoing.is_some() { to.clone() } else { from },
+            kept: true,
+            begun,
+            reply: PlanReply {
+                plan: plan::steps(&next.plan, &self.drift()),
+                warnings: Vec::new(),
+            },
+            stage: Stage::Reading,
+            undoing,
+        };
+        self.change_sockets(change, next);
+    }
+}

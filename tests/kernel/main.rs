@@ -6,6 +6,7 @@
 mod harness;
 
 mod crash;
+mod crash_loop;
 mod dialect;
 mod hardship;
 mod lifecycle;

@@ -31,14 +31,14 @@ fn impatient() -> KernelBuilder {
 }
 
 /// A writer, and somebody who reads it all the time.
-struct Load {
+pub(crate) struct Load {
     worker: Value,
     stop: String,
     reader: std::thread::JoinHandle<Collector>,
 }
 
 impl Load {
-    fn start(kernel: &Kernel) -> Self {
+    pub(crate) fn start(kernel: &Kernel) -> Self {
         let stop = kernel.path("enough");
         let worker = kernel.json().make_process(
             "w",
@@ -62,7 +62,7 @@ impl Load {
 
     /// The same process still writes, and every line of it came exactly once.
     #[track_caller]
-    fn finish(self, kernel: &Kernel) {
+    pub(crate) fn finish(self, kernel: &Kernel) {
         let listed = kernel.json().process("w").expect("it is listed");
         assert_eq!(listed["pid"], self.worker["pid"]);
         assert_eq!(listed["running"], true);

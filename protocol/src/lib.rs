@@ -8,7 +8,8 @@
 //! Code map: [`limits`] every bound; [`words`] one classic line to words and back; [`name`] names and patterns;
 //! [`size`] `2m` to bytes; [`text`] byte strings in JSON and the escaping of control characters; [`record`] captured
 //! output as it travels; [`socket`] and [`process`] the nouns both dialects share; [`classic`] and [`json`] the
-//! dialects, a request beside its reply; [`codec`] bytes to lines and pushes; [`failpoint`] where tests stop a program.
+//! dialects, a request beside its reply; [`codec`] bytes to lines and pushes; [`failpoint`] and
+//! [`patience`] what tests do to a program.
 #![forbid(unsafe_code)]
 
 pub mod classic;
@@ -19,6 +20,7 @@ pub mod failpoint;
 pub mod json;
 pub mod limits;
 pub mod name;
+pub mod patience;
 pub mod process;
 pub mod record;
 pub mod size;

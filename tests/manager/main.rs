@@ -25,6 +25,7 @@ mod probes;
 mod reload;
 mod slow_disk;
 mod stack;
+mod stuck;
 mod successor;
 mod watchers;
 mod web_stack;

@@ -22,6 +22,7 @@ use crate::commands::{CommandError, check, print, print_json, status_of_all, tab
 use crate::config::{self, Config, LogOutput, Surroundings};
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{ManagerStatus, Selection, StatusReply, WatcherState, WatcherStatus};
+use crate::control::stuck::{Found, end_if_stuck};
 use crate::runtime_dir::RuntimeDir;
 
 /// How often to look again.
@@ -100,6 +101,15 @@ fn running_manager(
         Err(ManagerError::NotRunning { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
+    let socket = directory.manager_socket(&config.namespace);
+    if let Found::Ended(pid) = end_if_stuck(&socket).map_err(ManagerError::from)? {
+        if !common.json {
+            print(&format!(
+                "manager: pid {pid} did not answer and was ended; its workers are adopted\n"
+            ))?;
+        }
+        return Ok(None);
+    }
     match status_of_all(common, &mut client) {
         Ok(status) => Ok(Some((client, status))),
         // It was just ending.

@@ -7,6 +7,7 @@
 //! | `message` | all of these under one name, and the bounds |
 //! | `events` | what happened, for whoever listens |
 //! | `client`, `server` | the side `papactl` uses; the manager's side |
+//! | `stuck` | a manager that listens and does not answer is ended |
 
 pub mod body;
 pub mod client;
@@ -18,3 +19,4 @@ pub mod reply;
 pub mod request;
 pub mod selection;
 pub mod server;
+pub(crate) mod stuck;

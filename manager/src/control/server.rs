@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::control::message::{
     Command, Errno, EventsReply, Listen, MAX_REQUEST_BYTES, Reply, Request, RequestError, Since,
 };
+use crate::control::stuck::{Found, end_if_stuck};
 use crate::error::ManagerError;
 
 /// Connections served at once; more wait in the accept queue.
@@ -74,20 +75,14 @@ impl ControlServer {
             path: path.clone(),
             source,
         };
-        let lock = lock(&path).map_err(failed)?;
-        match UnixStream::connect(&path).await {
-            Ok(stream) => {
-                let peer = stream.peer_cred().ok();
-                return Err(running(peer.and_then(|peer| peer.pid())));
-            }
-            // Nobody is there. Anything else is somebody who is busy or stopped.
-            Err(error) if DEAD.contains(&error.kind()) => {}
-            Err(error) => {
-                tracing::warn!(%error, "the control socket does not answer");
-                return Err(running(None));
+        match end_if_stuck(&path).map_err(failed)? {
+            Found::Nobody => {}
+            Found::Lives(pid) => return Err(running(pid)),
+            Found::Ended(pid) => {
+                tracing::warn!(pid, "the manager before us did not answer and was ended");
             }
         }
-        let Some(lock) = lock else {
+        let Some(lock) = lock(&path).map_err(failed)? else {
             // It is starting, or ending.
             return Err(running(holder(&path)));
         };
@@ -117,9 +112,6 @@ impl Drop for ControlServer {
     }
 }
 
-/// What connecting to a path answers when nobody listens there.
-const DEAD: [io::ErrorKind; 2] = [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound];
-
 /// The lock beside the socket, unless somebody has it.
 fn lock(socket: &Path) -> io::Result<Option<Flock<fs::File>>> {
     let file = fs::OpenOptions::new()
@@ -137,7 +129,7 @@ fn lock(socket: &Path) -> io::Result<Option<Flock<fs::File>>> {
 }
 
 /// Who wrote itself into the lock.
-fn holder(socket: &Path) -> Option<i32> {
+pub(super) fn holder(socket: &Path) -> Option<i32> {
     fs::read_to_string(lock_path(socket)).ok()?.parse().ok()
 }
 

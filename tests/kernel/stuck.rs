@@ -12,8 +12,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Collector, Kernel, KernelBuilder, assert_same_bytes, procfs, skipped, wait_until,
-    wait_until_for,
+    Classic, Collector, Kernel, KernelBuilder, Scratch, assert_same_bytes, binary, free_port,
+    is_root, private_command, procfs, skipped, wait_for, wait_until, wait_until_for,
 };
 
 /// For what takes the daemon's patience with itself, real or shortened, on a busy machine.
@@ -208,6 +208,49 @@ fn a_keeper_in_a_debugger_is_left_alone() {
         assert_eq!(now[key], before[key]);
     }
     replace_stopped_keeper(&mut debugged);
+}
+
+#[test]
+fn a_keeper_that_is_process_1_and_wakes_up_beside_its_successor_ends_nobody() {
+    if !is_root() {
+        return skipped("a pid namespace takes root");
+    }
+    let scratch = Scratch::new();
+    let port = free_port();
+    let mut child = private_command(std::path::Path::new("unshare"), scratch.directory())
+        .env("PAPA_TEST_PATIENCE_MS", "500")
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(binary("papa"))
+        .args(["--port", &port.to_string()])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it can be started");
+    assert_eq!(scratch.status(port)["keeper"], 1);
+    let started = i32::try_from(child.id()).expect("a pid fits");
+    let init = wait_for("it is found from outside", || {
+        procfs::children(started).first().copied()
+    });
+    Classic::tcp(port).ask("make process w /bin/sleep 1000");
+    let held = procfs::open_descriptors(init);
+    procfs::signal(init, Signal::SIGSTOP);
+    wait_until_for("the kernel has become the keeper", LONG, || {
+        scratch.status(port)["keeper"] != 1
+    });
+    procfs::signal(init, Signal::SIGCONT);
+    // The listener, the settings, the journal, and what the process has.
+    wait_until("it has let go of everything", || {
+        procfs::open_descriptors(init) < held - 5
+    });
+    assert!(
+        Classic::tcp(port)
+            .ask("list processes")
+            .contains("running=True")
+    );
+    // Asked to end, it passes that on, and everybody is asked by the one who decides now.
+    procfs::signal(init, Signal::SIGTERM);
+    wait_until("everything has ended", || {
+        child.try_wait().expect("it is ours").is_some()
+    });
 }
 
 /// With the limits as they are in a release build. Takes about two minutes.

@@ -13,6 +13,7 @@
 //! since is received before the next kernel is started.
 //! Source: design "Keeper"; probes `parent.py`, `role.c`, `vk.c`.
 
+mod init;
 pub mod link;
 pub mod manifest;
 pub mod program;
@@ -142,6 +143,12 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
     loop {
         if let Some(code) = keeper.finished() {
             return Ok(code);
+        }
+        if keeper.is_replaced() && std::process::id() == 1 {
+            say(format_args!(
+                "the kernel has taken this keeper's place; staying as process 1"
+            ));
+            return keeper.stay_as_init(&signals);
         }
         if keeper.is_replaced() {
             say(format_args!(

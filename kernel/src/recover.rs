@@ -232,10 +232,8 @@ fn recover_process(row: &ProcessRow, fetched: &mut Fetched, now: u64) -> Option<
     let serial = row.serial;
     let pidfd = fetched.take(Kind::PIDFD, serial);
     if pidfd.is_none() && row.exit.is_none() && row.pid == 0 {
-        for kind in [Kind::OUT, Kind::ERR, Kind::REEL] {
-            // Closed here; the keeper's copies go with the strangers.
-            fetched.take(kind, serial);
-        }
+        // Its pipes and reel are left among the strangers, so that the keeper
+        // lets its copies go too.
         return None;
     }
     let pid = match (row.pid, &pidfd) {

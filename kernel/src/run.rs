@@ -31,6 +31,9 @@ pub fn kernel(first: OwnedFd) -> Error {
         let local = LocalSet::new();
         let (socket, handed_over) = HandedOver::take(first).context("what was handed over")?;
         let link = KeeperLink::new(socket).context("the keeper's socket")?;
+        if handed_over.is_some() {
+            failpoint::reach("upgrade.executed");
+        }
         let parts = match recover(link) {
             // Killed while this program was started anew. Ending now would
             // take every process's last holder away.
@@ -70,6 +73,7 @@ async fn serve(mut parts: crate::owner::Parts) -> Error {
     failpoint::reach("recover.serving");
     let told = owner.link.tell(&ToKeeper::Serving);
     owner.check_keeper(told);
+    failpoint::reach("recover.served");
     // From now on the one to start is the one that runs; until now it was the
     // one that had served before.
     if let Ok(program) = process::own_binary() {

@@ -20,6 +20,9 @@ pub struct Hit {
 }
 
 impl Failpoints {
+    /// Tells a process where to look.
+    pub const VARIABLE: &str = "PAPA_FAILPOINTS";
+
     /// The places armed in this directory, which is made if it is not there.
     ///
     /// # Panics
@@ -34,7 +37,7 @@ impl Failpoints {
 
     /// Has what this starts look here.
     pub fn put_into<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("PAPA_FAILPOINTS", &self.directory)
+        command.env(Self::VARIABLE, &self.directory)
     }
 
     /// Has the process of this role stop where it reaches the place for the n-th time from now.

@@ -30,7 +30,7 @@ pub use lines::{Gap, Lines};
 pub use lives::{End, Life, Written};
 pub use witness::{Listener, Reaps, Visitor};
 
-use super::{Collector, Kernel, binary, private_command, procfs};
+use super::{Collector, Json, Kernel, binary, private_command, procfs};
 
 /// How long it may take until everything is as it should be again: far above what it needs on a busy machine.
 pub const RECOVERY: Duration = Duration::from_secs(60);
@@ -84,6 +84,8 @@ pub struct Whole {
     told: BTreeSet<(i32, u64)>,
     /// The manager, which keeps its events in memory, was killed or replaced since the last check.
     manager_disturbed: bool,
+    /// A worker may have ended that nobody could wait for, and whose status the system does not keep.
+    unknown_ends: bool,
     /// Descriptors of keeper and kernel, when there was so much to hold.
     descriptors: BTreeMap<String, (usize, usize)>,
     visits: u64,
@@ -161,6 +163,16 @@ impl Whole {
         self.manager_disturbed = true;
     }
 
+    /// Kernel and keeper have died one after the other: who was a child of the first is nobody's child then, and Linux before 6.15 does
+    /// not tell how it ended.
+    pub fn workers_were_orphaned(&mut self) {
+        let features = self.kernel.json().hello["features"].clone();
+        let told = features
+            .as_array()
+            .is_some_and(|features| features.iter().any(|name| name == "pidfd_info"));
+        self.unknown_ends |= !told;
+    }
+
     /// Waits for those of our own children that have ended.
     fn collect(&mut self) {
         self.kernel.collect();
@@ -178,12 +190,22 @@ impl Whole {
     /// What is missing after [`RECOVERY`].
     pub fn restore(&mut self) -> Result<(), String> {
         self.wait(|whole| {
-            if whole.manager.is_none() {
-                let child = whole.manager_command().spawn();
-                whole.manager = Some(child.map_err(|error| format!("no manager: {error}"))?);
-            }
+            whole.start_manager()?;
             whole.missing()
         })
+    }
+
+    /// Starts the manager if it is gone, and waits for nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_manager(&mut self) -> Result<(), String> {
+        self.collect();
+        if self.manager.is_none() {
+            let child = self.manager_command().spawn();
+            self.manager = Some(child.map_err(|error| format!("no manager: {error}"))?);
+        }
+        Ok(())
     }
 
     fn wait(
@@ -221,15 +243,38 @@ impl Whole {
         Ok((keeper, kernel))
     }
 
+    /// Whether the kernel of now has the manager's connection. Not by the kernel's pid as the manager knows it: a connection outlives
+    /// a kernel that is killed once it has handed its sessions over.
+    fn is_claimed_by(&self, manager: i32) -> bool {
+        let Ok(mut session) = Json::unix(&self.kernel.socket_path()) else {
+            return false;
+        };
+        let Ok(Ok(listed)) = session.call("claim.list", json!({})) else {
+            return false;
+        };
+        let holder = format!("pid {manager},");
+        listed["claims"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|claim| {
+                let by = claim["holder"].as_str();
+                claim["live"] == true && by.is_some_and(|by| by.contains(&holder))
+            })
+    }
+
     /// What is not there yet.
     fn missing(&mut self) -> Result<(), String> {
-        let (_, kernel) = self.missing_roles()?;
+        self.missing_roles()?;
         let status = self.ask("status", &json!({})).ok_or("no manager answers")?;
         let manager = &status["manager"];
-        if manager["kernel_pid"].as_i64() != Some(i64::from(kernel)) {
-            return Err(format!("the manager has kernel {}", manager["kernel_pid"]));
+        if !manager["kernel_pid"].is_number() {
+            return Err("the manager has no kernel".to_owned());
         }
         let manager = alive(&manager["pid"]).ok_or("the manager is gone")?;
+        if !self.is_claimed_by(manager) {
+            return Err("the manager has not claimed its namespace of this kernel".to_owned());
+        }
         for watcher in status["watchers"].as_array().into_iter().flatten() {
             let workers = watcher["workers"].as_array().map_or(0, Vec::len) as u64;
             let settled = match watcher["state"].as_str() {

@@ -112,6 +112,7 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
     process::set_name(c"papa-keeper");
     process::set_child_subreaper()?;
     let (manifest, kept) = manifest::read(&file)?;
+    failpoint::reach("takeover.executed");
     drop(file);
     let ready = manifest
         .ready

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use papa_protocol::failpoint;
 use tracing::{error, info, warn};
 
 use super::Owner;
@@ -44,6 +45,7 @@ impl Owner {
         }
         if !keys.is_empty() {
             self.unkeep(&keys);
+            failpoint::reach("upgrade.taken");
         }
         let record = match record {
             None => return,

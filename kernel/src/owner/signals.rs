@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use papa_protocol::failpoint;
 use papa_protocol::json::push::{Push, Shutdown};
 use papa_protocol::json::request::KernelUpgrade;
 use tracing::{error, info, warn};
@@ -100,6 +101,7 @@ impl Owner {
             let _ = nix::sys::signal::kill(keeper, Signal::SIGKILL);
             std::thread::sleep(Duration::from_millis(1));
         }
+        failpoint::reach("takeover.alone");
         let errno = takeover::become_keeper(self, handed);
         error!(%errno, "cannot take the keeper's place");
         // Going on without a keeper would break the promise at the next

@@ -21,6 +21,7 @@ use bytes::BytesMut;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
+use papa_protocol::failpoint;
 use papa_protocol::json::reply::{encode_error, encode_ok};
 use papa_protocol::json::request::{Id, KernelUpgrade};
 use papa_protocol::json::status::{Program, UpgradeCheck, Upgraded};
@@ -178,6 +179,7 @@ impl Owner {
                 if changing.dry_run {
                     self.end_change(Ok(true));
                 } else {
+                    failpoint::reach("upgrade.examined");
                     self.freeze(Role::Kernel);
                 }
             }
@@ -315,6 +317,7 @@ impl Owner {
             stopped.connection.catch_up(&mut stopped.inbox);
         }
         let role = *role;
+        failpoint::reach("upgrade.frozen");
         let errno = self.hand_over(&changing, role);
         // Only a failure comes back.
         error!(%errno, "the program could not be changed");
@@ -353,10 +356,12 @@ impl Owner {
             self.unkeep(&keys);
             return errno;
         }
+        failpoint::reach("upgrade.recorded");
         let errno = match role {
             Role::Keeper => self.take_keepers_place("as asked", &handed),
             Role::Kernel => match self.link.try_program(changing.program.as_fd()) {
                 Ok(()) => {
+                    failpoint::reach("upgrade.tried");
                     info!(path = changing.change.to_path, "changing the program");
                     let errno = takeover::become_program(self, changing.program.as_fd(), &handed);
                     let told = self.link.tell(&ToKeeper::Untried);
@@ -465,6 +470,7 @@ impl Owner {
 
     /// Answers whoever asked.
     pub(super) fn answer_change(&mut self, change: &Change, result: Result<bool, String>) {
+        failpoint::reach("upgrade.answering");
         match &result {
             Ok(dry_run) => info!(path = change.to_path, dry_run, "the program is good"),
             Err(reason) => error!(path = change.to_path, reason, "the program was not changed"),

@@ -133,6 +133,7 @@ impl WholeBuilder {
             lines: Lines::default(),
             told: BTreeSet::new(),
             manager_disturbed: false,
+            unknown_ends: false,
             descriptors: BTreeMap::new(),
             visits: 0,
             listener: Listener::start(&kernel.runtime_dir().join("circus.manager.sock")),

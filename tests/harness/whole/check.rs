@@ -315,9 +315,10 @@ impl Whole {
         }
         for (pid, statuses) in &by_pid {
             let told = reaps.get(pid).map_or(&[][..], Vec::as_slice);
-            let right = told
-                .iter()
-                .all(|status| status.is_some_and(|status| statuses.contains(&status)));
+            let right = told.iter().all(|status| match status {
+                Some(status) => statuses.contains(status),
+                None => self.unknown_ends,
+            });
             let new = ended
                 .iter()
                 .any(|life| life.pid == *pid && !self.told.contains(&(life.pid, life.ticks)));

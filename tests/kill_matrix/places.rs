@@ -1,0 +1,526 @@
+//! The places at which somebody is killed: every step of what keeper, kernel and manager do that leaves something behind.
+//!
+//! A place is a `failpoint::reach` in the code; what it is called there is what it is called here.
+
+use crate::harness::whole::Role;
+
+/// One place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Its name in the code.
+    pub(crate) name: &'static str,
+    /// Who gets there.
+    pub(crate) role: Role,
+    /// What has it reached.
+    pub(crate) drive: Drive,
+    /// At which time of reaching it from then on.
+    pub(crate) time: u64,
+    /// What has happened by then, for the table.
+    pub(crate) what: &'static str,
+    /// Of keeper and kernel there is but one at this moment: killing it is killing both, which nobody promises to survive.
+    pub(crate) alone: bool,
+}
+
+/// What the test does so that a place is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drive {
+    /// Nothing: workers write all the time.
+    Write,
+    /// Workers write so much that files are turned.
+    Burst,
+    /// A worker the kernel started itself ends, and is started anew.
+    End,
+    /// A worker of a kernel that has died since ends, and is started anew.
+    EndAdopted,
+    /// A worker that is nobody's child any more ends, and is started anew: kernel and keeper have died since.
+    EndOrphaned,
+    /// Values are set until the journal is worth rewriting.
+    Values,
+    /// The kernel is killed, so that another one recovers.
+    KernelDies,
+    /// The manager is killed, so that another one adopts.
+    ManagerDies,
+    /// A rolling reload.
+    Reload,
+    /// The keeper is killed, so that the kernel takes its place.
+    KeeperDies,
+    /// The kernel is asked to become the program anew.
+    Upgrade,
+    /// The same, and then the keeper too.
+    UpgradeBoth,
+    /// The manager is asked to become its program anew.
+    UpgradeManager,
+}
+
+impl std::fmt::Display for Drive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Write => "writing",
+            Self::Burst => "much writing",
+            Self::End => "a worker ends",
+            Self::EndAdopted => "an adopted worker ends",
+            Self::EndOrphaned => "an orphaned worker ends",
+            Self::Values => "values are set",
+            Self::KernelDies => "the kernel was killed",
+            Self::ManagerDies => "the manager was killed",
+            Self::Reload => "a reload",
+            Self::KeeperDies => "the keeper was killed",
+            Self::Upgrade => "`kernel.upgrade`",
+            Self::UpgradeBoth => "`kernel.upgrade` with `keeper`",
+            Self::UpgradeManager => "SIGUSR2 to the manager",
+        })
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.drive)
+    }
+}
+
+const fn place(name: &'static str, role: Role, drive: Drive, what: &'static str) -> Place {
+    Place {
+        name,
+        role,
+        drive,
+        time: 1,
+        what,
+        alone: false,
+    }
+}
+
+/// All of them, in the order of the table.
+pub(crate) const PLACES: &[Place] = &[
+    place(
+        "spawn.intent",
+        Role::Kernel,
+        Drive::End,
+        "the intent is in the journal",
+    ),
+    place(
+        "spawn.kept",
+        Role::Kernel,
+        Drive::End,
+        "the keeper has pipes and reel",
+    ),
+    place(
+        "spawn.child",
+        Role::Kernel,
+        Drive::End,
+        "between vfork and exec, not registered",
+    ),
+    place(
+        "spawn.registered",
+        Role::Kernel,
+        Drive::End,
+        "between vfork and exec, registered",
+    ),
+    place(
+        "spawn.executed",
+        Role::Kernel,
+        Drive::End,
+        "the worker runs, the journal does not say so",
+    ),
+    place(
+        "spawn.started",
+        Role::Kernel,
+        Drive::End,
+        "the journal says so, nobody was answered",
+    ),
+    place(
+        "spawn.answered",
+        Role::Manager,
+        Drive::End,
+        "the manager has the answer",
+    ),
+    place(
+        "exit.seen",
+        Role::Kernel,
+        Drive::End,
+        "seen through the pidfd, not in the journal",
+    ),
+    place(
+        "exit.recorded",
+        Role::Kernel,
+        Drive::End,
+        "in the journal, nobody was told",
+    ),
+    place(
+        "exit.adopted",
+        Role::Keeper,
+        Drive::EndAdopted,
+        "the keeper has waited for it, and not noted how it ended",
+    ),
+    place(
+        "exit.passed_on",
+        Role::Keeper,
+        Drive::EndAdopted,
+        "the keeper has told the kernel",
+    ),
+    place(
+        "exit.told",
+        Role::Kernel,
+        Drive::EndAdopted,
+        "the kernel was told, nothing is in the journal",
+    ),
+    place(
+        "exit.confirm",
+        Role::Kernel,
+        Drive::EndAdopted,
+        "in the journal, not confirmed to the keeper",
+    ),
+    place(
+        "exit.recorded",
+        Role::Kernel,
+        Drive::EndOrphaned,
+        "in the journal, as the system knew it, nobody was told",
+    ),
+    place(
+        "exit.noticed",
+        Role::Manager,
+        Drive::End,
+        "the manager was told, and has done nothing",
+    ),
+    place(
+        "exit.kept",
+        Role::Manager,
+        Drive::End,
+        "what follows is kept, the exit not acknowledged",
+    ),
+    place(
+        "exit.waited",
+        Role::Kernel,
+        Drive::End,
+        "acknowledged and waited for, not in the journal",
+    ),
+    place(
+        "exit.forgotten",
+        Role::Kernel,
+        Drive::End,
+        "the journal has forgotten it, the keeper has not",
+    ),
+    place(
+        "capture.intent",
+        Role::Kernel,
+        Drive::Write,
+        "the intent word is set, nothing spliced",
+    ),
+    place(
+        "capture.spliced",
+        Role::Kernel,
+        Drive::Write,
+        "spliced, no index entry",
+    ),
+    place(
+        "capture.indexed",
+        Role::Kernel,
+        Drive::Write,
+        "indexed, nobody was told",
+    ),
+    place(
+        "capture.ended",
+        Role::Kernel,
+        Drive::End,
+        "a stream is at its end, the keeper still has it",
+    ),
+    place(
+        "acknowledge.begin",
+        Role::Kernel,
+        Drive::Write,
+        "asked to let go, the start not moved",
+    ),
+    place(
+        "acknowledge.moved",
+        Role::Kernel,
+        Drive::Write,
+        "the start is moved, nothing given back",
+    ),
+    place(
+        "acknowledge.punched",
+        Role::Kernel,
+        Drive::Write,
+        "given back",
+    ),
+    place(
+        "compact.written",
+        Role::Kernel,
+        Drive::Values,
+        "the image is written, the old journal in force",
+    ),
+    place(
+        "compact.moved",
+        Role::Kernel,
+        Drive::Values,
+        "the image is in force, the old one not given back",
+    ),
+    place(
+        "recover.fetched",
+        Role::Kernel,
+        Drive::KernelDies,
+        "every descriptor is here, nothing read",
+    ),
+    Place {
+        time: 5,
+        ..place(
+            "recover.replaying",
+            Role::Kernel,
+            Drive::KernelDies,
+            "in the middle of the journal",
+        )
+    },
+    place(
+        "recover.replayed",
+        Role::Kernel,
+        Drive::KernelDies,
+        "all read, nothing put together",
+    ),
+    place(
+        "recover.serving",
+        Role::Kernel,
+        Drive::KernelDies,
+        "put together, about to say that it serves",
+    ),
+    place(
+        "adopt.claimed",
+        Role::Manager,
+        Drive::ManagerDies,
+        "the namespace is ours, nothing known",
+    ),
+    place(
+        "adopt.listed",
+        Role::Manager,
+        Drive::ManagerDies,
+        "the list is here, nothing matched",
+    ),
+    place(
+        "adopt.reconciled",
+        Role::Manager,
+        Drive::ManagerDies,
+        "matched, nothing done",
+    ),
+    place(
+        "adopt.state",
+        Role::Manager,
+        Drive::ManagerDies,
+        "the log state is here and repaired",
+    ),
+    place(
+        "adopt.consuming",
+        Role::Manager,
+        Drive::ManagerDies,
+        "about to consume output",
+    ),
+    place(
+        "adopt.consumed",
+        Role::Manager,
+        Drive::ManagerDies,
+        "output is on its way",
+    ),
+    place(
+        "adopt.listed_again",
+        Role::Manager,
+        Drive::KernelDies,
+        "connected again, the list is here",
+    ),
+    place(
+        "log.before_write",
+        Role::Manager,
+        Drive::Write,
+        "a write is recorded, no byte in the file",
+    ),
+    place(
+        "log.in_write",
+        Role::Manager,
+        Drive::Write,
+        "half of it is in the file",
+    ),
+    place(
+        "log.after_write",
+        Role::Manager,
+        Drive::Write,
+        "all of it, and the record does not say so",
+    ),
+    place(
+        "log.before_acknowledge",
+        Role::Manager,
+        Drive::Write,
+        "recorded, not acknowledged",
+    ),
+    place(
+        "log.rotating",
+        Role::Manager,
+        Drive::Burst,
+        "a rotation is recorded, some renames done",
+    ),
+    place(
+        "log.rotated",
+        Role::Manager,
+        Drive::Burst,
+        "all renames done, and the record does not say so",
+    ),
+    place(
+        "reload.decided",
+        Role::Manager,
+        Drive::Reload,
+        "a new generation, kept nowhere",
+    ),
+    place(
+        "reload.kept",
+        Role::Manager,
+        Drive::Reload,
+        "the kernel was asked to keep it",
+    ),
+    place(
+        "reload.started",
+        Role::Manager,
+        Drive::Reload,
+        "a new worker runs",
+    ),
+    place(
+        "reload.ready",
+        Role::Manager,
+        Drive::Reload,
+        "a new worker serves",
+    ),
+    place(
+        "reload.stopping",
+        Role::Manager,
+        Drive::Reload,
+        "an old worker was asked to end",
+    ),
+    place(
+        "reload.gone",
+        Role::Manager,
+        Drive::Reload,
+        "an old worker has ended",
+    ),
+    place(
+        "reload.closed",
+        Role::Manager,
+        Drive::Reload,
+        "all are replaced, and what is kept does not say so",
+    ),
+    place(
+        "adopt.claimed",
+        Role::Manager,
+        Drive::UpgradeManager,
+        "the next program has the namespace, and knows nothing",
+    ),
+    place(
+        "adopt.consuming",
+        Role::Manager,
+        Drive::UpgradeManager,
+        "the next program is about to consume output",
+    ),
+    place(
+        "upgrade.examined",
+        Role::Kernel,
+        Drive::Upgrade,
+        "the program was tried and is good",
+    ),
+    place(
+        "upgrade.frozen",
+        Role::Kernel,
+        Drive::Upgrade,
+        "all connections are stopped",
+    ),
+    place(
+        "upgrade.recorded",
+        Role::Kernel,
+        Drive::Upgrade,
+        "the keeper has the sessions",
+    ),
+    place(
+        "upgrade.tried",
+        Role::Kernel,
+        Drive::Upgrade,
+        "the keeper knows of the program, the exec is next",
+    ),
+    place(
+        "upgrade.executed",
+        Role::Kernel,
+        Drive::Upgrade,
+        "the program runs, nothing fetched",
+    ),
+    place(
+        "recover.fetched",
+        Role::Kernel,
+        Drive::Upgrade,
+        "the program has every descriptor, nothing read",
+    ),
+    place(
+        "recover.serving",
+        Role::Kernel,
+        Drive::Upgrade,
+        "the program is about to confirm",
+    ),
+    place(
+        "recover.served",
+        Role::Kernel,
+        Drive::Upgrade,
+        "confirmed, the sessions not taken",
+    ),
+    place(
+        "upgrade.taken",
+        Role::Kernel,
+        Drive::Upgrade,
+        "the sessions are taken, and not gone on with",
+    ),
+    place(
+        "upgrade.answering",
+        Role::Kernel,
+        Drive::Upgrade,
+        "all goes on, the requester was not answered",
+    ),
+    Place {
+        time: 2,
+        ..place(
+            "upgrade.frozen",
+            Role::Kernel,
+            Drive::UpgradeBoth,
+            "the kernel is new, all connections are stopped again",
+        )
+    },
+    Place {
+        time: 2,
+        ..place(
+            "upgrade.recorded",
+            Role::Kernel,
+            Drive::UpgradeBoth,
+            "the kernel is new, the keeper has the sessions",
+        )
+    },
+    Place {
+        time: 2,
+        ..place(
+            "recover.serving",
+            Role::Kernel,
+            Drive::UpgradeBoth,
+            "the keeper is new, the next kernel about to confirm",
+        )
+    },
+    Place {
+        alone: true,
+        ..place(
+            "takeover.alone",
+            Role::Kernel,
+            Drive::KeeperDies,
+            "the keeper is gone, the exec into its role is next",
+        )
+    },
+    Place {
+        alone: true,
+        ..place(
+            "takeover.executed",
+            Role::Keeper,
+            Drive::KeeperDies,
+            "the kernel is the keeper, another one not started",
+        )
+    },
+    place(
+        "recover.fetched",
+        Role::Kernel,
+        Drive::KeeperDies,
+        "the next kernel has every descriptor, nothing read",
+    ),
+];

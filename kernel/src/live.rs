@@ -300,10 +300,12 @@ impl Live {
         let Some(reel) = &self.reel else {
             return self.closed;
         };
+        let acknowledged = reel.start() - reel.dropped();
         Ledger {
             captured: reel.committed(),
-            delivered: self.delivered,
-            acknowledged: reel.start() - reel.dropped(),
+            // What is acknowledged was delivered: by a kernel before us, which alone had counted it, or as the reel itself.
+            delivered: self.delivered.max(acknowledged),
+            acknowledged,
             dropped: reel.dropped(),
         }
     }

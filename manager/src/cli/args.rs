@@ -231,13 +231,33 @@ pub enum KernelVerb {
     /// What the kernel is and holds, in numbers
     #[command(after_help = "Example:\n  $ papactl kernel status")]
     Status,
-    /// Have the kernel start anew, as the program that is installed now; processes,
-    /// sockets and output stay
-    #[command(after_help = "Example:\n  $ papactl kernel upgrade")]
-    Upgrade,
+    /// Change the kernel's program, here to the one that is installed now where it
+    /// was started from; processes, sockets, output and connections stay
+    #[command(
+        after_help = "Examples:\n  $ papactl kernel upgrade --dry-run\n  $ papactl kernel upgrade --binary /opt/papa-0.2/papa"
+    )]
+    Upgrade(KernelUpgradeArgs),
     /// Everything the kernel knows, as JSON
     #[command(after_help = "Example:\n  $ papactl kernel dump > kernel.json")]
     Dump,
+}
+
+/// Arguments of `kernel upgrade`.
+#[derive(Debug, Clone, Args)]
+pub struct KernelUpgradeArgs {
+    /// Change to this program, older or newer, instead
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
+    /// Replace the keeper too: the kernel takes its place and starts another
+    #[arg(long)]
+    pub keeper: bool,
+    /// Change even if the program finds something it cannot read, or is too old
+    /// to be tried first
+    #[arg(long, conflicts_with = "dry_run")]
+    pub force: bool,
+    /// Only try whether the program would take everything over
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Arguments of `completions`.

@@ -17,6 +17,7 @@ use crate::commands::programs::{Background, ProgramError};
 use crate::config::KernelEndpoint;
 use crate::runtime_dir::{DEFAULT_KERNEL_PORT, RuntimeDir, abstract_kernel_socket};
 
+mod upgrade;
 pub(super) mod verbs;
 
 /// How long a kernel may take to greet and to answer: it does nothing slow.
@@ -187,9 +188,14 @@ pub(super) fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
 }
 
 async fn connect(address: &Address) -> Result<Client, ClientError> {
+    connect_for(address, ANSWER_TIMEOUT).await
+}
+
+/// One that waits so long for an answer.
+async fn connect_for(address: &Address, patience: Duration) -> Result<Client, ClientError> {
     let options = Options {
         client: format!("papactl {}", std::process::id()),
-        call_timeout: ANSWER_TIMEOUT,
+        call_timeout: patience,
         ..Options::default()
     };
     let connected = timeout(

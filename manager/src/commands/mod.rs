@@ -141,7 +141,7 @@ pub fn run(line: &Papactl) -> ExitCode {
         Verb::Listen(args) => listen::run(common, args),
         Verb::ListSockets => listsockets::run(common),
         Verb::Check(args) => check::run(common, args),
-        Verb::Kernel(verb) => kernel::verbs::run(common, *verb),
+        Verb::Kernel(verb) => kernel::verbs::run(common, verb),
         Verb::Upgrade => upgrade::run(common),
         Verb::Quit => quit::run(common),
         Verb::ReopenLogs => reopenlogs::run(common),

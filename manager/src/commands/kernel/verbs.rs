@@ -1,16 +1,11 @@
 //! `papactl kernel status|upgrade|dump`: the kernel that the manager uses, or the one in the usual places.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use papa_protocol::client::{Address, Client};
 use papa_protocol::json::request::ops;
 use papa_protocol::json::status::StatusReply;
 use serde_json::{Value, json};
 
-use super::{KernelError, block_on, candidates, connect as open, is_absent, parse};
+use super::{KernelError, block_on, candidates, connect as open, is_absent, parse, upgrade};
 use crate::cli::Common;
 use crate::cli::args::KernelVerb;
 use crate::commands::{CommandError, connect, print, print_json, status_of_all};
@@ -18,15 +13,12 @@ use crate::config::{self, Surroundings};
 use crate::control::client::ManagerError;
 use crate::runtime_dir::RuntimeDir;
 
-/// How often to look whether the new kernel answers.
-const POLL: Duration = Duration::from_millis(20);
-
 /// Runs the verb.
-pub(in crate::commands) fn run(common: &Common, verb: KernelVerb) -> Result<(), CommandError> {
+pub(in crate::commands) fn run(common: &Common, verb: &KernelVerb) -> Result<(), CommandError> {
     let addresses = places(common)?;
     match verb {
         KernelVerb::Status => status(common, &addresses),
-        KernelVerb::Upgrade => upgrade(common, &addresses),
+        KernelVerb::Upgrade(args) => upgrade::run(common, &addresses, args),
         KernelVerb::Dump => dump(common, &addresses),
     }
 }
@@ -80,7 +72,7 @@ fn with_kernel<T>(
     })
 }
 
-fn ask_status(addresses: &[Address]) -> Result<(Address, StatusReply), CommandError> {
+pub(super) fn ask_status(addresses: &[Address]) -> Result<(Address, StatusReply), CommandError> {
     with_kernel(addresses, &async |client: &Client| {
         client.call(ops::Status {}).await
     })
@@ -125,48 +117,6 @@ fn status(common: &Common, addresses: &[Address]) -> Result<(), CommandError> {
         ledger.captured,
         ledger.acknowledged,
         ledger.dropped,
-    ))
-}
-
-/// Signals the kernel and waits until it has started anew.
-fn upgrade(common: &Common, addresses: &[Address]) -> Result<(), CommandError> {
-    let deadline = Instant::now() + common.timeout();
-    let (_, before) = ask_status(addresses)?;
-    let pid = i32::try_from(before.pid)
-        .ok()
-        .filter(|pid| *pid > 1)
-        .ok_or_else(|| {
-            CommandError::Failed(format!(
-                "the kernel says its pid is {}, which cannot be signalled from here",
-                before.pid
-            ))
-        })?;
-    kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|errno| {
-        CommandError::Failed(format!(
-            "send SIGUSR2 to the kernel, pid {pid}: {}",
-            errno.desc()
-        ))
-    })?;
-    let after = loop {
-        // It is away for a moment: every error is looked at again until the time is up.
-        match ask_status(addresses) {
-            Ok((_, status)) if status.incarnation > before.incarnation => break status,
-            _ if common.no_wait => break before.clone(),
-            _ if Instant::now() >= deadline => {
-                return Err(CommandError::Failed(format!(
-                    "the kernel did not start anew within {} s; `papactl kernel status` shows what runs",
-                    common.timeout().as_secs_f64()
-                )));
-            }
-            _ => thread::sleep(POLL),
-        }
-    };
-    if common.json {
-        return print_json(&json!({"status": "ok", "before": before, "after": after}));
-    }
-    print(&format!(
-        "kernel:  started anew, pid {}, version {} -> {}, {} of {} processes run on\n",
-        after.pid, before.version, after.version, after.counts.running, before.counts.running
     ))
 }
 

@@ -316,4 +316,92 @@ mod tests {
         assert_eq!(Kept::parse(b"not json"), Kept::default());
         assert_eq!(Kept::default().to_value(), "{}");
     }
+
+    /// What another version has left; see `tests/fixtures`.
+    macro_rules! fixture {
+        ($name:literal) => {
+            include_bytes!(concat!("../../tests/fixtures/manager/", $name, ".json"))
+        };
+    }
+
+    #[test]
+    fn what_the_first_version_kept_of_a_watcher_keeps_its_meaning() {
+        let kept = Kept::parse(fixture!("watcher-0.1.0-first"));
+        assert_eq!((kept.stopped, kept.restarting), (Some(false), true));
+        assert_eq!(
+            (kept.finished, kept.ended, kept.ready),
+            ([3].into(), [4, 5].into(), [8].into())
+        );
+        let backoff = kept.backoff[&1];
+        assert_eq!(
+            (backoff.record.failures(), backoff.until_ms),
+            (4, 1_795_389_357_000)
+        );
+        assert_eq!(
+            (kept.flapping.pauses, kept.flapping.until_ms),
+            (2, 1_795_389_358_000)
+        );
+        assert_eq!(kept.count, Some(KeptCount { file: 2, now: 5 }));
+        assert_eq!((kept.generation, kept.generations), (6, 7));
+        let roll = kept.roll.unwrap();
+        assert_eq!((roll.to, roll.sequential, roll.before), (7, true, None));
+        assert_eq!(kept.stopping, [(9, 1_795_389_359_000)].into());
+        assert_eq!(kept.set["graceful_timeout"], "7");
+        assert_eq!(kept.env.unwrap()["A"], "1");
+        let removing = kept.removing.unwrap();
+        assert_eq!((removing.name.as_str(), removing.stop_signal), ("Web", 15));
+        assert!(removing.stop_children && removing.graceful_timeout == "2.5");
+        assert!(!kept.gave_up && kept.message.is_none() && kept.failures.is_empty());
+    }
+
+    #[test]
+    fn what_this_version_keeps_keeps_its_meaning() {
+        let kept = Kept::parse(fixture!("watcher-0.1.0"));
+        let ends = [1_795_389_350_000, 1_795_389_351_000];
+        assert_eq!(kept.flapping.ends_ms, ends);
+        assert!(kept.gave_up && kept.came_up && kept.failures == [(8, 2)].into());
+        assert!(kept.message.as_ref().unwrap().starts_with("given up"));
+        let before = kept.roll.clone().unwrap().before.unwrap();
+        assert_eq!((before.generation, before.set.len()), (6, 1));
+        assert_eq!(before.env.unwrap()["A"], "1");
+        assert_eq!(
+            kept.to_value().as_bytes(),
+            fixture!("watcher-0.1.0").trim_ascii_end(),
+            "what is written now is another form: add a fixture of it, and keep this one"
+        );
+
+        let added: Added = parse("added", fixture!("added-0.1.0")).unwrap();
+        assert_eq!((added.name.as_str(), added.options.len()), ("Extra", 2));
+        let left: KeptLeft = parse("left", fixture!("left-0.1.0")).unwrap();
+        let session = &left.sessions[&4711];
+        assert_eq!(
+            (session.members.as_slice(), session.escaped.as_slice()),
+            ([(4712, 99)].as_slice(), [(4713, 100)].as_slice())
+        );
+        let note: crate::adopt::Note = parse("note", fixture!("note-0.1.0")).unwrap();
+        assert_eq!(note.generation, 3);
+        assert_eq!(note.settings, Some(14_695_981_039_346_656_037));
+
+        let change: KeptChange = parse("change", fixture!("change-0.1.0")).unwrap();
+        assert!(change.undoing.is_some());
+        let document = change.before.to_document("old.ini".as_ref());
+        assert_eq!(KeptDocument::of(&document), change.before);
+        let value = |section: &str, key: &str| {
+            let entry = document.get(section, key);
+            entry.map(|entry| entry.value.clone())
+        };
+        assert_eq!(value("watcher:web", "args").as_deref(), Some("a\nb"));
+        assert_eq!(value("watcher:web", "priority").as_deref(), Some("3"));
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_passed_over() {
+        let kept = Kept::parse(fixture!("watcher-future"));
+        assert_eq!(kept.stopped, Some(true));
+        assert_eq!(kept.backoff[&1].record.failures(), 4);
+        assert_eq!(kept.flapping.pauses, 1);
+        let roll = kept.roll.unwrap();
+        assert_eq!((roll.to, roll.before.unwrap().generation), (7, 6));
+        assert_eq!(kept.removing.unwrap().name, "Web");
+    }
 }

@@ -408,6 +408,16 @@ fn the_doctor_finds_what_differs_from_the_file() {
             .iter()
             .all(|about| of(about))
     );
+    let ledgers: Vec<&str> = findings
+        .iter()
+        .filter(|finding| finding["about"] == "ledger")
+        .filter_map(|finding| finding["text"].as_str())
+        .collect();
+    for name in ["circus.web.1", "circus.web.2", "circus.worker.1"] {
+        let line = ledgers.iter().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("{name} in {ledgers:?}"));
+        assert!(line.contains("bytes captured = "), "{line}");
+    }
     let path = stack.kernel.directory().join("stack.ini");
     let ini = fs::read_to_string(&path).unwrap();
     fs::write(&path, ini.replace("numprocesses = 2", "numprocesses = 3")).unwrap();
@@ -439,6 +449,23 @@ fn the_kernel_is_shown_dumped_and_started_anew() {
         .as_u64()
         .unwrap();
     assert!(after > before);
+    // Tried, refused, forced by a relative path, and with the keeper.
+    let tried = done(&stack, "kernel upgrade --dry-run");
+    assert!(
+        tried.contains("nothing was changed") && tried.contains("3 processes"),
+        "{tried}"
+    );
+    let output = run(&stack, "kernel upgrade --binary /bin/false");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("/bin/false") && said.contains("serves on"),
+        "{said}"
+    );
+    let keeper = json(&stack, "kernel status")["kernel"]["keeper"].clone();
+    let upgraded = json(&stack, "kernel upgrade --keeper")["kernel"].clone();
+    assert_ne!(upgraded["keeper"], keeper, "{upgraded}");
+    assert_eq!(upgraded["check"]["unreadable_records"], 0, "{upgraded}");
     let dump = json(&stack, "kernel dump");
     assert_eq!(dump["processes"].as_array().unwrap().len(), 3);
     assert_eq!(dump["sockets"][0]["name"], "circus.api");

@@ -226,7 +226,7 @@ pub struct ListenArgs {
 }
 
 /// The verbs of `kernel`.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum KernelVerb {
     /// What the kernel is and holds, in numbers
     #[command(after_help = "Example:\n  $ papactl kernel status")]

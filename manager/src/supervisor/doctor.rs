@@ -11,7 +11,7 @@ use papa_protocol::json::reply::{ClaimInfo, Held};
 use papa_protocol::json::request as ops;
 use papa_protocol::json::status::StatusReply;
 use papa_protocol::name::NamePattern;
-use papa_protocol::process::Process;
+use papa_protocol::process::{Ledger, Process};
 
 use crate::config::change::is_added;
 use crate::config::diff::diff;
@@ -21,6 +21,8 @@ use crate::kernel_link::KernelLink;
 
 /// Most findings of one kind that are told one by one.
 const MAX_ALIKE: usize = 20;
+/// Most processes whose ledger is told although it adds up; those where it does not are all told.
+const MAX_LEDGERS: usize = 256;
 
 /// What the loop knew.
 #[derive(Debug)]
@@ -87,17 +89,20 @@ pub(super) async fn examine(seen: Seen, link: Option<KernelLink>) -> DoctorReply
 async fn ask(link: &KernelLink, namespace: &str) -> Result<Kernel, ClientError> {
     let ours = || vec![NamePattern::new(&format!("{namespace}.*"))];
     let client = link.client();
+    let claims = client.call(ops::ClaimList {}).await?.claims;
+    let list = ops::ProcessList {
+        names: ours(),
+        ..ops::ProcessList::default()
+    };
+    let processes = client.call(list).await?.processes;
+    let held = client.call(ops::HoldList { names: ours() }).await?.held;
+    // Last, so that its sums hold what the processes had.
+    let status = client.call(ops::Status {}).await?;
     Ok(Kernel {
-        status: client.call(ops::Status {}).await?,
-        claims: client.call(ops::ClaimList {}).await?.claims,
-        processes: client
-            .call(ops::ProcessList {
-                names: ours(),
-                ..ops::ProcessList::default()
-            })
-            .await?
-            .processes,
-        held: client.call(ops::HoldList { names: ours() }).await?.held,
+        status,
+        claims,
+        processes,
+        held,
     })
 }
 
@@ -120,7 +125,7 @@ fn judge_kernel(seen: &Seen, kernel: &Kernel, findings: &mut Vec<Finding>) {
         ));
     }
     judge_claims(seen, &kernel.claims, findings);
-    judge_ledgers(&kernel.processes, findings);
+    judge_ledgers(&kernel.processes, &status.ledger, findings);
     judge_strangers(seen, &kernel.processes, findings);
     let held: Vec<String> = kernel
         .held
@@ -163,50 +168,79 @@ fn judge_claims(seen: &Seen, claims: &[ClaimInfo], findings: &mut Vec<Finding>) 
     }
 }
 
-fn judge_ledgers(processes: &[Process], findings: &mut Vec<Finding>) {
-    let mut sums = [0_u64; 4];
-    let mut wrong = Vec::new();
+/// What went where of every worker's output, and whether that adds up.
+fn judge_ledgers(processes: &[Process], whole: &Ledger, findings: &mut Vec<Finding>) {
+    let mut sum = Ledger::default();
     let mut gaps = Vec::new();
-    for process in processes {
+    let mut wrong = false;
+    for (index, process) in processes.iter().enumerate() {
         let ledger = &process.ledger;
-        let gone = ledger.acknowledged.saturating_add(ledger.dropped);
-        let kept = ledger.captured.checked_sub(gone);
-        match kept {
-            None => wrong.push(format!(
-                "{}: captured {}, acknowledged {}, dropped {}",
-                process.name, ledger.captured, ledger.acknowledged, ledger.dropped
-            )),
-            Some(_) if ledger.dropped > 0 => {
-                gaps.push(format!("{}: {} bytes", process.name, ledger.dropped));
+        let told = |text: String| format!("{}: {text}", process.name);
+        match entries(ledger) {
+            Ok(text) if index < MAX_LEDGERS => findings.push(ok("ledger", told(text))),
+            Ok(_) => {}
+            Err(text) => {
+                wrong = true;
+                findings.push(problem("ledger", told(text)));
             }
-            Some(_) => {}
         }
-        for (sum, value) in sums.iter_mut().zip([
-            ledger.captured,
-            ledger.acknowledged,
-            ledger.dropped,
-            kept.unwrap_or(0),
-        ]) {
+        if ledger.dropped > 0 {
+            gaps.push(format!("{}: {} bytes", process.name, ledger.dropped));
+        }
+        for (sum, value) in [
+            (&mut sum.captured, ledger.captured),
+            (&mut sum.delivered, ledger.delivered),
+            (&mut sum.acknowledged, ledger.acknowledged),
+            (&mut sum.dropped, ledger.dropped),
+        ] {
             *sum = sum.saturating_add(value);
         }
     }
-    let [captured, acknowledged, dropped, kept] = sums;
-    if wrong.is_empty() {
+    let about = "ledger";
+    if !wrong {
+        let text = entries(&sum).unwrap_or_else(|text| text);
         findings.push(ok(
-            "ledger",
-            format!(
-                "adds up for all {} processes: {captured} bytes captured = {acknowledged} \
-                 acknowledged + {dropped} dropped + {kept} kept",
-                processes.len()
-            ),
+            about,
+            format!("adds up for all {} processes: {text}", processes.len()),
         ));
     }
-    for text in wrong.into_iter().take(MAX_ALIKE) {
-        findings.push(problem("ledger", format!("does not add up for {text}")));
+    // Asked for after the processes, and counters only grow: the kernel's own sum, with what it has forgotten, is never less.
+    match entries(whole) {
+        Err(text) => findings.push(problem(about, format!("the kernel's sum: {text}"))),
+        Ok(_) if whole.captured < sum.captured || whole.acknowledged < sum.acknowledged => {
+            let text = format!(
+                "the kernel's sum has {} bytes captured and {} acknowledged, its processes {} and {}",
+                whole.captured, whole.acknowledged, sum.captured, sum.acknowledged
+            );
+            findings.push(problem(about, text));
+        }
+        Ok(text) => findings.push(ok(
+            about,
+            format!("with other namespaces and what is forgotten: {text}"),
+        )),
     }
     if !gaps.is_empty() {
         let text = format!("output was dropped unread{}", listed(&gaps));
-        findings.push(notice("ledger", text));
+        findings.push(notice(about, text));
+    }
+}
+
+/// The entries of one ledger in words; the error says what does not add up.
+fn entries(ledger: &Ledger) -> Result<String, String> {
+    let Ledger {
+        captured,
+        delivered,
+        acknowledged,
+        dropped,
+    } = *ledger;
+    let kept = captured.checked_sub(acknowledged.saturating_add(dropped));
+    match kept {
+        Some(kept) if delivered <= captured => Ok(format!(
+            "{captured} bytes captured = {acknowledged} acknowledged + {dropped} dropped + {kept} kept; {delivered} delivered"
+        )),
+        _ => Err(format!(
+            "does not add up: {captured} bytes captured, {acknowledged} acknowledged, {dropped} dropped, {delivered} delivered"
+        )),
     }
 }
 
@@ -362,5 +396,47 @@ fn finding(level: Level, about: &str, text: impl Into<String>) -> Finding {
         level,
         about: about.to_owned(),
         text: text.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(captured: u64, delivered: u64, acknowledged: u64, dropped: u64) -> Ledger {
+        Ledger {
+            captured,
+            delivered,
+            acknowledged,
+            dropped,
+        }
+    }
+
+    #[test]
+    fn a_ledger_adds_up_or_is_a_finding() {
+        assert_eq!(
+            entries(&ledger(10, 8, 5, 2)).unwrap(),
+            "10 bytes captured = 5 acknowledged + 2 dropped + 3 kept; 8 delivered"
+        );
+        for wrong in [
+            ledger(10, 8, 9, 2),
+            ledger(10, 11, 5, 2),
+            ledger(1, 0, u64::MAX, 1),
+        ] {
+            let text = entries(&wrong).unwrap_err();
+            assert!(text.contains("does not add up"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_sum_of_the_kernel_below_that_of_its_processes_is_a_problem() {
+        for (whole, level) in [
+            (ledger(9, 9, 9, 0), Level::Ok),
+            (ledger(1, 2, 1, 0), Level::Problem),
+        ] {
+            let mut findings = Vec::new();
+            judge_ledgers(&[], &whole, &mut findings);
+            assert_eq!(findings.last().unwrap().level, level, "{findings:?}");
+        }
     }
 }

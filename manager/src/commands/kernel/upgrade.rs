@@ -45,7 +45,11 @@ pub(super) fn run(
             return signalled(common, addresses, args, &before);
         }
         Err(ClientError::Refused(failure)) => {
-            return Err(CommandError::Failed(refusal(&before, &failure.message, args)));
+            return Err(CommandError::Failed(refusal(
+                &before,
+                &failure.message,
+                args,
+            )));
         }
         Err(source) => {
             return Err(KernelError::Failed { address, source }.into());
@@ -100,8 +104,12 @@ fn ask(
 
 /// Why not, what holds now, and what can be done.
 fn refusal(before: &StatusReply, reason: &str, args: &KernelUpgradeArgs) -> String {
+    let program = match &args.binary {
+        Some(path) => format!("{}: ", table::printable(&path.to_string_lossy())),
+        None => String::new(),
+    };
     let mut text = format!(
-        "{}\nversion {} serves on, with everything it had",
+        "{program}{}\nversion {} serves on, with everything it had",
         table::printable(reason),
         table::printable(&before.version)
     );
@@ -164,7 +172,10 @@ fn checked(check: &UpgradeCheck) -> String {
         check.records, check.processes, check.reels
     );
     for (count, what) in [
-        (check.unknown_records, "records of kinds it does not know, which it carries along"),
+        (
+            check.unknown_records,
+            "records of kinds it does not know, which it carries along",
+        ),
         (check.unreadable_records, "records it cannot read"),
         (check.unreadable_reels, "reels it cannot read"),
     ] {

@@ -34,10 +34,10 @@ cmd = WORKER mortal
 copy_env = true
 ready = notify
 backoff_reset = 0
-stdout_stream.filename = DIR/logs/mortal.log
+stdout_stream.filename = DIR/logs/mortal.out
 stdout_stream.max_bytes = 100000
 stdout_stream.backup_count = 9000
-stderr_stream.filename = DIR/logs/mortal.log
+stderr_stream.filename = DIR/logs/mortal.err
 ";
 
 /// Who is killed.

@@ -127,6 +127,11 @@ impl Lines {
             }
             return;
         };
+        if let Some(kind) = kind_of(path)
+            && !source.ends_with(kind)
+        {
+            self.find(format!("{}: has a line of {source}", path.display()));
+        }
         // One look-up for each of millions of lines, and no text made but for the first.
         let read = match self.sources.get_mut(source) {
             Some(read) => read,
@@ -152,6 +157,15 @@ impl Lines {
             self.find(text);
         }
     }
+}
+
+/// The stream a file is of alone, by its name: `web.out`, `web.err.3`.
+fn kind_of(path: &Path) -> Option<&'static str> {
+    let name = path.file_name()?.to_str()?;
+    [".out", ".err"].into_iter().find(|kind| {
+        name.split_once(kind)
+            .is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('.'))
+    })
 }
 
 /// `papa: N bytes of output of NAME were dropped here, …`

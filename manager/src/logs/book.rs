@@ -38,7 +38,7 @@ pub(super) struct Book {
     pub(super) acknowledged: u64,
     /// Bytes dropped while nobody listened.
     pub(super) unreported: u64,
-    /// Bytes gap lines have told of so far.
+    /// Bytes the kernel dropped that gap lines have told of so far, or that were written before.
     pub(super) reported: u64,
     pub(super) touched: bool,
     /// The kernel sent again what it had been told to forget: the acknowledgement was lost with a connection.

@@ -309,6 +309,24 @@ impl<'a> Session<'a> {
             // Lets the acknowledgements go out before more is taken in.
             tokio::task::yield_now().await;
         }
+        let serials: Vec<Serial> = self
+            .writer
+            .take_unsettled()
+            .into_iter()
+            .map(Serial)
+            .collect();
+        if serials.is_empty() {
+            return Ok(());
+        }
+        let list = ops::ProcessList {
+            names: Vec::new(),
+            serials,
+        };
+        for process in self.client.call(list).await?.processes {
+            let ledger = &process.ledger;
+            self.writer
+                .settle_gap(process.serial.0, ledger.acknowledged, ledger.dropped);
+        }
         Ok(())
     }
 

@@ -115,6 +115,37 @@ fn a_line_that_readiness_waits_for_is_told_once_and_to_a_successor_again() {
 }
 
 #[test]
+fn what_was_dropped_on_its_way_here_is_no_gap() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let routes = out(directory, "out");
+    let mut writer = writer();
+    writer.add(&process(0, 0), &routes);
+    write(&mut writer, 0, Kind::Out, "a\nbegun");
+    assert!(writer.take_unsettled().is_empty());
+    // Acknowledged was up to 2: the kernel dropped the rest of what it had sent, and 93 bytes it had not.
+    write(&mut writer, 100, Kind::Out, "b\n");
+    assert_eq!(writer.take_unsettled(), [7]);
+    assert!(writer.take_unsettled().is_empty());
+    // By now it has dropped five bytes more, which will be a gap of their own.
+    writer.settle_gap(7, 4, 103);
+    let mut next = successor(&writer);
+    next.add(&process(4, 103), &routes);
+    write(&mut next, 107, Kind::Out, "c\n");
+    let mut last = successor(&next);
+    last.add(&process(6, 103), &routes);
+    write(&mut last, 109, Kind::Out, "d\n");
+    let text = fs::read_to_string(directory.join("out")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 7, "{text}");
+    assert_eq!(lines[..2], ["a", "begun"]);
+    assert!(lines[2].starts_with("papa: 93 bytes of "), "{text}");
+    assert_eq!(lines[3], "b");
+    assert!(lines[4].starts_with("papa: 5 bytes of "), "{text}");
+    assert_eq!(lines[5..], ["c", "d"]);
+}
+
+#[test]
 fn a_gap_is_reported_once_by_whoever_comes_first() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();

@@ -92,6 +92,8 @@ pub struct LogWriter {
     touched: Vec<u64>,
     /// Processes that had the line their readiness waits for, not yet told.
     matched: Vec<u64>,
+    /// Processes with a gap, whose ledger was not looked at since.
+    unsettled: Vec<u64>,
 }
 
 impl LogWriter {
@@ -116,6 +118,7 @@ impl LogWriter {
             books: HashMap::new(),
             touched: Vec::new(),
             matched: Vec::new(),
+            unsettled: Vec::new(),
         }
     }
 
@@ -233,6 +236,7 @@ impl LogWriter {
                 let gap = start.saturating_sub(book.seen) + book.unreported;
                 if gap > 0 {
                     book.report_gap(&mut self.desk, gap, start, record.stamp_us, now);
+                    self.unsettled.push(serial);
                 }
             }
             let range = usize::try_from(position.wrapping_sub(start))
@@ -281,6 +285,39 @@ impl LogWriter {
             tracing::warn!(%error, serial, "the log state cannot note that a process is ready");
         }
         self.matched.push(serial);
+    }
+
+    /// Processes with a gap since this was last asked, whose ledger has to be looked at.
+    pub fn take_unsettled(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.unsettled)
+    }
+
+    /// Brings what was told of a process's gaps in line with the kernel's ledger of now. The kernel counts as dropped what was not
+    /// acknowledged, though it may have been on its way here, and be written: a successor, who has nothing but the ledger, would
+    /// report that.
+    pub fn settle_gap(&mut self, serial: u64, acknowledged: u64, dropped: u64) {
+        let Some(book) = self.books.get_mut(&serial) else {
+            return;
+        };
+        // Dropped beyond what was taken in: that will be a gap when it comes to it.
+        let to_come = acknowledged
+            .saturating_add(dropped)
+            .saturating_sub(book.seen);
+        let settled = dropped.saturating_sub(to_come);
+        if settled == book.reported {
+            return;
+        }
+        let delta = Delta {
+            source: Source {
+                serial,
+                kind: Kind::Dropped,
+            },
+            position: settled,
+        };
+        match self.desk.store.set_done(delta) {
+            Ok(()) => book.reported = settled,
+            Err(error) => tracing::warn!(%error, serial, "the log state cannot note a gap"),
+        }
     }
 
     /// Processes that had the line their readiness waits for, since this was last asked.

@@ -51,6 +51,21 @@ pub(crate) enum Ending {
     Signal(u8),
 }
 
+/// What the kernel is to run from now on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Program {
+    /// The one it runs, by SIGUSR2.
+    Signal,
+    /// The other one of two, forth and back.
+    Other,
+    /// The other one, the keeper as well.
+    WithKeeper,
+    /// One that is no kernel: refused.
+    Bad,
+    /// The same, and not tried first: the one before comes back.
+    BadForced,
+}
+
 /// One thing that happens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Action {
@@ -74,7 +89,7 @@ pub(crate) enum Action {
     Kill(Role),
     /// The manager is started again, if it is not there.
     Start,
-    UpgradeKernel,
+    UpgradeKernel(Program),
     UpgradeManager,
     Reload {
         terminate: bool,
@@ -159,7 +174,14 @@ impl Action {
             44..51 => Self::Kill(Role::Keeper),
             51..60 => Self::Kill(Role::Manager),
             60..65 => Self::Start,
-            65..70 => Self::UpgradeKernel,
+            65..70 => Self::UpgradeKernel(random.one_of(&[
+                Program::Signal,
+                Program::Other,
+                Program::Other,
+                Program::WithKeeper,
+                Program::Bad,
+                Program::BadForced,
+            ])),
             70..74 => Self::UpgradeManager,
             74..78 => Self::Reload {
                 terminate: random.below(4) == 0,

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,9 +14,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::action::{Action, Ending, Random, Which};
+use crate::action::{Action, Ending, Program, Random, Which};
 use crate::harness::whole::{RECOVERY, Role, Whole};
-use crate::harness::{Json, Kernel, procfs};
+use crate::harness::{Json, Kernel, binary, procfs};
 
 /// Steps between two checks.
 const CHECK_EVERY: u64 = 5;
@@ -109,6 +110,8 @@ pub(crate) struct Soak {
     base: String,
     disk_path: String,
     made: u64,
+    /// Another program of the kernel's: the same at another place.
+    copy: PathBuf,
     pub(crate) counts: Counts,
     /// Dropped last: the others use what is in it.
     _tools: TempDir,
@@ -149,6 +152,8 @@ impl Soak {
             compiled.is_ok_and(|status| status.success()),
             "cc builds {source}"
         );
+        let copy = PathBuf::from(path("papa"));
+        fs::copy(binary("papa"), &copy).unwrap();
         let disk_path = path("disk");
         fs::create_dir(&disk_path).unwrap();
         let disk = Disk::new(&disk_path);
@@ -178,6 +183,7 @@ impl Soak {
             base,
             disk_path,
             made: 0,
+            copy,
             _tools: tools,
             counts: Counts::default(),
         }
@@ -267,10 +273,11 @@ impl Soak {
                 }
             }
             Action::Start => self.whole.restore()?,
-            Action::UpgradeKernel => {
+            Action::UpgradeKernel(Program::Signal) => {
                 self.whole.signal(Role::Kernel, Signal::SIGUSR2);
                 self.whole.wait_incarnation()?;
             }
+            Action::UpgradeKernel(program) => self.upgrade_kernel(program)?,
             Action::UpgradeManager => self.upgrade_manager()?,
             Action::Reload { terminate } => self.reload(terminate),
             Action::Configure {
@@ -347,6 +354,31 @@ impl Soak {
         let argv = self.whole.worker_argv(&name);
         let fields = json!({"name": format!("side.{name}"), "argv": argv, "env_inherit": true});
         self.whole.kernel.json().ok("process.make", fields);
+    }
+
+    fn upgrade_kernel(&mut self, program: Program) -> Result<(), String> {
+        let other = self.copy.as_path();
+        let now = self.whole.kernel.status();
+        let now = format!("/proc/{}/exe", now["pid"]);
+        let runs_other = fs::read_link(now).is_ok_and(|path| path == other);
+        let other = if runs_other {
+            binary("papa")
+        } else {
+            other.to_owned()
+        };
+        let other = other.to_str().unwrap();
+        let (fields, good) = match program {
+            Program::Signal | Program::Other => (json!({"binary": other}), true),
+            Program::WithKeeper => (json!({"binary": other, "keeper": true}), true),
+            Program::Bad => (json!({"binary": "/bin/false"}), false),
+            Program::BadForced => (json!({"binary": "/bin/false", "force": true}), false),
+        };
+        let answer = self.whole.kernel.json().call("kernel.upgrade", fields);
+        let answer = answer.map_err(|error| format!("the requester was not answered: {error}"))?;
+        if answer.is_ok() != good {
+            return Err(format!("answered was {answer:?}"));
+        }
+        self.whole.wait_roles()
     }
 
     fn upgrade_manager(&mut self) -> Result<(), String> {

@@ -196,11 +196,10 @@ impl Whole {
             let missing = out.missing + err.missing;
             let bytes = out.bytes + err.bytes;
             let whole = (out.next, err.next, bytes) == (counts.out, counts.err, counts.bytes);
-            // What a gap tore at both its ends is in the logs, but not as lines. More may have been told than was lost: what the
-            // kernel dropped when it was on its way already, and a manager that was killed then counts by the kernel's ledger.
+            // What a gap tore at both its ends is in the logs, but not as lines.
             let dropped = gap.is_some_and(|gap| {
                 let lost = counts.bytes.saturating_sub(bytes);
-                lost <= gap.bytes + gap.count * 2 * TORN_BYTES
+                gap.bytes <= lost && lost - gap.bytes <= gap.count * 2 * TORN_BYTES
             });
             if !(whole && missing == 0 || dropped) {
                 wrong.push(format!(

@@ -18,6 +18,8 @@ pub struct Read {
     pub next: u64,
     /// Numbers that were left out.
     pub missing: u64,
+    /// The first of them, and the last of these in a row.
+    pub left_out: Option<(u64, u64)>,
     /// Bytes of its lines, newlines included, as the worker wrote them.
     pub bytes: u64,
 }
@@ -148,13 +150,9 @@ impl Lines {
         }
         read.missing += number - expected;
         read.next = number + 1;
-        if number > expected && self.gap_count == 0 {
-            let text = format!(
-                "{}: lines {expected} to {} of {source} are missing",
-                path.display(),
-                number - 1
-            );
-            self.find(text);
+        if number > expected {
+            // Whether it was told is known when all files are read.
+            read.left_out = read.left_out.or(Some((expected, number - 1)));
         }
     }
 }

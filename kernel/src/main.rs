@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use papa_kernel::cli::Args;
 use papa_kernel::keeper::{self, KERNEL_TITLE, TITLE};
+use papa_kernel::logging::Log;
 use papa_kernel::sys::process::{settle, take_inherited};
 use papa_kernel::{check, launcher, run};
 use papa_protocol::failpoint;
@@ -44,9 +45,10 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Says what went wrong, if anybody is there to read it.
+/// Says what went wrong, if anybody is there to read it; nobody waits for a
+/// reader that stands still.
 fn complain(text: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "papa: {text}");
+    let _ = Log.write_all(format!("papa: {text}\n").as_bytes());
 }
 
 /// What a failpoint does: stand still until somebody says otherwise.

@@ -173,22 +173,28 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
             Kind::SESSION => {
                 resumption.descriptors.insert(key.id, fd);
             }
-            _ => strangers.push(key),
+            _ => strangers.push((key, fd)),
         }
     }
     controls.sort_by_key(|(id, _)| *id);
-    if skipped_records == 0 && unknown.is_empty() {
-        link.drop_keys(&strangers)
-            .map_err(|errno| RecoverError::System("tell the keeper", errno))?;
-    } else {
-        // They may belong to what could not be read. The keeper goes on
-        // holding them: nobody dies of a broken pipe, and a version that can
-        // read the record finds them.
+    // What may belong to records that could not be read stays, here and with
+    // the keeper: nobody dies of a broken pipe, and a version that can read
+    // the record finds it. So does what only a later version knows.
+    let all_read = skipped_records == 0 && unknown.is_empty();
+    let (gone, strangers): (Vec<_>, Vec<_>) = strangers
+        .into_iter()
+        .partition(|(key, _): &(Key, OwnedFd)| all_read && key.kind.is_known());
+    let gone: Vec<Key> = gone.into_iter().map(|(key, _)| key).collect();
+    // A keeper that has died is noticed when it is told that this one serves.
+    if let Err(errno) = link.drop_keys(&gone) {
+        tracing::warn!(%errno, "the keeper cannot be told what it need not hold");
+    }
+    if !strangers.is_empty() {
         tracing::error!(
             skipped_records,
             unknown = unknown.len(),
             strangers = strangers.len(),
-            "descriptors that may belong to records left out stay with the keeper"
+            "descriptors that may belong to records left out are held on"
         );
     }
     let null = std::fs::OpenOptions::new()
@@ -203,7 +209,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         incarnation = table.incarnation,
         processes = live.len(),
         sockets = socket_fds.len(),
-        strangers = strangers.len(),
+        strangers = gone.len() + strangers.len(),
         "recovered"
     );
     Ok(Parts {
@@ -222,6 +228,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         live,
         socket_fds,
         held_fds,
+        strangers,
         resumption,
     })
 }

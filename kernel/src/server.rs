@@ -96,6 +96,8 @@ pub struct Server {
     retired: Rc<Retired>,
     /// The tasks that accept.
     accepting: Rc<RefCell<Vec<AbortHandle>>>,
+    /// Callers accepted whom the owner has not heard of yet.
+    arriving: Rc<Cell<usize>>,
 }
 
 /// The path last retired, and what tells of it.
@@ -118,6 +120,7 @@ impl Server {
             most_sessions: share.clamp(8, MAX_SESSIONS),
             retired: Rc::default(),
             accepting: Rc::default(),
+            arriving: Rc::default(),
         }
     }
 
@@ -134,6 +137,17 @@ impl Server {
         }
     }
 
+    /// The owner has heard of a caller.
+    pub fn has_arrived(&self) {
+        self.arriving.set(self.arriving.get().saturating_sub(1));
+    }
+
+    /// Whether a caller was accepted whom the owner has not heard of yet.
+    #[must_use]
+    pub fn is_anybody_arriving(&self) -> bool {
+        self.arriving.get() > 0
+    }
+
     /// Where connections report.
     #[must_use]
     pub fn events(&self) -> mpsc::Sender<Event> {
@@ -143,6 +157,7 @@ impl Server {
     /// Goes on with a connection that was stopped in this program.
     pub fn thaw(&self, frozen: Frozen) {
         let end = self.budget.open(frozen.connection.id(), Instant::now());
+        frozen.connection.note_spoken();
         tokio::task::spawn_local(frozen.connection.go_on(frozen.inbox, end));
     }
 
@@ -243,6 +258,7 @@ impl Server {
         );
         let end = self.budget.open(id, Instant::now());
         let connection = self.connection(id, transport);
+        self.arriving.set(self.arriving.get() + 1);
         tokio::task::spawn_local(connection.run(peer, end));
     }
 }

@@ -56,7 +56,6 @@ pub fn become_program(owner: &Owner, program: BorrowedFd<'_>, handed: &[(Key, Ow
             &title(keeper::KERNEL_TITLE, &owner.config),
             &process::environment(),
         );
-        process::put_back(&line, owner.link.as_fd())?;
         Ok(errno)
     };
     let errno = go().unwrap_or_else(|errno| errno);

@@ -114,6 +114,11 @@ impl Connection {
         self.state = record.state.map_or(State::Waiting, State::Ready);
         self.first_line = record.first_line;
         self.end_of_input = record.end_of_input;
+        self.note_spoken();
+    }
+
+    /// Whoever has spoken before it was stopped need not speak again.
+    pub fn note_spoken(&self) {
         if !self.first_line {
             self.budget.has_spoken(self.id);
         }

@@ -145,13 +145,13 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         if let Some(code) = keeper.finished() {
             return Ok(code);
         }
-        if keeper.is_replaced() && std::process::id() == 1 {
-            say(format_args!(
-                "the kernel has taken this keeper's place; staying as process 1"
-            ));
-            return keeper.stay_as_init(&signals);
-        }
         if keeper.is_replaced() {
+            if std::process::id() == 1 {
+                say(format_args!(
+                    "the kernel has taken this keeper's place; staying as process 1"
+                ));
+                return keeper.stay_as_init(&signals);
+            }
             say(format_args!(
                 "the kernel has taken this keeper's place; ending"
             ));
@@ -243,6 +243,9 @@ impl Keeper {
         match &self.kernel {
             Some(kernel) if !kernel.serving => {
                 earliest = earliest.min(kernel.started + self.recovery_limit());
+                if let Some(since) = kernel.silent_since {
+                    earliest = earliest.min(since + REPLACED_AFTER);
+                }
             }
             Some(kernel) => {
                 if let Some(since) = kernel.silent_since {

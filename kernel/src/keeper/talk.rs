@@ -9,9 +9,10 @@ use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use papa_protocol::failpoint;
 
 use super::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
-use super::{Keeper, Kernel, PING_INTERVAL, PROGRAM, link};
+use super::{Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, link};
 use crate::patience::scaled;
 use crate::sys::message;
+use crate::sys::pidfd::{Target, wait_id};
 
 /// How long a kernel's line may be closed before its end is known: the two
 /// come together, unless it lives on in another role.
@@ -35,14 +36,38 @@ impl Keeper {
         }
     }
 
-    /// A kernel that has closed its line and lives has taken this keeper's
-    /// place, thinking it dead. Two keepers would start two kernels on one
-    /// journal, so this one goes.
-    pub(super) fn is_replaced(&self) -> bool {
-        self.kernel
-            .as_ref()
-            .and_then(|kernel| kernel.silent_since)
-            .is_some_and(|since| since.elapsed() >= REPLACED_AFTER)
+    /// Whether the kernel has taken this keeper's place, thinking it dead. Two
+    /// keepers would start two kernels on one journal, so this one goes.
+    ///
+    /// A closed line alone proves nothing: a kernel that closed it and lives
+    /// on as anything but a keeper is of no use, and ended.
+    pub(super) fn is_replaced(&mut self) -> bool {
+        let Some(kernel) = &mut self.kernel else {
+            return false;
+        };
+        if kernel
+            .silent_since
+            .is_none_or(|since| since.elapsed() < REPLACED_AFTER)
+        {
+            return false;
+        }
+        // Its number is its own: it is our child and not waited for.
+        let pid = kernel.pid.as_raw();
+        if !matches!(wait_id(Target::Pid(pid), true), Ok(None)) {
+            // It has ended; that is told by itself.
+            return false;
+        }
+        if is_keeper(pid) {
+            return true;
+        }
+        if !kernel.late {
+            kernel.late = true;
+            super::say(format_args!(
+                "kernel {pid} has closed its line and does not end; replacing it"
+            ));
+            let _ = nix::sys::signal::kill(kernel.pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        false
     }
 
     /// Takes what dead kernels still had to say, until end of file or deadline.
@@ -109,8 +134,11 @@ impl Keeper {
                         for (_, sent) in self.exits.values_mut() {
                             *sent = false;
                         }
+                        // Asking again and again wins no time.
+                        if kernel.serving {
+                            kernel.started = Instant::now();
+                        }
                         kernel.serving = false;
-                        kernel.started = Instant::now();
                         kernel.asked = None;
                     }
                 }
@@ -124,6 +152,10 @@ impl Keeper {
                 if let (true, Some(kernel)) = (live, &mut self.kernel) {
                     kernel.serving = true;
                     kernel.next_ping = Instant::now() + scaled(PING_INTERVAL);
+                    // What came while nobody could hear it is one request,
+                    // however often it was made: two mean something else.
+                    let mut heard = std::collections::BTreeSet::new();
+                    self.signals.retain(|number| heard.insert(*number));
                     self.failures = 0;
                     self.served = true;
                     if let Some(program) = self.program.serves() {
@@ -136,7 +168,12 @@ impl Keeper {
                     }
                 }
             }
-            ToKeeper::Exiting(code) => self.exit_code = Some(code),
+            // A program that has not served decides nothing.
+            ToKeeper::Exiting(code) => {
+                if !self.program.is_tried() {
+                    self.exit_code = Some(code);
+                }
+            }
             // From one that has died since it comes too late.
             ToKeeper::Try => {
                 if let (true, Some(kernel), Some(program)) =
@@ -232,6 +269,12 @@ impl Keeper {
             let _ = nix::unistd::write(&ready, text.as_bytes());
         }
     }
+}
+
+/// Whether a process is in the keeper's role.
+pub(super) fn is_keeper(pid: i32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline"))
+        .is_ok_and(|line| line.split(|byte| *byte == 0).next() == Some(TITLE.as_bytes()))
 }
 
 enum Heard {

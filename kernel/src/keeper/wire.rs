@@ -41,6 +41,26 @@ impl Kind {
     /// A descriptor of a client session in a hand-over; the id is its number there.
     pub const SESSION: Self = Self(49);
 
+    /// Whether this version knows what it is.
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        let known = [
+            Self::CONFIG,
+            Self::JOURNAL,
+            Self::CONTROL,
+            Self::BINARY,
+            Self::PIDFD,
+            Self::OUT,
+            Self::ERR,
+            Self::REEL,
+            Self::SOCKET,
+            Self::HELD,
+            Self::HANDOVER,
+            Self::SESSION,
+        ];
+        known.contains(&self)
+    }
+
     /// Whether every daemon has such a descriptor from its start.
     #[must_use]
     pub fn is_basic(self) -> bool {

@@ -107,6 +107,8 @@ pub struct Owner {
     pub(crate) live: HashMap<u64, Live>,
     pub(crate) socket_fds: HashMap<u64, OwnedFd>,
     pub(crate) held_fds: HashMap<u64, OwnedFd>,
+    /// Descriptors of records this version cannot read, for one that can.
+    strangers: Vec<(Key, OwnedFd)>,
     pub(crate) poller: Rc<AsyncFd<Poller>>,
     pub(crate) signals: SignalFd,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
@@ -153,6 +155,8 @@ pub struct Parts {
     pub socket_fds: HashMap<u64, OwnedFd>,
     /// Descriptors held for clients.
     pub held_fds: HashMap<u64, OwnedFd>,
+    /// Descriptors of records this version cannot read.
+    pub strangers: Vec<(Key, OwnedFd)>,
     /// The sessions of the program before.
     pub resumption: Resumption,
 }
@@ -181,6 +185,7 @@ impl Owner {
             live: parts.live,
             socket_fds: parts.socket_fds,
             held_fds: parts.held_fds,
+            strangers: parts.strangers,
             poller: Rc::new(poller),
             signals,
             sessions: BTreeMap::new(),
@@ -259,6 +264,9 @@ impl Owner {
         if let Incoming::Connected { peer, outbox } = event {
             self.exit_when_idle = false;
             self.sessions.insert(id, Session::new(id, peer, outbox));
+            if let Some(server) = &self.server {
+                server.has_arrived();
+            }
             self.freeze_late(id);
             return;
         }
@@ -404,6 +412,7 @@ impl Owner {
                 .iter()
                 .map(|(id, fd)| (Key::new(Kind::HELD, *id), fd)),
         );
+        all.extend(self.strangers.iter().map(|(key, fd)| (*key, fd)));
         for (serial, live) in &self.live {
             let own = [
                 (Kind::PIDFD, live.pidfd.as_ref()),

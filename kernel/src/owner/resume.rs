@@ -27,6 +27,19 @@ pub struct Resumption {
     pub verdict: Option<Verdict>,
 }
 
+impl Resumption {
+    /// Everything with its key, to be handed over once more.
+    #[must_use]
+    pub fn into_kept(self) -> Vec<(Key, OwnedFd)> {
+        let sessions = self
+            .descriptors
+            .into_iter()
+            .map(|(number, fd)| (Key::new(Kind::SESSION, number), fd));
+        let record = self.file.map(|file| (Key::new(Kind::HANDOVER, 0), file));
+        sessions.chain(record).collect()
+    }
+}
+
 impl Owner {
     /// Takes what was handed over and goes on with it. Called once, when the
     /// keeper knows that this program serves.

@@ -76,12 +76,17 @@ impl Owner {
     /// A message to the keeper that did not get through means that it is gone
     /// or stuck; then this process takes its place.
     pub(crate) fn check_keeper(&mut self, told: Result<(), Errno>) {
+        self.check_keeper_with(told, &[]);
+    }
+
+    /// The same, with what else would be `handed` over.
+    pub(crate) fn check_keeper_with(&mut self, told: Result<(), Errno>, handed: &[(Key, OwnedFd)]) {
         match told {
             Ok(()) => {}
             Err(Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM) => {
                 error!("the keeper could not be sent a descriptor");
             }
-            Err(_) => self.become_keeper("it cannot be reached"),
+            Err(_) => self.take_keepers_place("it cannot be reached", handed),
         }
     }
 

@@ -37,15 +37,15 @@ use crate::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
 use crate::keeper::program::path_of;
 use crate::keeper::wire::{Key, Kind, ToKeeper};
 use crate::live::SessionId;
-use crate::server::Listener;
+use crate::server::{Listener, Server};
 use crate::sys::process;
 use crate::sys::socket::local_port;
 use crate::takeover;
 use crate::verbs::{VERSION, VerbError, fail};
 
-/// How long connections may take to stop. They do nothing slow, so one that
-/// does not is in a state it should not be in, and is closed.
-const FREEZE_LIMIT: Duration = Duration::from_secs(2);
+/// How long connections may take to stop, which is as long as what they asked
+/// before takes. Then nothing is changed.
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A change of program under way.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl Owner {
             dry_run = op.dry_run,
             "a program is being tried"
         );
-        let events = self.server.as_ref().map(crate::server::Server::events);
+        let events = self.server.as_ref().map(Server::events);
         let run = dry_run::start(self, program.as_fd())
             .map_err(|error| fail(ErrorCode::Internal, &format!("the dry run: {error}")))?;
         tokio::task::spawn_local(async move {
@@ -289,17 +289,19 @@ impl Owner {
         else {
             return;
         };
-        if !left.is_empty() {
-            if Instant::now() < *until {
-                return;
+        let arriving = self
+            .server
+            .as_ref()
+            .is_some_and(Server::is_anybody_arriving);
+        if !left.is_empty() || arriving {
+            if Instant::now() >= *until
+                && let Some(changing) = self.changing.take()
+            {
+                let limit = FREEZE_LIMIT.as_secs();
+                let reason = format!("the clients did not come to rest within {limit} s");
+                self.take_back(changing, &reason);
             }
-            for id in left.clone() {
-                warn!(session = id, "does not stop; closing it");
-                if let Some(session) = self.sessions.get(&id) {
-                    session.close();
-                }
-                self.on_gone(id);
-            }
+            return;
         }
         self.change_now();
     }
@@ -320,22 +322,28 @@ impl Owner {
         failpoint::reach("upgrade.frozen");
         let errno = self.hand_over(&changing, role);
         // Only a failure comes back.
-        error!(%errno, "the program could not be changed");
-        let Stage::Freezing { frozen, .. } = changing.stage else {
-            return;
-        };
-        if let Some(server) = self.server.clone() {
+        let reason = format!(
+            "{} could not be started: {}",
+            changing.change.to_path,
+            errno.desc()
+        );
+        self.take_back(changing, &reason);
+    }
+
+    /// Everything goes on as before, and whoever asked is told why.
+    fn take_back(&mut self, changing: Changing, reason: &str) {
+        if let (Stage::Freezing { frozen, .. }, Some(server)) =
+            (changing.stage, self.server.clone())
+        {
             for (_, stopped) in frozen {
                 server.thaw(stopped);
             }
         }
         self.listen_again();
-        let reason = format!(
-            "{} could not be started: {}; the program before goes on",
-            changing.change.to_path,
-            errno.desc()
-        );
+        let reason = format!("{reason}; the program before goes on");
         self.answer_change(&changing.change, Err(reason));
+        // What came meanwhile was held back.
+        self.deliver();
     }
 
     /// Gives everything to the keeper and becomes the program.
@@ -351,28 +359,25 @@ impl Owner {
         // Last, so that it names only what is there.
         handed.push((Key::new(Kind::HANDOVER, 0), file));
         let entries: Vec<_> = handed.iter().map(|(key, fd)| (*key, fd.as_fd())).collect();
-        if let Err(errno) = self.link.put(&entries) {
-            let keys: Vec<Key> = handed.iter().map(|(key, _)| *key).collect();
-            self.unkeep(&keys);
-            return errno;
-        }
-        failpoint::reach("upgrade.recorded");
-        let errno = match role {
-            Role::Keeper => self.take_keepers_place("as asked", &handed),
-            Role::Kernel => match self.link.try_program(changing.program.as_fd()) {
+        let told = self.link.put(&entries);
+        let errno = match (told, role) {
+            (Err(errno), _) => errno,
+            (Ok(()), Role::Keeper) => self.take_keepers_place("as asked", &handed),
+            (Ok(()), Role::Kernel) => match self.link.try_program(changing.program.as_fd()) {
                 Ok(()) => {
-                    failpoint::reach("upgrade.tried");
                     info!(path = changing.change.to_path, "changing the program");
                     let errno = takeover::become_program(self, changing.program.as_fd(), &handed);
                     let told = self.link.tell(&ToKeeper::Untried);
-                    self.check_keeper(told);
+                    self.check_keeper_with(told, &handed);
                     errno
                 }
                 Err(errno) => errno,
             },
         };
+        // A keeper that died meanwhile takes no session with it.
         let keys: Vec<Key> = handed.iter().map(|(key, _)| *key).collect();
-        self.unkeep(&keys);
+        let told = self.link.drop_keys(&keys);
+        self.check_keeper_with(told, &handed);
         errno
     }
 

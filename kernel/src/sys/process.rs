@@ -154,19 +154,6 @@ pub fn put_at(fd: impl AsFd, number: RawFd) -> Result<(), Errno> {
     Errno::result(unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) }).map(drop)
 }
 
-/// Makes `number`, replaced by an [`exec`] that failed, what it was: another
-/// name for `fd`.
-///
-/// # Errors
-/// The errno of `dup3(2)`.
-pub fn put_back(fd: impl AsFd, number: BorrowedFd<'_>) -> Result<(), Errno> {
-    // SAFETY: whoever owns the number gets the same open description back.
-    Errno::result(unsafe {
-        libc::dup3(fd.as_fd().as_raw_fd(), number.as_raw_fd(), libc::O_CLOEXEC)
-    })
-    .map(drop)
-}
-
 /// The program file of this process, held open: it can be started again even
 /// if the path has another file by then.
 ///
@@ -191,38 +178,54 @@ pub fn exec(
     argv: &[CString],
     env: &[CString],
 ) -> Errno {
-    // The binary must not sit at 3, where `first` goes.
+    // The binary must not sit at 3, where `first` goes, and whatever is there
+    // now is put back if the exec fails.
     let binary = match fcntl(binary, FcntlArg::F_DUPFD_CLOEXEC(4)) {
-        Ok(number) => number,
+        Ok(number) => own(number),
         Err(errno) => return errno,
     };
-    // SAFETY: `binary` is a fresh duplicate; descriptor 3 is replaced on
-    // purpose: on success this program ends here, and callers have nothing
-    // that must survive a failure at 3 (they exit, or put it back).
-    unsafe {
-        let result = if first.as_raw_fd() == 3 {
+    // SAFETY: only names the number for this call; a closed one answers EBADF.
+    let at_three = unsafe { BorrowedFd::borrow_raw(3) };
+    let before = match fcntl(at_three, FcntlArg::F_DUPFD_CLOEXEC(4)) {
+        Ok(number) => Some(own(number)),
+        Err(Errno::EBADF) => None,
+        Err(errno) => return errno,
+    };
+    // SAFETY: descriptor 3 is replaced on purpose: on success this program
+    // ends here, and on failure it becomes what it was.
+    let result = unsafe {
+        if first.as_raw_fd() == 3 {
             libc::fcntl(3, libc::F_SETFD, 0)
         } else {
             libc::dup2(first.as_raw_fd(), 3)
-        };
-        if result < 0 {
-            return Errno::last();
         }
+    };
+    if result < 0 {
+        return Errno::last();
     }
     // The next program's signals stay blocked until it reads them from its
     // own descriptor: one that arrives in between must not be the end.
     let _ = role_signals().thread_set_mask();
-    match nix::unistd::execveat(
-        // SAFETY: `binary` was duplicated above and stays open for the call.
-        unsafe { BorrowedFd::borrow_raw(binary) },
-        c"",
-        argv,
-        env,
-        nix::fcntl::AtFlags::AT_EMPTY_PATH,
-    ) {
+    let empty = nix::fcntl::AtFlags::AT_EMPTY_PATH;
+    let errno = match nix::unistd::execveat(&binary, c"", argv, env, empty) {
         Err(errno) => errno,
         Ok(never) => match never {},
+    };
+    // SAFETY: whoever owns the number gets the same open description back, or
+    // the closed number it was.
+    unsafe {
+        match &before {
+            Some(before) => libc::dup3(before.as_raw_fd(), 3, libc::O_CLOEXEC),
+            None => libc::close(3),
+        };
     }
+    errno
+}
+
+/// The owner of a descriptor just made.
+fn own(number: RawFd) -> OwnedFd {
+    // SAFETY: callers pass what a call has just made for them alone.
+    unsafe { OwnedFd::from_raw_fd(number) }
 }
 
 /// The environment of this process, for an exec.

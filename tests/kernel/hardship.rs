@@ -96,6 +96,12 @@ fn a_process_with_every_option_is_the_same_after_every_change_of_roles() {
     let listed = list(&kernel);
     assert_eq!(listed[0]["tag"], options["tag"]);
     let held = kernel.json().ok("hold.list", json!({}));
+    // While it is loaded it has its libraries open.
+    wait_until("its program runs", || {
+        let line = fs::read(format!("/proc/{}/cmdline", pid(&before))).unwrap_or_default();
+        let asleep = procfs::stat(pid(&before)).is_some_and(|stat| stat.state == 'S');
+        line.starts_with(b"sleep") && asleep
+    });
     let descriptors = procfs::descriptors(pid(&before));
     drop(session);
     for turn in 0..3 {

@@ -320,3 +320,39 @@ fn a_program_that_hangs_is_left_again() {
     kernel.status();
     clients.check(&kernel);
 }
+
+#[test]
+fn a_program_that_ends_soon_after_it_served_is_left_again() {
+    let mut kernel = Kernel::start();
+    let before = PathBuf::from(format!("/proc/{}/exe", kernel.pid()));
+    let before = std::fs::read_link(before).unwrap();
+    let path = another(&kernel);
+    let mut client = kernel.json();
+    let worker = client.make_process("w", &["/bin/sleep", "1000"], json!({}));
+    client.ok("kernel.upgrade", upgrade(&path));
+    let first = kernel.pid();
+    procfs::signal(first, nix::sys::signal::Signal::SIGABRT);
+    wait_until("the program before is back", || {
+        kernel.try_status().is_some_and(|status| {
+            let exe = std::fs::read_link(format!("/proc/{}/exe", status["pid"]));
+            exe.is_ok_and(|exe| exe == before)
+        })
+    });
+    assert_eq!(kernel.json().process("w").unwrap()["pid"], worker["pid"]);
+    kernel.status();
+}
+
+#[test]
+fn after_a_change_that_failed_the_kernel_still_hears_signals() {
+    let mut kernel = Kernel::start();
+    let mut client = kernel.json();
+    client.ok("kernel.upgrade", json!({}));
+    let fails = script(&kernel, "fails", "#!/bin/sh\nexit 9\n");
+    let request = with(upgrade(&fails), "force");
+    assert_eq!(client.error("kernel.upgrade", request), "denied");
+    let incarnation = kernel.status()["incarnation"].clone();
+    kernel.upgrade();
+    assert_ne!(kernel.status()["incarnation"], incarnation);
+    // The very same session goes on meanwhile.
+    client.ok("status", json!({}));
+}

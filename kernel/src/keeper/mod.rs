@@ -67,6 +67,8 @@ struct Kernel {
     socket: OwnedFd,
     started: Instant,
     serving: bool,
+    /// Since when, if it does.
+    serving_since: Instant,
     /// When the oldest unanswered question was asked.
     asked: Option<Instant>,
     next_ping: Instant,
@@ -348,7 +350,19 @@ impl Keeper {
         }
         if kernel.serving {
             self.failures = 0;
-            self.start_at = now;
+            let served = now.saturating_duration_since(kernel.serving_since);
+            match self.program.after_end(status.outcome, served) {
+                Some(before) => {
+                    say(format_args!(
+                        "the new program {how} soon after it served; going back to the one before"
+                    ));
+                    self.kept.insert(PROGRAM, before);
+                    self.start_at = now;
+                    return;
+                }
+                None if self.program.quick_ends > 0 => self.start_at = now + self.restart_delay(),
+                None => self.start_at = now,
+            }
         } else {
             self.failures += 1;
             self.program.last_failure.clone_from(&how);
@@ -388,6 +402,7 @@ impl Keeper {
                     socket: ours,
                     started: now,
                     serving: false,
+                    serving_since: now,
                     asked: None,
                     next_ping: now + scaled(PING_INTERVAL),
                     fetch: None,

@@ -33,6 +33,9 @@ const CRASH_LOOP: u32 = 3;
 /// How long until it is tried again all the same: what was in the way (no
 /// memory, say) may have gone.
 const HOLDING_DELAY: Duration = Duration::from_secs(60);
+/// How long a kernel has to serve until it is taken to be able to, and a new
+/// program to be a good one.
+const PROBATION: Duration = Duration::from_secs(10);
 /// Callers told in one turn that there is no kernel.
 const CALLERS_PER_TURN: usize = 16;
 
@@ -43,6 +46,10 @@ pub(super) struct Program {
     tried: Option<OwnedFd>,
     /// Put there by an operator, to be tried with the next start.
     offered: Option<OwnedFd>,
+    /// The one before, until when the one that took its place is on probation.
+    before: Option<(OwnedFd, Instant)>,
+    /// Kernels in a row that served and soon ended by themselves.
+    pub(super) quick_ends: u32,
     /// What became of the last one that was tried, until a kernel serves.
     pub(super) verdict: Option<Verdict>,
     /// How the last kernel that did not serve ended.
@@ -86,6 +93,31 @@ impl Program {
         self.tried.take()
     }
 
+    /// A new program has taken this one's place.
+    pub(super) fn keep_for_probation(&mut self, before: Option<OwnedFd>) {
+        let until = Instant::now() + scaled(PROBATION);
+        self.before = before.map(|program| (program, until));
+    }
+
+    /// A kernel that served has ended: the program to go back to, if it was on
+    /// probation and ended by itself. Who is killed has done nothing.
+    pub(super) fn after_end(&mut self, outcome: Outcome, served: Duration) -> Option<OwnedFd> {
+        let killed =
+            matches!(outcome, Outcome::Signal { number, .. } if number == Signal::SIGKILL as i32);
+        if killed {
+            self.quick_ends = 0;
+            return None;
+        }
+        let soon = served < scaled(PROBATION);
+        self.quick_ends = if soon { self.quick_ends + 1 } else { 0 };
+        let (program, until) = self.before.take()?;
+        if Instant::now() >= until {
+            return None;
+        }
+        self.verdict = Some(Verdict::Ended(outcome));
+        Some(program)
+    }
+
     /// The kernel that ran the tried program has ended before it served.
     pub(super) fn failed(&mut self, outcome: Outcome, late: bool) {
         self.tried = None;
@@ -112,7 +144,7 @@ impl Keeper {
         if self.is_in_crash_loop() {
             return scaled(HOLDING_DELAY);
         }
-        let doublings = self.failures.min(16);
+        let doublings = self.failures.max(self.program.quick_ends).min(16);
         (RESTART_DELAY.0 * 2u32.saturating_pow(doublings)).min(RESTART_DELAY.1)
     }
 
@@ -174,7 +206,8 @@ impl Keeper {
     /// program's path now shall be tried.
     pub(super) fn take_program_from_operator(&mut self) {
         let serves = self.kernel.as_ref().is_some_and(|kernel| kernel.serving);
-        if serves || self.failures == 0 || !self.signals.contains(&SIGUSR2) {
+        let troubled = self.failures > 0 || self.program.quick_ends > 0;
+        if serves || !troubled || !self.signals.contains(&SIGUSR2) {
             return;
         }
         self.signals.retain(|number| *number != SIGUSR2);

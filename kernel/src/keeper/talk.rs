@@ -151,6 +151,7 @@ impl Keeper {
             ToKeeper::Serving => {
                 if let (true, Some(kernel)) = (live, &mut self.kernel) {
                     kernel.serving = true;
+                    kernel.serving_since = Instant::now();
                     kernel.next_ping = Instant::now() + scaled(PING_INTERVAL);
                     // What came while nobody could hear it is one request,
                     // however often it was made: two mean something else.
@@ -159,7 +160,8 @@ impl Keeper {
                     self.failures = 0;
                     self.served = true;
                     if let Some(program) = self.program.serves() {
-                        self.kept.insert(PROGRAM, program);
+                        let before = self.kept.insert(PROGRAM, program);
+                        self.program.keep_for_probation(before);
                     }
                     if !self.announced {
                         self.announced = true;

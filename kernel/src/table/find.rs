@@ -43,7 +43,7 @@ impl<'a> Matcher<'a> {
     }
 }
 
-/// Keeps only the patterns that [`Table::find_processes`] and its like find,
+/// Keeps only the patterns that [`super::Table::find_processes`] and its like find,
 /// for verbs to which an unknown name is no error.
 pub fn known<'a>(
     patterns: &'a [NamePattern],

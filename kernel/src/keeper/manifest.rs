@@ -6,6 +6,7 @@
 //! does a kernel that starts its program anew, should the keeper die before
 //! the descriptors are fetched from it.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -78,7 +79,7 @@ pub fn write<'a>(
 ///
 /// # Errors
 /// `EBADMSG` for anything that is not a manifest; descriptors that are not
-/// open are left out.
+/// open, or were named before, are left out.
 pub fn read(file: impl AsFd) -> Result<(Manifest, Vec<(Key, OwnedFd)>), Errno> {
     let size = memfd::size(&file)?;
     if size > MAX_MANIFEST_BYTES {
@@ -87,11 +88,43 @@ pub fn read(file: impl AsFd) -> Result<(Manifest, Vec<(Key, OwnedFd)>), Errno> {
     let mut text = vec![0; usize::try_from(size).map_err(|_| Errno::EBADMSG)?];
     memfd::read_at(&file, &mut text, 0)?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|_| Errno::EBADMSG)?;
-    let mut kept = Vec::with_capacity(manifest.descriptors.len());
+    // A number must not get two owners, whatever a predecessor wrote.
+    let mut taken: BTreeSet<RawFd> = [manifest.ready, manifest.line]
+        .into_iter()
+        .flatten()
+        .chain([file.as_fd().as_raw_fd()])
+        .collect();
+    let mut kept = Vec::new();
     for (kind, id, number) in &manifest.descriptors {
+        if !taken.insert(*number) {
+            continue;
+        }
         if let Ok(fd) = process::take_inherited(*number) {
             kept.push((Key::new(Kind(*kind), *id), fd));
         }
     }
     Ok((manifest, kept))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_named_twice_has_one_owner() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let number = std::os::fd::IntoRawFd::into_raw_fd(null);
+        let manifest = Manifest {
+            descriptors: vec![(1, 1, number), (2, 2, number), (3, 3, -1)],
+            ..Manifest::default()
+        };
+        let file = memfd::memfd_create("test").unwrap();
+        memfd::write_at(&file, &serde_json::to_vec(&manifest).unwrap(), 0).unwrap();
+        let (_, kept) = read(&file).unwrap();
+        let kept: Vec<_> = kept
+            .iter()
+            .map(|(key, fd)| (key.id, fd.as_raw_fd()))
+            .collect();
+        assert_eq!(kept, [(1, number)]);
+    }
 }

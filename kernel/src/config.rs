@@ -3,9 +3,10 @@
 //! The launcher makes them of the command line and writes them into a memfd;
 //! every kernel after it reads them from there.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -15,6 +16,8 @@ use crate::sys::memfd;
 
 /// Most bytes a settings file may have.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Everybody may read a pid, only we may change it.
+const PID_FILE_MODE: u32 = 0o644;
 
 /// What callers on TCP may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -103,13 +106,26 @@ impl Config {
     }
 }
 
-/// Writes a pid file in one step.
+/// Writes a pid file in one step. Whoever else may write to its directory
+/// chooses neither which file of ours is written to nor what it says.
 ///
 /// # Errors
 /// What the system says.
 pub fn write_pid_file(path: &Path, pid: i32) -> std::io::Result<()> {
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, format!("{pid}\n"))?;
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let temporary = PathBuf::from(name);
+    // Left behind by one that was killed, or a link somebody laid there.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(PID_FILE_MODE)
+        .open(&temporary)?;
+    file.write_all(format!("{pid}\n").as_bytes())?;
     fs::rename(&temporary, path)
 }
 
@@ -144,6 +160,26 @@ pub fn make_runtime_dir(dir: &Path) -> Result<(), String> {
         return Err(format!(
             "{} must be a directory of user {own} with mode 0700; remove it or set XDG_RUNTIME_DIR",
             dir.display()
+        ));
+    }
+    check_parent(dir, own)
+}
+
+/// Who owns the directory above, or may write to it, could put another one in
+/// the place of ours.
+fn check_parent(dir: &Path, own: u32) -> Result<(), String> {
+    let Some(parent) = dir.parent() else {
+        return Ok(());
+    };
+    let metadata = fs::metadata(parent)
+        .map_err(|error| format!("cannot look at {}: {error}", parent.display()))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode());
+    let open_to_all = mode & 0o002 != 0 && mode & 0o1000 == 0;
+    if (owner != own && owner != 0) || open_to_all {
+        return Err(format!(
+            "{} belongs to user {owner} with mode {:04o}: others could replace what is in it; set XDG_RUNTIME_DIR to a directory of user {own}",
+            parent.display(),
+            mode & 0o7777
         ));
     }
     Ok(())

@@ -12,7 +12,8 @@ use std::path::Path;
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::socket::SockType;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 use nix::unistd::ForkResult;
 
 use crate::cli::Args;
@@ -178,15 +179,35 @@ fn bind_error(address: &str, errno: Errno) -> anyhow::Error {
 /// The socket only this user can reach, by path and by abstract name.
 fn bind_private(config: &mut Config, controls: &mut Vec<OwnedFd>) -> anyhow::Result<()> {
     let name = abstract_name(config.port);
-    let fd = open_listener(Address::Abstract(&name), &stream(CONTROL_BACKLOG, None))
-        .map_err(|errno| bind_error(&format!("@{}", String::from_utf8_lossy(&name)), errno))?;
-    controls.push(fd);
+    let shown = String::from_utf8_lossy(&name).into_owned();
+    match open_listener(Address::Abstract(&name), &stream(CONTROL_BACKLOG, None)) {
+        Ok(fd) => controls.push(fd),
+        // Any user may take any name there, which must not keep this daemon
+        // from serving: there are the path and the port, and clients look who
+        // listens.
+        Err(Errno::EADDRINUSE) if !is_ours(&name) => {
+            eprintln!("papa: @{shown} is taken by somebody else; going on without it");
+        }
+        Err(errno) => return Err(bind_error(&format!("@{shown}"), errno)),
+    }
     let dir = runtime_dir();
     make_runtime_dir(&dir).map_err(|error| anyhow!(error))?;
     let path = dir.join(format!("{}.sock", config.port));
     controls.push(bind_path(&path)?);
     config.socket_paths.push(path);
     Ok(())
+}
+
+/// Whether a process of this user listens under an abstract name.
+fn is_ours(name: &[u8]) -> bool {
+    let holder = || -> Result<u32, Errno> {
+        // Not waiting: a stranger may listen and never accept.
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(fd.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+        Ok(getsockopt(&fd, PeerCredentials)?.uid())
+    };
+    holder().is_ok_and(|uid| uid == nix::unistd::geteuid().as_raw())
 }
 
 /// Binds a path; a socket there that nobody answers at is removed.

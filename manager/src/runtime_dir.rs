@@ -121,6 +121,30 @@ impl RuntimeDir {
                 metadata.uid()
             )));
         }
+        self.verify_parent(uid)
+    }
+
+    /// Who owns the directory above, or may write to it, could put another one in the place of ours.
+    fn verify_parent(&self, own: u32) -> Result<(), RuntimeDirError> {
+        let Some(parent) = self.path.parent() else {
+            return Ok(());
+        };
+        let metadata = fs::metadata(parent).map_err(|source| RuntimeDirError::Io {
+            path: parent.to_owned(),
+            source,
+        })?;
+        let (owner, mode) = (metadata.uid(), metadata.mode());
+        let open_to_all = mode & 0o002 != 0 && mode & 0o1000 == 0;
+        if (owner != own && owner != 0) || open_to_all {
+            return Err(RuntimeDirError::Unsafe {
+                path: self.path.clone(),
+                reason: format!(
+                    "{} belongs to uid {owner} with mode {:04o}, so others could replace what is in it",
+                    parent.display(),
+                    mode & 0o7777
+                ),
+            });
+        }
         Ok(())
     }
 
@@ -220,6 +244,16 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         dir.ensure().unwrap();
         assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_directory_that_others_could_replace_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = in_dir(base.path());
+        for (mode, good) in [(0o777, false), (0o1777, true), (0o775, true)] {
+            fs::set_permissions(base.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(dir.ensure().is_ok(), good, "{mode:o}");
+        }
     }
 
     #[test]

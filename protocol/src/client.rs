@@ -11,6 +11,7 @@ mod address;
 mod connection;
 mod driver;
 mod registry;
+mod server_user;
 mod transport;
 
 use std::fmt;

@@ -119,7 +119,7 @@ pub(super) fn find(addresses: &[Address]) -> Result<Option<Kernel>, KernelError>
         for address in addresses {
             match connect(address).await {
                 Ok(client) => return describe(address, &client).await.map(Some),
-                Err(error) if is_absent(&error) => {}
+                Err(error) if is_absent(address, &error) => {}
                 Err(source) => {
                     return Err(KernelError::Unusable {
                         address: address.clone(),
@@ -174,7 +174,7 @@ pub(super) fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
             };
             let client = match connect(address).await {
                 Ok(client) => client,
-                Err(error) if is_absent(&error) => continue,
+                Err(error) if is_absent(address, &error) => continue,
                 Err(error) => return Err(failed(error)),
             };
             return match client.call(ops::KernelExit {}).await {
@@ -228,13 +228,17 @@ async fn describe(address: &Address, client: &Client) -> Result<Kernel, KernelEr
     })
 }
 
-/// Whether nobody listens, as opposed to somebody who answers wrongly.
-fn is_absent(error: &ClientError) -> bool {
-    match error {
-        ClientError::Io(error) => matches!(
-            error.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-        ),
+/// Whether nobody listens, as opposed to somebody who answers wrongly. Any user may take any abstract name: a stranger there means that
+/// the kernel is not.
+fn is_absent(address: &Address, error: &ClientError) -> bool {
+    let ClientError::Io(error) = error else {
+        return false;
+    };
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => true,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::WouldBlock => {
+            matches!(address, Address::Abstract(_))
+        }
         _ => false,
     }
 }

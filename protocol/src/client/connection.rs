@@ -60,6 +60,7 @@ impl Connection {
                 descriptors_in: VecDeque::new(),
             };
             let hello = connection.greet(client).await?;
+            connection.transport.check_server()?;
             Ok((connection, hello))
         };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, attempt).await {

@@ -17,6 +17,7 @@ use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::client::address::Address;
+use crate::client::server_user;
 use crate::limits::MAX_PENDING_DESCRIPTORS_PER_SESSION;
 
 /// Bytes read at once while a descriptor may come; replies that carry one are short.
@@ -64,6 +65,15 @@ impl Transport {
             ));
         }
         Ok(Self::Unix(stream))
+    }
+
+    /// Checks who is at the other end of a TCP connection, once something was heard from there.
+    pub(super) fn check_server(&self) -> io::Result<()> {
+        match self {
+            // Checked when it was connected.
+            Self::Unix(_) => Ok(()),
+            Self::Tcp(stream) => server_user::check(stream),
+        }
     }
 
     /// Whether descriptors can be passed.

@@ -56,7 +56,7 @@ fn with_kernel<T>(
                     let result = work(&client).await.map_err(failed)?;
                     return Ok(Some((address.clone(), result)));
                 }
-                Err(error) if is_absent(&error) => {}
+                Err(error) if is_absent(address, &error) => {}
                 Err(error) => return Err(failed(error)),
             }
         }

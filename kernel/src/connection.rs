@@ -241,7 +241,7 @@ impl Connection {
             let held = self.input.len() + self.output_bytes;
             let moved = std::mem::take(&mut self.moved);
             self.budget.report(self.id, held, moved, Instant::now());
-            if self.is_over() {
+            if self.is_over() || self.is_stuck() {
                 return Ok(Ending::Over);
             }
             if freeze.is_some_and(|unanswered| unanswered || self.state != State::Waiting) {
@@ -286,6 +286,15 @@ impl Connection {
         }
     }
 
+    /// Nothing can come of this session: descriptors fill the room for them,
+    /// and no line is there that takes one. What is read no more is not seen
+    /// to end either.
+    fn is_stuck(&self) -> bool {
+        self.fds.len() >= MAX_PENDING_DESCRIPTORS_PER_SESSION
+            && self.output.is_empty()
+            && matches!(self.state, State::Ready(_))
+    }
+
     fn wants_input(&self) -> bool {
         if self.end_of_input || self.fds.len() >= MAX_PENDING_DESCRIPTORS_PER_SESSION {
             return false;
@@ -312,6 +321,8 @@ impl Connection {
                 self.received += length as u64;
                 self.fds
                     .extend(fds.into_iter().map(|fd| (self.received, fd)));
+                // No client that follows the rules has more on the way.
+                self.fds.truncate(MAX_PENDING_DESCRIPTORS_PER_SESSION);
                 // What a telnet or a client types begins with a letter.
                 let strange = |byte: &u8| *byte < b' ' && !b"\r\n\t".contains(byte);
                 if self.first_line && self.input.first().is_some_and(strange) {

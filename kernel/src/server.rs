@@ -278,6 +278,23 @@ enum Refusal {
     Because(&'static str),
 }
 
+/// Whether the overflow uid of a caller is its real one: where no user is
+/// unknown, or where the process with this number is in our user namespace.
+/// Source: `user_namespaces(7)`.
+fn is_really(pid: Option<i32>) -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let everybody = u32::MAX.to_string();
+    if map.split_whitespace().eq(["0", "0", everybody.as_str()]) {
+        return true;
+    }
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
+    // 0 is a process that our process namespace does not show.
+    let theirs = pid
+        .filter(|pid| *pid > 0)
+        .and_then(|pid| namespace(&pid.to_string()));
+    theirs.is_some() && theirs == namespace("self")
+}
+
 /// Who is at the other end, if it is someone we serve.
 fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, Refusal> {
     let own = nix::unistd::geteuid().as_raw();
@@ -299,13 +316,16 @@ fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, R
                 Errno::ENOENT => Refusal::Gone,
                 _ => Refusal::Because("its user cannot be told"),
             })?;
-            if holder.inode == 0 {
+            // While a caller that has gone waited to be accepted, somebody else
+            // may have taken its port. A connection that is still open is the
+            // only one between the two addresses.
+            if holder.inode == 0 || holder.connecting || stream.peer_addr().is_err() {
                 return Err(Refusal::Gone);
             }
             (holder.uid, None, true)
         }
     };
-    if uid == OVERFLOW_UID && own != OVERFLOW_UID {
+    if uid == OVERFLOW_UID && !(own == OVERFLOW_UID && is_really(pid)) {
         return Err(Refusal::Because("it belongs to another user namespace"));
     }
     if uid != own && uid != 0 {

@@ -154,12 +154,13 @@ impl<'de> Deserialize<'de> for ByteString {
     }
 }
 
-/// Replaces control characters (C0, DEL, C1) by visible escapes; borrows when there are none.
+/// Replaces control characters (C0, DEL, C1) and those that turn the direction of text around or end a line by visible
+/// escapes; borrows when there are none.
 ///
 /// A backslash stays as it is, so the result is for people and cannot be turned back.
 #[must_use]
 pub fn escape_control(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(char::is_control) {
+    if !text.chars().any(is_shown_escaped) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 8);
@@ -203,12 +204,22 @@ pub fn shorten(text: &str, limit_bytes: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}...", &text[..end]))
 }
 
+/// Whether a character could make a listing look like something else.
+fn is_shown_escaped(character: char) -> bool {
+    let rearranges = matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    character.is_control() || rearranges
+}
+
 fn push_escaped(out: &mut String, character: char) {
     match character {
         '\n' => out.push_str("\\n"),
         '\r' => out.push_str("\\r"),
         '\t' => out.push_str("\\t"),
         control if control.is_control() => push_hex(out, u32::from(control)),
+        // Writing to a String cannot fail.
+        turning if is_shown_escaped(turning) => {
+            let _ = write!(out, "\\u{{{:x}}}", u32::from(turning));
+        }
         other => out.push(other),
     }
 }
@@ -216,4 +227,22 @@ fn push_escaped(out: &mut String, character: char) {
 fn push_hex(out: &mut String, code: u32) {
     // Writing to a String cannot fail.
     let _ = write!(out, "\\x{code:02x}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_rearrange_a_listing_is_shown() {
+        assert_eq!(escape_control("a\u{1b}[2J\n\u{9b}"), "a\\x1b[2J\\n\\x9b");
+        assert_eq!(
+            escape_control("\u{202e}gnp.exe\u{2028}\u{2069}"),
+            "\\u{202e}gnp.exe\\u{2028}\\u{2069}"
+        );
+        // Text that is written from right to left is only text.
+        for plain in ["שלום", "é中🦀", ""] {
+            assert!(matches!(escape_control(plain), Cow::Borrowed(_)), "{plain}");
+        }
+    }
 }

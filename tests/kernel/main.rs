@@ -13,6 +13,7 @@ mod lifecycle;
 mod output;
 mod processes;
 mod safety;
+mod security;
 mod sessions;
 mod slow_readers;
 mod sockets;

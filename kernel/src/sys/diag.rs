@@ -21,6 +21,9 @@ const HEADER: usize = 16;
 /// Offset of the owner's uid in `struct inet_diag_msg`: 4 bytes of kinds, 48
 /// of socket id, then expires, rqueue and wqueue.
 const UID: usize = HEADER + 4 + 48 + 12;
+/// Offset of the socket's state in it, and the state of one that is connecting.
+const STATE: usize = HEADER + 1;
+const SYN_SENT: u8 = 2;
 
 /// Who holds the other end of a TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Holder {
     pub uid: u32,
     /// The socket's inode; 0 once nobody holds it.
     pub inode: u32,
+    /// It has only asked to be connected yet.
+    pub connecting: bool,
 }
 
 /// Asks who holds the socket whose own address is `theirs` and whose peer is
@@ -108,6 +113,7 @@ fn parse(answer: &[u8]) -> Result<Holder, Errno> {
     Ok(Holder {
         uid: word(UID)?,
         inode: word(UID + 4)?,
+        connecting: answer[STATE] == SYN_SENT,
     })
 }
 

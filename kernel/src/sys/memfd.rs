@@ -173,12 +173,15 @@ pub fn splice_at(
     )
 }
 
-/// Opens the same memory file once more, for reading only.
+/// Opens the same memory file once more, for reading only: also for whoever
+/// opens that descriptor through `/proc` again. (Memory files begin with a mode
+/// that lets everybody write.)
 ///
 /// # Errors
-/// The errno of `open(2)`; `ENOENT` without `/proc`.
+/// The errno of `fchmod(2)` or `open(2)`; `ENOENT` without `/proc`.
 pub fn reopen_read_only(file: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     use std::os::fd::AsRawFd;
+    nix::sys::stat::fchmod(file, nix::sys::stat::Mode::S_IRUSR)?;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     nix::fcntl::open(
         path.as_str(),

@@ -137,7 +137,8 @@ impl Owner {
             self.socket_fds.remove(id);
             self.unkeep(&[Key::new(Kind::SOCKET, *id)]);
             if let Some(path) = path {
-                let _ = std::fs::remove_file(path.as_path());
+                // What is no socket was put there by somebody else.
+                let _ = remove_stale_path(path.as_path());
             }
         }
         Ok(ids.len() as u64)

@@ -63,7 +63,7 @@ pub fn process_line(process: &Process) -> String {
     let _ = write!(
         line,
         "{} pid={} running={} started={seconds}.{micros:06}",
-        process.name,
+        escape_control(&process.name),
         process.pid,
         if process.running { "True" } else { "False" },
     );
@@ -88,7 +88,7 @@ pub fn process_line(process: &Process) -> String {
 pub fn socket_line(socket: &SocketInfo) -> String {
     let mut line = format!(
         "{} family={} type={} backlog={}",
-        socket.name,
+        escape_control(&socket.name),
         socket.family.word(),
         socket.socket_type.word(),
         socket.backlog
@@ -122,7 +122,7 @@ pub fn socket_line(socket: &SocketInfo) -> String {
 #[must_use]
 pub fn value_line(name: &Name, value: &[u8]) -> String {
     let mut line = String::with_capacity(name.len() + 1 + value.len());
-    line.push_str(name);
+    line.push_str(&escape_control(name));
     line.push(' ');
     push_escaped_bytes(&mut line, value);
     line

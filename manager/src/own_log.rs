@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use chrono::Local;
+use nix::fcntl::OFlag;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
@@ -90,6 +91,8 @@ fn open(path: &Path) -> io::Result<File> {
         .append(true)
         .create(true)
         .mode(MODE)
+        // Not waiting for the reader of a FIFO.
+        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
         .open(path)
 }
 

@@ -23,6 +23,7 @@ mod own_files;
 mod papactl;
 mod probes;
 mod reload;
+mod security;
 mod slow_disk;
 mod stack;
 mod stuck;

@@ -5,13 +5,13 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, fstatat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::Uid;
 
 use crate::logs::layout::{FileId, MAX_BATCH_BYTES};
@@ -54,8 +54,8 @@ pub(super) fn split_lines(lines: &[u8], room: u64) -> (&[u8], &[u8]) {
     lines.split_at(length)
 }
 
-/// Opens a log file for appending, making its directories if asked. A symbolic link at the end of the path is followed only if we or root made it: whoever may write
-/// to a log directory must not choose which of our files grows.
+/// Opens a log file for appending, making its directories if asked. A symbolic link in the path is followed only if we or root made it: whoever
+/// may write to a log directory must not choose which of our files grows.
 pub(super) fn open(path: &Path, mkdir: bool) -> io::Result<Handle> {
     if path == Path::new(OWN_STDOUT) {
         // Ours already, and by its path it may not open again: sockets never do, another user's terminal may not.
@@ -68,34 +68,31 @@ pub(super) fn open(path: &Path, mkdir: bool) -> io::Result<Handle> {
             regular: false,
         });
     }
-    let with = |flags: OFlag| {
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(MODE)
-            // Not blocking: a FIFO without a reader must not stop everybody else's logs.
-            .custom_flags((flags | OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits())
-            .open(path)
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it names no file",
+        ));
     };
-    let mut opened = with(OFlag::O_NOFOLLOW);
-    if mkdir && matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
-        if let Some(parent) = path.parent() {
-            make_directories(parent)?;
-        }
-        opened = with(OFlag::O_NOFOLLOW);
-    }
-    let file = match opened {
-        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
-            let owner = fs::symlink_metadata(path)?.uid();
+    let parent = enter(parent, mkdir)?;
+    let with = |flags: OFlag| {
+        // Not blocking: a FIFO without a reader must not stop everybody else's logs.
+        let always = OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let append = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT;
+        let mode = Mode::from_bits_truncate(MODE);
+        openat(&parent, name, append | always | flags, mode)
+    };
+    let file = match with(OFlag::O_NOFOLLOW) {
+        Err(Errno::ELOOP) => {
+            let owner = fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_uid;
             if owner != Uid::effective().as_raw() && owner != 0 {
-                let text =
-                    format!("a symbolic link made by uid {owner}, which is neither us nor root");
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+                return Err(strangers_link("", owner));
             }
             with(OFlag::empty())?
         }
         other => other?,
     };
+    let file = File::from(file);
     let metadata = file.metadata()?;
     Ok(Handle {
         id: file_id(&metadata),
@@ -105,48 +102,57 @@ pub(super) fn open(path: &Path, mkdir: bool) -> io::Result<Handle> {
     })
 }
 
-/// Makes what is missing of a directory's path. Existing symbolic links on the way count only if root or we made them, and what is
-/// new is entered by descriptor: who may write to a directory above must not choose where ours come to lie.
-fn make_directories(path: &Path) -> io::Result<()> {
-    let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+/// Opens a directory, making what is missing of its path if asked. Symbolic links on the way count only if root or we made them, and what
+/// is there is entered by descriptor: who may write to a directory above must not choose where our files come to lie.
+fn enter(path: &Path, mkdir: bool) -> io::Result<OwnedFd> {
+    let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
     let mode = Mode::from_bits_truncate(DIRECTORY_MODE);
-    let mut current = nix::fcntl::open("/", directory | OFlag::O_PATH, Mode::empty())?;
-    let mut walked = PathBuf::from("/");
+    let start = if path.is_absolute() { "/" } else { "." };
+    let mut current = nix::fcntl::open(start, directory, Mode::empty())?;
+    let mut walked = PathBuf::new();
     for part in path.components() {
+        walked.push(part);
         let name = match part {
-            Component::RootDir | Component::CurDir => continue,
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
             Component::ParentDir => OsStr::new(".."),
             Component::Normal(name) => name,
-            Component::Prefix(_) => continue,
         };
-        walked.push(name);
-        let enter = |flags| openat(&current, name, directory | flags, Mode::empty());
-        let next = match enter(OFlag::O_PATH | OFlag::O_NOFOLLOW) {
-            Err(Errno::ENOENT) => {
+        let open = |flags| openat(&current, name, directory | flags, Mode::empty());
+        let next = match open(OFlag::O_NOFOLLOW) {
+            Err(Errno::ENOENT) if mkdir => {
                 match mkdirat(&current, name, mode) {
                     // Somebody was quicker.
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),
                 }
-                enter(OFlag::O_PATH | OFlag::O_NOFOLLOW)
+                open(OFlag::O_NOFOLLOW)
             }
             Err(Errno::ENOTDIR | Errno::ELOOP) => {
                 let data = fstatat(&current, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                let link =
+                    SFlag::from_bits_truncate(data.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
                 let owner = data.st_uid;
-                if owner != Uid::effective().as_raw() && owner != 0 {
-                    let text = format!(
-                        "{}: a symbolic link made by uid {owner}, which is neither us nor root",
-                        walked.display()
-                    );
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+                if link && owner != Uid::effective().as_raw() && owner != 0 {
+                    return Err(strangers_link(&format!("{}: ", walked.display()), owner));
                 }
-                enter(OFlag::O_PATH)
+                open(OFlag::empty())
             }
             other => other,
         };
         current = next?;
     }
-    Ok(())
+    Ok(current)
+}
+
+/// Where a directory is, no link on the way being a stranger's.
+pub(super) fn resolved(path: &Path) -> io::Result<PathBuf> {
+    let directory = enter(path, false)?;
+    fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+}
+
+fn strangers_link(place: &str, owner: u32) -> io::Error {
+    let text = format!("{place}a symbolic link made by uid {owner}, which is neither us nor root");
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
 pub(super) fn file_id(metadata: &fs::Metadata) -> FileId {
@@ -176,7 +182,11 @@ pub(super) fn resume(
     if !handle.regular {
         return Ok((handle.file, false, 0));
     }
-    let written = match OpenOptions::new().read(true).open(&found) {
+    let reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(&found);
+    let written = match reader {
         Ok(reader) => common_prefix(&reader, start, bytes)?,
         // Writable but not readable: the length is the best there is.
         Err(_) => usize::try_from(handle.size.saturating_sub(start))

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use nix::fcntl::OFlag;
 use papa_protocol::failpoint;
 
 use crate::logs::disk::file_id;
@@ -65,8 +66,16 @@ impl Compressor {
     pub(super) fn begin(&mut self, path: &Path, plain: &Path, now: Instant) {
         let (sender, result) = mpsc::channel();
         let begun = (|| {
-            let source = File::open(plain)?;
-            let id = file_id(&source.metadata()?);
+            // Whoever may write to the directory may have put anything there: what is no file is not waited for, and a link not followed.
+            let source = OpenOptions::new()
+                .read(true)
+                .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+                .open(plain)?;
+            let metadata = source.metadata()?;
+            if !metadata.is_file() {
+                return Err(io::Error::other("it is not a file"));
+            }
+            let id = file_id(&metadata);
             let target = added(path, UNFINISHED);
             std::thread::Builder::new()
                 .name("gzip".to_owned())

@@ -155,11 +155,16 @@ pub(super) fn next_plain(path: &Path) -> io::Result<Option<PathBuf>> {
     for file in files.iter().filter(|file| !file.compressed) {
         if exists(&gz(&file.path)) {
             fs::remove_file(&file.path)?;
-        } else if newest.is_none_or(|known| known < file) {
+        } else if newest.is_none_or(|known| known < file) && is_file(&file.path) {
             newest = Some(file);
         }
     }
     Ok(newest.map(|file| file.path.clone()))
+}
+
+/// What somebody else put in a rotated file's place (a FIFO, a link) is never compressed, and must not keep the others from it.
+fn is_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
 }
 
 /// The compressed form's name.

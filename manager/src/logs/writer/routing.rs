@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::logs::book::Target;
+use crate::logs::disk;
 use crate::logs::format::Format;
 use crate::logs::layout::{Kind, Source};
 use crate::logs::lines::MAX_LINE_BYTES;
@@ -118,7 +119,8 @@ fn settled(address: &Address) -> Address {
     let Address::File(path) = address else {
         return address.clone();
     };
-    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+    // Left as it is where a stranger's link is on the way: opening it says so.
+    let parent = path.parent().and_then(|parent| disk::resolved(parent).ok());
     match (parent, path.file_name()) {
         (Some(parent), Some(name)) if path.as_os_str() != OWN_STDOUT => {
             Address::File(parent.join(name))

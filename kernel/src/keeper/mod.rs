@@ -211,6 +211,7 @@ impl Keeper {
         self.hear_last_words();
         self.speak();
         self.check_on_kernel();
+        self.program.end_probation();
         self.take_program_from_operator();
         if answers {
             self.answer_callers();

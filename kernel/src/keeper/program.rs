@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 
 use super::wire::{Key, Kind, Verdict};
 use super::{Keeper, PROGRAM, RECOVERY_LIMIT, RESTART_DELAY, SIGUSR2, say};
@@ -93,10 +93,18 @@ impl Program {
         self.tried.take()
     }
 
-    /// A new program has taken this one's place.
-    pub(super) fn keep_for_probation(&mut self, before: Option<OwnedFd>) {
+    /// The program `now` has taken the place of the one before.
+    pub(super) fn keep_for_probation(&mut self, before: Option<OwnedFd>, now: &OwnedFd) {
         let until = Instant::now() + scaled(PROBATION);
-        self.before = before.map(|program| (program, until));
+        // The same file is no better.
+        self.before = before
+            .filter(|before| !is_same_file(before, now))
+            .map(|before| (before, until));
+    }
+
+    /// Lets go of the one before when its successor has proved itself.
+    pub(super) fn end_probation(&mut self) {
+        self.before.take_if(|(_, until)| Instant::now() >= *until);
     }
 
     /// A kernel that served has ended: the program to go back to, if it was on
@@ -234,6 +242,11 @@ impl Keeper {
     fn program_path(&self) -> Option<PathBuf> {
         path_of(self.kept.get(&PROGRAM)?)
     }
+}
+
+fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let file = |fd| fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    file(one).is_some() && file(one) == file(other)
 }
 
 /// The next caller, if one waits.

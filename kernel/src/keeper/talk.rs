@@ -160,8 +160,9 @@ impl Keeper {
                     self.failures = 0;
                     self.served = true;
                     if let Some(program) = self.program.serves() {
-                        let before = self.kept.insert(PROGRAM, program);
-                        self.program.keep_for_probation(before);
+                        let before = self.kept.remove(&PROGRAM);
+                        self.program.keep_for_probation(before, &program);
+                        self.kept.insert(PROGRAM, program);
                     }
                     if !self.announced {
                         self.announced = true;

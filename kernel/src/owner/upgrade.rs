@@ -360,11 +360,13 @@ impl Owner {
         handed.push((Key::new(Kind::HANDOVER, 0), file));
         let entries: Vec<_> = handed.iter().map(|(key, fd)| (*key, fd.as_fd())).collect();
         let told = self.link.put(&entries);
+        failpoint::reach("upgrade.recorded");
         let errno = match (told, role) {
             (Err(errno), _) => errno,
             (Ok(()), Role::Keeper) => self.take_keepers_place("as asked", &handed),
             (Ok(()), Role::Kernel) => match self.link.try_program(changing.program.as_fd()) {
                 Ok(()) => {
+                    failpoint::reach("upgrade.tried");
                     info!(path = changing.change.to_path, "changing the program");
                     let errno = takeover::become_program(self, changing.program.as_fd(), &handed);
                     let told = self.link.tell(&ToKeeper::Untried);

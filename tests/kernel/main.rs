@@ -8,6 +8,7 @@ mod harness;
 mod crash;
 mod crash_loop;
 mod dialect;
+mod fixtures;
 mod hardship;
 mod lifecycle;
 mod output;

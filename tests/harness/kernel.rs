@@ -136,7 +136,7 @@ impl KernelBuilder {
         if self.nobody {
             // The build folder may be out of that user's reach.
             let copy = directory.path().join("papa-copy");
-            fs::copy(&program, &copy).expect("the kernel's binary can be copied");
+            super::copy_program(&program, &copy);
             program = copy;
             std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY))
                 .expect("root may give the scratch folder away");

@@ -77,6 +77,21 @@ pub fn wait_for<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
     found.expect("the wait ended with a value")
 }
 
+/// Copies a program that is to be executed. By another process, since a child that a test beside this one forks meanwhile would have our
+/// descriptor open for writing, and a file that is open for writing is not executed.
+///
+/// # Panics
+/// When it cannot be copied.
+#[track_caller]
+pub fn copy_program(from: &std::path::Path, to: &std::path::Path) {
+    let status = std::process::Command::new("cp").arg(from).arg(to).status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "{} cannot be copied",
+        from.display()
+    );
+}
+
 /// Says that this test cannot run here; in CI that is a failure, since nobody would read the line.
 ///
 /// # Panics

@@ -127,7 +127,7 @@ fn by_tcp(kernel: &Kernel) -> Option<String> {
 /// Puts a program in place of another, as an installation does.
 fn install(program: &Path, from: &Path) {
     let draft = program.with_extension("draft");
-    std::fs::copy(from, &draft).expect("the program can be copied");
+    crate::harness::copy_program(from, &draft);
     std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o755))
         .expect("it can be made executable");
     std::fs::rename(draft, program).expect("the program can be replaced");

@@ -330,22 +330,22 @@ fn a_port_taken_over_from_a_caller_that_has_gone_does_not_speak_for_it() {
     let program = "import socket, struct, sys\ns = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n\
                    print(s.getsockname()[1])\ns.sendall(b'set forged 1\\n')\n\
                    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))\ns.close()";
-    let output = python(&AS_NOBODY, program, &[&kernel.port().to_string()]);
-    let port: u16 = lines(&output)[0].parse().expect("a port");
-    // One of ours gets the same port.
-    let ours = {
+    // One of ours gets the same port, unless somebody on this machine was given it first.
+    let ours = wait_for("a port that was a stranger's is ours", || {
         use nix::sys::socket::{
             AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket,
             sockopt::ReuseAddr,
         };
+        let output = python(&AS_NOBODY, program, &[&kernel.port().to_string()]);
+        let port: u16 = lines(&output)[0].parse().expect("a port");
         let flags = SockFlag::SOCK_CLOEXEC;
         let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket");
         setsockopt(&fd, ReuseAddr, &true).expect("a socket");
         let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
-        bind(raw, &SockaddrIn::new(127, 0, 0, 1, port)).expect("the port is free again");
+        bind(raw, &SockaddrIn::new(127, 0, 0, 1, port)).ok()?;
         connect(raw, &SockaddrIn::new(127, 0, 0, 1, kernel.port())).expect("it listens");
-        TcpStream::from(fd)
-    };
+        Some(TcpStream::from(fd))
+    });
     procfs::signal(pid, Signal::SIGCONT);
     let mut ours = Classic::over_tcp(ours);
     assert!(ours.read_to("> ").starts_with("Papa"), "ours is served");
@@ -417,7 +417,7 @@ fn users_that_a_namespace_does_not_know_are_nobody_in_it() {
     let scratch = Scratch::new();
     chown(scratch.directory(), Some(1000), Some(1000)).expect("root may");
     let program = scratch.path("papa-copy");
-    fs::copy(binary("papa"), &program).expect("room");
+    crate::harness::copy_program(&binary("papa"), program.as_ref());
     let port = free_port();
     let mut command = private_command(Path::new(PYTHON), scratch.directory());
     let mut daemon = command

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::action::{Action, Ending, Program, Random, Which};
 use crate::harness::whole::{RECOVERY, Role, Whole};
-use crate::harness::{Json, Kernel, binary, procfs};
+use crate::harness::{Json, Kernel, binary, copy_program, procfs};
 
 /// Steps between two checks.
 const CHECK_EVERY: u64 = 5;
@@ -153,7 +153,7 @@ impl Soak {
             "cc builds {source}"
         );
         let copy = PathBuf::from(path("papa"));
-        fs::copy(binary("papa"), &copy).unwrap();
+        copy_program(&binary("papa"), &copy);
         let disk_path = path("disk");
         fs::create_dir(&disk_path).unwrap();
         let disk = Disk::new(&disk_path);

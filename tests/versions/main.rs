@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use harness::{Kernel, binary, private_command, skipped, wait_for, wait_until};
+use harness::{Kernel, binary, copy_program, private_command, skipped, wait_for, wait_until};
 
 /// The revision before kernels could be asked to change their program, and managers to check a file for another.
 const REVISION: &str = "bfeb559";
@@ -137,10 +137,10 @@ impl Mixed {
 
     fn lines(&self) -> Vec<String> {
         let text = fs::read_to_string(self.kernel.directory().join("lines.log"));
-        text.unwrap_or_default()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        let text = text.unwrap_or_default();
+        // The last one may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(str::to_owned).collect()
     }
 
     /// Twenty more lines are logged, and all there are follow one another.
@@ -170,7 +170,7 @@ impl Drop for Mixed {
 /// Puts a program in the place of another that may be running.
 fn install(from: &Path, to: &Path) {
     let fresh = to.with_extension("new");
-    fs::copy(from, &fresh).unwrap();
+    copy_program(from, &fresh);
     fs::rename(&fresh, to).unwrap();
 }
 

@@ -195,10 +195,11 @@ fn hangup_reloads_what_runs_and_send_hup_passes_it_on() {
 
 #[test]
 fn a_reload_that_fails_changes_nothing_and_says_why() {
-    let stack = Stack::start(&notify("ready_timeout = 1"));
+    // Long enough for a Python to start on a machine that has much else to do.
+    let stack = Stack::start(&notify("ready_timeout = 4"));
     wait_up(&stack, "web");
     let before = stack.wait_pids("web", 2);
-    for (mode, why) in [("exit", "exited with 3"), ("never", "not ready within 1 s")] {
+    for (mode, why) in [("exit", "exited with 3"), ("never", "not ready within 4 s")] {
         set_mode(&stack, "web", mode);
         let reply = stack.request("reload", "web");
         let reason = reason(&reply);
@@ -244,10 +245,10 @@ fn a_reload_that_fails_changes_nothing_and_says_why() {
 
 #[test]
 fn a_failure_after_the_first_replacement_brings_the_old_settings_back() {
-    // A newcomer finds how many have served before it: the second one too many.
+    // A newcomer finds how many came before it: the second one too many.
     let command = worker("DIR/web $(circus.wid) none");
     let ini = format!(
-        "[watcher:web]\ncmd = sh -c '[ -z \"$NEW\" ] || [ $(grep -c up DIR/web.journal) -lt 3 ] && exec {command}'\n\
+        "[watcher:web]\ncmd = sh -c '[ -z \"$NEW\" ] || {{ echo >> DIR/new; [ $(wc -l < DIR/new) -lt 2 ]; }} && exec {command}'\n\
          copy_env = true\nnumprocesses = 2\n[env:web]\nGIVEN = old\n"
     );
     let stack = Stack::start(&ini);

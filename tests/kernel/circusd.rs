@@ -76,6 +76,17 @@ impl Circus {
         }
     }
 
+    /// One whose workers have begun to write, and their pids by watcher.
+    #[track_caller]
+    fn writing() -> Option<(Self, Vec<i32>, Vec<i32>)> {
+        let mut circus = Self::new(Venv::get()?);
+        circus.up();
+        let chatty = circus.pids("chatty");
+        let web = circus.pids("web");
+        circus.wait_for_new_lines(&chatty);
+        Some((circus, chatty, web))
+    }
+
     /// Starts circusd and waits until it says that both watchers are active.
     #[track_caller]
     fn up(&mut self) {
@@ -319,12 +330,9 @@ fn circusd_runs_stops_starts_and_recovers() {
 
 #[test]
 fn a_killed_kernel_under_circusd_costs_no_worker() {
-    let Some(venv) = Venv::get() else { return };
-    let mut circus = Circus::new(venv);
-    circus.up();
-    let chatty = circus.pids("chatty");
-    let web = circus.pids("web");
-    circus.wait_for_new_lines(&chatty);
+    let Some((mut circus, chatty, web)) = Circus::writing() else {
+        return;
+    };
 
     circus.kernel.kill_kernel();
     assert_eq!(circus.kernel_pids("chatty"), chatty);
@@ -348,12 +356,9 @@ fn a_killed_kernel_under_circusd_costs_no_worker() {
 
 #[test]
 fn circusd_goes_on_over_changes_of_the_kernels_program() {
-    let Some(venv) = Venv::get() else { return };
-    let mut circus = Circus::new(venv);
-    circus.up();
-    let chatty = circus.pids("chatty");
-    let web = circus.pids("web");
-    circus.wait_for_new_lines(&chatty);
+    let Some((mut circus, chatty, web)) = Circus::writing() else {
+        return;
+    };
 
     let mut session = circus.kernel.json();
     for keeper in [false, false, true, false] {

@@ -1,10 +1,10 @@
 //! Which program the kernel is started with, and what happens when none serves.
 //!
 //! A program that is tried becomes the one to start when it serves; if it ends
-//! before, the one before is started again and told why. After some failed
-//! recoveries in a row the keeper stops trying all the time: it holds what it
-//! holds, tells whoever calls what it knows, and takes the program an operator
-//! has put in the old one's place (SIGUSR2).
+//! before, or by itself soon after, the one before is started again and told
+//! why. After some failed recoveries in a row the keeper stops trying all the
+//! time: it holds what it holds, tells whoever calls what it knows, and takes
+//! the program an operator has put in the old one's place (SIGUSR2).
 
 use std::ffi::OsString;
 use std::net::TcpListener;

@@ -143,6 +143,32 @@ fn an_exit_is_told_though_a_grandchild_holds_the_pipe_and_late_output_still_come
 }
 
 #[test]
+fn an_end_is_told_though_all_output_is_acknowledged_and_the_exit_known() {
+    let kernel = Kernel::start();
+    let gate = kernel.path("gate");
+    let script = "echo one; exec 2>&-; (until [ -e $0 ]; do sleep 0.01; done) &";
+    let argv = ["/bin/sh", "-c", script, &gate];
+    let mut session = kernel.json();
+    let process = session.make_process("p", &argv, json!({"env": path()}));
+    let serial = serial(&process);
+    let mut collector = Collector::new(&kernel.socket_path(), &["p"]);
+    collector.run_until("its exit is told", LONG, |all| {
+        all.seen
+            .get(&serial)
+            .is_some_and(|seen| seen.exit.is_some() && seen.position == 4 && seen.ended == [2])
+    });
+    wait_until("the kernel has both acknowledgements", || {
+        let listed = session.process("p").expect("somebody holds its output");
+        let pid = i32::try_from(listed["pid"].as_i64().expect("a pid")).expect("fits");
+        listed["ledger"]["acknowledged"] == 4 && procfs::stat(pid).is_none()
+    });
+    // The only holder of its output ends: nothing is left to wait for, and it is forgotten.
+    std::fs::write(&gate, "").expect("the scratch directory is writable");
+    collector.finish(serial);
+    assert!(session.process("p").is_none());
+}
+
+#[test]
 fn merged_and_null_streams() {
     let kernel = Kernel::start();
     let mut session = kernel.json();

@@ -192,6 +192,32 @@ impl Owner {
         }
     }
 
+    /// Tells whoever reads a process that is about to be forgotten what they have
+    /// come to. The last end may come when all output is acknowledged and the
+    /// exit is known, which leaves no later turn to tell it in.
+    pub(crate) fn tell_last(&mut self, serial: u64) {
+        let (Some(row), Some(live)) = (self.table.process(serial), self.live.get(&serial)) else {
+            return;
+        };
+        let mut lines = Vec::new();
+        for reader in &live.readers {
+            if let Some(session) = self.sessions.get_mut(&reader.session)
+                && let Some(sub) = session.subs.get_mut(&reader.sub)
+                && matches!(sub.kind, SubKind::Consume(_) | SubKind::Follow { .. })
+                && let Some(cursor) = sub.cursors.get_mut(&serial)
+            {
+                let mut line = BytesMut::new();
+                tell_ends(reader.sub, row, live, cursor, &mut line);
+                if !line.is_empty() {
+                    lines.push((reader.session, line));
+                }
+            }
+        }
+        for (session, line) in lines {
+            self.push(session, line);
+        }
+    }
+
     /// A process is gone: no subscription reads it any more.
     pub(crate) fn drop_cursor(&mut self, reader: Reader, serial: u64) {
         if let Some(session) = self.sessions.get_mut(&reader.session)
@@ -502,38 +528,45 @@ impl Batch {
             }
         }
         let all = cursor.position >= live.committed();
-        for (index, stream) in Stream::ALL.into_iter().enumerate() {
-            let ended = match stream {
-                Stream::Out => live.ends.out,
-                Stream::Err => live.ends.err,
-            };
-            if let Some(position) = ended
-                && !cursor.ends_sent[index]
-                && cursor.position >= position
-            {
-                cursor.ends_sent[index] = true;
-                Push::End(End {
-                    sub: number,
-                    serial,
-                    stream,
-                    position,
-                })
-                .encode(&mut self.text);
-            }
-        }
-        if let Some(exit) = &row.exit
-            && !cursor.exit_sent
-            && (live.drained || live.paused)
+        tell_ends(number, row, live, cursor, &mut self.text);
+        !all
+    }
+}
+
+/// Says what a reader has come to: the ends of the streams it has read, and
+/// the exit, each once.
+fn tell_ends(number: u64, row: &ProcessRow, live: &Live, cursor: &mut Cursor, text: &mut BytesMut) {
+    let serial = Serial(row.serial);
+    for (index, stream) in Stream::ALL.into_iter().enumerate() {
+        let ended = match stream {
+            Stream::Out => live.ends.out,
+            Stream::Err => live.ends.err,
+        };
+        if let Some(position) = ended
+            && !cursor.ends_sent[index]
+            && cursor.position >= position
         {
-            cursor.exit_sent = true;
-            Push::Exit(Exited {
+            cursor.ends_sent[index] = true;
+            Push::End(End {
                 sub: number,
                 serial,
-                exit: exit.clone(),
+                stream,
+                position,
             })
-            .encode(&mut self.text);
+            .encode(text);
         }
-        !all
+    }
+    if let Some(exit) = &row.exit
+        && !cursor.exit_sent
+        && (live.drained || live.paused)
+    {
+        cursor.exit_sent = true;
+        Push::Exit(Exited {
+            sub: number,
+            serial,
+            exit: exit.clone(),
+        })
+        .encode(text);
     }
 }
 

@@ -184,6 +184,7 @@ impl Owner {
 
     /// Takes a process off the list and closes all it had.
     pub(crate) fn forget(&mut self, serial: u64) {
+        self.tell_last(serial);
         self.announce(serial, EventType::Removed);
         self.look_for_stall(serial, None);
         let Some(mut live) = self.live.remove(&serial) else {

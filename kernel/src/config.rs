@@ -55,6 +55,9 @@ pub struct Config {
     /// Memory files take splices here.
     #[serde(default)]
     pub splices: bool,
+    /// Where a service manager wants to be told who its main process is.
+    #[serde(default)]
+    pub notify_socket: Option<String>,
     /// Resource, soft and hard limits as they were before this program raised
     /// them for itself; children get these.
     #[serde(default)]

@@ -57,6 +57,8 @@ pub struct Change {
     pub keeper: bool,
     /// … and was this process when the request came.
     pub keeper_before: i32,
+    /// The kernel has changed, and the keeper is being replaced.
+    pub succession: bool,
     /// What the dry run found.
     pub check: Option<UpgradeCheck>,
 }

@@ -160,6 +160,18 @@ impl Journal {
         Ok(())
     }
 
+    /// Says that recovery has survived. What lies behind the last good record
+    /// is cut off.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn settle(&self) -> Result<(), JournalError> {
+        memfd::set_size(&self.file, self.end)?;
+        set_word(&self.file, ATTEMPT, 0)?;
+        set_word(&self.file, DEATHS, 0)?;
+        Ok(())
+    }
+
     /// Whether enough of the journal is history to be worth rewriting.
     #[must_use]
     pub fn wants_compaction(&self) -> bool {
@@ -266,18 +278,12 @@ impl Replay {
         }
     }
 
-    /// Ends the replay: recovery has survived. What lies behind the last
-    /// good record is cut off.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn finish(self) -> Result<Journal, JournalError> {
+    /// Ends the replay; nothing is appended before the journal is settled.
+    #[must_use]
+    pub fn finish(self) -> Journal {
         let mut journal = self.journal;
         journal.end = self.at;
-        memfd::set_size(&journal.file, journal.end)?;
-        set_word(&journal.file, ATTEMPT, 0)?;
-        set_word(&journal.file, DEATHS, 0)?;
-        Ok(journal)
+        journal
     }
 }
 
@@ -388,7 +394,9 @@ mod tests {
         while let Some(text) = replay.next_record().unwrap() {
             found.push(serde_json::from_slice(&text).unwrap());
         }
-        (found, replay.finish().unwrap())
+        let journal = replay.finish();
+        journal.settle().unwrap();
+        (found, journal)
     }
 
     #[test]
@@ -447,7 +455,7 @@ mod tests {
             }
             if found.last().unwrap() != "bad" {
                 assert_eq!((deaths, replay.skipped), (4, 2));
-                replay.finish().unwrap();
+                replay.finish().settle().unwrap();
                 break;
             }
         }
@@ -576,7 +584,7 @@ mod tests {
             memfd::write_at(&file, &garbage, FIRST).unwrap();
             let mut replay = Journal::replay(file).unwrap();
             while replay.next_record().unwrap().is_some() {}
-            replay.finish().unwrap();
+            replay.finish().settle().unwrap();
         }
     }
 }

@@ -21,8 +21,9 @@ use crate::config::{
     Config, TcpAccess, abstract_name, make_runtime_dir, runtime_dir, write_pid_file,
 };
 use crate::journal::Journal;
+use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
-use crate::keeper::{self, manifest};
+use crate::keeper::{self, notify};
 use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, local_port, open_listener};
 use crate::sys::{memfd, process};
 
@@ -44,6 +45,7 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
         debug: args.debug,
         init: std::process::id() == 1,
         splices: splices_work(),
+        notify_socket: std::env::var(notify::VARIABLE).ok(),
         ..Config::default()
     };
     let log = args.log_file.as_deref().map(open_log).transpose()?;
@@ -89,10 +91,11 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
         }
         let file = manifest::write(
             kept.iter().map(|(key, fd)| (*key, fd)),
-            Vec::new(),
-            ready.as_ref(),
-            false,
-            None,
+            Beside {
+                ready: ready.as_ref(),
+                notify_socket: config.notify_socket.clone(),
+                ..Beside::default()
+            },
         )?;
         Ok(process::exec(
             binary.as_fd(),

@@ -14,7 +14,7 @@
 //! | `verbs/` | what requests do |
 //! | `table.rs`, `journal.rs` | what exists, and its record |
 //! | `live.rs`, `reel.rs` | a process's descriptors and its output |
-//! | `takeover.rs` | changing the program or the role |
+//! | `takeover.rs`, `succession.rs` | changing the program or the role; the keeper before goes |
 //! | `patience.rs` | shortens for tests how long others are waited for |
 //! | `check.rs`, `handover.rs` | a new program's dry run, and how it finds the client sessions |
 //! | `sys/` | the system, and the only `unsafe` |
@@ -36,6 +36,7 @@ pub mod recover;
 pub mod reel;
 pub mod run;
 pub mod server;
+pub mod succession;
 pub mod sys;
 pub mod table;
 pub mod takeover;

@@ -4,6 +4,10 @@
 //! takes the same path. What the keeper has and the journal does not know is
 //! closed: nobody was ever told of it. A process meant but never registered
 //! never ran.
+//!
+//! Invariant: nothing is written, taken or given up here. What follows from
+//! what was found is done when the kernel has confirmed that it serves
+//! ([`Findings`]), so that a program that is only tried leaves no trace.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,7 +21,7 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
 use crate::keeper::link::KeeperLink;
-use crate::keeper::wire::{Key, Kind};
+use crate::keeper::wire::{Kept, Key, Kind, ToKernel, Verdict};
 use crate::live::Live;
 use crate::owner::resume::Resumption;
 use crate::owner::{Fixed, Parts, now_us};
@@ -34,16 +38,24 @@ pub enum RecoverError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The keeper did not hand out what it holds.
-    #[error("fetch from the keeper: {0}")]
-    Fetch(Errno),
     /// The system refused.
     #[error("{0}: {1}")]
     System(&'static str, Errno),
 }
 
+/// What is to be done about what was found, once this kernel serves.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Changes that are in the table and not in the journal.
+    pub entries: Vec<Entry>,
+    /// What the keeper need not hold.
+    pub gone: Vec<Key>,
+    /// What a keeper that was replaced had to say.
+    pub said: Vec<ToKernel>,
+}
+
 /// Descriptors from the keeper, by kind and id.
-struct Fetched(HashMap<Key, OwnedFd>);
+struct Fetched(Kept);
 
 impl Fetched {
     fn take(&mut self, kind: Kind, id: u64) -> Option<OwnedFd> {
@@ -51,14 +63,16 @@ impl Fetched {
     }
 }
 
-/// Fetches everything and puts it together.
+/// Puts together what was fetched from the keeper, which told the `verdict`.
 ///
 /// # Errors
-/// The keeper, the journal or the system is not as it must be; the keeper
-/// then tries again.
-pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
-    let (kept, verdict) = link.fetch_all().map_err(RecoverError::Fetch)?;
-    failpoint::reach("recover.fetched");
+/// The journal, the system or what was fetched is not as it must be; the
+/// keeper then tries again.
+pub fn recover(
+    link: KeeperLink,
+    kept: Kept,
+    verdict: Option<Verdict>,
+) -> Result<Parts, RecoverError> {
     let mut fetched = Fetched(
         kept.into_iter()
             .map(|(key, fd)| match key.kind {
@@ -95,11 +109,11 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         }
     }
     let skipped_records = replay.skipped;
-    let mut journal = replay.finish()?;
-    let mut record = |table: &mut Table, entry: Entry| -> Result<(), JournalError> {
-        journal.append(&entry)?;
+    let journal = replay.finish();
+    let mut findings = Findings::default();
+    let mut record = |table: &mut Table, entry: Entry| {
+        findings.entries.push(entry.clone());
         table.apply(entry);
-        Ok(())
     };
     let now = now_us();
     let first_started_us = match table.first_started_us {
@@ -110,7 +124,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         incarnation: table.incarnation + 1,
         first_started_us,
     };
-    record(&mut table, boot)?;
+    record(&mut table, boot);
     failpoint::reach("recover.replayed");
 
     let mut live = HashMap::new();
@@ -121,7 +135,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
                 live.insert(row.serial, found);
                 if row.pid == 0 {
                     let serial = row.serial;
-                    record(&mut table, Entry::Started { serial, pid })?;
+                    record(&mut table, Entry::Started { serial, pid });
                 }
             }
             None => record(
@@ -130,7 +144,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
                     serial: row.serial,
                     ledger: Ledger::default(),
                 },
-            )?,
+            ),
         }
     }
     let mut socket_fds = HashMap::new();
@@ -143,7 +157,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
             socket_fds.insert(id, fd);
         } else if held {
             tracing::error!(id, "a socket's descriptor is missing");
-            record(&mut table, Entry::Unsocket { id })?;
+            record(&mut table, Entry::Unsocket { id });
         }
     }
     let mut held_fds = HashMap::new();
@@ -157,7 +171,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
             Some(fd) => {
                 held_fds.insert(id, fd);
             }
-            None => record(&mut table, Entry::Unhold { name })?,
+            None => record(&mut table, Entry::Unhold { name }),
         }
     }
     let mut controls = Vec::new();
@@ -184,11 +198,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
     let (gone, strangers): (Vec<_>, Vec<_>) = strangers
         .into_iter()
         .partition(|(key, _): &(Key, OwnedFd)| all_read && key.kind.is_known());
-    let gone: Vec<Key> = gone.into_iter().map(|(key, _)| key).collect();
-    // A keeper that has died is noticed when it is told that this one serves.
-    if let Err(errno) = link.drop_keys(&gone) {
-        tracing::warn!(%errno, "the keeper cannot be told what it need not hold");
-    }
+    findings.gone = gone.into_iter().map(|(key, _)| key).collect();
     if !strangers.is_empty() {
         tracing::error!(
             skipped_records,
@@ -209,7 +219,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         incarnation = table.incarnation,
         processes = live.len(),
         sockets = socket_fds.len(),
-        strangers = gone.len() + strangers.len(),
+        strangers = findings.gone.len() + strangers.len(),
         "recovered"
     );
     Ok(Parts {
@@ -229,6 +239,7 @@ pub fn recover(link: KeeperLink) -> Result<Parts, RecoverError> {
         socket_fds,
         held_fds,
         strangers,
+        findings,
         resumption,
     })
 }
@@ -310,7 +321,7 @@ mod tests {
             row.removing = removing;
             let reel = Reel::create(1000).unwrap();
             let file = reel.file().try_clone().unwrap();
-            let mut fetched = Fetched(HashMap::from([(key, file)]));
+            let mut fetched = Fetched(Kept::from([(key, file)]));
             let (live, _) = recover_process(&row, &mut fetched, 1).unwrap();
             assert_eq!(live.reel.is_none(), removing);
             assert_eq!(fetched.0.contains_key(&key), removing);

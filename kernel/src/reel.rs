@@ -128,8 +128,9 @@ impl Reel {
         }
     }
 
-    /// Reads a reel back; `now_us` is the stamp for bytes taken but not yet
-    /// indexed.
+    /// Reads a reel back and changes nothing in it; `now_us` is the stamp for
+    /// bytes taken but not yet indexed. [`Self::settle`] comes before anything
+    /// else is taken.
     ///
     /// # Errors
     /// What the system says when the file cannot be read.
@@ -150,8 +151,6 @@ impl Reel {
             reel.first_slot = word(START_AT + 8) % MAX_RECORDS;
             reel.dropped = word(START_AT + 16).min(reel.start);
         }
-        // Whoever moved the start may have been killed before it gave back.
-        reel.give_back();
         let mut end = reel.start;
         let mut buffer = vec![0u8; usize::try_from(ENTRY * 256).unwrap_or(4096)];
         let mut slot = reel.first_slot;
@@ -182,9 +181,17 @@ impl Reel {
             // Spliced, and killed before the index entry.
             let stream = Stream::from_number(u64::from(reel.intent)).unwrap_or(Stream::Out);
             let end = reel.committed;
-            reel.add_record(stream, end, now_us);
+            reel.push_record(stream, end, now_us);
         }
         Ok(reel)
+    }
+
+    /// Does what whoever had the reel before may have been killed before:
+    /// gives back what is before the start, and indexes what was taken.
+    pub fn settle(&mut self) {
+        self.give_back();
+        // What there is no memory for is written before the intent changes.
+        let _ = self.write_index();
     }
 
     /// Looks whether `file` is a reel this version reads, changing nothing.
@@ -279,6 +286,13 @@ impl Reel {
     }
 
     fn add_record(&mut self, stream: Stream, end: u64, now_us: u64) {
+        self.push_record(stream, end, now_us);
+        // The bytes are taken. An entry for which there is no memory is
+        // written with the next, before the intent changes.
+        let _ = self.write_index();
+    }
+
+    fn push_record(&mut self, stream: Stream, end: u64, now_us: u64) {
         let stamp_us = if now_us < self.last_stamp && self.last_stamp - now_us < CLOCK_STEP_US {
             self.last_stamp
         } else {
@@ -310,9 +324,6 @@ impl Reel {
                 });
             }
         }
-        // The bytes are taken. An entry for which there is no memory is
-        // written with the next, before the intent changes.
-        let _ = self.write_index();
     }
 
     /// Writes the entries that the file lacks.

@@ -13,10 +13,12 @@ use std::os::unix::ffi::OsStringExt;
 use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
 
-use crate::keeper::wire::{Key, Kind};
+use crate::keeper::manifest::{Beside, Manifest};
+use crate::keeper::wire::{Kept, Key, Kind};
 use crate::keeper::{self, manifest};
 use crate::launcher::title;
 use crate::owner::Owner;
+use crate::succession::Predecessor;
 use crate::sys::process;
 
 /// Execs into the keeper's role with every descriptor there is, and what is
@@ -26,16 +28,36 @@ pub fn become_keeper(owner: &Owner, handed: &[(Key, OwnedFd)]) -> Errno {
     let go = || -> Result<Errno, Errno> {
         // From here on orphans come to us, not to process 1.
         process::set_child_subreaper()?;
-        let journal = journal_of(owner)?;
-        let file = hand_over(owner, &journal, handed, None)?;
-        Ok(process::exec(
-            owner.fixed.binary.as_fd(),
-            file.as_fd(),
-            &title(keeper::TITLE, &owner.config),
-            &process::environment(),
-        ))
+        exec_keeper(owner, handed, &[])
     };
     go().unwrap_or_else(|errno| errno)
+}
+
+/// Execs into the keeper's role as the next one, beside the keeper there is,
+/// which has been told. Returns only on failure, everything being as before.
+pub fn become_next_keeper(owner: &Owner, handed: &[(Key, OwnedFd)]) -> Errno {
+    let go = || -> Result<Errno, Errno> {
+        let before = Predecessor::of_kernel(owner.keeper_pid, owner.link.as_fd())?;
+        exec_keeper(owner, handed, &before.entries())
+    };
+    let errno = go().unwrap_or_else(|errno| errno);
+    keep_to_ourselves(owner);
+    errno
+}
+
+fn exec_keeper(
+    owner: &Owner,
+    handed: &[(Key, OwnedFd)],
+    before: &[(Key, &OwnedFd)],
+) -> Result<Errno, Errno> {
+    let journal = journal_of(owner)?;
+    let file = hand_over(owner, &journal, handed, before, None)?;
+    Ok(process::exec(
+        owner.fixed.binary.as_fd(),
+        file.as_fd(),
+        &title(keeper::TITLE, &owner.config),
+        &process::environment(),
+    ))
 }
 
 /// Execs `program`, with everything, what is `handed` over beside, and the
@@ -49,7 +71,7 @@ pub fn become_program(owner: &Owner, program: BorrowedFd<'_>, handed: &[(Key, Ow
             .as_fd()
             .try_clone_to_owned()
             .map_err(|_| Errno::EMFILE)?;
-        let file = hand_over(owner, &journal, handed, Some(&line))?;
+        let file = hand_over(owner, &journal, handed, &[], Some(&line))?;
         let errno = process::exec(
             program,
             file.as_fd(),
@@ -59,11 +81,15 @@ pub fn become_program(owner: &Owner, program: BorrowedFd<'_>, handed: &[(Key, Ow
         Ok(errno)
     };
     let errno = go().unwrap_or_else(|errno| errno);
-    // Nothing of it is for the processes started from here on.
+    keep_to_ourselves(owner);
+    errno
+}
+
+/// Nothing that was opened for an exec is for the processes started from here on.
+fn keep_to_ourselves(owner: &Owner) {
     for (_, fd) in owner.all_descriptors() {
         let _ = process::set_inheritable(fd, false);
     }
-    errno
 }
 
 fn journal_of(owner: &Owner) -> Result<OwnedFd, Errno> {
@@ -76,10 +102,12 @@ fn hand_over(
     owner: &Owner,
     journal: &OwnedFd,
     handed: &[(Key, OwnedFd)],
+    before: &[(Key, &OwnedFd)],
     line: Option<&OwnedFd>,
 ) -> Result<OwnedFd, Errno> {
     let mut kept = owner.all_descriptors();
     kept.extend(handed.iter().map(|(key, fd)| (*key, fd)));
+    kept.extend(before);
     kept.push((Key::new(Kind::JOURNAL, 0), journal));
     let workers = owner
         .table
@@ -87,44 +115,74 @@ fn hand_over(
         .filter(|row| row.exit.is_none() && row.pid != 0)
         .map(|row| (row.serial, row.pid.cast_signed()))
         .collect();
-    manifest::write(kept.into_iter(), workers, None, true, line)
+    let beside = Beside {
+        workers,
+        served: true,
+        line,
+        notify_socket: owner.config.notify_socket.clone(),
+        ..Beside::default()
+    };
+    manifest::write(kept.into_iter(), beside)
 }
 
-/// What came along from before the program was started anew.
+/// What a kernel's role was started with: the line to the keeper, and what came
+/// along from before the program was started anew.
 #[derive(Debug)]
-pub struct HandedOver {
-    file: OwnedFd,
-    kept: Vec<(Key, OwnedFd)>,
+pub struct Started {
+    /// The line to the keeper.
+    pub line: OwnedFd,
+    /// What came along, so that nothing is lost if the keeper dies now.
+    pub kept: Kept,
+    /// The list it came with.
+    list: Option<Manifest>,
 }
 
-impl HandedOver {
-    /// Tells what the kernel's role was started with: the line to the keeper
-    /// alone, or a list of everything.
+impl Started {
+    /// Tells what `first` is: the line to the keeper alone, or a list of
+    /// everything.
     ///
     /// # Errors
     /// `EBADMSG` for a list without a line.
-    pub fn take(first: OwnedFd) -> Result<(OwnedFd, Option<Self>), Errno> {
+    pub fn take(first: OwnedFd) -> Result<Self, Errno> {
         let mode = fstat(&first)?.st_mode;
         if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFSOCK {
-            return Ok((first, None));
+            return Ok(Self {
+                line: first,
+                kept: Kept::new(),
+                list: None,
+            });
         }
         let (list, kept) = manifest::read(&first)?;
         let line = process::take_inherited(list.line.ok_or(Errno::EBADMSG)?)?;
-        Ok((line, Some(Self { file: first, kept })))
+        Ok(Self {
+            line,
+            kept: kept.into_iter().collect(),
+            list: Some(list),
+        })
     }
 
-    /// Execs into the keeper's role with what came along. Returns only on
-    /// failure.
+    /// Whether the program was started anew in a kernel's process.
     #[must_use]
-    pub fn become_keeper(&self) -> Errno {
+    pub fn is_anew(&self) -> bool {
+        self.list.is_some()
+    }
+
+    /// Execs into the keeper's role with what there is. Returns only on failure.
+    #[must_use]
+    pub fn become_keeper(self) -> Errno {
         let go = || -> Result<Errno, Errno> {
             process::set_child_subreaper()?;
-            for (_, fd) in &self.kept {
-                process::set_inheritable(fd, true)?;
-            }
+            let list = self.list.unwrap_or_default();
+            let beside = Beside {
+                workers: list.workers,
+                served: true,
+                notify_socket: list.notify_socket,
+                ..Beside::default()
+            };
+            let file = manifest::write(self.kept.iter().map(|(key, fd)| (*key, fd)), beside)?;
             // The one that has served, not one that was only tried.
-            let binary = match self.kept.iter().find(|(key, _)| *key == keeper::PROGRAM) {
-                Some((_, binary)) => binary.try_clone().map_err(|_| Errno::EMFILE)?,
+            let binary = match self.kept.get(&keeper::PROGRAM) {
+                Some(binary) => binary.try_clone().map_err(|_| Errno::EMFILE)?,
                 None => process::own_binary()?,
             };
             let argv: Vec<CString> = std::iter::once(keeper::TITLE.into())
@@ -132,12 +190,7 @@ impl HandedOver {
                 .filter_map(|word| CString::new(word.into_vec()).ok())
                 .collect();
             let env = process::environment();
-            Ok(process::exec(
-                binary.as_fd(),
-                self.file.as_fd(),
-                &argv,
-                &env,
-            ))
+            Ok(process::exec(binary.as_fd(), file.as_fd(), &argv, &env))
         };
         go().unwrap_or_else(|errno| errno)
     }

@@ -45,7 +45,7 @@ fn table(name: &str) -> (Table, usize) {
         }
     }
     assert_eq!(replay.skipped, 0);
-    replay.finish().expect("it can be gone on with");
+    replay.finish().settle().expect("it can be gone on with");
     (table, unknown)
 }
 

@@ -9,7 +9,8 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::{
-    Classic, Kernel, Scratch, binary, free_port, private_command, procfs, wait_for, wait_until,
+    Classic, Json, Kernel, Scratch, binary, free_port, private_command, procfs, wait_for,
+    wait_until,
 };
 
 fn pid(value: &serde_json::Value) -> i32 {
@@ -167,6 +168,47 @@ fn the_listener_comes_from_the_service_manager_and_readiness_goes_to_it() {
     assert_eq!(Classic::tcp(port).ask("get a"), "");
     procfs::signal(i32::try_from(child.id()).unwrap(), Signal::SIGTERM);
     wait_until("it ends", || child.try_wait().unwrap().is_some());
+}
+
+#[test]
+fn a_service_manager_is_told_whom_to_watch_before_the_keeper_it_watches_goes() {
+    let scratch = Scratch::new();
+    let port = free_port();
+    let notify_path = scratch.path("notify");
+    let notify = UnixDatagram::bind(&notify_path).unwrap();
+    notify
+        .set_read_timeout(Some(crate::harness::PATIENCE))
+        .unwrap();
+    let mut child = private_command(&binary("papa"), scratch.directory())
+        .args(["--port", &port.to_string()])
+        .env("NOTIFY_SOCKET", &notify_path)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let told = || {
+        let mut bytes = [0; 512];
+        let count = notify.recv(&mut bytes).expect("it says something");
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    };
+    let mut main = child.id();
+    assert_eq!(told(), format!("READY=1\nMAINPID={main}"));
+    for _ in 0..2 {
+        let mut client = Json::tcp(port).expect("it serves");
+        let next = client.ok("status", json!({}))["pid"].as_u64().unwrap();
+        assert_ne!(next, u64::from(main));
+        client.ok("kernel.upgrade", json!({"keeper": true}));
+        main = u32::try_from(next).unwrap();
+        // By the one that is watched, then by the one that is from now on.
+        assert_eq!(told(), format!("MAINPID={main}"));
+        assert_eq!(told(), format!("READY=1\nMAINPID={main}"));
+    }
+    // Neither the kernel nor what it starts is to speak to the service manager.
+    let kernel = Json::tcp(port).unwrap().ok("status", json!({}))["pid"].clone();
+    let environment = std::fs::read(format!("/proc/{kernel}/environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("NOTIFY_SOCKET"));
+    procfs::signal(i32::try_from(main).unwrap(), Signal::SIGTERM);
+    child.wait().expect("the first keeper has ended");
+    wait_until("all has ended", || Json::tcp(port).is_err());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Classic, Collector, Kernel, KernelBuilder, Scratch, assert_same_bytes, binary, free_port,
+    Classic, Collector, Json, Kernel, KernelBuilder, Scratch, assert_same_bytes, binary, free_port,
     is_root, private_command, procfs, skipped, wait_for, wait_until, wait_until_for,
 };
 
@@ -247,6 +247,48 @@ fn a_keeper_that_is_process_1_and_wakes_up_beside_its_successor_ends_nobody() {
             .contains("running=True")
     );
     // Asked to end, it passes that on, and everybody is asked by the one who decides now.
+    procfs::signal(init, Signal::SIGTERM);
+    wait_until("everything has ended", || {
+        child.try_wait().expect("it is ours").is_some()
+    });
+}
+
+#[test]
+fn a_signal_to_process_1_reaches_the_keeper_of_now() {
+    if !is_root() {
+        return skipped("a pid namespace takes root");
+    }
+    let scratch = Scratch::new();
+    let port = free_port();
+    let mut child = private_command(std::path::Path::new("unshare"), scratch.directory())
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(binary("papa"))
+        .args(["--port", &port.to_string()])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it can be started");
+    assert_eq!(scratch.status(port)["keeper"], 1);
+    let started = i32::try_from(child.id()).expect("a pid fits");
+    let init = wait_for("it is found from outside", || {
+        procfs::children(started).first().copied()
+    });
+    let mut manager = Json::tcp(port).expect("it serves");
+    manager.ok("claim", json!({"namespace": "app", "holder": "a test"}));
+    manager.make_process("app.1", &["/bin/sleep", "1000"], json!({}));
+    let mut before = json!(1);
+    for _ in 0..2 {
+        manager.ok("kernel.upgrade", json!({"keeper": true}));
+        let keeper = scratch.status(port)["keeper"].clone();
+        assert_ne!(keeper, before);
+        before = keeper;
+    }
+    // Whoever was the keeper meanwhile is gone, and waited for.
+    wait_until("three are left and a worker", || {
+        procfs::descendants(init).len() == 3
+    });
+    procfs::signal(init, Signal::SIGTERM);
+    assert_eq!(manager.push_of("shutdown")["signal"], 15);
+    assert_eq!(manager.process("app.1").expect("listed")["running"], true);
     procfs::signal(init, Signal::SIGTERM);
     wait_until("everything has ended", || {
         child.try_wait().expect("it is ours").is_some()

@@ -104,7 +104,7 @@ impl Bench {
             .arm(place.name, place.time, &place.role.to_string());
         let driven = self.drive(place.drive).map_err(one)?;
         let hit = self.wait_hit(place);
-        let killed = hit.and_then(|hit| self.kill(&hit, victim));
+        let killed = hit.and_then(|hit| self.kill(place, &hit, victim));
         self.failpoints.clear();
         killed.map_err(one)?;
         self.wait_effect(&driven).map_err(one)?;
@@ -237,14 +237,15 @@ impl Bench {
     }
 
     /// Kills whom it is to kill, and lets go on who stands still and was not killed.
-    fn kill(&mut self, hit: &Hit, victim: Victim) -> Result<(), String> {
+    fn kill(&mut self, place: &Place, hit: &Hit, victim: Victim) -> Result<(), String> {
         let standing = stopped(hit);
-        let pid = |role: Role| {
-            if hit.role == role.to_string() {
-                hit.pid
-            } else {
-                self.whole.pid(role)
-            }
+        let pid = |role: Role| match role {
+            // The next keeper is the process that was the kernel.
+            Role::Keeper if place.next_keeper => self.whole.pid(Role::Kernel),
+            Role::Keeper if place.drive == Drive::UpgradeBoth => self.whole.pid(Role::Keeper),
+            Role::Kernel if place.drive == Drive::UpgradeBoth => hit.pid,
+            _ if hit.role == role.to_string() => hit.pid,
+            _ => self.whole.pid(role),
         };
         let first = match victim {
             Victim::One(role) => role,

@@ -19,6 +19,8 @@ pub(crate) struct Place {
     pub(crate) what: &'static str,
     /// Of keeper and kernel there is but one at this moment: killing it is killing both, which nobody promises to survive.
     pub(crate) alone: bool,
+    /// While the keeper is replaced there are two: the one of the column *keeper* is the next one.
+    pub(crate) next_keeper: bool,
 }
 
 /// What the test does so that a place is reached.
@@ -86,6 +88,15 @@ const fn place(name: &'static str, role: Role, drive: Drive, what: &'static str)
         time: 1,
         what,
         alone: false,
+        next_keeper: false,
+    }
+}
+
+/// A place in the second half of `kernel.upgrade` with `keeper`: the kernel has been started anew before.
+const fn succession(name: &'static str, role: Role, time: u64, what: &'static str) -> Place {
+    Place {
+        time,
+        ..place(name, role, Drive::UpgradeBoth, what)
     }
 }
 
@@ -281,6 +292,12 @@ pub(crate) const PLACES: &[Place] = &[
         "put together, about to say that it serves",
     ),
     place(
+        "recover.confirmed",
+        Role::Kernel,
+        Drive::KernelDies,
+        "serves; what was found is written down, no output taken",
+    ),
+    place(
         "adopt.claimed",
         Role::Manager,
         Drive::ManagerDies,
@@ -472,31 +489,85 @@ pub(crate) const PLACES: &[Place] = &[
         Drive::Upgrade,
         "all goes on, the requester was not answered",
     ),
+    succession(
+        "upgrade.frozen",
+        Role::Kernel,
+        2,
+        "the kernel is new, all connections are stopped again",
+    ),
+    succession(
+        "upgrade.recorded",
+        Role::Kernel,
+        2,
+        "the kernel is new, the keeper has the sessions",
+    ),
+    succession(
+        "succession.told",
+        Role::Kernel,
+        1,
+        "the keeper knows that it is being replaced, the exec is next",
+    ),
+    succession(
+        "takeover.executed",
+        Role::Keeper,
+        1,
+        "the kernel's process is a keeper beside the old one, and has no kernel (in that column it is itself)",
+    ),
+    succession(
+        "recover.fetched",
+        Role::Kernel,
+        2,
+        "the next kernel has every descriptor; keeper: the old one",
+    ),
     Place {
-        time: 2,
-        ..place(
-            "upgrade.frozen",
+        next_keeper: true,
+        ..succession(
+            "recover.fetched",
             Role::Kernel,
-            Drive::UpgradeBoth,
-            "the kernel is new, all connections are stopped again",
+            2,
+            "the next kernel has every descriptor; keeper: the next one",
+        )
+    },
+    succession(
+        "succession.dismiss",
+        Role::Kernel,
+        1,
+        "the next kernel is about to dismiss the old keeper; keeper: that one",
+    ),
+    Place {
+        next_keeper: true,
+        ..succession(
+            "succession.dismiss",
+            Role::Kernel,
+            1,
+            "the next kernel is about to dismiss the old keeper; keeper: the next one",
         )
     },
     Place {
-        time: 2,
-        ..place(
-            "upgrade.recorded",
+        next_keeper: true,
+        ..succession(
+            "succession.dismissed",
             Role::Kernel,
-            Drive::UpgradeBoth,
-            "the kernel is new, the keeper has the sessions",
+            1,
+            "the old keeper is gone, nothing is put together",
         )
     },
     Place {
-        time: 2,
-        ..place(
+        next_keeper: true,
+        ..succession(
             "recover.serving",
             Role::Kernel,
-            Drive::UpgradeBoth,
+            2,
             "the keeper is new, the next kernel about to confirm",
+        )
+    },
+    Place {
+        next_keeper: true,
+        ..succession(
+            "recover.served",
+            Role::Kernel,
+            2,
+            "the keeper is new, the next kernel has confirmed and written nothing",
         )
     },
     Place {

@@ -29,6 +29,8 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u64)| {
         return;
     };
     check(&reel);
+    reel.settle();
+    check(&reel);
     let _ = reel.acknowledge(position);
     check(&reel);
     let _ = reel.drop_oldest();

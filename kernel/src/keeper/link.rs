@@ -3,12 +3,13 @@
 //! What has been sent is in the keeper's queue and survives this process, so
 //! nothing waits for an answer but the first fetch.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, getsockopt, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::Pid;
 
 use super::wire::{Kept, Key, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict};
 use crate::sys::message;
@@ -21,20 +22,30 @@ const SEND_LIMIT_SECONDS: i64 = 5;
 #[derive(Debug)]
 pub struct KeeperLink {
     socket: OwnedFd,
+    keeper: Pid,
 }
 
 impl KeeperLink {
     /// Takes the socket this process was started with.
     ///
     /// # Errors
-    /// The errno of `setsockopt(2)` when it is not a socket.
+    /// The errno of `setsockopt(2)` or `getsockopt(2)` when it is not a socket.
     pub fn new(socket: OwnedFd) -> Result<Self, Errno> {
         setsockopt(
             &socket,
             sockopt::SendTimeout,
             &TimeVal::seconds(SEND_LIMIT_SECONDS),
         )?;
-        Ok(Self { socket })
+        let keeper = Pid::from_raw(getsockopt(&socket, sockopt::PeerCredentials)?.pid());
+        Ok(Self { socket, keeper })
+    }
+
+    /// The process that made the line, and this kernel's parent as long as it
+    /// lives. The parent of now may be another one already, which is nobody's
+    /// to kill.
+    #[must_use]
+    pub fn keeper(&self) -> Pid {
+        self.keeper
     }
 
     /// For polling, and for a vforked child to register on.
@@ -86,27 +97,36 @@ impl KeeperLink {
         message::send(&self.socket, &message.encode(), fds, MsgFlags::empty()).map(drop)
     }
 
-    /// Fetches every kept descriptor, and what became of a program that was
-    /// tried before; blocks until all are here.
+    /// Fetches every kept descriptor into `kept`, and tells what became of a
+    /// program that was tried before; blocks until all are here. What `kept`
+    /// had under the same key is closed as its copy arrives, so that both need
+    /// not fit at once; what the keeper does not have is closed at the end.
     ///
     /// # Errors
-    /// `EPIPE` when the keeper goes away meanwhile.
-    pub fn fetch_all(&self) -> Result<(Kept, Option<Verdict>), Errno> {
-        let mut kept = Vec::new();
-        let mut after = None;
+    /// `EPIPE` when the keeper goes away meanwhile: `kept` then has all there
+    /// was and all that came. `EMFILE` when not even one more descriptor fits.
+    pub fn fetch_into(&self, kept: &mut Kept) -> Result<Option<Verdict>, Errno> {
+        let mut fetched = BTreeSet::new();
         loop {
-            self.tell(&ToKeeper::Fetch(after))?;
+            self.tell(&ToKeeper::Fetch(fetched.last().copied()))?;
             loop {
                 match self.receive(MsgFlags::empty())? {
                     Some((ToKernel::Entries(keys), descriptors)) => {
-                        if keys.len() != descriptors.len() {
+                        // Of those that did not fit the first have come, and
+                        // the others are asked for again.
+                        if descriptors.is_empty() && !keys.is_empty() {
                             return Err(Errno::EMFILE);
                         }
-                        after = keys.last().copied().or(after);
-                        kept.extend(keys.into_iter().zip(descriptors));
+                        for (key, descriptor) in keys.into_iter().zip(descriptors) {
+                            fetched.insert(key);
+                            kept.insert(key, descriptor);
+                        }
                         break;
                     }
-                    Some((ToKernel::Fetched(verdict), _)) => return Ok((kept, verdict)),
+                    Some((ToKernel::Fetched(verdict), _)) => {
+                        kept.retain(|key, _| fetched.contains(key));
+                        return Ok(verdict);
+                    }
                     Some((ToKernel::Ping, _)) => self.tell(&ToKeeper::Pong)?,
                     // Exits and signals are sent only to a kernel that serves.
                     Some(_) => {}
@@ -137,26 +157,5 @@ impl KeeperLink {
                 return Ok(Some((message, got.descriptors)));
             }
         }
-    }
-}
-
-/// Tells a service manager that asked for it (`NOTIFY_SOCKET`) that the
-/// daemon serves. Source: `sd_notify(3)`.
-pub fn notify_service_manager() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let text = format!("READY=1\nMAINPID={}", std::process::id());
-    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else {
-        return;
-    };
-    // Nobody listening is the service manager's affair.
-    if let Some(name) = path.as_bytes().strip_prefix(b"@") {
-        use std::os::linux::net::SocketAddrExt;
-        if let Ok(address) = std::os::unix::net::SocketAddr::from_abstract_name(name) {
-            let _ = socket.send_to_addr(text.as_bytes(), &address);
-        }
-    } else {
-        let _ = socket.send_to(text.as_bytes(), &path);
     }
 }

@@ -5,6 +5,8 @@
 //! list them, number by number, in a memfd that arrives as descriptor 3. So
 //! does a kernel that starts its program anew, should the keeper die before
 //! the descriptors are fetched from it.
+//!
+//! Source of the numbers' meaning: `wire.rs`, [`Kind`].
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -35,6 +37,24 @@ pub struct Manifest {
     /// The line to the keeper, where the next role is the kernel's.
     #[serde(default)]
     pub line: Option<RawFd>,
+    /// Where a service manager wants to be told who its main process is.
+    #[serde(default)]
+    pub notify_socket: Option<String>,
+}
+
+/// What goes into a manifest besides the kept descriptors.
+#[derive(Debug, Default)]
+pub struct Beside<'a> {
+    /// As [`Manifest::workers`].
+    pub workers: Vec<(u64, i32)>,
+    /// As [`Manifest::ready`].
+    pub ready: Option<&'a OwnedFd>,
+    /// As [`Manifest::served`].
+    pub served: bool,
+    /// As [`Manifest::line`].
+    pub line: Option<&'a OwnedFd>,
+    /// As [`Manifest::notify_socket`].
+    pub notify_socket: Option<String>,
 }
 
 /// Opens every descriptor of `kept` for the coming exec and writes the
@@ -44,16 +64,15 @@ pub struct Manifest {
 /// The errno of the call that failed.
 pub fn write<'a>(
     kept: impl Iterator<Item = (Key, &'a OwnedFd)>,
-    workers: Vec<(u64, i32)>,
-    ready: Option<&OwnedFd>,
-    served: bool,
-    line: Option<&OwnedFd>,
+    beside: Beside<'_>,
 ) -> Result<OwnedFd, Errno> {
+    let Beside { ready, line, .. } = beside;
     let mut manifest = Manifest {
-        workers,
+        workers: beside.workers,
         ready: ready.map(AsRawFd::as_raw_fd),
-        served,
+        served: beside.served,
         line: line.map(AsRawFd::as_raw_fd),
+        notify_socket: beside.notify_socket,
         ..Manifest::default()
     };
     for (key, fd) in kept {

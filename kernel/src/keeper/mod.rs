@@ -4,7 +4,9 @@
 //! by [`Key`], is the only child subreaper, waits for whatever it adopts and
 //! keeps how it ended until the kernel has recorded it. It never decides
 //! anything about workers. When it dies itself, the kernel execs into this
-//! role with all descriptors and goes on (`takeover.rs`).
+//! role with all descriptors and goes on (`takeover.rs`). A keeper that is
+//! replaced on purpose holds on until the next one's kernel has everything too
+//! (`succession.rs`).
 //!
 //! What it hears and says is in `talk.rs`; which program it starts, and what
 //! it does when none of them serves, in `program.rs`.
@@ -16,6 +18,7 @@
 mod init;
 pub mod link;
 pub mod manifest;
+pub mod notify;
 pub mod program;
 mod talk;
 pub mod wire;
@@ -35,7 +38,7 @@ use papa_protocol::failpoint;
 
 use self::program::Program;
 use self::talk::REPLACED_AFTER;
-use self::wire::{Key, Kind};
+use self::wire::{Kept, Key, Kind};
 use crate::logging::Log;
 use crate::patience::scaled;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, wait_id};
@@ -79,10 +82,12 @@ struct Kernel {
     silent_since: Option<Instant>,
     /// It was killed because it took too long.
     late: bool,
+    /// It becomes the next keeper, which is no kernel but has one.
+    succeeds: bool,
 }
 
 struct Keeper {
-    kept: BTreeMap<Key, OwnedFd>,
+    kept: Kept,
     serials: HashMap<i32, u64>,
     pids: BTreeMap<u64, i32>,
     exits: BTreeMap<u64, (WaitStatus, bool)>,
@@ -99,6 +104,13 @@ struct Keeper {
     /// Nothing is sent before: the system had no room for the last message.
     mute_until: Option<Instant>,
     exit_code: Option<u8>,
+    /// The next keeper's kernel has everything: the line to answer it on, and
+    /// who the next keeper is while it lives.
+    dismissed: Option<(OwnedFd, Option<Pid>)>,
+    /// Nobody can be told that there is no kernel before: no descriptor was
+    /// left to accept with.
+    deaf_until: Option<Instant>,
+    notify_socket: Option<String>,
     ready: Option<OwnedFd>,
     arguments: Vec<CString>,
     program: Program,
@@ -138,6 +150,9 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         announced: false,
         mute_until: None,
         exit_code: None,
+        dismissed: None,
+        deaf_until: None,
+        notify_socket: manifest.notify_socket,
         ready,
         arguments,
         program: Program::default(),
@@ -147,7 +162,7 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         if let Some(code) = keeper.finished() {
             return Ok(code);
         }
-        if keeper.is_replaced() {
+        if keeper.takes_leave() || keeper.is_replaced() {
             if std::process::id() == 1 {
                 say(format_args!(
                     "the kernel has taken this keeper's place; staying as process 1"
@@ -187,7 +202,7 @@ impl Keeper {
                 .map(|(socket, _)| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
         );
         // Nobody else would answer.
-        let answers = self.is_holding();
+        let answers = self.can_answer(now);
         if answers {
             let controls = self.kept.range(Key::range(Kind::CONTROL));
             fds.extend(controls.map(|(_, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
@@ -233,6 +248,7 @@ impl Keeper {
         }
         if self.exit_code.is_none()
             && self.kernel.is_none()
+            && self.dismissed.is_none()
             && self.ended.is_empty()
             && (Instant::now() >= self.start_at || self.program.is_offered())
         {
@@ -267,6 +283,9 @@ impl Keeper {
                     Some(until) => earliest.min(until),
                     None => earliest.min(self.start_at),
                 };
+                if let Some(until) = self.deaf_until {
+                    earliest = earliest.min(until);
+                }
             }
         }
         earliest.max(now)
@@ -335,6 +354,10 @@ impl Keeper {
             *sent = false;
         }
         let now = Instant::now();
+        if kernel.succeeds {
+            self.successor_ended(kernel, status.outcome);
+            return;
+        }
         self.ended.push((kernel.socket, now + LAST_WORDS));
         self.hear_last_words();
         if self.exit_code.is_some() {
@@ -410,6 +433,7 @@ impl Keeper {
                     ping_due: false,
                     silent_since: None,
                     late: false,
+                    succeeds: false,
                 });
             }
             Ok(ForkResult::Child) => {
@@ -480,8 +504,7 @@ const SIGUSR2: u8 = (Signal::SIGUSR2 as i32).cast_unsigned() as u8;
 
 const KERNEL_C_TITLE: &std::ffi::CStr = c"papa: kernel";
 
-/// Variables meant for the daemon itself are not for workers that inherit the
-/// kernel's environment.
+/// Variables meant for the launcher are not for what the kernel starts.
 fn environment_for_kernel() -> Vec<CString> {
     let own = [
         "NOTIFY_SOCKET=",

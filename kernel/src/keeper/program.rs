@@ -26,7 +26,8 @@ use crate::patience::scaled;
 use crate::sys::pidfd::Outcome;
 use crate::sys::socket::local_port;
 
-/// How long a program that is tried may take until it serves.
+/// How long a program that is tried may take until it serves, and the next
+/// keeper until its kernel has everything.
 const TRIAL_LIMIT: Duration = Duration::from_secs(20);
 /// Failed recoveries in a row after which another one is not soon tried.
 const CRASH_LOOP: u32 = 3;
@@ -36,6 +37,8 @@ const HOLDING_DELAY: Duration = Duration::from_secs(60);
 /// How long a kernel has to serve until it is taken to be able to, and a new
 /// program to be a good one.
 const PROBATION: Duration = Duration::from_secs(10);
+/// How long nobody is told when there was no descriptor to accept with.
+const DEAF_PAUSE: Duration = Duration::from_secs(1);
 /// Callers told in one turn that there is no kernel.
 const CALLERS_PER_TURN: usize = 16;
 
@@ -140,7 +143,8 @@ impl Program {
 impl Keeper {
     /// How long the kernel of now may take to recover.
     pub(super) fn recovery_limit(&self) -> Duration {
-        scaled(if self.program.is_tried() {
+        let succeeds = self.kernel.as_ref().is_some_and(|kernel| kernel.succeeds);
+        scaled(if self.program.is_tried() || succeeds {
             TRIAL_LIMIT
         } else {
             RECOVERY_LIMIT
@@ -163,6 +167,11 @@ impl Keeper {
     /// There is no kernel, and there will be none soon.
     pub(super) fn is_holding(&self) -> bool {
         self.kernel.is_none() && self.is_in_crash_loop()
+    }
+
+    /// Whether callers are told so now.
+    pub(super) fn can_answer(&self, now: Instant) -> bool {
+        self.is_holding() && self.deaf_until.is_none_or(|until| now >= until)
     }
 
     pub(super) fn say_if_holding(&self) {
@@ -190,16 +199,23 @@ impl Keeper {
     }
 
     /// Tells who calls that there is no kernel, and closes.
-    pub(super) fn answer_callers(&self) {
+    pub(super) fn answer_callers(&mut self) {
         if !self.is_holding() {
             return;
         }
         let text = format!("papa: {}\n", self.state_of_things());
         let mut left = CALLERS_PER_TURN;
         for (_, control) in self.kept.range(Key::range(Kind::CONTROL)) {
-            while left > 0
-                && let Some(caller) = accept(control)
-            {
+            while left > 0 {
+                let caller = match accept(control) {
+                    Ok(caller) => caller,
+                    // They wait in the queue, which would wake us all the time.
+                    Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => {
+                        self.deaf_until = Some(Instant::now() + DEAF_PAUSE);
+                        return;
+                    }
+                    Err(_) => break,
+                };
                 left -= 1;
                 let number = caller.as_raw_fd();
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -249,18 +265,21 @@ fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
     file(one).is_some() && file(one) == file(other)
 }
 
-/// The next caller, if one waits.
-fn accept(control: &OwnedFd) -> Option<OwnedFd> {
-    let copy = control.try_clone().ok()?;
-    if local_port(control).is_ok_and(|port| port != 0) {
-        let listener = TcpListener::from(copy);
-        listener.set_nonblocking(true).ok()?;
-        Some(listener.accept().ok()?.0.into())
-    } else {
-        let listener = UnixListener::from(copy);
-        listener.set_nonblocking(true).ok()?;
-        Some(listener.accept().ok()?.0.into())
-    }
+/// The next caller; `EAGAIN` if none waits.
+fn accept(control: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let accept = || -> std::io::Result<OwnedFd> {
+        let copy = control.try_clone()?;
+        if local_port(control).is_ok_and(|port| port != 0) {
+            let listener = TcpListener::from(copy);
+            listener.set_nonblocking(true)?;
+            Ok(listener.accept()?.0.into())
+        } else {
+            let listener = UnixListener::from(copy);
+            listener.set_nonblocking(true)?;
+            Ok(listener.accept()?.0.into())
+        }
+    };
+    accept().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
 }
 
 /// The path a program file was opened at. The system marks one that has been

@@ -5,18 +5,21 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, setsockopt, shutdown, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 use papa_protocol::failpoint;
 
-use super::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel};
-use super::{Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, link};
+use super::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict};
+use super::{Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, how, notify, say};
 use crate::patience::scaled;
 use crate::sys::message;
-use crate::sys::pidfd::{Target, wait_id};
+use crate::sys::pidfd::{Outcome, Target, wait_id};
 
 /// How long a kernel's line may be closed before its end is known: the two
 /// come together, unless it lives on in another role.
 pub(super) const REPLACED_AFTER: Duration = Duration::from_secs(1);
+/// How long last words may wait for room.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// How long to wait after a message the system had no room for.
 const SEND_PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,12 +60,12 @@ impl Keeper {
             // It has ended; that is told by itself.
             return false;
         }
-        if is_keeper(pid) {
+        if has_title(pid, TITLE) {
             return true;
         }
         if !kernel.late {
             kernel.late = true;
-            super::say(format_args!(
+            say(format_args!(
                 "kernel {pid} has closed its line and does not end; replacing it"
             ));
             let _ = nix::sys::signal::kill(kernel.pid, nix::sys::signal::Signal::SIGKILL);
@@ -97,6 +100,63 @@ impl Keeper {
             }
         }
         self.ended.extend(open);
+    }
+
+    /// The process that was to take this keeper's place has ended. Whether it
+    /// has taken it is decided here, and its kernel hears of it by the answer
+    /// or by the end of the line: without a dismissal this keeper is still it.
+    pub(super) fn successor_ended(&mut self, successor: Kernel, outcome: Outcome) {
+        let Kernel { socket, late, .. } = successor;
+        // A dismissal that comes from now on does not arrive.
+        let _ = shutdown(socket.as_raw_fd(), Shutdown::Read);
+        let mut dismissed = false;
+        while let Heard::Message(message, descriptors) = receive(socket.as_fd()) {
+            dismissed |= message == ToKeeper::Dismiss;
+            self.obey(message, descriptors, false);
+        }
+        if dismissed {
+            self.dismissed = Some((socket, None));
+            return;
+        }
+        say(format_args!(
+            "the process that was to take this keeper's place {}; staying",
+            how(outcome)
+        ));
+        self.program.verdict = Some(if late {
+            Verdict::Late
+        } else {
+            Verdict::Ended(outcome)
+        });
+        self.start_at = Instant::now();
+    }
+
+    /// Whether the next keeper's kernel has dismissed this one; then it has
+    /// been told everything only this one knew, and the service manager whom
+    /// to watch instead.
+    pub(super) fn takes_leave(&mut self) -> bool {
+        let Some((line, next)) = self.dismissed.take() else {
+            return false;
+        };
+        let wait = TimeVal::milliseconds(LEAVE_LIMIT.as_millis().try_into().unwrap_or(i64::MAX));
+        let _ = setsockopt(&line, sockopt::SendTimeout, &wait);
+        let exits = self
+            .exits
+            .iter()
+            .map(|(serial, (status, _))| ToKernel::Exit {
+                serial: *serial,
+                status: *status,
+            });
+        let signals = self.signals.iter().map(|number| ToKernel::Signal(*number));
+        for message in exits.chain(signals).chain([ToKernel::Dismissed]) {
+            // Who is not there to hear it goes by what the system knows.
+            if message::send(&line, &message.encode(), &[], MsgFlags::empty()).is_err() {
+                break;
+            }
+        }
+        if let Some(next) = next {
+            notify::tell(self.notify_socket.as_deref(), "", next.as_raw());
+        }
+        true
     }
 
     fn obey(&mut self, message: ToKeeper, descriptors: Vec<OwnedFd>, live: bool) {
@@ -167,7 +227,8 @@ impl Keeper {
                     if !self.announced {
                         self.announced = true;
                         self.say_ready("ready");
-                        link::notify_service_manager();
+                        let own = std::process::id().cast_signed();
+                        notify::tell(self.notify_socket.as_deref(), "READY=1\n", own);
                     }
                 }
             }
@@ -192,8 +253,24 @@ impl Keeper {
             ToKeeper::Untried => {
                 if let (true, Some(kernel)) = (live, &mut self.kernel) {
                     kernel.serving = true;
+                    kernel.succeeds = false;
                 }
                 self.program.untried();
+            }
+            ToKeeper::Succeed => {
+                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                    // From here on it has only so long until this one may go.
+                    kernel.succeeds = true;
+                    kernel.serving = false;
+                    kernel.started = Instant::now();
+                    kernel.asked = None;
+                    self.program.verdict = None;
+                }
+            }
+            ToKeeper::Dismiss => {
+                if let Some(kernel) = self.kernel.take_if(|kernel| live && kernel.succeeds) {
+                    self.dismissed = Some((kernel.socket, Some(kernel.pid)));
+                }
             }
         }
     }
@@ -274,10 +351,10 @@ impl Keeper {
     }
 }
 
-/// Whether a process is in the keeper's role.
-pub(super) fn is_keeper(pid: i32) -> bool {
+/// Whether a process is in the role that shows this title.
+pub(super) fn has_title(pid: i32, title: &str) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline"))
-        .is_ok_and(|line| line.split(|byte| *byte == 0).next() == Some(TITLE.as_bytes()))
+        .is_ok_and(|line| line.split(|byte| *byte == 0).next() == Some(title.as_bytes()))
 }
 
 enum Heard {

@@ -5,6 +5,7 @@
 //! Numbers are little-endian. Unknown kinds of message are ignored, so that
 //! either side may be the newer one.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use crate::sys::pidfd::{Outcome, Usage, WaitStatus};
@@ -40,6 +41,9 @@ impl Kind {
     pub const HANDOVER: Self = Self(48);
     /// A descriptor of a client session in a hand-over; the id is its number there.
     pub const SESSION: Self = Self(49);
+    /// The keeper whose place this one takes, as long as it is there: the line
+    /// to it (0), and its handle (1).
+    pub const PREDECESSOR: Self = Self(50);
 
     /// Whether this version knows what it is.
     #[must_use]
@@ -57,6 +61,7 @@ impl Kind {
             Self::HELD,
             Self::HANDOVER,
             Self::SESSION,
+            Self::PREDECESSOR,
         ];
         known.contains(&self)
     }
@@ -64,7 +69,7 @@ impl Kind {
     /// Whether every daemon has such a descriptor from its start.
     #[must_use]
     pub fn is_basic(self) -> bool {
-        self <= Self::BINARY
+        self <= Self::BINARY || self == Self::PREDECESSOR
     }
 }
 
@@ -125,8 +130,13 @@ pub enum ToKeeper {
     /// The kernel is about to become the attached program. It is the one to
     /// start from now on if it serves, and forgotten if it does not.
     Try,
-    /// That program could not be started at all.
+    /// That program, or the keeper's role, could not be started at all.
     Untried,
+    /// The kernel is about to start as a keeper in this one's place. This one
+    /// holds on until it is dismissed, and is the keeper if that one ends before.
+    Succeed,
+    /// The next keeper's kernel has every descriptor: this keeper may go.
+    Dismiss,
 }
 
 /// Why a program that was tried is not the one that runs.
@@ -157,6 +167,8 @@ pub enum ToKernel {
     Ping,
     /// The keeper was sent this signal.
     Signal(u8),
+    /// This keeper, which is no longer the keeper, goes. All it knew was said.
+    Dismissed,
 }
 
 fn put_keys(bytes: &mut Vec<u8>, keys: &[Key]) {
@@ -246,6 +258,8 @@ impl ToKeeper {
             Self::Exiting(code) => bytes.extend([8, *code]),
             Self::Try => bytes.push(9),
             Self::Untried => bytes.push(10),
+            Self::Succeed => bytes.push(11),
+            Self::Dismiss => bytes.push(12),
         }
         bytes
     }
@@ -269,6 +283,8 @@ impl ToKeeper {
             8 => Self::Exiting(take::<1>(rest)?[0]),
             9 => Self::Try,
             10 => Self::Untried,
+            11 => Self::Succeed,
+            12 => Self::Dismiss,
             _ => return None,
         })
     }
@@ -304,6 +320,7 @@ impl ToKernel {
             }
             Self::Ping => bytes.push(4),
             Self::Signal(number) => bytes.extend([5, *number]),
+            Self::Dismissed => bytes.push(6),
         }
         bytes
     }
@@ -338,13 +355,14 @@ impl ToKernel {
             }
             4 => Self::Ping,
             5 => Self::Signal(take::<1>(rest)?[0]),
+            6 => Self::Dismissed,
             _ => return None,
         })
     }
 }
 
-/// Descriptors with their keys, as fetched or handed over.
-pub type Kept = Vec<(Key, OwnedFd)>;
+/// Descriptors by their keys, as fetched or handed over.
+pub type Kept = BTreeMap<Key, OwnedFd>;
 
 #[cfg(test)]
 mod tests {
@@ -365,6 +383,8 @@ mod tests {
             ToKeeper::Exiting(2),
             ToKeeper::Try,
             ToKeeper::Untried,
+            ToKeeper::Succeed,
+            ToKeeper::Dismiss,
         ] {
             assert_eq!(ToKeeper::decode(&message.encode()), Some(message));
         }
@@ -386,6 +406,9 @@ mod tests {
                 serial: 1,
                 status: WaitStatus { outcome, usage },
             };
+            assert_eq!(ToKernel::decode(&message.encode()), Some(message));
+        }
+        for message in [ToKernel::Ping, ToKernel::Signal(15), ToKernel::Dismissed] {
             assert_eq!(ToKernel::decode(&message.encode()), Some(message));
         }
     }

@@ -12,7 +12,7 @@ use tokio::net::unix::pipe;
 
 use super::Owner;
 use crate::check::{ARGUMENT, TITLE};
-use crate::keeper::manifest;
+use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
 use crate::sys::process;
 
@@ -71,7 +71,7 @@ pub(super) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun
 }
 
 fn spawn(program: BorrowedFd<'_>, shown: &[(Key, &OwnedFd)], says: OwnedFd) -> io::Result<Child> {
-    let list = manifest::write(shown.iter().copied(), Vec::new(), None, true, None)?;
+    let list = manifest::write(shown.iter().copied(), Beside::default())?;
     process::set_inheritable(&list, true)?;
     Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(TITLE)

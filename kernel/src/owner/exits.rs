@@ -245,7 +245,7 @@ impl Owner {
     }
 
     /// Starts watching everything recovery found.
-    pub(super) fn watch_recovered(&mut self) {
+    pub(crate) fn watch_recovered(&mut self) {
         let now = now_us();
         let serials: Vec<u64> = self.live.keys().copied().collect();
         let own = std::process::id().cast_signed();

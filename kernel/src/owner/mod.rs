@@ -27,6 +27,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
+use papa_protocol::failpoint;
 use papa_protocol::limits;
 use papa_protocol::name::Name;
 use papa_protocol::record::Stream;
@@ -46,6 +47,7 @@ use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Key, Kind};
 use crate::live::{Live, Poller, SessionId, Source};
 use crate::patience::scaled;
+use crate::recover::Findings;
 use crate::server::Server;
 use crate::table::{Entry, Record, Table};
 
@@ -157,12 +159,15 @@ pub struct Parts {
     pub held_fds: HashMap<u64, OwnedFd>,
     /// Descriptors of records this version cannot read.
     pub strangers: Vec<(Key, OwnedFd)>,
+    /// What is to be done once this kernel serves.
+    pub findings: Findings,
     /// The sessions of the program before.
     pub resumption: Resumption,
 }
 
 impl Owner {
-    /// Puts recovered parts to work.
+    /// Puts recovered parts together; nothing of them is touched before
+    /// [`Self::confirm`].
     ///
     /// # Errors
     /// The errno of the poller, or of watching a descriptor.
@@ -176,8 +181,8 @@ impl Owner {
         let mut owner = Self {
             config: parts.config,
             fixed: parts.fixed,
+            keeper_pid: parts.link.keeper().as_raw(),
             link: parts.link,
-            keeper_pid: nix::unistd::getppid().as_raw(),
             journal: parts.journal,
             skipped_records: parts.skipped_records,
             unknown_records: parts.unknown_records,
@@ -206,8 +211,25 @@ impl Owner {
         owner
             .deadlines
             .insert((now + scaled(KEEPER_SILENCE), Deadline::KeeperSilence));
-        owner.watch_recovered();
         Ok(owner)
+    }
+
+    /// This kernel serves: what recovery found is written down, and what it
+    /// does not need is given up. Called once.
+    pub(crate) fn confirm(&mut self, entries: &[Entry], gone: &[Key]) {
+        let written = self.journal.settle().and_then(|()| {
+            let mut entries = entries.iter();
+            entries.try_for_each(|entry| self.journal.append(entry))
+        });
+        // The next recovery finds the same.
+        if let Err(error) = written {
+            error!(%error, "what recovery found could not be recorded");
+        }
+        for reel in self.live.values_mut().filter_map(|live| live.reel.as_mut()) {
+            reel.settle();
+        }
+        self.unkeep(gone);
+        failpoint::reach("recover.confirmed");
     }
 
     /// Runs until the kernel is to end; `server` takes listeners made later.

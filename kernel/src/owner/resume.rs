@@ -41,9 +41,14 @@ impl Resumption {
 }
 
 impl Owner {
-    /// Takes what was handed over and goes on with it. Called once, when the
-    /// keeper knows that this program serves.
-    pub(crate) fn resume_sessions(&mut self, server: &Server, mut handed: Resumption) {
+    /// Takes what was handed over and goes on with it; answers the change that
+    /// led to it. Called once, when the keeper knows that this program serves,
+    /// and before any output is taken, so that all of it is told.
+    pub(crate) fn resume_sessions(
+        &mut self,
+        server: &Server,
+        mut handed: Resumption,
+    ) -> Option<(Change, Option<Verdict>)> {
         self.server = Some(server.clone());
         let record = handed.file.take().map(HandOver::read);
         // Before anything is said or heard: whoever comes after us must not
@@ -61,11 +66,11 @@ impl Owner {
             failpoint::reach("upgrade.taken");
         }
         let record = match record {
-            None => return,
+            None => return None,
             Some(Ok(record)) => record,
             Some(Err(errno)) => {
                 error!(%errno, "what was handed over cannot be read; the sessions are closed");
-                return;
+                return None;
             }
         };
         for delivered in &record.processes {
@@ -90,7 +95,7 @@ impl Owner {
             }
         }
         info!(sessions = count, "sessions go on");
-        self.go_on_changing(&record.change, handed.verdict);
+        Some((record.change, handed.verdict))
     }
 
     fn resume_session(
@@ -151,7 +156,8 @@ impl Owner {
     }
 
     /// The program has changed, or has not: answers, or goes on to the keeper.
-    fn go_on_changing(&mut self, change: &Change, verdict: Option<Verdict>) {
+    pub(crate) fn go_on_changing(&mut self, change: &Change, verdict: Option<Verdict>) {
+        let before = self.keeper_pid == change.keeper_before;
         let failed = match verdict {
             Some(Verdict::Late) => Some("did not serve in time".to_owned()),
             Some(Verdict::Ended(Outcome::Code(code))) => {
@@ -161,16 +167,26 @@ impl Owner {
                 Some(format!("was ended by signal {number} before it served"))
             }
             // A keeper of an earlier version does not say why.
-            None => (own_file() != Some(change.to)).then(|| "did not serve".to_owned()),
+            None if own_file() != Some(change.to) || (change.succession && before) => {
+                Some("did not serve".to_owned())
+            }
+            None => None,
         };
         if let Some(reason) = failed {
-            let reason = format!(
-                "{} {reason}; the program before goes on, and the log says more",
-                change.to_path
-            );
+            let reason = if change.succession {
+                format!(
+                    "the kernel has changed to {}, but what was to take the keeper's place {reason}; the keeper before goes on, and the log says more",
+                    change.to_path
+                )
+            } else {
+                format!(
+                    "{} {reason}; the program before goes on, and the log says more",
+                    change.to_path
+                )
+            };
             return self.answer_change(change, Err(reason));
         }
-        if change.keeper && self.keeper_pid == change.keeper_before {
+        if change.keeper && before {
             if let Err(reason) = self.begin_with_keeper(change.clone()) {
                 self.answer_change(change, Err(reason));
             }

@@ -37,21 +37,24 @@ impl Owner {
                 Ok(Some(message)) => {
                     self.last_keeper_word = Instant::now();
                     self.keeper_suspected = false;
-                    match message {
-                        ToKernel::Ping => {
-                            let told = self.link.tell(&ToKeeper::Pong);
-                            self.check_keeper(told);
-                        }
-                        ToKernel::Exit { serial, status } => {
-                            self.on_exit_told(serial, status, now_us());
-                        }
-                        ToKernel::Signal(number) => self.on_signal(i32::from(number), true),
-                        ToKernel::Entries(_) | ToKernel::Fetched(_) => {}
-                    }
+                    self.on_told(&message);
                 }
                 Err(Errno::EAGAIN) => return,
                 Ok(None) | Err(_) => self.become_keeper("it has died"),
             }
+        }
+    }
+
+    /// The keeper, or one that was replaced, says something.
+    pub(crate) fn on_told(&mut self, message: &ToKernel) {
+        match message {
+            ToKernel::Ping => {
+                let told = self.link.tell(&ToKeeper::Pong);
+                self.check_keeper(told);
+            }
+            ToKernel::Exit { serial, status } => self.on_exit_told(*serial, *status, now_us()),
+            ToKernel::Signal(number) => self.on_signal(i32::from(*number), true),
+            ToKernel::Entries(_) | ToKernel::Fetched(_) | ToKernel::Dismissed => {}
         }
     }
 

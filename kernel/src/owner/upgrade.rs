@@ -119,6 +119,7 @@ impl Owner {
             to_path: escape_control(&path.to_string_lossy()).into_owned(),
             keeper: op.keeper,
             keeper_before: self.keeper_pid,
+            succession: false,
             check: None,
         };
         info!(
@@ -190,7 +191,8 @@ impl Owner {
     ///
     /// # Errors
     /// Says why not.
-    pub(super) fn begin_with_keeper(&mut self, change: Change) -> Result<(), String> {
+    pub(super) fn begin_with_keeper(&mut self, mut change: Change) -> Result<(), String> {
+        change.succession = true;
         let program = self
             .fixed
             .binary
@@ -363,7 +365,20 @@ impl Owner {
         failpoint::reach("upgrade.recorded");
         let errno = match (told, role) {
             (Err(errno), _) => errno,
-            (Ok(()), Role::Keeper) => self.take_keepers_place("as asked", &handed),
+            (Ok(()), Role::Keeper) => match self.link.tell(&ToKeeper::Succeed) {
+                Ok(()) => {
+                    failpoint::reach("succession.told");
+                    info!(
+                        keeper = self.keeper_pid,
+                        "taking the keeper's place, as asked"
+                    );
+                    let errno = takeover::become_next_keeper(self, &handed);
+                    let told = self.link.tell(&ToKeeper::Untried);
+                    self.check_keeper_with(told, &handed);
+                    errno
+                }
+                Err(errno) => errno,
+            },
             (Ok(()), Role::Kernel) => match self.link.try_program(changing.program.as_fd()) {
                 Ok(()) => {
                     failpoint::reach("upgrade.tried");

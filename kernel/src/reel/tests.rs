@@ -22,10 +22,22 @@ fn bytes_spliced_but_not_indexed_belong_to_the_intended_stream() {
     nix::unistd::write(&write, b"two").unwrap();
     memfd::splice_at(&read, reel.as_fd(), DATA_OFFSET + 3, 100).unwrap();
     let file = reel.as_fd().try_clone_to_owned().unwrap();
-    let again = Reel::recover(file, 1000, 2_000_000).unwrap();
+    let mut again = Reel::recover(file, 1000, 2_000_000).unwrap();
     assert_eq!(all(&again), b"onetwo");
-    let streams: Vec<_> = again.records_from(0).map(|r| (r.end, r.stream)).collect();
-    assert_eq!(streams, [(3, Stream::Err), (6, Stream::Err)]);
+    let streams = |reel: &Reel| -> Vec<_> {
+        let records = reel.records_from(0);
+        records.map(|r| (r.end, r.stream, r.stamp_us)).collect()
+    };
+    let expected = [(3, Stream::Err, 5), (6, Stream::Err, 2_000_000)];
+    assert_eq!(streams(&again), expected);
+    // Looking has written nothing down, settling does.
+    let stamp = |reel: &Reel| {
+        let file = reel.as_fd().try_clone_to_owned().unwrap();
+        streams(&Reel::recover(file, 1000, 7_000_000).unwrap())[1].2
+    };
+    assert_eq!(stamp(&again), 7_000_000);
+    again.settle();
+    assert_eq!(stamp(&again), 2_000_000);
 }
 
 #[test]
@@ -87,10 +99,15 @@ fn put(reel: &mut Reel, bytes: &[u8], stream: Stream, now_us: u64) -> Capture {
     reel.capture(&read, stream, 1 << 20, now_us).unwrap()
 }
 
+fn settled(mut reel: Reel) -> Reel {
+    reel.settle();
+    reel
+}
+
 /// The reel as the next kernel finds it.
 fn recovered(reel: &Reel) -> Reel {
     let file = reel.as_fd().try_clone_to_owned().unwrap();
-    Reel::recover(file, reel.limit, 5_000_000).unwrap()
+    settled(Reel::recover(file, reel.limit, 5_000_000).unwrap())
 }
 
 fn records(reel: &Reel) -> Vec<Record> {
@@ -108,7 +125,7 @@ fn a_header_that_holds_anything_does_no_harm() {
     memfd::set_size(&file, DATA_OFFSET + 100).unwrap();
     memfd::write_at(&file, &[0xff; 64], 0).unwrap();
     memfd::write_at(&file, &MAGIC.to_le_bytes(), MAGIC_AT).unwrap();
-    let mut reel = Reel::recover(file, 1000, 1).unwrap();
+    let mut reel = settled(Reel::recover(file, 1000, 1).unwrap());
     assert_eq!((reel.start(), reel.committed()), (100, 100));
     assert_eq!(put(&mut reel, b"x", Stream::Err, 9), Capture::Bytes(1));
     assert_eq!(reel.acknowledge(u64::MAX), Ok(1));
@@ -274,7 +291,7 @@ proptest! {
                 }
                 _ => {
                     let file = reel.as_fd().try_clone_to_owned().unwrap();
-                    reel = Reel::recover(file, limit, stamp).unwrap();
+                    reel = settled(Reel::recover(file, limit, stamp).unwrap());
                 }
             }
             prop_assert_eq!(reel.start(), start as u64);

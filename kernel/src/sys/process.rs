@@ -291,6 +291,21 @@ pub fn parent_of(pid: i32) -> Option<i32> {
         .ok()
 }
 
+/// The numbers of this process's children, none where the system does not say.
+/// Only for processes with a single thread: each thread has its own.
+/// Source: `proc_tid_children(5)`.
+#[must_use]
+pub fn children() -> Vec<i32> {
+    fs::read_to_string("/proc/thread-self/children").map_or_else(
+        |_| Vec::new(),
+        |text| {
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect()
+        },
+    )
+}
+
 /// Asks the system for `bytes` of pipe capacity; a refusal leaves it as it is.
 pub fn set_pipe_size(pipe: impl AsFd, bytes: i32) {
     let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(bytes));

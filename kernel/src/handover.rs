@@ -3,7 +3,9 @@
 //! Owns the file's form: magic, length, JSON, and behind it the raw bytes the
 //! JSON counts (unread input, unsent output). Descriptors are named by their
 //! number with the keeper. It is written by one version and read by another,
-//! so what is missing has a default and what is unknown is passed over.
+//! so what is missing has a default and what is unknown is passed over. A
+//! session of which a part cannot be understood is left out alone: whoever is
+//! there connects anew, which is better than being served by half.
 //!
 //! Invariant: whoever reads it takes it from the keeper before it touches a
 //! session, so that no session is gone on with twice.
@@ -17,6 +19,7 @@ use papa_protocol::json::request::Id;
 use papa_protocol::json::status::{Program, UpgradeCheck};
 use papa_protocol::name::{Name, NamePattern};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::live::SessionId;
 use crate::owner::session::{Cursor, Expect, Peer, SubKind};
@@ -30,8 +33,7 @@ const PREFIX: usize = 16;
 const MAX_BYTES: u64 = 512 * 1024 * 1024;
 
 /// Everything that is handed over.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default, Serialize)]
 pub struct HandOver {
     /// Why the program changes.
     pub change: Change,
@@ -39,6 +41,38 @@ pub struct HandOver {
     pub processes: Vec<Delivered>,
     /// The sessions.
     pub sessions: Vec<SessionRecord>,
+    /// Sessions that could not be understood.
+    #[serde(skip)]
+    pub left_out: usize,
+}
+
+/// The same as found, of which each part is understood by itself.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Found {
+    change: Value,
+    processes: Vec<Value>,
+    sessions: Vec<Value>,
+}
+
+/// The bytes of one session that lie behind the JSON.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Lengths {
+    connection: ConnectionLengths,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ConnectionLengths {
+    input: usize,
+    output: Vec<PieceLength>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PieceLength {
+    length: usize,
 }
 
 /// A change of program under way.
@@ -226,9 +260,18 @@ impl HandOver {
             return None;
         }
         let json = bytes.split_to(length);
-        let mut found: Self = serde_json::from_slice(&json).ok()?;
-        for session in &mut found.sessions {
-            let connection = &mut session.connection;
+        let found: Found = serde_json::from_slice(&json).ok()?;
+        let mut handed = Self {
+            change: serde_json::from_value(found.change).unwrap_or_default(),
+            processes: found
+                .processes
+                .into_iter()
+                .filter_map(|process| serde_json::from_value(process).ok())
+                .collect(),
+            ..Self::default()
+        };
+        for session in found.sessions {
+            let Lengths { connection } = Lengths::deserialize(&session).ok()?;
             let lengths = connection.output.iter().map(|piece| piece.length);
             let mut pieces = Vec::with_capacity(connection.output.len() + 1);
             for length in std::iter::once(connection.input).chain(lengths) {
@@ -237,9 +280,15 @@ impl HandOver {
                 }
                 pieces.push(bytes.split_to(length));
             }
-            connection.bytes = pieces;
+            match serde_json::from_value::<SessionRecord>(session) {
+                Ok(mut session) => {
+                    session.connection.bytes = pieces;
+                    handed.sessions.push(session);
+                }
+                Err(_) => handed.left_out += 1,
+            }
         }
-        Some(found)
+        Some(handed)
     }
 }
 
@@ -294,6 +343,28 @@ mod tests {
         };
         let found = HandOver::read(written.write().unwrap()).unwrap();
         assert_eq!(format!("{found:?}"), format!("{written:?}"));
+    }
+
+    #[test]
+    fn a_session_with_an_unknown_word_is_left_out_alone() {
+        let written = HandOver {
+            sessions: vec![session(1), session(2), session(3)],
+            ..HandOver::default()
+        };
+        let file = written.write().unwrap();
+        let mut bytes = vec![0; usize::try_from(memfd::size(&file).unwrap()).unwrap()];
+        memfd::read_at(&file, &mut bytes, 0).unwrap();
+        // The kind of the second one's subscription is one nobody here knows.
+        let kind = b"\"follow\"";
+        let places: Vec<usize> = (0..bytes.len() - kind.len())
+            .filter(|at| bytes[*at..].starts_with(kind))
+            .collect();
+        assert_eq!(places.len(), 3);
+        bytes[places[1]..places[1] + kind.len()].copy_from_slice(b"\"hollow\"");
+        let found = HandOver::parse(Bytes::from(bytes)).unwrap();
+        assert_eq!(found.left_out, 1);
+        let expected = [session(1), session(3)];
+        assert_eq!(format!("{:?}", found.sessions), format!("{expected:?}"));
     }
 
     #[test]

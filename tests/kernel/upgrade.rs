@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
+use nix::sys::signal::Signal;
+
 use crate::harness::{
-    Classic, Collector, Json, Kernel, assert_same_bytes, binary, procfs, wait_until,
+    Classic, Collector, Failpoints, Hit, Json, Kernel, assert_same_bytes, binary, procfs, wait_for,
+    wait_until,
 };
 
 const NUMBERED: &str = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; [ $((i % 20)) = 0 ] && sleep 0.02; done; exit 7";
@@ -355,4 +358,70 @@ fn after_a_change_that_failed_the_kernel_still_hears_signals() {
     assert_ne!(kernel.status()["incarnation"], incarnation);
     // The very same session goes on meanwhile.
     client.ok("status", json!({}));
+}
+
+/// A kernel that can be had stand still.
+fn with_failpoints() -> (Kernel, Failpoints, tempfile::TempDir) {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let points = Failpoints::at(directory.path());
+    let kernel = Kernel::builder()
+        .environment(
+            Failpoints::VARIABLE,
+            directory.path().to_str().expect("UTF-8"),
+        )
+        .start();
+    (kernel, points, directory)
+}
+
+/// Asks for a change of program, and has the kernel stand still at a place on the way. The asker gets the answer.
+fn stopped_at(kernel: &Kernel, points: &Failpoints, place: &str) -> (Hit, Json) {
+    points.arm(place, 1, "kernel");
+    let mut asker = kernel.json();
+    asker.send("kernel.upgrade", json!({})).expect("sent");
+    let hit = wait_for("it stands still there", || {
+        let hit = points.hit(place)?;
+        let state = procfs::stat(hit.pid)?.state;
+        (state == 'T').then_some(hit)
+    });
+    (hit, asker)
+}
+
+#[test]
+fn a_program_that_is_only_tried_writes_nothing() {
+    let (mut kernel, points, _directory) = with_failpoints();
+    kernel
+        .json()
+        .make_process("w", &["/bin/sleep", "1000"], json!({}));
+    let before = kernel.status()["incarnation"].as_u64().expect("a number");
+    // It has recovered and is about to say that it serves.
+    let (hit, _asker) = stopped_at(&kernel, &points, "recover.serving");
+    procfs::signal(hit.pid, Signal::SIGKILL);
+    wait_until("the program before serves", || {
+        kernel
+            .try_status()
+            .is_some_and(|status| status["pid"].as_i64() != Some(hit.pid.into()))
+    });
+    // Only those that served are counted.
+    assert_eq!(kernel.status()["incarnation"], before + 1);
+    assert_eq!(kernel.json().process("w").expect("listed")["running"], true);
+}
+
+#[test]
+fn a_change_with_most_descriptors_in_use() {
+    let mut kernel = Kernel::builder()
+        .wrapper(&["prlimit", "--nofile=400:400"])
+        .start();
+    let mut client = kernel.json();
+    for number in 0..70 {
+        client.make_process(&format!("p{number}"), &["/bin/sleep", "1000"], json!({}));
+    }
+    let in_use = procfs::open_descriptors(kernel.pid());
+    assert!(in_use > 280, "{in_use}");
+    client.ok("kernel.upgrade", json!({}));
+    client.ok("kernel.upgrade", json!({"keeper": true}));
+    let status = kernel.status();
+    let listed = client.ok("process.list", json!({}));
+    assert_eq!(listed["processes"].as_array().map(Vec::len), Some(70));
+    assert!(procfs::open_descriptors(kernel.pid()) <= in_use + 2);
+    assert_eq!(status["keeper"], kernel.keeper());
 }

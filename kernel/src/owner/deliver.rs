@@ -224,13 +224,7 @@ impl Owner {
             && let Some(sub) = session.subs.get_mut(&reader.sub)
         {
             sub.cursors.remove(&serial);
-            if sub.kind == SubKind::Watch && sub.cursors.is_empty() && session.watch_batch.is_none()
-            {
-                session.subs.remove(&reader.sub);
-                let mut text = BytesMut::new();
-                classic::finish(classic::NOTHING_LEFT, &mut text);
-                session.reply(text, Expect::Command);
-            }
+            session.end_watch_of_nothing();
         }
     }
 

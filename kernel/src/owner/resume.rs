@@ -79,6 +79,13 @@ impl Owner {
                 live.delivered = live.delivered.max(delivered.bytes);
             }
         }
+        if record.left_out > 0 {
+            let sessions = record.left_out;
+            warn!(
+                sessions,
+                "cannot be understood by this version; they are closed"
+            );
+        }
         let count = record.sessions.len();
         for session in record.sessions {
             self.resume_session(server, session, &mut handed.descriptors);
@@ -134,6 +141,7 @@ impl Owner {
             .into_iter()
             .map(|(number, sub)| (number, self.resume_sub(id, number, sub)))
             .collect();
+        session.end_watch_of_nothing();
         self.sessions.insert(id, session);
         self.ready_sessions.insert(id);
     }

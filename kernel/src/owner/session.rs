@@ -289,6 +289,22 @@ impl Session {
         });
     }
 
+    /// Ends a classic watch that has no process left, unless a batch awaits its
+    /// acknowledgement, which ends it.
+    pub fn end_watch_of_nothing(&mut self) {
+        if self.watch_batch.is_some() {
+            return;
+        }
+        let before = self.subs.len();
+        self.subs
+            .retain(|_, sub| sub.kind != SubKind::Watch || !sub.cursors.is_empty());
+        if self.subs.len() < before {
+            let mut text = BytesMut::new();
+            classic::finish(classic::NOTHING_LEFT, &mut text);
+            self.reply(text, Expect::Command);
+        }
+    }
+
     /// Ends the session.
     pub fn close(&self) {
         self.send(Outgoing {

@@ -462,6 +462,7 @@ impl Owner {
             change: changing.change.clone(),
             processes,
             sessions,
+            left_out: 0,
         })
     }
 

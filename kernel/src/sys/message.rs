@@ -2,13 +2,12 @@
 //!
 //! Source: `unix(7)`, `SCM_RIGHTS`; `recvmsg(2)`, `MSG_CMSG_CLOEXEC`.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    recvmsg, sendmsg, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair,
 };
 
 /// Most descriptors one message may carry; the system's own limit is 253.
@@ -65,43 +64,79 @@ pub fn send(
     }
 }
 
+/// Room for the descriptors of one message, aligned as the system writes it.
+#[repr(C)]
+union Control {
+    header: libc::cmsghdr,
+    bytes: [u8; CONTROL_BYTES],
+}
+
+// SAFETY: only computes.
+#[allow(clippy::cast_possible_truncation, reason = "some hundred bytes")]
+const CONTROL_BYTES: usize =
+    unsafe { libc::CMSG_SPACE((MAX_DESCRIPTORS * size_of::<RawFd>()) as u32) } as usize;
+
 /// Receives one message (or, on a stream, what is there up to the next one
-/// with descriptors) into `buffer`.
+/// with descriptors) into `buffer`. Descriptors for which there is no room, here
+/// or in this process's table, are closed by the system; those before them come.
 ///
 /// # Errors
 /// The errno of `recvmsg(2)`.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: MsgFlags) -> Result<Received, Errno> {
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let mut slices = [IoSliceMut::new(buffer)];
-    let message = loop {
-        match recvmsg::<UnixAddr>(
-            socket.as_fd().as_raw_fd(),
-            &mut slices,
-            Some(&mut space),
-            flags | MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
+    let mut control = Control {
+        bytes: [0; CONTROL_BYTES],
+    };
+    let mut slice = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: all zeroes is a message without anything.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = CONTROL_BYTES as _;
+    let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+    let length = loop {
+        // SAFETY: the message names memory of the lengths it says, which lives
+        // until the call is over and is borrowed by nobody else.
+        let result =
+            unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags.bits()) };
+        match Errno::result(result) {
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-            Ok(message) => break message,
+            other => break other?.cast_unsigned(),
         }
     };
+    Ok(Received {
+        length,
+        descriptors: take_descriptors(&message),
+        truncated: message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
+    })
+}
+
+/// The descriptors that came with `message`, also where some did not. The
+/// `nix` crate tells of none then, and they would stay open unowned.
+fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
     let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(numbers) = control {
-            for number in numbers {
-                // SAFETY: the kernel has just installed this descriptor in our
-                // table for this message; nobody else knows its number.
-                descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
+    // SAFETY: the system has filled in the message; its control bytes are still
+    // there, and the macros stay within the length it gave. A number it names is
+    // new in our table, and nobody else knows it.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let bytes =
+                    ((*header).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let numbers = libc::CMSG_DATA(header).cast::<RawFd>();
+                for index in 0..bytes / size_of::<RawFd>() {
+                    let number = numbers.add(index).read_unaligned();
+                    descriptors.push(OwnedFd::from_raw_fd(number));
+                }
             }
+            header = libc::CMSG_NXTHDR(message, header);
         }
     }
-    Ok(Received {
-        length: message.bytes,
-        descriptors,
-        truncated: message
-            .flags
-            .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC),
-    })
+    descriptors
 }
 
 #[cfg(test)]
@@ -129,5 +164,26 @@ mod tests {
             receive(&b, &mut buffer, MsgFlags::empty()).unwrap().length,
             0
         );
+    }
+
+    #[test]
+    fn those_that_fit_come_and_the_others_are_closed() {
+        let (a, b) = seqpacket_pair().unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let count = MAX_DESCRIPTORS + 72;
+        send(&a, b"x", &vec![write.as_fd(); count], MsgFlags::empty()).unwrap();
+        drop(write);
+        let mut buffer = [0u8; 8];
+        let got = receive(&b, &mut buffer, MsgFlags::empty()).unwrap();
+        assert!(got.truncated);
+        // What fills the alignment may let one more in.
+        let came = got.descriptors.len();
+        assert!(
+            (MAX_DESCRIPTORS..=MAX_DESCRIPTORS + 1).contains(&came),
+            "{came}"
+        );
+        // Nobody has a copy that nobody owns.
+        drop(got);
+        assert_eq!(nix::unistd::read(&read, &mut buffer), Ok(0));
     }
 }

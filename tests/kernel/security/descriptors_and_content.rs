@@ -27,7 +27,8 @@ fn a_flood_of_descriptors_is_bounded() {
     let mut kernel = Kernel::start();
     let before = procfs::open_descriptors(kernel.pid());
     let null = fs::File::open("/dev/null").expect("there");
-    let many: Vec<OwnedFd> = (0..100)
+    // More than one message is read with, and as many as one may carry.
+    let many: Vec<OwnedFd> = (0..250)
         .map(|_| null.try_clone().expect("a descriptor").into())
         .collect();
     let numbers: Vec<i32> = many.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect();

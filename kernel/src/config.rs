@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use papa_protocol::text::ByteString;
 use serde::{Deserialize, Serialize};
 
 use crate::sys::memfd;
@@ -55,6 +56,11 @@ pub struct Config {
     /// Memory files take splices here.
     #[serde(default)]
     pub splices: bool,
+    /// Where the program was started from, or the path it was last changed to,
+    /// as it was said: what is there later is another version of it. None where
+    /// that is not known.
+    #[serde(default)]
+    pub program: Option<ByteString>,
     /// Where a service manager wants to be told who its main process is.
     #[serde(default)]
     pub notify_socket: Option<String>,

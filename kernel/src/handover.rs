@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use papa_protocol::json::request::Id;
 use papa_protocol::json::status::{Program, UpgradeCheck};
 use papa_protocol::name::{Name, NamePattern};
+use papa_protocol::text::ByteString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -87,6 +88,8 @@ pub struct Change {
     pub to: (u64, u64),
     /// Its path, for people.
     pub to_path: String,
+    /// The same for the system, if it was named.
+    pub path: Option<ByteString>,
     /// The keeper is to be replaced too …
     pub keeper: bool,
     /// … and was this process when the request came.

@@ -5,9 +5,10 @@ use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
@@ -15,6 +16,7 @@ use nix::fcntl::OFlag;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 use nix::unistd::ForkResult;
+use papa_protocol::text::ByteString;
 
 use crate::cli::Args;
 use crate::config::{
@@ -45,6 +47,7 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
         debug: args.debug,
         init: std::process::id() == 1,
         splices: splices_work(),
+        program: program_path().map(|path| ByteString::from(path.into_os_string().into_vec())),
         notify_socket: std::env::var(notify::VARIABLE).ok(),
         ..Config::default()
     };
@@ -107,6 +110,23 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
     let errno = become_keeper().unwrap_or_else(|errno| errno);
     config.remove_files();
     Err(anyhow!("cannot start the keeper: {errno}"))
+}
+
+/// Where this program was started from, as it was said: links on the way are
+/// not followed, since an installation may turn them to its next version.
+fn program_path() -> Option<PathBuf> {
+    let word = PathBuf::from(std::env::args_os().next()?);
+    let own = fs::metadata("/proc/self/exe").ok()?;
+    let is_own = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == (own.dev(), own.ino()))
+    };
+    if word.components().count() > 1 {
+        return std::path::absolute(word).ok().filter(is_own);
+    }
+    let folders = std::env::var_os("PATH")?;
+    std::env::split_paths(&folders)
+        .filter_map(|folder| std::path::absolute(folder.join(&word)).ok())
+        .find(is_own)
 }
 
 /// The argument vector that shows in a process list.

@@ -360,6 +360,41 @@ fn after_a_change_that_failed_the_kernel_still_hears_signals() {
     client.ok("status", json!({}));
 }
 
+#[test]
+fn the_next_version_is_looked_for_where_this_one_was_started_from() {
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = |name: &str| directory.path().join(name);
+    let install = |name: &str| crate::harness::copy_program(&binary("papa"), &path(name));
+    install("papa-1");
+    std::os::unix::fs::symlink("papa-1", path("papa")).expect("a link");
+    let mut kernel = Kernel::builder().program(&path("papa")).start();
+    let mut client = kernel.json();
+    let mut upgraded = |request: Value, kernel: &mut Kernel| {
+        client.ok("kernel.upgrade", request);
+        std::fs::read_link(format!("/proc/{}/exe", kernel.pid())).expect("it runs")
+    };
+    // The link is turned to another file.
+    install("papa-2");
+    std::fs::remove_file(path("papa")).expect("the link");
+    std::os::unix::fs::symlink("papa-2", path("papa")).expect("a link");
+    assert_eq!(upgraded(json!({}), &mut kernel), path("papa-2"));
+    // The file itself is moved away, and another takes its place.
+    std::fs::remove_file(path("papa")).expect("the link");
+    std::fs::rename(path("papa-2"), path("papa.old")).expect("moved");
+    install("papa");
+    assert_eq!(upgraded(json!({}), &mut kernel), path("papa"));
+    // One that is named is where the next will be, also for the kernels to come.
+    install("other");
+    let named = upgrade(&path("other"));
+    assert_eq!(upgraded(named, &mut kernel), path("other"));
+    kernel.kill_kernel();
+    std::fs::rename(path("other"), path("other.old")).expect("moved");
+    install("other");
+    drop(kernel.json().ok("kernel.upgrade", json!({})));
+    let exe = std::fs::read_link(format!("/proc/{}/exe", kernel.pid())).expect("it runs");
+    assert_eq!(exe, path("other"));
+}
+
 /// A kernel that can be had stand still.
 fn with_failpoints() -> (Kernel, Failpoints, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");

@@ -194,6 +194,9 @@ impl Owner {
             };
             return self.answer_change(change, Err(reason));
         }
+        if let Some(path) = &change.path {
+            self.remember_program(path);
+        }
         if change.keeper && before {
             if let Err(reason) = self.begin_with_keeper(change.clone()) {
                 self.answer_change(change, Err(reason));

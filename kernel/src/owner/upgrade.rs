@@ -11,10 +11,7 @@
 //! afterwards the keeper has the old program.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -26,7 +23,7 @@ use papa_protocol::json::reply::{encode_error, encode_ok};
 use papa_protocol::json::request::{Id, KernelUpgrade};
 use papa_protocol::json::status::{Program, UpgradeCheck, Upgraded};
 use papa_protocol::json::{ErrorCode, Failure};
-use papa_protocol::text::escape_control;
+use papa_protocol::text::{ByteString, escape_control};
 use tracing::{error, info, warn};
 
 use super::dry_run::{self, Tried};
@@ -103,8 +100,8 @@ impl Owner {
                 "the program is being changed already; wait until that is done",
             ));
         }
-        let path = match op.binary {
-            Some(path) => PathBuf::from(OsString::from_vec(path.as_bytes().to_vec())),
+        let path = match op.binary.as_ref().or(self.config.program.as_ref()) {
+            Some(path) => path.as_path().to_owned(),
             None => path_of(&self.fixed.binary)
                 .ok_or_else(|| fail(ErrorCode::Internal, "our own program's path is not known"))?,
         };
@@ -117,6 +114,7 @@ impl Owner {
             before: self.program(),
             to,
             to_path: escape_control(&path.to_string_lossy()).into_owned(),
+            path: op.binary,
             keeper: op.keeper,
             keeper_before: self.keeper_pid,
             succession: false,
@@ -478,6 +476,22 @@ impl Owner {
                 Ok(listener) => server.serve(listener),
                 Err(error) => error!(%error, "a listener cannot be served again"),
             }
+        }
+    }
+
+    /// The program has changed to one that was named: what is at that path
+    /// later is the next one.
+    pub(super) fn remember_program(&mut self, path: &ByteString) {
+        self.config.program = Some(path.clone());
+        let key = Key::new(Kind::CONFIG, 0);
+        let kept = self.config.write().and_then(|file| {
+            self.keep(&[(key, file.as_fd())])?;
+            self.fixed.config = file;
+            Ok(())
+        });
+        // Without it the path before is the default once more.
+        if let Err(errno) = kept {
+            warn!(%errno, "where the next version will be could not be noted");
         }
     }
 

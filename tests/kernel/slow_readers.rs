@@ -363,3 +363,45 @@ fn a_sign_of_life_speaks_for_what_its_claim_holder_does_not_consume_yet_and_for_
         "{both:?}"
     );
 }
+
+/// A follower has a batch unread while the consumer acknowledges all there is, and then reads on.
+#[test]
+fn a_follower_that_wakes_up_when_nothing_is_left_keeps_nobody_waiting() {
+    const BYTES: u64 = 4 << 20;
+    let kernel = Kernel::start();
+    let script = format!("head -c {BYTES} /dev/zero; exec sleep 1000");
+    let made = kernel.json().make_process(
+        "p",
+        &["/bin/sh", "-c", &script],
+        json!({"env": {"PATH": "/usr/bin:/bin"}}),
+    );
+    let serial = made["serial"].as_u64().expect("a serial");
+    let mut follower = kernel.json();
+    follower.ok("output.follow", json!({"names": ["p"], "from": "start"}));
+    let mut consumer = Collector::new(&kernel.socket_path(), &["p"]);
+    consumer.run_until("all is taken", LONG, |all| {
+        let seen = all.seen.get(&serial);
+        seen.is_some_and(|seen| seen.position == BYTES)
+    });
+    let mut session = kernel.json();
+    wait_until("nothing is left", || {
+        let ledger = session.process("p").expect("it runs")["ledger"].clone();
+        // What was written before the consumer came may be gone.
+        let of = |key: &str| ledger[key].as_u64().expect("a number");
+        of("acknowledged") + of("dropped") == BYTES
+    });
+    let first = follower.push_of("output");
+    assert!(first["length"].as_u64().expect("a length") < BYTES);
+    while follower
+        .push_within(Duration::from_millis(100))
+        .expect("the connection is up")
+        .is_some()
+    {}
+    session.ok("status", json!({}));
+    // What comes next is told to it, with the gap to be seen by where it begins.
+    let pid = i32::try_from(made["pid"].as_i64().expect("a pid")).expect("it fits");
+    crate::harness::procfs::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    for _ in 0..2 {
+        assert_eq!(follower.push_of("end")["position"], BYTES);
+    }
+}

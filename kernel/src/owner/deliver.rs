@@ -485,6 +485,9 @@ impl Batch {
         };
         let serial = Serial(row.serial);
         let start = cursor.position.max(live.start());
+        // What is gone is not waited for: a reader that lags may find everything
+        // acknowledged by the consumer, and has nothing left to read then.
+        cursor.position = start;
         if let Some(reel) = &live.reel {
             let inline = match delivery {
                 Delivery::Inline => true,

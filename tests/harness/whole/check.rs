@@ -36,7 +36,7 @@ impl Whole {
             wrong.push(text);
         }
         written.extend(self.pause(&mut wrong));
-        if let Err(text) = self.wait_drained() {
+        if let Err(text) = self.wait_drained(&mut written, &mut wrong) {
             wrong.push(text);
         }
         let lives = self.lives();
@@ -105,19 +105,27 @@ impl Whole {
         }
     }
 
-    /// Waits until the manager has taken all output, and every end is known.
-    fn wait_drained(&mut self) -> Result<(), String> {
+    /// Waits until the manager has taken all output, and every end is known. Workers that come meanwhile are silenced too: on a
+    /// busy machine the manager may have heard of an end only now.
+    fn wait_drained(
+        &mut self,
+        written: &mut BTreeMap<i32, Written>,
+        wrong: &mut Vec<String>,
+    ) -> Result<(), String> {
         let deadline = Instant::now() + RECOVERY;
-        let (ended, living): (Vec<Life>, Vec<Life>) = self
-            .lives()
-            .into_iter()
-            .partition(|life| life.end.is_some());
-        // A number may have been used again.
-        let has_ended = |pid: &Value| {
-            let of = |life: &Life| Some(i64::from(life.pid)) == pid.as_i64();
-            ended.iter().any(of) && !living.iter().any(of)
-        };
         loop {
+            let (ended, living): (Vec<Life>, Vec<Life>) = self
+                .lives()
+                .into_iter()
+                .partition(|life| life.end.is_some());
+            if living.iter().any(|life| !written.contains_key(&life.pid)) {
+                written.extend(self.pause(wrong));
+            }
+            // A number may have been used again.
+            let has_ended = |pid: &Value| {
+                let of = |life: &Life| Some(i64::from(life.pid)) == pid.as_i64();
+                ended.iter().any(of) && !living.iter().any(of)
+            };
             if let Some(side) = &mut self.side {
                 while side.step(LOOK_AGAIN) {}
             }

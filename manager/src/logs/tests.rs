@@ -146,6 +146,29 @@ fn what_was_dropped_on_its_way_here_is_no_gap() {
 }
 
 #[test]
+fn what_a_killed_manager_had_written_is_no_gap_of_its_successors() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let routes = out(directory, "out");
+    let mut writer = writer();
+    writer.add(&process(0, 0), &routes);
+    write(&mut writer, 0, Kind::Out, "a\nb\n");
+    // It was killed before it could acknowledge, and the kernel had dropped that and 96 bytes more.
+    let mut next = successor(&writer);
+    next.add(&process(0, 100), &routes);
+    write(&mut next, 100, Kind::Out, "c\n");
+    let mut last = successor(&next);
+    last.add(&process(2, 100), &routes);
+    write(&mut last, 102, Kind::Out, "d\n");
+    let text = fs::read_to_string(directory.join("out")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 5, "{text}");
+    assert_eq!(lines[..2], ["a", "b"]);
+    assert!(lines[2].starts_with("papa: 96 bytes of "), "{text}");
+    assert_eq!(lines[3..], ["c", "d"]);
+}
+
+#[test]
 fn a_gap_is_reported_once_by_whoever_comes_first() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();

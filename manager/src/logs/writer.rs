@@ -157,18 +157,15 @@ impl LogWriter {
         let serial = process.serial;
         let done = |kind| self.desk.store.done(Source { serial, kind });
         let oldest = process.acknowledged + process.dropped;
-        let (unreported, reported) = if done(Kind::Gap) > 0 && done(Kind::Dropped) == 0 {
-            // Counted by a predecessor of an earlier version: by position.
-            let written = [Kind::Out, Kind::Err, Kind::Gap]
-                .map(done)
-                .into_iter()
-                .fold(0, u64::max);
-            let unreported = process.dropped.min(oldest.saturating_sub(written));
-            (unreported, process.dropped - unreported)
-        } else {
-            let reported = done(Kind::Dropped);
-            (process.dropped.saturating_sub(reported), reported)
-        };
+        // What a predecessor had written, or told of by position as earlier versions did, is not missing: the kernel may have dropped
+        // it on its way there.
+        let written = [Kind::Out, Kind::Err, Kind::Gap].map(done);
+        let written = written.into_iter().fold(0, u64::max);
+        let unreported = process
+            .dropped
+            .saturating_sub(done(Kind::Dropped))
+            .min(oldest.saturating_sub(written));
+        let reported = process.dropped - unreported;
         let matched = done(Kind::Matched) > 0;
         if matched && routes.ready.is_some() {
             // Whoever asks anew is told anew.

@@ -75,6 +75,10 @@ pub struct Replay {
     at: u64,
     /// Offset of a record that is left out because recovery died on it.
     poison: Option<u64>,
+    /// Offset of the record the last recovery died on.
+    died_on: Option<u64>,
+    /// The same while it is the record handed out last.
+    suspect: Option<u64>,
     /// Records left out, this time or before.
     pub skipped: u64,
 }
@@ -129,6 +133,8 @@ impl Journal {
             },
             at: start,
             poison,
+            died_on: (attempt != 0).then_some(attempt),
+            suspect: None,
             skipped,
         })
     }
@@ -255,6 +261,11 @@ impl Replay {
             let file = &self.journal.file;
             // Until the next record is handed out, nothing is to blame.
             set_word(file, ATTEMPT, 0)?;
+            if self.suspect.take().is_some() {
+                // It was come past: whoever died there was killed by chance.
+                set_word(file, DEATHS, 0)?;
+                set_word(file, SUSPECT, 0)?;
+            }
             let Some(found) = read_record(file, self.at)? else {
                 return Ok(None);
             };
@@ -274,6 +285,7 @@ impl Replay {
                 continue;
             }
             set_word(file, ATTEMPT, here)?;
+            self.suspect = self.died_on.filter(|at| *at == here);
             return Ok(Some(found.text));
         }
     }

@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
 use crate::keeper::link::KeeperLink;
-use crate::keeper::wire::{Kept, Key, Kind, ToKernel, Verdict};
+use crate::keeper::wire::{Kept, Key, Kind, Verdict};
 use crate::live::Live;
 use crate::owner::resume::Resumption;
 use crate::owner::{Fixed, Parts, now_us};
@@ -50,8 +50,6 @@ pub struct Findings {
     pub entries: Vec<Entry>,
     /// What the keeper need not hold.
     pub gone: Vec<Key>,
-    /// What a keeper that was replaced had to say.
-    pub said: Vec<ToKernel>,
 }
 
 /// Descriptors from the keeper, by kind and id.
@@ -183,10 +181,7 @@ pub fn recover(
     for (key, fd) in fetched.0 {
         match key.kind {
             Kind::CONTROL => controls.push((key.id, fd)),
-            Kind::HANDOVER => resumption.file = Some(fd),
-            Kind::SESSION => {
-                resumption.descriptors.insert(key.id, fd);
-            }
+            Kind::HANDOVER | Kind::SESSION => resumption.kept.push((key, fd)),
             _ => strangers.push((key, fd)),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, Error, anyhow, bail};
 use nix::errno::Errno;
@@ -10,14 +11,19 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use crate::keeper::link::KeeperLink;
-use crate::keeper::wire::ToKeeper;
+use crate::keeper::wire::{ToKeeper, ToKernel, Verdict};
 use crate::owner::{EVENT_QUEUE, Owner, Parts};
+use crate::patience::scaled;
 use crate::recover::recover;
 use crate::server::{Listener, Server};
 use crate::succession::{Predecessor, Stays};
 use crate::sys::process;
 use crate::sys::socket::local_port;
 use crate::takeover::Started;
+
+/// How long the keeper may take for each part of what a program that was
+/// started anew fetches, though it does nothing else that takes time.
+const FETCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs the kernel on what it was started with: the line to its keeper, or a
 /// list that names it; returns only if it cannot.
@@ -45,27 +51,59 @@ fn take_up(first: OwnedFd) -> anyhow::Result<Parts> {
     if started.is_anew() {
         failpoint::reach("upgrade.executed");
     }
-    let verdict = match link.fetch_into(&mut started.kept) {
-        // Killed while this program was started anew. Ending now would take
-        // every process's last holder away.
-        Err(Errno::EPIPE | Errno::ECONNRESET) if started.is_anew() => {
-            let errno = started.become_keeper();
-            bail!("cannot take the dead keeper's place: {errno}");
-        }
-        result => result.context("fetch from the keeper")?,
-    };
+    let verdict = fetch(&link, &mut started)?;
     failpoint::reach("recover.fetched");
     let mut kept = started.kept;
-    let said = match Predecessor::take(&mut kept) {
-        None => Vec::new(),
-        Some(before) => before
-            .dismiss(link.keeper())
-            .map_err(|Stays| anyhow!("the keeper before goes on, and starts another kernel"))?,
-    };
+    let before = Predecessor::take(&mut kept);
+    let is_new = before.is_some();
+    if let Some(before) = before {
+        // Told to the keeper of now, which tells it to the kernel that serves,
+        // whichever that will be.
+        let pass_on = |message| {
+            let message = match message {
+                ToKernel::Exit { serial, status } => ToKeeper::Exit { serial, status },
+                ToKernel::Signal(number) => ToKeeper::Signal(number),
+                _ => return,
+            };
+            // A keeper that has died is noticed when it is told that this one
+            // serves.
+            let _ = link.tell(&message);
+        };
+        before
+            .dismiss(link.keeper(), pass_on)
+            .map_err(|Stays| anyhow!("the keeper before goes on, and starts another kernel"))?;
+    }
     let mut parts = recover(link, kept, verdict)?;
-    parts.findings.gone.extend(Predecessor::keys());
-    parts.findings.said = said;
+    if is_new {
+        parts.findings.gone.extend(Predecessor::keys());
+    }
     Ok(parts)
+}
+
+/// Fetches everything. A program that was started anew has it already: where
+/// the keeper has died meanwhile, or stands still, it takes its place.
+fn fetch(link: &KeeperLink, started: &mut Started) -> anyhow::Result<Option<Verdict>> {
+    if !started.is_anew() {
+        return link
+            .fetch_into(&mut started.kept)
+            .context("fetch from the keeper");
+    }
+    link.set_answer_limit(scaled(FETCH_LIMIT))?;
+    let errno = loop {
+        match link.fetch_into(&mut started.kept) {
+            Ok(verdict) => {
+                link.set_answer_limit(Duration::ZERO)?;
+                return Ok(verdict);
+            }
+            Err(Errno::EAGAIN) if process::is_traced(link.keeper()) => {}
+            Err(errno @ (Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET)) => break errno,
+            Err(errno) => return Err(errno).context("fetch from the keeper"),
+        }
+    };
+    // Ending now would take every process's last holder away.
+    link.end_keeper();
+    let why = started.become_keeper();
+    bail!("cannot take the place of the keeper ({errno}): {why}");
 }
 
 async fn serve(mut parts: Parts) -> Error {
@@ -91,23 +129,18 @@ async fn serve(mut parts: Parts) -> Error {
         server.serve(listener);
     }
     failpoint::reach("recover.serving");
-    if let Err(errno) = owner.link.tell(&ToKeeper::Serving) {
-        // With the sessions, which are for the next kernel then.
-        owner.check_keeper_with(Err(errno), &resumption.into_kept());
-        return anyhow!("the keeper cannot be told that this kernel serves: {errno}");
-    }
+    // Whatever it is told that cannot be: the sessions are for the next kernel then.
+    let told = owner.link.tell(&ToKeeper::Serving);
+    owner.check_keeper_with(told, &resumption.kept);
     failpoint::reach("recover.served");
     // From now on the one to start is the one that runs; until now it was the
     // one that had served before.
     if let Ok(program) = process::own_binary() {
         owner.fixed.binary = program;
     }
-    owner.confirm(&findings.entries, &findings.gone);
+    owner.confirm(findings, &resumption.kept);
     let change = owner.resume_sessions(&server, resumption);
     owner.watch_recovered();
-    for message in &findings.said {
-        owner.on_told(message);
-    }
     if let Some((change, verdict)) = change {
         owner.go_on_changing(&change, verdict);
     }

@@ -95,44 +95,47 @@ impl Predecessor {
     }
 
     /// Dismisses it, on behalf of the kernel of `keeper`, which has everything;
-    /// returns what only it knew.
+    /// what only it knew is passed to `say` as it is heard.
     ///
     /// # Errors
     /// [`Stays`] when `keeper` has ended and it has taken everything up again.
-    pub fn dismiss(self, keeper: Pid) -> Result<Vec<ToKernel>, Stays> {
+    pub fn dismiss(self, keeper: Pid, mut say: impl FnMut(ToKernel)) -> Result<(), Stays> {
         failpoint::reach("succession.dismiss");
         let bytes = ToKeeper::Dismiss.encode();
-        // One that does not read is seen by its silence, one that is gone by
-        // the end of the line.
-        let _ = message::send(&self.line, &bytes, &[], MsgFlags::MSG_DONTWAIT);
-        let mut said = Vec::new();
-        let deadline = Instant::now() + scaled(ANSWER_LIMIT);
-        while Instant::now() < deadline {
+        let (mut told, deadline) = (false, Instant::now() + scaled(ANSWER_LIMIT));
+        loop {
+            // One that does not read is seen by its silence, one that is gone
+            // by the end of the line.
+            if !told {
+                let sent = message::send(&self.line, &bytes, &[], MsgFlags::MSG_DONTWAIT);
+                told = sent != Err(Errno::EAGAIN);
+            }
             match self.hear() {
                 Heard::Message(ToKernel::Dismissed) => {
                     failpoint::reach("succession.dismissed");
-                    return Ok(said);
+                    return Ok(());
                 }
-                Heard::Message(message) => said.push(message),
+                Heard::Message(message) => say(message),
                 // It has died, or is gone already: or it stays, which it does
                 // only when it has seen `keeper` end.
-                Heard::End if getppid() == keeper => return Ok(said),
+                Heard::End if getppid() == keeper => return Ok(()),
                 Heard::End => return Err(Stays),
-                Heard::Nothing => wait(&self.line, deadline),
+                Heard::Nothing if Instant::now() < deadline => wait(&self.line, deadline),
+                Heard::Nothing => break,
             }
         }
-        // It stands still and must not wake up beside its successor. Process 1
-        // cannot be killed, but finds its dismissal when it does.
+        // It stands still. Where the next keeper lives it must not wake up beside
+        // that; otherwise it is the one to wake up. Process 1 cannot be killed,
+        // but finds its dismissal when it does.
+        if getppid() != keeper {
+            return Err(Stays);
+        }
         let _ = pidfd::pidfd_send_signal(&self.process, Signal::SIGKILL as i32);
         wait(&self.process, Instant::now() + END_LIMIT);
         while let Heard::Message(message) = self.hear() {
-            said.push(message);
+            say(message);
         }
-        if getppid() == keeper || is_ended(&self.process) {
-            Ok(said)
-        } else {
-            Err(Stays)
-        }
+        Ok(())
     }
 
     fn hear(&self) -> Heard {
@@ -164,11 +167,6 @@ fn wait(fd: &OwnedFd, deadline: Instant) {
     let left = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
     // Interrupted is as good as too early: the caller looks again.
     let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], left);
-}
-
-fn is_ended(process: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 #[cfg(test)]
@@ -223,7 +221,12 @@ mod tests {
         other.say(&ToKernel::Signal(15));
         other.say(&ToKernel::Dismissed);
         // Also when the next keeper has ended since: the answer decides.
-        assert_eq!(predecessor.dismiss(DEAD), Ok(vec![ToKernel::Signal(15)]));
+        let mut said = Vec::new();
+        assert_eq!(
+            predecessor.dismiss(DEAD, |message| said.push(message)),
+            Ok(())
+        );
+        assert_eq!(said, [ToKernel::Signal(15)]);
         assert!(other.hears_the_dismissal());
     }
 
@@ -231,7 +234,7 @@ mod tests {
     fn one_that_has_died_is_no_obstacle_while_the_next_one_lives() {
         let (predecessor, other) = predecessor();
         drop(other);
-        assert_eq!(predecessor.dismiss(getppid()), Ok(vec![]));
+        assert_eq!(predecessor.dismiss(getppid(), drop), Ok(()));
     }
 
     #[test]
@@ -239,13 +242,20 @@ mod tests {
         let (predecessor, mut other) = predecessor();
         let (_, line) = message::seqpacket_pair().unwrap();
         drop(std::mem::replace(&mut other.line, line));
-        assert_eq!(predecessor.dismiss(DEAD), Err(Stays));
+        assert_eq!(predecessor.dismiss(DEAD, drop), Err(Stays));
     }
 
     #[test]
-    fn one_that_stands_still_is_killed() {
+    fn one_that_stands_still_stays_if_the_next_one_has_died() {
         let (predecessor, mut other) = predecessor();
-        assert_eq!(predecessor.dismiss(getppid()), Ok(vec![]));
+        assert_eq!(predecessor.dismiss(DEAD, drop), Err(Stays));
+        assert_eq!(other.child.try_wait().unwrap(), None);
+    }
+
+    #[test]
+    fn one_that_stands_still_beside_the_next_one_is_killed() {
+        let (predecessor, mut other) = predecessor();
+        assert_eq!(predecessor.dismiss(getppid(), drop), Ok(()));
         assert!(!other.child.wait().unwrap().success());
     }
 }

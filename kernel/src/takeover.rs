@@ -169,16 +169,17 @@ impl Started {
 
     /// Execs into the keeper's role with what there is. Returns only on failure.
     #[must_use]
-    pub fn become_keeper(self) -> Errno {
+    pub fn become_keeper(&self) -> Errno {
         let go = || -> Result<Errno, Errno> {
             process::set_child_subreaper()?;
-            let list = self.list.unwrap_or_default();
-            let beside = Beside {
-                workers: list.workers,
+            let mut beside = Beside {
                 served: true,
-                notify_socket: list.notify_socket,
                 ..Beside::default()
             };
+            if let Some(list) = &self.list {
+                beside.workers.clone_from(&list.workers);
+                beside.notify_socket.clone_from(&list.notify_socket);
+            }
             let file = manifest::write(self.kept.iter().map(|(key, fd)| (*key, fd)), beside)?;
             // The one that has served, not one that was only tried.
             let binary = match self.kept.get(&keeper::PROGRAM) {

@@ -273,6 +273,20 @@ fn a_signal_to_process_1_reaches_the_keeper_of_now() {
         procfs::children(started).first().copied()
     });
     let mut manager = Json::tcp(port).expect("it serves");
+    // Another daemon below a worker of this one is no successor, though it shows the same role.
+    let inner = free_port();
+    manager.make_process(
+        "inner",
+        &[
+            binary("papa").to_str().expect("UTF-8"),
+            "--daemonize",
+            "--port",
+            &inner.to_string(),
+        ],
+        json!({"env": {"XDG_RUNTIME_DIR": scratch.path("inner")}}),
+    );
+    wait_until("the inner one serves", || Json::tcp(inner).is_ok());
+    let inside = |init| procfs::descendants(init).len();
     manager.ok("claim", json!({"namespace": "app", "holder": "a test"}));
     manager.make_process("app.1", &["/bin/sleep", "1000"], json!({}));
     let mut before = json!(1);
@@ -282,13 +296,15 @@ fn a_signal_to_process_1_reaches_the_keeper_of_now() {
         assert_ne!(keeper, before);
         before = keeper;
     }
-    // Whoever was the keeper meanwhile is gone, and waited for.
-    wait_until("three are left and a worker", || {
-        procfs::descendants(init).len() == 3
+    // Whoever was the keeper meanwhile is gone, and waited for. The inner one's worker has ended.
+    manager.ok("process.remove", json!({"names": ["inner"]}));
+    wait_until("keeper, kernel, worker, and the inner two", || {
+        inside(init) == 5
     });
     procfs::signal(init, Signal::SIGTERM);
     assert_eq!(manager.push_of("shutdown")["signal"], 15);
     assert_eq!(manager.process("app.1").expect("listed")["running"], true);
+    assert!(Json::tcp(inner).is_ok(), "the inner one was asked to end");
     procfs::signal(init, Signal::SIGTERM);
     wait_until("everything has ended", || {
         child.try_wait().expect("it is ours").is_some()

@@ -199,6 +199,16 @@ fn sessions_go_on_over_a_change_of_the_keeper() {
 }
 
 #[test]
+fn sessions_go_on_over_the_death_of_the_keeper() {
+    let mut kernel = Kernel::start();
+    let clients = Clients::new(&kernel);
+    for _ in 0..2 {
+        kernel.kill_keeper();
+    }
+    clients.check(&kernel);
+}
+
+#[test]
 fn a_program_that_does_not_serve_is_left_again_with_the_reason() {
     let mut kernel = Kernel::start();
     let mut clients = Clients::new(&kernel);
@@ -358,6 +368,34 @@ fn after_a_change_that_failed_the_kernel_still_hears_signals() {
     assert_ne!(kernel.status()["incarnation"], incarnation);
     // The very same session goes on meanwhile.
     client.ok("status", json!({}));
+}
+
+/// Who ends everything (`pkill papa`) hits the old keeper and the next one, which is still asked once.
+#[test]
+fn one_request_to_end_during_a_change_of_keeper_is_one() {
+    let (mut kernel, points, _directory) = with_failpoints();
+    let mut holder = kernel.json();
+    holder.ok("claim", json!({"namespace": "app", "holder": "a test"}));
+    let worker = holder.make_process("app.1", &["/bin/sleep", "1000"], json!({}));
+    let (old, next) = (kernel.keeper(), kernel.pid());
+    points.arm("succession.dismiss", 1, "kernel");
+    let mut asker = kernel.json();
+    asker
+        .send("kernel.upgrade", json!({"keeper": true}))
+        .expect("sent");
+    let hit = wait_for("the next kernel stands still", || {
+        let hit = points.hit("succession.dismiss")?;
+        (procfs::stat(hit.pid)?.state == 'T').then_some(hit)
+    });
+    for pid in [old, next, hit.pid] {
+        procfs::signal(pid, Signal::SIGTERM);
+    }
+    procfs::signal(hit.pid, Signal::SIGCONT);
+    assert_eq!(holder.push_of("shutdown")["signal"], 15);
+    holder.ok("status", json!({}));
+    assert_eq!(kernel.status()["keeper"], next);
+    let listed = holder.process("app.1").expect("it is listed");
+    assert_eq!(listed["pid"], worker["pid"]);
 }
 
 #[test]

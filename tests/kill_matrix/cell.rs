@@ -100,6 +100,7 @@ impl Bench {
         let one = |text: String| vec![text];
         self.prepare(place.drive).map_err(one)?;
         let before = self.whole.lives();
+        let mut idle = outlives(place, victim).then(|| self.whole.kernel.json());
         self.failpoints
             .arm(place.name, place.time, &place.role.to_string());
         let driven = self.drive(place.drive).map_err(one)?;
@@ -108,6 +109,12 @@ impl Bench {
         self.failpoints.clear();
         killed.map_err(one)?;
         self.wait_effect(&driven).map_err(one)?;
+        if let Some(idle) = &mut idle
+            && idle.call("status", json!({})).is_err()
+        {
+            return Err(one("an idle session was closed".to_owned()));
+        }
+        drop(idle);
         if victim == Victim::KernelThenKeeper || place.drive == Drive::EndOrphaned {
             self.whole.workers_were_orphaned();
         }
@@ -336,6 +343,17 @@ impl Bench {
             wrong.push(format!("of two old workers the reload replaced {web:?}"));
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+}
+
+/// Whether who is connected and says nothing is to stay so: a change of program or of keeper goes past it, and so does the death of
+/// anybody but the kernel. Only where a process is being started is the keeper's place taken at once.
+fn outlives(place: &Place, victim: Victim) -> bool {
+    let stays = !matches!(place.drive, Drive::KernelDies | Drive::KeeperDies);
+    match victim {
+        Victim::One(Role::Manager) => stays,
+        Victim::One(Role::Keeper) => stays && !place.name.starts_with("spawn."),
+        Victim::One(Role::Kernel) | Victim::KernelThenKeeper => false,
     }
 }
 

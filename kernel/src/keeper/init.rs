@@ -4,6 +4,7 @@
 //! passes signals on to the keeper of now, and ends when that one has ended on
 //! purpose, as it would have itself, or when the last child has.
 
+use std::ffi::CString;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
@@ -20,10 +21,11 @@ use crate::sys::process;
 impl Keeper {
     /// Stays until nobody is left; returns how the last of its successors ended.
     pub(super) fn stay_as_init(self, signals: &SignalFd) -> Result<u8, Errno> {
-        // With the descriptors: an open copy would keep ports and pipes alive
-        // of which the successor knows nothing.
-        drop(self);
-        let mut successor = None;
+        let (mut successor, arguments) = (self.successor, self.arguments);
+        // An open copy would keep ports and pipes alive of which the successor
+        // knows nothing.
+        drop((self.kept, self.kernel, self.ended, self.program, self.ready));
+        let keeper_of_now = || keeper_among(&process::children(), &arguments);
         let mut code = 0;
         loop {
             // Successors may be replaced in their turn, and who replaces one
@@ -73,8 +75,9 @@ impl Keeper {
 
 /// The child of ours that is the keeper, or the kernel that is about to take
 /// the place of one that has died.
-fn keeper_of_now() -> Option<i32> {
-    let children = process::children();
-    let with = |title| children.iter().copied().find(|pid| has_title(*pid, title));
-    with(TITLE).or_else(|| with(KERNEL_TITLE))
+fn keeper_among(children: &[i32], arguments: &[CString]) -> Option<i32> {
+    [TITLE, KERNEL_TITLE].into_iter().find_map(|title| {
+        let mut children = children.iter().copied();
+        children.find(|pid| has_title(*pid, title, arguments))
+    })
 }

@@ -3,26 +3,37 @@
 //! What has been sent is in the keeper's queue and survives this process, so
 //! nothing waits for an answer but the first fetch.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, getsockopt, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 
-use super::wire::{Kept, Key, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict};
+use super::wire::{ABLE_TO_LEAVE, Kept, Key, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict};
 use crate::sys::message;
 
 /// How long a message to the keeper may wait for room. The keeper does
 /// nothing that takes time, so a longer wait means that it is stuck.
 const SEND_LIMIT_SECONDS: i64 = 5;
 
+/// How long a killed keeper may take to be gone.
+const KEEPER_END: Duration = Duration::from_secs(1);
+
 /// The kernel's socket to the keeper.
 #[derive(Debug)]
 pub struct KeeperLink {
     socket: OwnedFd,
     keeper: Pid,
+    /// What the keeper said it can do.
+    able: Cell<u8>,
+    /// The keeper is gone; this process holds everything and takes its place.
+    lost: Cell<bool>,
 }
 
 impl KeeperLink {
@@ -37,7 +48,56 @@ impl KeeperLink {
             &TimeVal::seconds(SEND_LIMIT_SECONDS),
         )?;
         let keeper = Pid::from_raw(getsockopt(&socket, sockopt::PeerCredentials)?.pid());
-        Ok(Self { socket, keeper })
+        Ok(Self {
+            socket,
+            keeper,
+            able: Cell::new(0),
+            lost: Cell::new(false),
+        })
+    }
+
+    /// The keeper is gone: what would be sent goes along when this process
+    /// takes its place, so nothing is sent any more.
+    pub fn lose(&self) {
+        self.lost.set(true);
+    }
+
+    /// Whether the keeper is known to be gone.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.get()
+    }
+
+    /// Whether the keeper is gone, known or not.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        let closed = PollFlags::POLLHUP | PollFlags::POLLERR;
+        self.is_lost()
+            || poll(&mut fds, PollTimeout::ZERO).is_ok_and(|_| {
+                let found = fds[0].revents();
+                found.is_some_and(|found| found.intersects(closed))
+            })
+    }
+
+    /// Whether the keeper goes when it is dismissed; one of an earlier version
+    /// has to be killed first.
+    #[must_use]
+    pub fn keeper_leaves(&self) -> bool {
+        self.able.get() & ABLE_TO_LEAVE != 0
+    }
+
+    /// Bounds how long a fetch waits for the keeper's answer.
+    ///
+    /// # Errors
+    /// The errno of `setsockopt(2)`.
+    pub fn set_answer_limit(&self, limit: Duration) -> Result<(), Errno> {
+        let milliseconds = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
+        setsockopt(
+            &self.socket,
+            sockopt::ReceiveTimeout,
+            &TimeVal::milliseconds(milliseconds),
+        )
     }
 
     /// The process that made the line, and this kernel's parent as long as it
@@ -46,6 +106,17 @@ impl KeeperLink {
     #[must_use]
     pub fn keeper(&self) -> Pid {
         self.keeper
+    }
+
+    /// Sees to it that the keeper does not wake up beside whoever takes its
+    /// place. Our parent for as long as it lives, so the number is its; process
+    /// 1 cannot be killed, and goes by itself when it wakes up.
+    pub fn end_keeper(&self) {
+        let until = Instant::now() + KEEPER_END;
+        while getppid() == self.keeper && self.keeper.as_raw() > 1 && Instant::now() < until {
+            let _ = kill(self.keeper, Signal::SIGKILL);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// For polling, and for a vforked child to register on.
@@ -94,6 +165,9 @@ impl KeeperLink {
     }
 
     fn send(&self, message: &ToKeeper, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        if self.is_lost() {
+            return Ok(());
+        }
         message::send(&self.socket, &message.encode(), fds, MsgFlags::empty()).map(drop)
     }
 
@@ -104,7 +178,8 @@ impl KeeperLink {
     ///
     /// # Errors
     /// `EPIPE` when the keeper goes away meanwhile: `kept` then has all there
-    /// was and all that came. `EMFILE` when not even one more descriptor fits.
+    /// was and all that came. `EAGAIN` when it does not answer within the limit
+    /// there may be, `EMFILE` when not even one more descriptor fits.
     pub fn fetch_into(&self, kept: &mut Kept) -> Result<Option<Verdict>, Errno> {
         let mut fetched = BTreeSet::new();
         loop {
@@ -127,6 +202,7 @@ impl KeeperLink {
                         kept.retain(|key, _| fetched.contains(key));
                         return Ok(verdict);
                     }
+                    Some((ToKernel::Able(bits), _)) => self.able.set(bits),
                     Some((ToKernel::Ping, _)) => self.tell(&ToKeeper::Pong)?,
                     // Exits and signals are sent only to a kernel that serves.
                     Some(_) => {}

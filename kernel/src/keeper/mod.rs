@@ -107,6 +107,8 @@ struct Keeper {
     /// The next keeper's kernel has everything: the line to answer it on, and
     /// who the next keeper is while it lives.
     dismissed: Option<(OwnedFd, Option<Pid>)>,
+    /// Who is the keeper after this one.
+    successor: Option<i32>,
     /// Nobody can be told that there is no kernel before: no descriptor was
     /// left to accept with.
     deaf_until: Option<Instant>,
@@ -151,6 +153,7 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         mute_until: None,
         exit_code: None,
         dismissed: None,
+        successor: None,
         deaf_until: None,
         notify_socket: manifest.notify_socket,
         ready,

@@ -1,19 +1,22 @@
 //! What the keeper and its kernel say to each other, and what the keeper does
 //! about it.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, Shutdown, setsockopt, shutdown, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::Pid;
 use papa_protocol::failpoint;
 
-use super::wire::{Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict};
-use super::{Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, how, notify, say};
+use super::wire::{ABLE_TO_LEAVE, Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict};
+use super::{KERNEL_TITLE, Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, how, notify, say};
 use crate::patience::scaled;
-use crate::sys::message;
 use crate::sys::pidfd::{Outcome, Target, wait_id};
+use crate::sys::{message, process};
 
 /// How long a kernel's line may be closed before its end is known: the two
 /// come together, unless it lives on in another role.
@@ -60,7 +63,8 @@ impl Keeper {
             // It has ended; that is told by itself.
             return false;
         }
-        if has_title(pid, TITLE) {
+        if has_title(pid, TITLE, &self.arguments) {
+            self.successor = Some(pid);
             return true;
         }
         if !kernel.late {
@@ -68,7 +72,7 @@ impl Keeper {
             say(format_args!(
                 "kernel {pid} has closed its line and does not end; replacing it"
             ));
-            let _ = nix::sys::signal::kill(kernel.pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(kernel.pid, Signal::SIGKILL);
         }
         false
     }
@@ -122,6 +126,13 @@ impl Keeper {
             "the process that was to take this keeper's place {}; staying",
             how(outcome)
         ));
+        // Its kernel, which fell to us, ends when it reads that. One that stands
+        // still would keep copies of everything, and nobody would know of it.
+        for pid in process::children() {
+            if has_title(pid, KERNEL_TITLE, &self.arguments) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
         self.program.verdict = Some(if late {
             Verdict::Late
         } else {
@@ -137,6 +148,9 @@ impl Keeper {
         let Some((line, next)) = self.dismissed.take() else {
             return false;
         };
+        // Whoever is not waited for now is waited for by nobody who would tell.
+        self.reap();
+        self.successor = next.map(Pid::as_raw);
         let wait = TimeVal::milliseconds(LEAVE_LIMIT.as_millis().try_into().unwrap_or(i64::MAX));
         let _ = setsockopt(&line, sockopt::SendTimeout, &wait);
         let exits = self
@@ -272,6 +286,10 @@ impl Keeper {
                     self.dismissed = Some((kernel.socket, Some(kernel.pid)));
                 }
             }
+            ToKeeper::Exit { serial, status } => {
+                self.exits.insert(serial, (status, false));
+            }
+            ToKeeper::Signal(number) => self.signals.push(number),
         }
     }
 
@@ -302,12 +320,14 @@ impl Keeper {
                 .take(MAX_KEYS)
                 .map(|(key, fd)| (*key, fd.as_fd()))
                 .unzip();
-            let message = if keys.is_empty() {
-                ToKernel::Fetched(self.program.verdict)
+            let sent = if keys.is_empty() {
+                // An earlier version passes over what it does not know.
+                send(socket, &ToKernel::Able(ABLE_TO_LEAVE), &[])
+                    .and_then(|()| send(socket, &ToKernel::Fetched(self.program.verdict), &[]))
             } else {
-                ToKernel::Entries(keys)
+                send(socket, &ToKernel::Entries(keys), &fds)
             };
-            match send(socket, &message, &fds) {
+            match sent {
                 Ok(()) => kernel.fetch = None,
                 Err(Errno::EAGAIN) => return,
                 Err(_) => {
@@ -351,10 +371,15 @@ impl Keeper {
     }
 }
 
-/// Whether a process is in the role that shows this title.
-pub(super) fn has_title(pid: i32, title: &str) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline"))
-        .is_ok_and(|line| line.split(|byte| *byte == 0).next() == Some(title.as_bytes()))
+/// Whether a process is in the role that shows this title, of the daemon with
+/// these arguments: another one may run below this one's workers.
+pub(super) fn has_title(pid: i32, title: &str, arguments: &[CString]) -> bool {
+    let mut expected = title.as_bytes().to_vec();
+    expected.push(0);
+    for argument in arguments {
+        expected.extend(argument.as_bytes_with_nul());
+    }
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == expected)
 }
 
 enum Heard {

@@ -137,6 +137,16 @@ pub enum ToKeeper {
     Succeed,
     /// The next keeper's kernel has every descriptor: this keeper may go.
     Dismiss,
+    /// What the keeper before had to say that the kernel is to hear from this
+    /// one: how an adopted worker ended.
+    Exit {
+        /// Its serial.
+        serial: u64,
+        /// How it ended.
+        status: WaitStatus,
+    },
+    /// The same, of a signal the keeper before was sent.
+    Signal(u8),
 }
 
 /// Why a program that was tried is not the one that runs.
@@ -169,7 +179,12 @@ pub enum ToKernel {
     Signal(u8),
     /// This keeper, which is no longer the keeper, goes. All it knew was said.
     Dismissed,
+    /// What this keeper can do beyond its first version, in bits.
+    Able(u8),
 }
+
+/// The keeper can be replaced beside the next one.
+pub const ABLE_TO_LEAVE: u8 = 1;
 
 fn put_keys(bytes: &mut Vec<u8>, keys: &[Key]) {
     for key in keys {
@@ -226,6 +241,30 @@ fn take_outcome(bytes: &mut &[u8]) -> Option<Outcome> {
     })
 }
 
+fn put_exit(bytes: &mut Vec<u8>, serial: u64, status: WaitStatus) {
+    bytes.extend(serial.to_le_bytes());
+    put_outcome(bytes, status.outcome);
+    if let Some(usage) = status.usage {
+        for word in [usage.user_us, usage.system_us, usage.max_rss_kib] {
+            bytes.extend(word.to_le_bytes());
+        }
+    }
+}
+
+fn take_exit(bytes: &mut &[u8]) -> Option<(u64, WaitStatus)> {
+    let serial = take_u64(bytes)?;
+    let outcome = take_outcome(bytes)?;
+    let usage = match (take_u64(bytes), take_u64(bytes), take_u64(bytes)) {
+        (Some(user_us), Some(system_us), Some(max_rss_kib)) => Some(Usage {
+            user_us,
+            system_us,
+            max_rss_kib,
+        }),
+        _ => None,
+    };
+    Some((serial, WaitStatus { outcome, usage }))
+}
+
 impl ToKeeper {
     /// The message's bytes.
     #[must_use]
@@ -260,6 +299,11 @@ impl ToKeeper {
             Self::Untried => bytes.push(10),
             Self::Succeed => bytes.push(11),
             Self::Dismiss => bytes.push(12),
+            Self::Exit { serial, status } => {
+                bytes.push(13);
+                put_exit(&mut bytes, *serial, *status);
+            }
+            Self::Signal(number) => bytes.extend([14, *number]),
         }
         bytes
     }
@@ -285,6 +329,11 @@ impl ToKeeper {
             10 => Self::Untried,
             11 => Self::Succeed,
             12 => Self::Dismiss,
+            13 => {
+                let (serial, status) = take_exit(rest)?;
+                Self::Exit { serial, status }
+            }
+            14 => Self::Signal(take::<1>(rest)?[0]),
             _ => return None,
         })
     }
@@ -310,17 +359,12 @@ impl ToKernel {
             }
             Self::Exit { serial, status } => {
                 bytes.push(3);
-                bytes.extend(serial.to_le_bytes());
-                put_outcome(&mut bytes, status.outcome);
-                if let Some(usage) = status.usage {
-                    for word in [usage.user_us, usage.system_us, usage.max_rss_kib] {
-                        bytes.extend(word.to_le_bytes());
-                    }
-                }
+                put_exit(&mut bytes, *serial, *status);
             }
             Self::Ping => bytes.push(4),
             Self::Signal(number) => bytes.extend([5, *number]),
             Self::Dismissed => bytes.push(6),
+            Self::Able(bits) => bytes.extend([7, *bits]),
         }
         bytes
     }
@@ -338,24 +382,13 @@ impl ToKernel {
                 Some(_) => Some(Verdict::Ended(take_outcome(rest)?)),
             }),
             3 => {
-                let serial = take_u64(rest)?;
-                let outcome = take_outcome(rest)?;
-                let usage = match (take_u64(rest), take_u64(rest), take_u64(rest)) {
-                    (Some(user_us), Some(system_us), Some(max_rss_kib)) => Some(Usage {
-                        user_us,
-                        system_us,
-                        max_rss_kib,
-                    }),
-                    _ => None,
-                };
-                Self::Exit {
-                    serial,
-                    status: WaitStatus { outcome, usage },
-                }
+                let (serial, status) = take_exit(rest)?;
+                Self::Exit { serial, status }
             }
             4 => Self::Ping,
             5 => Self::Signal(take::<1>(rest)?[0]),
             6 => Self::Dismissed,
+            7 => Self::Able(take::<1>(rest)?[0]),
             _ => return None,
         })
     }
@@ -385,6 +418,7 @@ mod tests {
             ToKeeper::Untried,
             ToKeeper::Succeed,
             ToKeeper::Dismiss,
+            ToKeeper::Signal(15),
         ] {
             assert_eq!(ToKeeper::decode(&message.encode()), Some(message));
         }
@@ -402,13 +436,18 @@ mod tests {
                 }),
             ),
         ] {
-            let message = ToKernel::Exit {
-                serial: 1,
-                status: WaitStatus { outcome, usage },
-            };
+            let (serial, status) = (1, WaitStatus { outcome, usage });
+            let message = ToKernel::Exit { serial, status };
             assert_eq!(ToKernel::decode(&message.encode()), Some(message));
+            let message = ToKeeper::Exit { serial, status };
+            assert_eq!(ToKeeper::decode(&message.encode()), Some(message));
         }
-        for message in [ToKernel::Ping, ToKernel::Signal(15), ToKernel::Dismissed] {
+        for message in [
+            ToKernel::Ping,
+            ToKernel::Signal(15),
+            ToKernel::Dismissed,
+            ToKernel::Able(ABLE_TO_LEAVE),
+        ] {
             assert_eq!(ToKernel::decode(&message.encode()), Some(message));
         }
     }

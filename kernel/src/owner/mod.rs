@@ -19,7 +19,7 @@ pub mod session;
 mod signals;
 mod upgrade;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -105,6 +105,8 @@ pub struct Owner {
     pub(crate) journal: Journal,
     pub(crate) skipped_records: u64,
     unknown_records: Vec<Box<RawValue>>,
+    /// Changes recovery made that are not in the journal yet.
+    unrecorded: VecDeque<Entry>,
     pub(crate) table: Table,
     pub(crate) live: HashMap<u64, Live>,
     pub(crate) socket_fds: HashMap<u64, OwnedFd>,
@@ -118,7 +120,7 @@ pub struct Owner {
     pub(crate) budget: Rc<Budget>,
     pub(crate) deadlines: BTreeSet<(Instant, Deadline)>,
     /// Zombies by the order in which they ended.
-    pub(crate) zombies: std::collections::VecDeque<u64>,
+    pub(crate) zombies: VecDeque<u64>,
     /// Sessions that may have something to send.
     pub(crate) ready_sessions: BTreeSet<SessionId>,
     pub(crate) has_exit_info: bool,
@@ -186,6 +188,7 @@ impl Owner {
             journal: parts.journal,
             skipped_records: parts.skipped_records,
             unknown_records: parts.unknown_records,
+            unrecorded: VecDeque::new(),
             table: parts.table,
             live: parts.live,
             socket_fds: parts.socket_fds,
@@ -197,7 +200,7 @@ impl Owner {
             claims: HashMap::new(),
             budget: Rc::new(Budget::new(limits::SESSION_BUDGET_BYTES)),
             deadlines: BTreeSet::new(),
-            zombies: std::collections::VecDeque::new(),
+            zombies: VecDeque::new(),
             ready_sessions: BTreeSet::new(),
             has_exit_info: crate::sys::pidfd::has_exit_info(),
             server: None,
@@ -216,20 +219,31 @@ impl Owner {
 
     /// This kernel serves: what recovery found is written down, and what it
     /// does not need is given up. Called once.
-    pub(crate) fn confirm(&mut self, entries: &[Entry], gone: &[Key]) {
-        let written = self.journal.settle().and_then(|()| {
-            let mut entries = entries.iter();
-            entries.try_for_each(|entry| self.journal.append(entry))
-        });
-        // The next recovery finds the same.
-        if let Err(error) = written {
-            error!(%error, "what recovery found could not be recorded");
+    /// `handed` goes along if the keeper has died.
+    pub(crate) fn confirm(&mut self, findings: Findings, handed: &[(Key, OwnedFd)]) {
+        if let Err(error) = self.journal.settle() {
+            error!(%error, "the journal could not be cut behind its last record");
         }
+        self.unrecorded = findings.entries.into();
+        self.record_findings();
         for reel in self.live.values_mut().filter_map(|live| live.reel.as_mut()) {
             reel.settle();
         }
-        self.unkeep(gone);
+        let told = self.link.drop_keys(&findings.gone);
+        self.check_keeper_with(told, handed);
         failpoint::reach("recover.confirmed");
+    }
+
+    /// Records what recovery found, in order and as far as there is memory;
+    /// what is left is tried again with the next change.
+    fn record_findings(&mut self) {
+        while let Some(entry) = self.unrecorded.front() {
+            if let Err(error) = self.journal.append(entry) {
+                error!(%error, "what recovery found could not be recorded yet");
+                return;
+            }
+            self.unrecorded.pop_front();
+        }
     }
 
     /// Runs until the kernel is to end; `server` takes listeners made later.
@@ -375,6 +389,7 @@ impl Owner {
     /// # Errors
     /// The record could not be written; then nothing has changed.
     pub(crate) fn commit(&mut self, entry: Entry) -> Result<(), JournalError> {
+        self.record_findings();
         self.journal.append(&entry)?;
         self.table.apply(entry);
         Ok(())
@@ -382,6 +397,7 @@ impl Owner {
 
     /// Records a change that has happened whether or not it can be recorded.
     pub(crate) fn commit_fact(&mut self, entry: Entry) {
+        self.record_findings();
         if let Err(error) = self.journal.append(&entry) {
             error!(%error, "a change could not be recorded");
         }

@@ -19,25 +19,10 @@ use crate::sys::pidfd::Outcome;
 /// What the keeper has of a change of program.
 #[derive(Debug, Default)]
 pub struct Resumption {
-    /// The record.
-    pub file: Option<OwnedFd>,
-    /// The descriptors it names.
-    pub descriptors: HashMap<u64, OwnedFd>,
+    /// The record, and the descriptors it names.
+    pub kept: Vec<(Key, OwnedFd)>,
     /// What became of a program that was tried.
     pub verdict: Option<Verdict>,
-}
-
-impl Resumption {
-    /// Everything with its key, to be handed over once more.
-    #[must_use]
-    pub fn into_kept(self) -> Vec<(Key, OwnedFd)> {
-        let sessions = self
-            .descriptors
-            .into_iter()
-            .map(|(number, fd)| (Key::new(Kind::SESSION, number), fd));
-        let record = self.file.map(|file| (Key::new(Kind::HANDOVER, 0), file));
-        sessions.chain(record).collect()
-    }
 }
 
 impl Owner {
@@ -47,23 +32,25 @@ impl Owner {
     pub(crate) fn resume_sessions(
         &mut self,
         server: &Server,
-        mut handed: Resumption,
+        handed: Resumption,
     ) -> Option<(Change, Option<Verdict>)> {
         self.server = Some(server.clone());
-        let record = handed.file.take().map(HandOver::read);
+        if handed.kept.is_empty() {
+            return None;
+        }
         // Before anything is said or heard: whoever comes after us must not
         // say it again.
-        let mut keys: Vec<Key> = handed
-            .descriptors
-            .keys()
-            .map(|number| Key::new(Kind::SESSION, *number))
-            .collect();
-        if record.is_some() {
-            keys.push(Key::new(Kind::HANDOVER, 0));
-        }
-        if !keys.is_empty() {
-            self.unkeep(&keys);
-            failpoint::reach("upgrade.taken");
+        let keys: Vec<Key> = handed.kept.iter().map(|(key, _)| *key).collect();
+        let told = self.link.drop_keys(&keys);
+        self.check_keeper_with(told, &handed.kept);
+        failpoint::reach("upgrade.taken");
+        let (mut record, mut descriptors) = (None, HashMap::new());
+        for (key, fd) in handed.kept {
+            if key.kind == Kind::HANDOVER {
+                record = Some(HandOver::read(fd));
+            } else {
+                descriptors.insert(key.id, fd);
+            }
         }
         let record = match record {
             None => return None,
@@ -88,7 +75,7 @@ impl Owner {
         }
         let count = record.sessions.len();
         for session in record.sessions {
-            self.resume_session(server, session, &mut handed.descriptors);
+            self.resume_session(server, session, &mut descriptors);
         }
         for delivered in record.processes {
             let consumer = delivered
@@ -165,6 +152,10 @@ impl Owner {
 
     /// The program has changed, or has not: answers, or goes on to the keeper.
     pub(crate) fn go_on_changing(&mut self, change: &Change, verdict: Option<Verdict>) {
+        if *change == Change::default() {
+            // The keeper died, and nobody had asked for anything.
+            return;
+        }
         let before = self.keeper_pid == change.keeper_before;
         let failed = match verdict {
             Some(Verdict::Late) => Some("did not serve in time".to_owned()),

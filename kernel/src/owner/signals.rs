@@ -22,8 +22,6 @@ use crate::takeover;
 pub(super) const KEEPER_SILENCE: Duration = Duration::from_secs(40);
 /// How long a keeper that was silent gets to say something after all.
 const KEEPER_GRACE: Duration = Duration::from_secs(15);
-/// How long a killed keeper may take to be gone.
-const KEEPER_END: Duration = Duration::from_secs(1);
 /// The same request from two sides (the keeper passes on what it gets, and a
 /// `pkill papa` hits both) comes within this.
 const SAME_REQUEST: Duration = Duration::from_millis(500);
@@ -40,13 +38,13 @@ impl Owner {
                     self.on_told(&message);
                 }
                 Err(Errno::EAGAIN) => return,
-                Ok(None) | Err(_) => self.become_keeper("it has died"),
+                Ok(None) | Err(_) => return self.lose_keeper("it has died"),
             }
         }
     }
 
     /// The keeper, or one that was replaced, says something.
-    pub(crate) fn on_told(&mut self, message: &ToKernel) {
+    fn on_told(&mut self, message: &ToKernel) {
         match message {
             ToKernel::Ping => {
                 let told = self.link.tell(&ToKeeper::Pong);
@@ -54,20 +52,26 @@ impl Owner {
             }
             ToKernel::Exit { serial, status } => self.on_exit_told(*serial, *status, now_us()),
             ToKernel::Signal(number) => self.on_signal(i32::from(*number), true),
-            ToKernel::Entries(_) | ToKernel::Fetched(_) | ToKernel::Dismissed => {}
+            ToKernel::Entries(_)
+            | ToKernel::Fetched(_)
+            | ToKernel::Dismissed
+            | ToKernel::Able(_) => {}
         }
     }
 
     pub(super) fn on_keeper_silence(&mut self, now: Instant) {
         let pid = nix::unistd::Pid::from_raw(self.keeper_pid);
         let due = self.last_keeper_word + scaled(KEEPER_SILENCE);
+        if self.link.is_lost() {
+            return;
+        }
         let next = if now < due {
             due
         } else if crate::sys::process::is_traced(pid) {
             self.last_keeper_word = now;
             now + scaled(KEEPER_SILENCE)
         } else if self.keeper_suspected {
-            self.become_keeper("it does not answer");
+            return self.lose_keeper("it does not answer");
         } else {
             // Once more: the whole machine may have stood still.
             self.keeper_suspected = true;
@@ -79,36 +83,38 @@ impl Owner {
     /// A message to the keeper that did not get through means that it is gone
     /// or stuck; then this process takes its place.
     pub(crate) fn check_keeper(&mut self, told: Result<(), Errno>) {
-        self.check_keeper_with(told, &[]);
+        if is_gone(told) {
+            self.lose_keeper("it cannot be reached");
+        }
     }
 
-    /// The same, with what else would be `handed` over.
+    /// The same where connections are stopped already, or not begun: at once,
+    /// with what else is `handed` over.
     pub(crate) fn check_keeper_with(&mut self, told: Result<(), Errno>, handed: &[(Key, OwnedFd)]) {
-        match told {
-            Ok(()) => {}
-            Err(Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM) => {
-                error!("the keeper could not be sent a descriptor");
-            }
-            Err(_) => self.take_keepers_place("it cannot be reached", handed),
+        if is_gone(told) {
+            self.take_keepers_place("it cannot be reached", handed);
         }
     }
 
-    /// Execs into the keeper's role; every descriptor goes along.
-    pub(crate) fn become_keeper(&mut self, why: &str) -> ! {
-        self.take_keepers_place(why, &[])
+    /// The keeper is gone, or stuck and ended now. As soon as connections have
+    /// stopped this process takes its place, and they go along. Until then it
+    /// is the only one that holds anything, so it does not wait long.
+    pub(super) fn lose_keeper(&mut self, why: &str) {
+        if self.link.is_lost() {
+            return;
+        }
+        warn!(keeper = self.keeper_pid, why, "losing the keeper");
+        self.link.end_keeper();
+        self.link.lose();
+        self.poller.get_ref().remove(self.link.as_fd());
+        self.freeze_orphaned();
     }
 
-    /// The same, with what else is `handed` over.
-    pub(super) fn take_keepers_place(&mut self, why: &str, handed: &[(Key, OwnedFd)]) -> ! {
+    /// Execs into the keeper's role; every descriptor goes along, and what is
+    /// `handed` over beside.
+    pub(crate) fn take_keepers_place(&mut self, why: &str, handed: &[(Key, OwnedFd)]) -> ! {
         warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
-        // One that only stood still must not wake up beside us. Our parent for
-        // as long as it lives, so the number is its.
-        let keeper = nix::unistd::Pid::from_raw(self.keeper_pid);
-        let until = Instant::now() + KEEPER_END;
-        while nix::unistd::getppid() == keeper && self.keeper_pid > 1 && Instant::now() < until {
-            let _ = nix::sys::signal::kill(keeper, Signal::SIGKILL);
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.link.end_keeper();
         failpoint::reach("takeover.alone");
         let errno = takeover::become_keeper(self, handed);
         error!(%errno, "cannot take the keeper's place");
@@ -217,5 +223,17 @@ impl Owner {
         let _ = self.link.tell(&ToKeeper::Exiting(code));
         self.config.remove_files();
         std::process::exit(i32::from(code));
+    }
+}
+
+/// Whether a message did not get through because nobody is there to hear it.
+fn is_gone(told: Result<(), Errno>) -> bool {
+    match told {
+        Ok(()) => false,
+        Err(Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM) => {
+            error!("the keeper could not be sent a descriptor");
+            false
+        }
+        Err(_) => true,
     }
 }

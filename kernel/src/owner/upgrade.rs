@@ -44,6 +44,10 @@ use crate::verbs::{VERSION, VerbError, fail};
 /// before takes. Then nothing is changed.
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
+/// The same where the keeper has died: until then one kill loses everything.
+/// Who is not at rest by then has to connect anew.
+const ORPHAN_FREEZE_LIMIT: Duration = Duration::from_millis(200);
+
 /// A change of program under way.
 #[derive(Debug)]
 pub(crate) struct Changing {
@@ -74,6 +78,17 @@ pub(super) enum Role {
     Kernel,
     /// The keeper, of this program.
     Keeper,
+    /// The same, the keeper being gone already.
+    Orphan,
+}
+
+impl Role {
+    fn freeze_limit(self) -> Duration {
+        match self {
+            Self::Kernel | Self::Keeper => FREEZE_LIMIT,
+            Self::Orphan => ORPHAN_FREEZE_LIMIT,
+        }
+    }
 }
 
 /// The dry run is over.
@@ -158,6 +173,10 @@ impl Owner {
         let Some(changing) = &mut self.changing else {
             return;
         };
+        if !matches!(changing.stage, Stage::Trying) {
+            // The keeper has died since, and the answer was given.
+            return;
+        }
         let problem = match tried {
             Tried::Found(check) => {
                 let problem = fault(&check, self.unknown_records.len() as u64);
@@ -221,7 +240,7 @@ impl Owner {
         for (id, session) in &self.sessions {
             session.freeze(asker == Some(*id));
         }
-        let until = Instant::now() + FREEZE_LIMIT;
+        let until = Instant::now() + role.freeze_limit();
         changing.stage = Stage::Freezing {
             left: self.sessions.keys().copied().collect(),
             frozen: BTreeMap::new(),
@@ -229,6 +248,37 @@ impl Owner {
             role,
         };
         self.deadlines.insert((until, Deadline::Freeze));
+    }
+
+    /// The keeper is gone: connections stop, and then its place is taken. A
+    /// change under way ends with that.
+    pub(super) fn freeze_orphaned(&mut self) {
+        if let Some(changing) = &mut self.changing {
+            let change = std::mem::take(&mut changing.change);
+            let reason = "the keeper has died meanwhile; nothing was changed, ask again";
+            self.answer_change(&change, Err(reason.to_owned()));
+        }
+        if let Some(Changing {
+            stage: Stage::Freezing { until, role, .. },
+            ..
+        }) = &mut self.changing
+        {
+            *role = Role::Orphan;
+            *until = (*until).min(Instant::now() + ORPHAN_FREEZE_LIMIT);
+            self.deadlines.insert((*until, Deadline::Freeze));
+            return;
+        }
+        let Ok(program) = self.fixed.binary.try_clone() else {
+            self.take_keepers_place("it is gone", &[]);
+        };
+        self.changing = Some(Changing {
+            change: Change::default(),
+            dry_run: false,
+            force: false,
+            program,
+            stage: Stage::Trying,
+        });
+        self.freeze(Role::Orphan);
     }
 
     /// Whether connections are stopped or stopping: then nothing is sent.
@@ -283,7 +333,9 @@ impl Owner {
     /// Goes on with the change once all connections have stopped.
     pub(super) fn change_when_frozen(&mut self) {
         let Some(Changing {
-            stage: Stage::Freezing { left, until, .. },
+            stage: Stage::Freezing {
+                left, until, role, ..
+            },
             ..
         }) = &self.changing
         else {
@@ -294,9 +346,17 @@ impl Owner {
             .as_ref()
             .is_some_and(Server::is_anybody_arriving);
         if !left.is_empty() || arriving {
-            if Instant::now() >= *until
-                && let Some(changing) = self.changing.take()
-            {
+            if Instant::now() < *until {
+                return;
+            }
+            if *role == Role::Orphan {
+                warn!(
+                    sessions = left.len(),
+                    "not at rest in time; they are closed"
+                );
+                return self.change_now();
+            }
+            if let Some(changing) = self.changing.take() {
                 let limit = FREEZE_LIMIT.as_secs();
                 let reason = format!("the clients did not come to rest within {limit} s");
                 self.take_back(changing, &reason);
@@ -349,11 +409,13 @@ impl Owner {
     /// Gives everything to the keeper and becomes the program.
     fn hand_over(&mut self, changing: &Changing, role: Role) -> Errno {
         let mut handed = Vec::new();
-        let file = match self.record(changing, &mut handed) {
-            Ok(record) => match record.write() {
-                Ok(file) => file,
-                Err(errno) => return errno,
-            },
+        let record = self.record(changing, &mut handed);
+        let file = match record.and_then(|record| record.write()) {
+            Ok(file) => file,
+            Err(errno) if role == Role::Orphan => {
+                error!(%errno, "the sessions cannot be handed over; they are closed");
+                self.take_keepers_place("it is gone", &[]);
+            }
             Err(errno) => return errno,
         };
         // Last, so that it names only what is there.
@@ -363,6 +425,11 @@ impl Owner {
         failpoint::reach("upgrade.recorded");
         let errno = match (told, role) {
             (Err(errno), _) => errno,
+            // Of an earlier version: it would start a kernel beside ours.
+            (Ok(()), Role::Keeper) if !self.link.keeper_leaves() => {
+                self.take_keepers_place("as asked", &handed)
+            }
+            (Ok(()), Role::Orphan) => self.take_keepers_place("it is gone", &handed),
             (Ok(()), Role::Keeper) => match self.link.tell(&ToKeeper::Succeed) {
                 Ok(()) => {
                     failpoint::reach("succession.told");

@@ -80,6 +80,9 @@ const CONTROL_BYTES: usize =
 /// with descriptors) into `buffer`. Descriptors for which there is no room, here
 /// or in this process's table, are closed by the system; those before them come.
 ///
+/// A peer that closed with something of ours unread is told of by ECONNRESET,
+/// once and before what it had sent; that is read all the same, and then the end.
+///
 /// # Errors
 /// The errno of `recvmsg(2)`.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: MsgFlags) -> Result<Received, Errno> {
@@ -103,7 +106,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], flags: MsgFlags) -> Result<
         let result =
             unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags.bits()) };
         match Errno::result(result) {
-            Err(Errno::EINTR) => {}
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
             other => break other?.cast_unsigned(),
         }
     };
@@ -164,6 +167,21 @@ mod tests {
             receive(&b, &mut buffer, MsgFlags::empty()).unwrap().length,
             0
         );
+    }
+
+    #[test]
+    fn last_words_are_heard_though_the_peer_left_something_unread() {
+        let (a, b) = seqpacket_pair().unwrap();
+        send(&b, b"unread", &[], MsgFlags::empty()).unwrap();
+        send(&a, b"last words", &[], MsgFlags::empty()).unwrap();
+        drop(a);
+        let mut buffer = [0u8; 16];
+        let mut heard = || {
+            receive(&b, &mut buffer, MsgFlags::MSG_DONTWAIT)
+                .unwrap()
+                .length
+        };
+        assert_eq!((heard(), heard()), (10, 0));
     }
 
     #[test]

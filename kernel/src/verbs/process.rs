@@ -123,6 +123,9 @@ impl Owner {
         };
         let started = match started {
             Ok(started) => started,
+            // It never ran, which recovery finds; and whoever asked asks again,
+            // instead of taking the keeper's end for the program's fault.
+            Err(_) if self.link.is_closed() => self.take_keepers_place("it has died", &[]),
             Err(error) => {
                 self.commit_fact(Entry::Forget {
                     serial,

@@ -218,8 +218,15 @@ fn a_kernel_changes_to_an_older_version_and_back() {
     assert!(said.contains("serves on"), "{said}");
     mixed.assert_whole("after a refusal");
 
-    // It does not know how to answer for the one before: the connection ends.
-    mixed.papactl(&papactl, &format!("{older} --force"));
+    // It does not know how to answer for the one before: the connection ends, and the kernel is asked which program it is now.
+    let changed = mixed.json(&papactl, &format!("{older} --force"));
+    let now = mixed.json(&papactl, "kernel status")["kernel"].clone();
+    assert_eq!(changed["kernel"]["pid"], now["pid"], "{changed}");
+    assert_eq!(
+        changed["kernel"]["after"]["path"],
+        program.to_str().unwrap(),
+        "{changed}"
+    );
     assert_eq!(mixed.pids(&papactl), pids);
     mixed.assert_whole("after the change to the older one");
     let tried = mixed.papactl(&papactl, "kernel upgrade --dry-run");
@@ -234,4 +241,18 @@ fn a_kernel_changes_to_an_older_version_and_back() {
     assert_eq!(mixed.pids(&papactl), pids);
     mixed.assert_whole("after the change back");
     mixed.json(&papactl, "kernel upgrade --dry-run");
+
+    // It can be changed to, but not replace the keeper.
+    let older = older.replace("papa-old", "papa-older");
+    install(
+        &old.join("papa"),
+        &mixed.kernel.directory().join("papa-older"),
+    );
+    let halfway = mixed.papactl(&papactl, &format!("{older} --force --keeper"));
+    let said = String::from_utf8_lossy(&halfway.stderr).into_owned();
+    assert_eq!(halfway.status.code(), Some(1), "{said}");
+    assert!(said.contains("papa-older now"), "{said}");
+    assert!(said.contains("was not replaced"), "{said}");
+    assert_eq!(mixed.pids(&papactl), pids);
+    mixed.assert_whole("after the change of one half");
 }

@@ -13,6 +13,7 @@ mod from_circusd;
 mod ini_oracle;
 mod isolation;
 mod journal;
+mod later_version;
 mod lifecycle;
 mod logs;
 mod logs_killed;

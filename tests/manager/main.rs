@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod age_and_demand;
 mod change;
 mod control;
 mod crash;

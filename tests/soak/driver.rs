@@ -221,6 +221,11 @@ impl Soak {
             fs::remove_file(self.ballast_path()).map_err(|error| error.to_string())?;
         }
         self.deaf.clear();
+        // Killed in the middle of it: the next one finishes the same writes with a disk as it is.
+        if self.whole.has_slow_disk() {
+            self.whole.set_slow_disk(None);
+            self.whole.kill(Role::Manager);
+        }
         self.whole.restore()?;
         self.join()?;
         self.whole.check().map_err(|wrong| wrong.join("\n"))?;
@@ -303,6 +308,7 @@ impl Soak {
                 }
             }
             Action::FullDisk => self.fill_disk()?,
+            Action::SlowDisk { ms } => self.slow_disk(ms)?,
             Action::Clock { seconds } => {
                 let bytes = seconds.to_ne_bytes();
                 self.clock.write_all_at(&bytes, 0).unwrap();
@@ -471,6 +477,17 @@ impl Soak {
         (size > 0)
             .then_some(())
             .ok_or("the disk takes no ballast".to_owned())
+    }
+
+    fn slow_disk(&mut self, ms: u64) -> Result<(), String> {
+        if !cfg!(debug_assertions) {
+            crate::harness::skipped("a slow disk is played in builds with debug assertions only");
+            return Ok(());
+        }
+        self.whole.set_slow_disk(Some(ms));
+        self.counts.kills += 1;
+        self.whole.kill(Role::Manager);
+        self.whole.restore()
     }
 
     /// Takes all descriptors there are, and gives them back.

@@ -56,7 +56,7 @@ pub(crate) enum Ending {
 pub(crate) enum Program {
     /// The one it runs, by SIGUSR2.
     Signal,
-    /// The other one of two, forth and back.
+    /// The other one of two, an older one and ours: a downgrade, or an upgrade.
     Other,
     /// The other one, the keeper as well.
     WithKeeper,

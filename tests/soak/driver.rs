@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::action::{Action, Ending, Program, Random, Which};
 use crate::harness::whole::{RECOVERY, Role, Whole};
-use crate::harness::{Json, Kernel, binary, copy_program, procfs};
+use crate::harness::{Json, Kernel, binary, copy_program, procfs, revision, skipped};
 
 /// Steps between two checks.
 const CHECK_EVERY: u64 = 5;
@@ -29,6 +30,21 @@ const TOO_MANY: usize = 400;
 
 /// What the tmpfs of `full` holds.
 const DISK_BYTES: usize = 16 << 20;
+
+/// What the kernel is downgraded to. To be raised when it has a fault that this test finds, or when downgrades to it need not work any more.
+const OLDER: &str = "8ee03ec";
+
+/// The kernel's program of then; where it cannot be built, ours again.
+fn older() -> PathBuf {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match BUILT.get_or_init(|| revision::built(OLDER)) {
+        Ok(place) => place.join("papa"),
+        Err(why) => {
+            skipped(&format!("no downgrades, only another copy: {why}"));
+            binary("papa")
+        }
+    }
+}
 
 /// Processes of a client's own at one time.
 const MAX_SIDE: usize = 4;
@@ -110,7 +126,7 @@ pub(crate) struct Soak {
     base: String,
     disk_path: String,
     made: u64,
-    /// Another program of the kernel's: the same at another place.
+    /// Another program of the kernel's, an older one.
     copy: PathBuf,
     pub(crate) counts: Counts,
     /// Dropped last: the others use what is in it.
@@ -153,7 +169,7 @@ impl Soak {
             "cc builds {source}"
         );
         let copy = PathBuf::from(path("papa"));
-        copy_program(&binary("papa"), &copy);
+        copy_program(&older(), &copy);
         let disk_path = path("disk");
         fs::create_dir(&disk_path).unwrap();
         let disk = Disk::new(&disk_path);
@@ -466,7 +482,7 @@ impl Soak {
 
     fn fill_disk(&mut self) -> Result<(), String> {
         if self.disk.is_none() {
-            crate::harness::skipped("a file system of one's own takes root");
+            skipped("a file system of one's own takes root");
             return Ok(());
         }
         if !std::mem::replace(&mut self.ballast, true) {
@@ -481,7 +497,7 @@ impl Soak {
 
     fn slow_disk(&mut self, ms: u64) -> Result<(), String> {
         if !cfg!(debug_assertions) {
-            crate::harness::skipped("a slow disk is played in builds with debug assertions only");
+            skipped("a slow disk is played in builds with debug assertions only");
             return Ok(());
         }
         self.whole.set_slow_disk(Some(ms));

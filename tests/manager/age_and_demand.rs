@@ -134,6 +134,10 @@ fn who_was_to_be_replaced_when_its_manager_died_needs_no_connection() {
     let before = stack.wait_pids("one", 1)[&1];
     // It is asked to end, and does when nobody is there to see it.
     procfs::signal(before, Signal::SIGSTOP);
+    // Of two signals that wait, the lower number comes first.
+    wait_until("it stands still", || {
+        procfs::stat(before).is_some_and(|stat| stat.state == 'T')
+    });
     stack.request_now("reload", "one");
     wait_until("that it is to end is kept", || {
         stack.kept("one")["stopping"].is_object()

@@ -56,6 +56,9 @@ pub struct Kept {
     /// It has been up since it was asked to run; only for watchers that depend on others.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub came_up: bool,
+    /// A connection has started it, and it has not gone back to waiting for one; only for watchers with `on_demand`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub demanded: bool,
     /// The number of workers asked for at run time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<KeptCount>,
@@ -368,6 +371,13 @@ mod tests {
             kept.to_value().as_bytes(),
             fixture!("watcher-0.1.0").trim_ascii_end(),
             "what is written now is another form: add a fixture of it, and keep this one"
+        );
+
+        let demanded = Kept::parse(fixture!("watcher-0.1.0-demanded"));
+        assert!(demanded.demanded && !kept.demanded);
+        assert_eq!(
+            demanded.to_value().as_bytes(),
+            fixture!("watcher-0.1.0-demanded").trim_ascii_end()
         );
 
         let added: Added = parse("added", fixture!("added-0.1.0")).unwrap();

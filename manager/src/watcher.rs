@@ -192,7 +192,7 @@ impl Watcher {
             },
             released: false,
             gate: Gate::default(),
-            dormant: config.on_demand,
+            dormant: config.on_demand && !kept.demanded,
             workers: BTreeMap::new(),
             pauses: Pauses::from_kept(&kept.backoff, &config.backoff, at),
             next_start: None,

@@ -19,6 +19,7 @@ mod json;
 mod kernel;
 pub mod procfs;
 mod python;
+pub mod revision;
 mod scratch;
 pub mod whole;
 

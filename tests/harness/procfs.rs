@@ -121,6 +121,12 @@ pub fn status_line(pid: i32, key: &str) -> Option<String> {
     Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
+/// Was the signal sent to a process that has not acted on it yet?
+pub fn has_pending(pid: i32, signal: Signal) -> bool {
+    let pending = status_line(pid, "ShdPnd").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+    pending.is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
+}
+
 /// Proportional share of memory in KiB: shared pages count as many times less as processes share them.
 pub fn pss_kib(pid: i32) -> Option<u64> {
     memory_kib(pid, "Pss")

@@ -67,6 +67,8 @@ pub struct Whole {
     ini: String,
     environment: Vec<(String, String)>,
     manager_wrapper: Vec<String>,
+    /// What a manager that is started now needs for every step with a log file, in milliseconds.
+    slow_disk: Option<u64>,
     manager: Option<Child>,
     logs: Vec<PathBuf>,
     /// The client with processes of its own, read only while everything is checked.
@@ -133,6 +135,17 @@ impl Whole {
         if role != Role::Manager || self.manager.is_some() {
             procfs::signal(self.pid(role), signal);
         }
+    }
+
+    /// Has every manager that is started from now on find its disk slow, by so many milliseconds a step, or as it is. Only builds with
+    /// debug assertions do.
+    pub fn set_slow_disk(&mut self, ms: Option<u64>) {
+        self.slow_disk = ms;
+    }
+
+    /// Whether the next manager is to find its disk slow.
+    pub fn has_slow_disk(&self) -> bool {
+        self.slow_disk.is_some()
     }
 
     /// Waits until there are keeper and kernel again after one of them was killed.
@@ -304,6 +317,10 @@ impl Whole {
         command
             .current_dir(directory)
             .envs(self.environment.iter().map(|(key, value)| (key, value)))
+            .envs(
+                self.slow_disk
+                    .map(|ms| ("PAPA_TEST_SLOW_DISK_MS", ms.to_string())),
+            )
             .args(["--debug", "--log-file", &self.kernel.path("manager.log")])
             .arg("--kernel")
             .arg(self.kernel.socket_path())

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod age_and_demand;
 mod change;
 mod control;
 mod crash;
@@ -13,6 +14,7 @@ mod from_circusd;
 mod ini_oracle;
 mod isolation;
 mod journal;
+mod later_version;
 mod lifecycle;
 mod logs;
 mod logs_killed;

@@ -462,10 +462,18 @@ fn the_kernel_is_shown_dumped_and_started_anew() {
         said.contains("/bin/false") && said.contains("serves on"),
         "{said}"
     );
-    let keeper = json(&stack, "kernel status")["kernel"]["keeper"].clone();
+    let before = json(&stack, "kernel status")["kernel"].clone();
+    let keeper = &before["keeper"];
     let upgraded = json(&stack, "kernel upgrade --keeper")["kernel"].clone();
-    assert_ne!(upgraded["keeper"], keeper, "{upgraded}");
+    assert_ne!(&upgraded["keeper"], keeper, "{upgraded}");
+    assert_ne!(upgraded["pid"], before["pid"], "{upgraded}");
     assert_eq!(upgraded["check"]["unreadable_records"], 0, "{upgraded}");
+    // The kernel is another process now, and nobody has connected anew.
+    let pid = json(&stack, "kernel status")["kernel"]["pid"].clone();
+    assert_eq!(pid, upgraded["pid"]);
+    assert_eq!(json(&stack, "status")["manager"]["kernel_pid"], pid);
+    let doctor = done(&stack, "doctor");
+    assert!(doctor.contains(&format!("pid {pid}, version")), "{doctor}");
     let dump = json(&stack, "kernel dump");
     assert_eq!(dump["processes"].as_array().unwrap().len(), 3);
     assert_eq!(dump["sockets"][0]["name"], "circus.api");

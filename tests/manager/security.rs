@@ -18,6 +18,44 @@ use crate::stack::Stack;
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
 
+/// Another user of the machine.
+const AS_NOBODY: [&str; 4] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+];
+
+/// The same, and in a container on our network who calls itself root.
+const AS_ROOT_OF_ITS_OWN: [&str; 7] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "unshare",
+    "--user",
+    "--map-root-user",
+];
+
+/// Those two, as far as there are any here.
+fn strangers() -> Vec<&'static [&'static str]> {
+    let all: [&[&str]; 2] = [&AS_NOBODY, &AS_ROOT_OF_ITS_OWN];
+    let can = |wrapper: &&[&str]| {
+        let worked = is_root()
+            && Command::new(wrapper[0])
+                .args(&wrapper[1..])
+                .args(["/usr/bin/python3", "-c", ""])
+                .current_dir("/")
+                .output()
+                .is_ok_and(|output| output.status.success());
+        if !worked {
+            skipped("another user needs root, python3 within its reach, and user namespaces");
+        }
+        worked
+    };
+    all.into_iter().filter(can).collect()
+}
+
 fn papactl(directory: &Path, line: &[&str]) -> Output {
     private_command(&binary("papactl"), directory)
         .current_dir(directory)
@@ -171,19 +209,12 @@ fn a_fifo_beside_a_log_that_is_compressed_stops_nothing() {
 
 #[test]
 fn a_strangers_listener_is_not_taken_for_the_kernel() {
-    let probe = Command::new("setpriv")
-        .args([
-            "--reuid=65534",
-            "--clear-groups",
-            "/usr/bin/python3",
-            "-c",
-            "",
-        ])
-        .current_dir("/")
-        .output();
-    if !is_root() || !probe.is_ok_and(|output| output.status.success()) {
-        return skipped("another user needs root, and python3 within its reach");
+    for stranger in strangers() {
+        listener_is_not_taken_for_the_kernel(stranger);
     }
+}
+
+fn listener_is_not_taken_for_the_kernel(stranger: &[&str]) {
     let scratch = Scratch::new();
     let port = free_port();
     let ini = scratch.path("a.ini");
@@ -192,7 +223,7 @@ fn a_strangers_listener_is_not_taken_for_the_kernel() {
         "[watcher:w]\ncmd = sleep 600\n[env:w]\nTOKEN = hunter2\n",
     )
     .expect("room");
-    let fake = FakeKernel::start(port);
+    let fake = FakeKernel::start(stranger, port);
     let endpoint = format!("tcp://127.0.0.1:{port}");
     let manager = private_command(&binary("papa-manager"), scratch.directory())
         .current_dir(scratch.directory())
@@ -223,14 +254,14 @@ impl Drop for Killed {
     }
 }
 
-/// Somebody who listens on the port as the user nobody and answers like a kernel, printing what is said to it.
+/// A stranger who listens on the port and answers like a kernel, printing what is said to it.
 struct FakeKernel {
     process: Killed,
     stdout: BufReader<ChildStdout>,
 }
 
 impl FakeKernel {
-    fn start(port: u16) -> Self {
+    fn start(stranger: &[&str], port: u16) -> Self {
         let program = "import socket, sys, threading
 listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
 print('there', flush=True)
@@ -244,8 +275,8 @@ while True:
     s, _ = listener.accept()
     threading.Thread(target=serve, args=(s,), daemon=True).start()
 ";
-        let child = Command::new("setpriv")
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        let child = Command::new(stranger[0])
+            .args(&stranger[1..])
             .args(["/usr/bin/python3", "-c", program, &port.to_string()])
             .current_dir("/")
             .stdout(Stdio::piped())
@@ -277,9 +308,12 @@ while True:
 
 #[test]
 fn another_user_does_not_reach_the_manager() {
-    if !is_root() {
-        return skipped("another user needs root");
+    for stranger in strangers() {
+        does_not_reach_the_manager(stranger);
     }
+}
+
+fn does_not_reach_the_manager(stranger: &[&str]) {
     let stack = Stack::start("[watcher:w]\ncmd = sleep 600\n");
     let socket = stack.kernel.runtime_dir().join("circus.manager.sock");
     assert_eq!(fs::metadata(&socket).expect("there").mode() & 0o777, 0o600);
@@ -291,13 +325,13 @@ fn another_user_does_not_reach_the_manager() {
     let program = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.settimeout(10)\ns.connect(sys.argv[1])\n\
                    try:\n\x20s.sendall(b'{\"id\":1,\"command\":\"quit\"}\\n')\n\x20print(s.recv(4096))\n\
                    except ConnectionError: print(b'')\n";
-    let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+    let output = Command::new(stranger[0])
+        .args(&stranger[1..])
         .args(["/usr/bin/python3", "-c", program])
         .arg(&socket)
         .current_dir("/")
         .output()
-        .expect("setpriv runs");
+        .expect("the wrapper runs");
     assert_eq!(text(&output.stdout), "b''\n", "{output:?}");
     assert!(stack.manager_log().contains("another user"));
     assert_eq!(stack.ask("numwatchers", &json!({}))["numwatchers"], 1);

@@ -56,7 +56,7 @@ pub(crate) enum Ending {
 pub(crate) enum Program {
     /// The one it runs, by SIGUSR2.
     Signal,
-    /// The other one of two, forth and back.
+    /// The other one of two, an older one and ours: a downgrade, or an upgrade.
     Other,
     /// The other one, the keeper as well.
     WithKeeper,
@@ -115,6 +115,10 @@ pub(crate) enum Action {
     Deaf,
     /// The log directory of `full` takes nothing more until the next check.
     FullDisk,
+    /// The manager is killed and started again, and the next one finds its disk slow, until the next check.
+    SlowDisk {
+        ms: u64,
+    },
     /// The time of day is another one.
     Clock {
         seconds: i64,
@@ -134,7 +138,7 @@ const MORTALS: [&str; 3] = ["web", "crowd", "side"];
 
 impl Action {
     /// How many kinds there are.
-    pub(crate) const KINDS: usize = 19;
+    pub(crate) const KINDS: usize = 20;
 
     pub(crate) fn draw(random: &mut Random) -> Self {
         let writer = |random: &mut Random| Which {
@@ -193,8 +197,12 @@ impl Action {
             },
             82..84 => Self::Increase(random.between(1, 2)),
             84..86 => Self::Decrease(1),
-            86..88 => Self::Reopen,
-            88..91 => Self::Pause {
+            86..87 => Self::Reopen,
+            // The last is more than the kernel waits for an acknowledgement.
+            87..90 => Self::SlowDisk {
+                ms: random.one_of(&[2, 20, 200, 2_500]),
+            },
+            90..91 => Self::Pause {
                 ms: random.between(10, 1_500),
             },
             91..93 => Self::Stall {

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::action::{Action, Ending, Program, Random, Which};
 use crate::harness::whole::{RECOVERY, Role, Whole};
-use crate::harness::{Json, Kernel, binary, copy_program, procfs};
+use crate::harness::{Json, Kernel, binary, copy_program, procfs, revision, skipped};
 
 /// Steps between two checks.
 const CHECK_EVERY: u64 = 5;
@@ -29,6 +30,21 @@ const TOO_MANY: usize = 400;
 
 /// What the tmpfs of `full` holds.
 const DISK_BYTES: usize = 16 << 20;
+
+/// What the kernel is downgraded to. To be raised when it has a fault that this test finds, or when downgrades to it need not work any more.
+const OLDER: &str = "8ee03ec";
+
+/// The kernel's program of then; where it cannot be built, ours again.
+fn older() -> PathBuf {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match BUILT.get_or_init(|| revision::built(OLDER)) {
+        Ok(place) => place.join("papa"),
+        Err(why) => {
+            skipped(&format!("no downgrades, only another copy: {why}"));
+            binary("papa")
+        }
+    }
+}
 
 /// Processes of a client's own at one time.
 const MAX_SIDE: usize = 4;
@@ -110,7 +126,7 @@ pub(crate) struct Soak {
     base: String,
     disk_path: String,
     made: u64,
-    /// Another program of the kernel's: the same at another place.
+    /// Another program of the kernel's, an older one.
     copy: PathBuf,
     pub(crate) counts: Counts,
     /// Dropped last: the others use what is in it.
@@ -153,7 +169,7 @@ impl Soak {
             "cc builds {source}"
         );
         let copy = PathBuf::from(path("papa"));
-        copy_program(&binary("papa"), &copy);
+        copy_program(&older(), &copy);
         let disk_path = path("disk");
         fs::create_dir(&disk_path).unwrap();
         let disk = Disk::new(&disk_path);
@@ -221,6 +237,11 @@ impl Soak {
             fs::remove_file(self.ballast_path()).map_err(|error| error.to_string())?;
         }
         self.deaf.clear();
+        // Killed in the middle of it: the next one finishes the same writes with a disk as it is.
+        if self.whole.has_slow_disk() {
+            self.whole.set_slow_disk(None);
+            self.whole.kill(Role::Manager);
+        }
         self.whole.restore()?;
         self.join()?;
         self.whole.check().map_err(|wrong| wrong.join("\n"))?;
@@ -303,6 +324,7 @@ impl Soak {
                 }
             }
             Action::FullDisk => self.fill_disk()?,
+            Action::SlowDisk { ms } => self.slow_disk(ms)?,
             Action::Clock { seconds } => {
                 let bytes = seconds.to_ne_bytes();
                 self.clock.write_all_at(&bytes, 0).unwrap();
@@ -460,7 +482,7 @@ impl Soak {
 
     fn fill_disk(&mut self) -> Result<(), String> {
         if self.disk.is_none() {
-            crate::harness::skipped("a file system of one's own takes root");
+            skipped("a file system of one's own takes root");
             return Ok(());
         }
         if !std::mem::replace(&mut self.ballast, true) {
@@ -471,6 +493,17 @@ impl Soak {
         (size > 0)
             .then_some(())
             .ok_or("the disk takes no ballast".to_owned())
+    }
+
+    fn slow_disk(&mut self, ms: u64) -> Result<(), String> {
+        if !cfg!(debug_assertions) {
+            skipped("a slow disk is played in builds with debug assertions only");
+            return Ok(());
+        }
+        self.whole.set_slow_disk(Some(ms));
+        self.counts.kills += 1;
+        self.whole.kill(Role::Manager);
+        self.whole.restore()
     }
 
     /// Takes all descriptors there are, and gives them back.

@@ -1,6 +1,6 @@
 //! Mixed versions: an older revision of this repository is built, and each of its programs has to do with each of ours.
 //!
-//! Owns the old programs, in `target/revisions/REVISION`, built once. Invariant: across every change of a program, up and down, the
+//! Invariant: across every change of a program, up and down, the
 //! workers keep their pids and no line of theirs is lost or repeated.
 
 #![allow(clippy::unwrap_used)]
@@ -10,12 +10,14 @@ mod harness;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Output};
 use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use harness::{Kernel, binary, copy_program, private_command, skipped, wait_for, wait_until};
+use harness::{
+    Kernel, binary, copy_program, private_command, revision, skipped, wait_for, wait_until,
+};
 
 /// The revision before kernels could be asked to change their program, and managers to check a file for another.
 const REVISION: &str = "bfeb559";
@@ -26,49 +28,13 @@ const INI: &str = "[watcher:lines]\ncmd = sh -c 'n=0; while sleep 0.02; do n=$((
 /// Where the programs of the revision are; none, and said why, where they cannot be built.
 fn old() -> Option<&'static Path> {
     static OLD: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match OLD.get_or_init(build) {
+    match OLD.get_or_init(|| revision::built(REVISION)) {
         Ok(path) => Some(path),
         Err(why) => {
             skipped(why);
             None
         }
     }
-}
-
-fn build() -> Result<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("../revisions")
-        .join(REVISION);
-    let (source, target) = (place.join("source"), place.join("target"));
-    fs::create_dir_all(&source).map_err(|error| format!("{}: {error}", source.display()))?;
-    let run = |command: &mut Command| {
-        let output = command.output().map_err(|error| error.to_string())?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(format!("{command:?}: {}\n{said}", output.status))
-    };
-    let archive = place.join("source.tar");
-    run(Command::new("git")
-        .current_dir(&root)
-        .args(["archive", "--output"])
-        .arg(&archive)
-        .arg(REVISION))
-    .map_err(|why| format!("revision {REVISION} is not in this repository's history: {why}"))?;
-    run(Command::new("tar")
-        .arg("xf")
-        .arg(&archive)
-        .arg("-C")
-        .arg(&source))?;
-    run(Command::new(env!("CARGO"))
-        .current_dir(&source)
-        .env("CARGO_TARGET_DIR", &target)
-        .env_remove("RUSTFLAGS")
-        .args(["build", "--quiet", "--locked", "--bins"])
-        .args(["-p", "papa-kernel", "-p", "papa-manager"]))?;
-    Ok(target.join("debug"))
 }
 
 /// A kernel and a manager of chosen versions; the manager's program can be changed.
@@ -218,8 +184,15 @@ fn a_kernel_changes_to_an_older_version_and_back() {
     assert!(said.contains("serves on"), "{said}");
     mixed.assert_whole("after a refusal");
 
-    // It does not know how to answer for the one before: the connection ends.
-    mixed.papactl(&papactl, &format!("{older} --force"));
+    // It does not know how to answer for the one before: the connection ends, and the kernel is asked which program it is now.
+    let changed = mixed.json(&papactl, &format!("{older} --force"));
+    let now = mixed.json(&papactl, "kernel status")["kernel"].clone();
+    assert_eq!(changed["kernel"]["pid"], now["pid"], "{changed}");
+    assert_eq!(
+        changed["kernel"]["after"]["path"],
+        program.to_str().unwrap(),
+        "{changed}"
+    );
     assert_eq!(mixed.pids(&papactl), pids);
     mixed.assert_whole("after the change to the older one");
     let tried = mixed.papactl(&papactl, "kernel upgrade --dry-run");
@@ -234,4 +207,18 @@ fn a_kernel_changes_to_an_older_version_and_back() {
     assert_eq!(mixed.pids(&papactl), pids);
     mixed.assert_whole("after the change back");
     mixed.json(&papactl, "kernel upgrade --dry-run");
+
+    // It can be changed to, but not replace the keeper.
+    let older = older.replace("papa-old", "papa-older");
+    install(
+        &old.join("papa"),
+        &mixed.kernel.directory().join("papa-older"),
+    );
+    let halfway = mixed.papactl(&papactl, &format!("{older} --force --keeper"));
+    let said = String::from_utf8_lossy(&halfway.stderr).into_owned();
+    assert_eq!(halfway.status.code(), Some(1), "{said}");
+    assert!(said.contains("papa-older now"), "{said}");
+    assert!(said.contains("was not replaced"), "{said}");
+    assert_eq!(mixed.pids(&papactl), pids);
+    mixed.assert_whole("after the change of one half");
 }

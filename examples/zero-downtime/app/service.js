@@ -42,7 +42,9 @@ server.keepAliveTimeout = (KEEP_ALIVE_SECONDS + MARGIN_SECONDS) * 1000;
 // Readiness and health are asked of this worker, not of whichever accepts first from the socket they share.
 const health = http.createServer(answer);
 
-process.once('SIGTERM', () => {
+// Not once(): the signal may come again, from a manager that does not know what one that was killed has sent.
+process.on('SIGTERM', () => {
+  if (draining) return;
   draining = true;
   // DRAIN 1: accept no more. The socket stays open with the kernel; whoever waits in its queue is served by the others.
   // DRAIN 3: http.Server's own close() closes idle connections from Node 19 on, and so breaks one whose next request is on its

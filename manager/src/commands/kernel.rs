@@ -17,6 +17,7 @@ use crate::commands::programs::{Background, ProgramError};
 use crate::config::KernelEndpoint;
 use crate::runtime_dir::{DEFAULT_KERNEL_PORT, RuntimeDir, abstract_kernel_socket};
 
+mod outcome;
 mod upgrade;
 pub(super) mod verbs;
 

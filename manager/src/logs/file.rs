@@ -263,6 +263,12 @@ impl LogFile {
         Ok(())
     }
 
+    /// Whether something that was taken in is not in the file: it waits for the next flush, or the file was suspended since the last.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        !self.pending.bytes.is_empty() || self.trouble.is_some()
+    }
+
     /// Writes everything pending.
     ///
     /// # Errors

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use crate::logs::rotate::Plan;
 
 /// First eight bytes of the memfd; the last digit is the layout's version. It rises only when an earlier version would misread what is
-/// there: further kinds of positions, and words of a record that were zero, do not need that.
+/// there. Further kinds of positions do not need that, they are carried along; nor do words that were zero, which are passed over; nor a
+/// further phase or higher bounds of a record, which an earlier version refuses as it does a later layout.
 pub(super) const MAGIC: &[u8; 8] = b"PAPALOG1";
 pub(super) const MAGIC_FAMILY: &[u8] = b"PAPALOG";
 /// How many entries and slots were ever used, each written before the first use: what lies beyond need not be read.
@@ -60,6 +61,8 @@ pub enum Kind {
     Dropped,
     /// 1 when a line matched what the process's readiness waits for.
     Matched,
+    /// What a later version counts; never 0 to 5. Carried along until the process is forgotten: it never goes back either.
+    Other(u64),
 }
 
 impl Kind {
@@ -70,17 +73,20 @@ impl Kind {
             Self::Gap => 3,
             Self::Dropped => 4,
             Self::Matched => 5,
+            Self::Other(word) => word,
         }
     }
 
+    /// `None` for 0: nothing is there.
     pub(super) fn from_word(word: u64) -> Option<Self> {
         match word {
+            0 => None,
             1 => Some(Self::Out),
             2 => Some(Self::Err),
             3 => Some(Self::Gap),
             4 => Some(Self::Dropped),
             5 => Some(Self::Matched),
-            _ => None,
+            other => Some(Self::Other(other)),
         }
     }
 }
@@ -215,14 +221,15 @@ impl Record {
         bytes
     }
 
-    /// `None` when the bytes cannot be a record: a foreign or damaged memfd.
+    /// `None` when something is going on that this version does not know, or within bounds that it does not have.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let word = |index: usize| -> Option<u64> { Some(read_word(bytes, index * 8)) };
         let bounded =
             |value: u64, limit: usize| usize::try_from(value).ok().filter(|v| *v <= limit);
         Some(Self {
             phase: match word(0)? {
-                0 => Phase::Idle,
+                // Nothing is going on, whatever else is there.
+                0 => return Some(Self::IDLE),
                 1 => Phase::Writing,
                 2 => Phase::Rotating,
                 3 => Phase::Renaming,

@@ -39,6 +39,8 @@ pub mod thread;
 pub mod writer;
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod killed;
 #[cfg(test)]
 mod tests;

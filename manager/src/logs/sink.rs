@@ -133,10 +133,10 @@ impl Sink {
             .min()
     }
 
-    /// Whether something that was taken in is not out yet although it was flushed.
+    /// Whether something that was taken in is not out yet: its turn in a flush has not come, or it was flushed and waits.
     pub(super) fn is_behind(&self) -> bool {
         match self {
-            Self::File(_) => false,
+            Self::File(file) => file.is_behind(),
             Self::Syslog(syslog) => syslog.is_behind(),
         }
     }

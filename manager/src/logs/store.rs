@@ -73,27 +73,28 @@ impl Store {
     /// Opens the state a predecessor left, and tells what it had not finished.
     ///
     /// # Errors
-    /// `InvalidData` when this is not a log state, `Unsupported` when it is one of a later version.
+    /// `InvalidData` when this is not a log state; `Unsupported` when it is one of a later version, or has work of a kind that only a
+    /// later version knows: nothing of it is changed then.
     pub fn open(fd: OwnedFd) -> io::Result<(Self, Vec<Unfinished>)> {
         let file = File::from(fd);
+        let length = file.metadata()?.len();
         let mut magic = [0; MAGIC.len()];
-        if file.metadata()?.len() < STATE_BYTES {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the log state is too short",
-            ));
+        if length >= MAGIC.len() as u64 {
+            file.read_exact_at(&mut magic, 0)?;
         }
-        file.read_exact_at(&mut magic, 0)?;
         if magic != *MAGIC && magic.starts_with(MAGIC_FAMILY) {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the log state was left by a later version, whose manager must be started again; output waits in the kernel",
-            ));
+            return Err(of_a_later_version("its layout is another"));
         }
         if &magic != MAGIC {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the log state has an unknown layout",
+            ));
+        }
+        if length < STATE_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the log state is too short",
             ));
         }
         let mut store = Self {
@@ -325,12 +326,10 @@ impl Store {
     }
 
     fn load_slot(&self, slot: Slot) -> io::Result<Option<Unfinished>> {
+        // Neither could its file be written to meanwhile, nor its place be used: who knows it would finish it later.
         let Some(record) = self.record(slot)? else {
-            tracing::warn!(
-                slot = slot.0,
-                "a slot of the log state is unreadable and is ignored"
-            );
-            return Ok(None);
+            let what = format!("slot {} has unfinished work of an unknown kind", slot.0);
+            return Err(of_a_later_version(&what));
         };
         let mut path = vec![0; record.path_length];
         self.file
@@ -362,6 +361,16 @@ impl Store {
             work,
         }))
     }
+}
+
+/// Its lines must not be lost or repeated, so it stays as it is.
+fn of_a_later_version(what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!(
+            "the log state was left by a later version ({what}), whose manager must be started again; output waits in the kernel"
+        ),
+    )
 }
 
 /// Gives pages back; a file system that cannot do it only costs memory.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use regex_lite::Regex;
 
@@ -76,6 +77,37 @@ fn another_route_takes_over_at_a_line() {
     assert_eq!(write(&mut writer, 6, Kind::Out, "o\nthree\n"), [(7, 14)]);
     assert_eq!(fs::read(directory.join("old")).unwrap(), b"one\n");
     assert_eq!(fs::read(directory.join("new")).unwrap(), b"two\nthree\n");
+}
+
+#[test]
+fn what_a_flush_has_not_come_to_is_not_acknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let mut writer = writer();
+    // The last has no file, which is noticed before it is flushed.
+    for (serial, name) in [(7, "first"), (8, "second"), (9, "absent/third")] {
+        let process = Process {
+            serial,
+            ..process(0, 0)
+        };
+        writer.add(&process, &out(directory, name));
+        let record = Record {
+            end: 4,
+            stream: Kind::Out,
+            stamp_us: 0,
+        };
+        writer.output(serial, 0, [record], b"one\n", Now::read());
+    }
+    // No patience at all: one file in each turn.
+    let (positions, rest) = writer.flush_some(0, Duration::ZERO, Now::read());
+    assert_eq!(positions, [(7, 4)]);
+    assert_eq!(fs::read(directory.join("first")).unwrap(), b"one\n");
+    assert_eq!(fs::read(directory.join("second")).unwrap(), b"");
+    let (positions, rest) = writer.flush_some(rest.unwrap(), Duration::ZERO, Now::read());
+    assert_eq!(positions, [(8, 4)]);
+    let (positions, _) = writer.flush_some(rest.unwrap(), Duration::ZERO, Now::read());
+    assert_eq!(positions, []);
+    assert_eq!(fs::read(directory.join("second")).unwrap(), b"one\n");
 }
 
 #[test]

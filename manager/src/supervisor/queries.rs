@@ -3,7 +3,10 @@
 //! Owns what is shown of the manager's state, in Circus's shapes; changes nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use papa_protocol::client::ClientError;
+use papa_protocol::json::request as ops;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -11,17 +14,22 @@ use crate::control::message::{
     Command, Errno, ListReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply, Request,
     RequestError, StatusReply, WatcherState, log_files,
 };
+use crate::kernel_link::KernelLink;
 use crate::supervisor::tickets::answer;
 use crate::supervisor::{Supervisor, shown_options};
 use crate::watcher::Watcher;
+
+/// How long `status` waits for the kernel to say which process it is. It does nothing slow; one that stands still must not keep anybody
+/// from seeing the workers.
+const KERNEL_PATIENCE: Duration = Duration::from_millis(500);
 
 impl Supervisor {
     /// Answers a request that changes nothing.
     pub(super) fn look(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
         match &request.command {
             Command::Status { name } => {
-                let status = self.status(name.as_deref());
-                answer(request, reply, status.as_ref());
+                let name = name.clone();
+                self.show_status(name.as_deref(), request, reply);
             }
             Command::List { name } => {
                 let list = self.list(name.as_deref());
@@ -89,6 +97,25 @@ impl Supervisor {
             .ok_or_else(|| RequestError::unknown_watcher(name))
     }
 
+    /// Answers with the watchers as they are now. Only the kernel knows its pid: it may have become another process while our session
+    /// was handed over, without our noticing.
+    fn show_status(&self, name: Option<&str>, request: Request, reply: oneshot::Sender<Reply>) {
+        let mut status = match self.status(name) {
+            Ok(status) => status,
+            Err(error) => return answer::<()>(request, reply, Err(&error)),
+        };
+        let connected = self.link.clone().filter(|_| self.kernel_trouble.is_none());
+        let Some(link) = connected else {
+            return answer(request, reply, Ok(&status));
+        };
+        tokio::spawn(async move {
+            if let Some(manager) = &mut status.manager {
+                manager.kernel_pid = kernel_pid(&link).await;
+            }
+            answer(request, reply, Ok(&status));
+        });
+    }
+
     fn status(&self, name: Option<&str>) -> Result<StatusReply, RequestError> {
         let shown: Vec<&Watcher> = match name {
             Some(name) => vec![self.named(name)?],
@@ -139,8 +166,6 @@ impl Supervisor {
     }
 
     fn manager_status(&self) -> ManagerStatus {
-        let hello = self.link.as_ref().map(|link| link.client().hello());
-        let connected = hello.filter(|_| self.kernel_trouble.is_none());
         ManagerStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -151,7 +176,7 @@ impl Supervisor {
                 .first()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
-            kernel_pid: connected.map(|hello| hello.pid),
+            kernel_pid: None,
             started: self.started,
         }
     }
@@ -193,5 +218,17 @@ impl Supervisor {
                 singleton: false,
             },
         })
+    }
+}
+
+/// Which process the kernel is now; none if the connection has just gone.
+async fn kernel_pid(link: &KernelLink) -> Option<u32> {
+    let client = link.client();
+    let asked = tokio::time::timeout(KERNEL_PATIENCE, client.call(ops::Status {})).await;
+    match asked {
+        Ok(Ok(status)) => Some(status.pid),
+        Ok(Err(ClientError::Lost | ClientError::Closed)) => None,
+        // It stands still, or says nothing we understand: it is the one that was connected to, as far as anybody knows.
+        Ok(Err(_)) | Err(_) => Some(client.hello().pid),
     }
 }

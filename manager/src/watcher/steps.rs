@@ -141,6 +141,9 @@ impl Watcher {
         if self.kept.message.as_deref() != message {
             self.kept.message = message.map(|text| text.chars().take(MAX_MESSAGE_CHARS).collect());
         }
+        // Its workers alone do not say so: one that is being replaced may be away just then.
+        let waits = self.dormant || self.wanted != Wanted::Running;
+        self.kept.demanded = self.config.on_demand && !waits;
         self.kept.came_up = self.came_up && !self.config.depends_on.is_empty();
         if !self.kept.failures.is_empty() {
             let checked = self.config.health.is_some();

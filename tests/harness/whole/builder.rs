@@ -128,6 +128,7 @@ impl WholeBuilder {
             signalled: None,
             ini: format!("{watchers}\n{}", self.ini),
             environment: self.environment,
+            slow_disk: None,
             manager: None,
             pids: BTreeMap::new(),
             lines: Lines::default(),

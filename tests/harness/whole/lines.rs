@@ -120,7 +120,8 @@ impl Lines {
         let mut words = text.splitn(3, ' ');
         let source = words.next().unwrap_or_default();
         let number: Option<u64> = words.next().and_then(|word| word.parse().ok());
-        let whole = text.ends_with(';') && text.matches(';').count() == 1;
+        // What a gap left of a line may begin within its first word.
+        let whole = is_source(source) && text.ends_with(';') && text.matches(';').count() == 1;
         let (Some(number), true) = (number, whole) else {
             self.torn += 1;
             let shown: String = text.chars().take(100).collect();
@@ -155,6 +156,13 @@ impl Lines {
             read.left_out = read.left_out.or(Some((expected, number - 1)));
         }
     }
+}
+
+/// `NAME.WID.PID.STREAM`.
+fn is_source(word: &str) -> bool {
+    let parts: Vec<&str> = word.split('.').collect();
+    let number = |text: &str| text.parse::<u32>().is_ok();
+    matches!(parts[..], [name, wid, pid, "out" | "err"] if !name.is_empty() && number(wid) && number(pid))
 }
 
 /// The stream a file is of alone, by its name: `web.out`, `web.err.3`.

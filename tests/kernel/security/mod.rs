@@ -1,6 +1,7 @@
 //! What somebody hostile can do: in a browser, as another user of the machine, in a container, in a worker, or with a
 //! descriptor they were given. `safety.rs` has what a careless caller can do; SECURITY.md says what is promised.
 
+mod containers;
 mod descriptors_and_content;
 mod other_users;
 

@@ -1,7 +1,7 @@
 //! `papactl kernel upgrade`: the kernel's program is changed for another, and everything it holds stays.
 //!
 //! Owns what a person is told about it. The change itself is the kernel's (`kernel.upgrade`), which answers on the same connection when
-//! it is done. A kernel older than that is sent SIGUSR2 as before, which can do no more than the program that is installed now.
+//! it is done; where the answer does not come, `outcome` finds out what became of it. A kernel older than that is sent SIGUSR2 as before, which can do no more than the program that is installed now.
 
 use std::path::{self, Path};
 use std::sync::mpsc;
@@ -17,6 +17,7 @@ use papa_protocol::json::status::{Program, StatusReply, UpgradeCheck, Upgraded};
 use papa_protocol::text::ByteString;
 use serde_json::json;
 
+use super::outcome::Expected;
 use super::verbs::ask_status;
 use super::{KernelError, block_on, connect_for};
 use crate::cli::Common;
@@ -40,6 +41,7 @@ pub(super) fn run(
         dry_run: args.dry_run,
     };
     let (address, before) = ask_status(addresses)?;
+    let expected = Expected::note(&before, args);
     let upgraded = match ask(common, &address, request) {
         Err(ClientError::Refused(failure)) if failure.code == ErrorCode::UnknownOp => {
             return signalled(common, addresses, args, &before);
@@ -50,6 +52,12 @@ pub(super) fn run(
                 &failure.message,
                 args,
             )));
+        }
+        // What runs now may know nothing of who asked the one before.
+        Err(ClientError::Lost) if !args.dry_run => {
+            let mut line = ProgressLine::new(common);
+            let found = expected.find_out(addresses, args, &mut line);
+            found.map_err(CommandError::Failed)?
         }
         Err(source) => {
             return Err(KernelError::Failed { address, source }.into());

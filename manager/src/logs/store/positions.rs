@@ -12,6 +12,7 @@ use crate::logs::layout::{
     DONE_ENTRY_BYTES, DONE_OFFSET, Delta, ENTRIES_USED_OFFSET, Kind, MAX_DONE_ENTRIES, PAGE,
     PAGE_BYTES, Source, read_word,
 };
+use crate::logs::store::of_a_later_version;
 
 /// The table.
 #[derive(Debug, Default)]
@@ -74,7 +75,8 @@ impl Positions {
             .collect();
         for source in gone {
             if let Some((entry, _)) = self.done.remove(&source) {
-                write_entry(file, entry, [0; 3])?;
+                // With the word that is kept free: a later version may have used it.
+                file.write_all_at(&[0; DONE_ENTRY_BYTES], entry_offset(entry))?;
                 self.free_entries.insert(entry);
             }
         }
@@ -114,9 +116,11 @@ impl Positions {
 pub(super) fn read_count(file: &File, offset: u64, limit: usize) -> io::Result<usize> {
     let mut word = [0; 8];
     file.read_exact_at(&mut word, offset)?;
-    Ok(usize::try_from(u64::from_le_bytes(word))
-        .unwrap_or(limit)
-        .min(limit))
+    let count = u64::from_le_bytes(word);
+    let known = usize::try_from(count).ok().filter(|count| *count <= limit);
+    known.ok_or_else(|| {
+        of_a_later_version(&format!("{count} places are in use, not {limit} at most"))
+    })
 }
 
 /// Writes one of them.
@@ -129,5 +133,9 @@ fn write_entry(file: &File, entry: usize, words: [u64; 3]) -> io::Result<()> {
     for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
         chunk.copy_from_slice(&word.to_le_bytes());
     }
-    file.write_all_at(&bytes, DONE_OFFSET + (entry * DONE_ENTRY_BYTES) as u64)
+    file.write_all_at(&bytes, entry_offset(entry))
+}
+
+fn entry_offset(entry: usize) -> u64 {
+    DONE_OFFSET + (entry * DONE_ENTRY_BYTES) as u64
 }

@@ -11,9 +11,11 @@ mod freeze;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -25,6 +27,7 @@ use papa_protocol::json::{ErrorCode, Failure, request};
 use papa_protocol::limits::{MAX_LINE_BYTES, MAX_PENDING_DESCRIPTORS_PER_SESSION};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 
 use crate::budget::Budget;
@@ -64,12 +67,29 @@ pub enum Transport {
 }
 
 impl Transport {
-    async fn ready(&self, interest: Interest) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.ready(interest).await,
-            Self::Unix(stream) => stream.ready(interest).await,
+    /// Whether it can be read, where `reads`, or written, where `writes`.
+    fn poll_ready(
+        &self,
+        reads: bool,
+        writes: bool,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if writes {
+            let ready = match self {
+                Self::Tcp(stream) => stream.poll_write_ready(context),
+                Self::Unix(stream) => stream.poll_write_ready(context),
+            };
+            if ready.is_ready() {
+                return ready;
+            }
         }
-        .map(drop)
+        if reads {
+            return match self {
+                Self::Tcp(stream) => stream.poll_read_ready(context),
+                Self::Unix(stream) => stream.poll_read_ready(context),
+            };
+        }
+        Poll::Pending
     }
 
     fn read(&self, scratch: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
@@ -95,12 +115,10 @@ impl Transport {
         }
     }
 
-    fn write(&self, pieces: &[IoSlice<'_>], fd: Option<&OwnedFd>) -> io::Result<usize> {
+    fn write(&self, pieces: &VecDeque<Bytes>, fd: Option<&OwnedFd>) -> io::Result<usize> {
+        let first = pieces.front().map_or(&[][..], |piece| piece);
         match (self, fd) {
-            (Self::Tcp(stream), _) => stream.try_write_vectored(pieces),
-            (Self::Unix(stream), None) => stream.try_write_vectored(pieces),
             (Self::Unix(stream), Some(fd)) => stream.try_io(Interest::WRITABLE, || {
-                let first = pieces.first().map_or(&[][..], |piece| piece);
                 Ok(message::send(
                     stream.as_fd(),
                     first,
@@ -108,6 +126,12 @@ impl Transport {
                     MsgFlags::MSG_DONTWAIT,
                 )?)
             }),
+            // An answer is one piece: cheaper for the system than a list of
+            // one.
+            (Self::Tcp(stream), _) if pieces.len() == 1 => stream.try_write(first),
+            (Self::Unix(stream), None) if pieces.len() == 1 => stream.try_write(first),
+            (Self::Tcp(stream), _) => stream.try_write_vectored(&slices(pieces)),
+            (Self::Unix(stream), None) => stream.try_write_vectored(&slices(pieces)),
         }
     }
 }
@@ -119,6 +143,14 @@ struct Writing {
     descriptor: Option<OwnedFd>,
     next: Option<Expect>,
     batch: bool,
+}
+
+/// What a connection's task was waiting for.
+enum Wake {
+    /// The owner says what to do; none when it has gone.
+    Order(Option<Order>),
+    /// The transport can be read or written.
+    Ready,
 }
 
 /// Why a connection's task ends.
@@ -156,6 +188,8 @@ pub struct Connection {
     output_bytes: usize,
     /// A byte was read or written since the budget last heard of us.
     moved: bool,
+    /// What the budget was last told.
+    reported_bytes: usize,
     state: State,
     first_line: bool,
     end_of_input: bool,
@@ -185,6 +219,7 @@ impl Connection {
             output: VecDeque::new(),
             output_bytes: 0,
             moved: false,
+            reported_bytes: 0,
             state: State::Ready(Expect::Command),
             first_line: true,
             end_of_input: false,
@@ -238,41 +273,57 @@ impl Connection {
         let mut freeze = None;
         loop {
             while freeze.is_none() && self.take_line().await? {}
-            let held = self.input.len() + self.output_bytes;
-            let moved = std::mem::take(&mut self.moved);
-            self.budget.report(self.id, held, moved, Instant::now());
+            self.report();
             if self.is_over() || self.is_stuck() {
                 return Ok(Ending::Over);
             }
             if freeze.is_some_and(|unanswered| unanswered || self.state != State::Waiting) {
                 return Ok(Ending::Frozen);
             }
-            let mut interest = None;
-            if self.wants_input() {
-                interest = Some(Interest::READABLE);
-            }
-            if !self.output.is_empty() {
-                let writable = Interest::WRITABLE;
-                interest = Some(interest.map_or(writable, |readable| readable | writable));
-            }
-            tokio::select! {
-                biased;
-                order = inbox.recv() => match order {
-                    Some(Order::Write(outgoing)) => self.queue(outgoing),
-                    Some(Order::Freeze { unanswered }) => freeze = Some(unanswered),
-                    None => return Ok(Ending::Over),
-                },
-                ready = ready(&self.transport, interest) => {
-                    ready?;
-                    if !self.output.is_empty() {
-                        self.write().await?;
-                    }
+            match self.next(inbox).await? {
+                Wake::Order(Some(Order::Write(outgoing))) => {
+                    self.queue(outgoing);
+                    self.write().await?;
+                }
+                Wake::Order(Some(Order::Freeze { unanswered })) => freeze = Some(unanswered),
+                Wake::Order(None) => return Ok(Ending::Over),
+                Wake::Ready => {
+                    self.write().await?;
                     if self.wants_input() {
                         self.read()?;
                     }
                 }
             }
         }
+    }
+
+    /// Tells the budget what is held. Holding nothing needs to be said once:
+    /// requests that are answered at once cost no look at the clock.
+    fn report(&mut self) {
+        let held = self.input.len() + self.output_bytes;
+        if held == 0 && self.reported_bytes == 0 {
+            return;
+        }
+        let moved = std::mem::take(&mut self.moved);
+        self.budget.report(self.id, held, moved, Instant::now());
+        self.reported_bytes = held;
+    }
+
+    /// Waits for an order, or until something can be read or written that is
+    /// to be.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: an order not returned stays in `inbox`.
+    async fn next(&self, inbox: &mut mpsc::UnboundedReceiver<Order>) -> io::Result<Wake> {
+        let (reads, writes) = (self.wants_input(), !self.output.is_empty());
+        poll_fn(|context| match inbox.poll_recv(context) {
+            Poll::Ready(order) => Poll::Ready(Ok(Wake::Order(order))),
+            Poll::Pending => {
+                let ready = self.transport.poll_ready(reads, writes, context);
+                ready.map_ok(|()| Wake::Ready)
+            }
+        })
+        .await
     }
 
     /// Nothing more will come of this session.
@@ -399,9 +450,21 @@ impl Connection {
             Expect::Batch | Expect::Close => return Ok(false),
         };
         self.state = State::Waiting;
-        let sent = self.events.send((self.id, event)).await;
-        sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        self.tell(event).await?;
         Ok(false)
+    }
+
+    /// Tells the owner; waits only where its queue is full.
+    async fn tell(&self, event: Incoming) -> io::Result<()> {
+        let sent = match self.events.try_send((self.id, event)) {
+            Err(TrySendError::Full(event)) => self.events.send(event).await.is_ok(),
+            sent => sent.is_ok(),
+        };
+        if sent {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
     }
 
     /// The descriptor that came with the line just taken. Others that came
@@ -445,11 +508,8 @@ impl Connection {
                 self.state = State::Ready(Expect::Close);
             }
         }
-        let pieces: VecDeque<Bytes> = outgoing
-            .pieces
-            .into_iter()
-            .filter(|piece| !piece.is_empty())
-            .collect();
+        let mut pieces = VecDeque::from(outgoing.pieces);
+        pieces.retain(|piece| !piece.is_empty());
         self.output_bytes += pieces.iter().map(Bytes::len).sum::<usize>();
         self.output.push_back(Writing {
             pieces,
@@ -463,13 +523,8 @@ impl Connection {
     async fn write(&mut self) -> io::Result<()> {
         while let Some(writing) = self.output.front_mut() {
             while !writing.pieces.is_empty() {
-                let slices: Vec<IoSlice<'_>> = writing
-                    .pieces
-                    .iter()
-                    .take(WRITE_PIECES)
-                    .map(|piece| IoSlice::new(piece))
-                    .collect();
-                let mut written = match self.transport.write(&slices, writing.descriptor.as_ref()) {
+                let descriptor = writing.descriptor.as_ref();
+                let mut written = match self.transport.write(&writing.pieces, descriptor) {
                     Ok(written) => written,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                     Err(error) => return Err(error),
@@ -499,19 +554,19 @@ impl Connection {
                 (false, Some(_)) => None,
             };
             if let Some(report) = report {
-                let sent = self.events.send((self.id, report)).await;
-                sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
+                self.tell(report).await?;
             }
         }
         Ok(())
     }
 }
 
-async fn ready(transport: &Transport, interest: Option<Interest>) -> io::Result<()> {
-    match interest {
-        Some(interest) => transport.ready(interest).await,
-        None => std::future::pending().await,
-    }
+fn slices(pieces: &VecDeque<Bytes>) -> Vec<IoSlice<'_>> {
+    pieces
+        .iter()
+        .take(WRITE_PIECES)
+        .map(|piece| IoSlice::new(piece))
+        .collect()
 }
 
 /// A browser's request, or something that is not text.

@@ -14,11 +14,13 @@
 //! | `verbs/` | what requests do |
 //! | `table.rs`, `journal.rs` | what exists, and its record |
 //! | `live.rs`, `reel.rs` | a process's descriptors and its output |
+//! | `alarm.rs` | wakes the event loop at its deadlines |
 //! | `takeover.rs`, `succession.rs` | changing the program or the role; the keeper before goes |
 //! | `patience.rs` | shortens for tests how long others are waited for |
 //! | `check.rs`, `handover.rs` | a new program's dry run, and how it finds the client sessions |
 //! | `sys/` | the system, and the only `unsafe` |
 
+pub mod alarm;
 pub mod budget;
 pub mod check;
 pub mod cli;

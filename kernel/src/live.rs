@@ -29,10 +29,13 @@ pub enum Source {
     Keeper,
     /// A signal arrived.
     Signal,
+    /// A deadline may have come.
+    Alarm,
 }
 
 const KEEPER_TOKEN: u64 = u64::MAX;
 const SIGNAL_TOKEN: u64 = u64::MAX - 1;
+const ALARM_TOKEN: u64 = u64::MAX - 2;
 
 impl Source {
     fn token(self) -> u64 {
@@ -41,6 +44,7 @@ impl Source {
             Self::Pipe(serial, stream) => serial << 2 | u64::from(stream.number()),
             Self::Keeper => KEEPER_TOKEN,
             Self::Signal => SIGNAL_TOKEN,
+            Self::Alarm => ALARM_TOKEN,
         }
     }
 
@@ -48,6 +52,7 @@ impl Source {
         match (token, Stream::from_number(token & 3)) {
             (KEEPER_TOKEN, _) => Self::Keeper,
             (SIGNAL_TOKEN, _) => Self::Signal,
+            (ALARM_TOKEN, _) => Self::Alarm,
             (token, Some(stream)) => Self::Pipe(token >> 2, stream),
             (token, None) => Self::Pidfd(token >> 2),
         }
@@ -341,6 +346,7 @@ mod tests {
             Source::Pipe(3, Stream::Err),
             Source::Keeper,
             Source::Signal,
+            Source::Alarm,
         ] {
             assert_eq!(Source::from_token(source.token()), source);
         }

@@ -31,8 +31,11 @@ impl Owner {
         }
         if let Some(session) = self.sessions.get(&id) {
             session.reply(out, next);
+            // Only a watch has something to send.
+            if !session.subs.is_empty() {
+                self.ready_sessions.insert(id);
+            }
         }
-        self.ready_sessions.insert(id);
     }
 
     fn run_classic(&mut self, id: SessionId, request: Request) -> Result<Answer, Error> {

@@ -48,8 +48,10 @@ impl Owner {
         }
         if let Some(session) = self.sessions.get(&id) {
             session.reply_with(out, sent, Expect::Json);
+            if !session.subs.is_empty() {
+                self.ready_sessions.insert(id);
+            }
         }
-        self.ready_sessions.insert(id);
     }
 
     fn run_json(

@@ -21,8 +21,10 @@ mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -40,6 +42,7 @@ use self::resume::Resumption;
 use self::session::{Incoming, Session};
 use self::signals::KEEPER_SILENCE;
 use self::upgrade::Changing;
+use crate::alarm::Alarm;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::journal::{Journal, JournalError};
@@ -55,8 +58,6 @@ use crate::table::{Entry, Record, Table};
 pub const EVENT_QUEUE: usize = 1024;
 /// Events handled before the other sources get their turn.
 const EVENTS_PER_TURN: usize = 256;
-/// Turns of clients alone after which the poller is asked all the same.
-const TURNS_PER_POLL: u32 = 16;
 /// An event of a connection.
 pub type Event = (SessionId, Incoming);
 
@@ -119,6 +120,7 @@ pub struct Owner {
     pub(crate) claims: LiveClaims,
     pub(crate) budget: Rc<Budget>,
     pub(crate) deadlines: BTreeSet<(Instant, Deadline)>,
+    alarm: Alarm,
     /// Zombies by the order in which they ended.
     pub(crate) zombies: VecDeque<u64>,
     /// Sessions that may have something to send.
@@ -178,6 +180,8 @@ impl Owner {
         let poller = Poller::new()?;
         poller.add(parts.link.as_fd(), Source::Keeper)?;
         poller.add(&signals, Source::Signal)?;
+        let alarm = Alarm::new()?;
+        poller.add(&alarm, Source::Alarm)?;
         let poller = crate::sys::runtime::watch(poller).map_err(|_| Errno::ENOMEM)?;
         let now = Instant::now();
         let mut owner = Self {
@@ -200,6 +204,7 @@ impl Owner {
             claims: HashMap::new(),
             budget: Rc::new(Budget::new(limits::SESSION_BUDGET_BYTES)),
             deadlines: BTreeSet::new(),
+            alarm,
             zombies: VecDeque::new(),
             ready_sessions: BTreeSet::new(),
             has_exit_info: crate::sys::pidfd::has_exit_info(),
@@ -251,40 +256,36 @@ impl Owner {
         self.server = Some(server);
         self.look_after_runtime_dir();
         let poller = Rc::clone(&self.poller);
-        let mut turns = 0;
         loop {
-            let deadline = self.deadlines.first().map(|(at, _)| *at);
-            tokio::select! {
-                biased;
-                event = events.recv() => {
-                    if let Some((session, event)) = event {
-                        self.on_incoming(session, event);
-                    }
-                    for _ in 0..EVENTS_PER_TURN {
-                        let Ok((session, event)) = events.try_recv() else { break };
-                        self.on_incoming(session, event);
-                    }
-                    // The poller must get its turn however busy clients are.
-                    turns += 1;
-                    if turns >= TURNS_PER_POLL {
-                        turns = 0;
-                        self.on_ready();
-                    }
+            self.set_alarm();
+            // Both are asked each time, so that neither waits however busy the
+            // other is.
+            let (event, ready) = poll_fn(|context| {
+                match (events.poll_recv(context), poller.poll_read_ready(context)) {
+                    (Poll::Pending, Poll::Pending) => Poll::Pending,
+                    either => Poll::Ready(either),
                 }
-                ready = poller.readable() => {
-                    turns = 0;
-                    self.on_ready();
-                    if let Ok(mut guard) = ready {
-                        // Level-triggered underneath: asking again finds
-                        // what is left.
-                        if poller.get_ref().ready().is_ok_and(|left| left.is_empty()) {
-                            guard.clear_ready();
-                        }
-                    }
+            })
+            .await;
+            if let Poll::Ready(Some((session, event))) = event {
+                self.on_incoming(session, event);
+                for _ in 1..EVENTS_PER_TURN {
+                    let Ok((session, event)) = events.try_recv() else {
+                        break;
+                    };
+                    self.on_incoming(session, event);
                 }
-                () = sleep_until(deadline) => {}
             }
-            self.on_deadlines();
+            if let Poll::Ready(ready) = ready {
+                self.on_ready();
+                if let Ok(mut guard) = ready {
+                    // Level-triggered underneath: asking again finds what is
+                    // left.
+                    if poller.get_ref().ready().is_ok_and(|left| left.is_empty()) {
+                        guard.clear_ready();
+                    }
+                }
+            }
             self.deliver();
             self.change_when_frozen();
             if self.journal.wants_compaction() {
@@ -357,7 +358,20 @@ impl Owner {
                 Source::Pipe(serial, stream) => self.on_output(serial, stream, now_us),
                 Source::Keeper => self.on_keeper(),
                 Source::Signal => self.on_signals(),
+                Source::Alarm => {
+                    self.alarm.stop();
+                    self.on_deadlines();
+                }
             }
+        }
+    }
+
+    /// Has the poller report when the earliest deadline has come.
+    fn set_alarm(&mut self) {
+        if let Some((at, _)) = self.deadlines.first()
+            && let Err(errno) = self.alarm.ring_by(*at)
+        {
+            error!(%errno, "the alarm cannot be set");
         }
     }
 
@@ -539,11 +553,4 @@ pub fn now_us() -> u64 {
         .map_or(0, |since| {
             u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
         })
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
 }

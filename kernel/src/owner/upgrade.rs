@@ -209,6 +209,10 @@ impl Owner {
     /// # Errors
     /// Says why not.
     pub(super) fn begin_with_keeper(&mut self, mut change: Change) -> Result<(), String> {
+        if self.link.is_lost() {
+            // Its place is being taken already.
+            return Err("the kernel has changed, and the keeper has died meanwhile".to_owned());
+        }
         change.succession = true;
         let program = self
             .fixed
@@ -332,6 +336,10 @@ impl Owner {
 
     /// Goes on with the change once all connections have stopped.
     pub(super) fn change_when_frozen(&mut self) {
+        if self.link.is_lost() && self.changing.is_none() {
+            // Whatever came between: without a keeper there is no going on.
+            self.freeze_orphaned();
+        }
         let Some(Changing {
             stage: Stage::Freezing {
                 left, until, role, ..

@@ -51,6 +51,7 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
         notify_socket: std::env::var(notify::VARIABLE).ok(),
         ..Config::default()
     };
+    process::inherit_no_further();
     let log = args.log_file.as_deref().map(open_log).transpose()?;
     let mut controls = inherited_listeners();
     if controls.is_empty() {

@@ -212,6 +212,30 @@ fn a_service_manager_is_told_whom_to_watch_before_the_keeper_it_watches_goes() {
 }
 
 #[test]
+fn what_the_launcher_was_started_with_goes_no_further() {
+    let scratch = Scratch::new();
+    let port = free_port();
+    let script = "exec 9>\"$0\"; exec \"$1\" --port \"$2\"";
+    let mut child = private_command(std::path::Path::new("/bin/sh"), scratch.directory())
+        .args(["-c", script, &scratch.path("held")])
+        .arg(binary("papa"))
+        .arg(port.to_string())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let kernel = pid(&scratch.status(port)["pid"]);
+    for pid in [i32::try_from(child.id()).unwrap(), kernel] {
+        let held = procfs::descriptors(pid);
+        assert!(
+            held.iter().all(|(_, name)| !name.ends_with("/held")),
+            "{held:?}"
+        );
+    }
+    procfs::signal(kernel, Signal::SIGTERM);
+    wait_until("it ends", || child.try_wait().unwrap().is_some());
+}
+
+#[test]
 fn exit_if_idle_ends_both_processes() {
     let mut kernel = Kernel::start();
     let (pid, keeper) = (kernel.pid(), kernel.keeper());

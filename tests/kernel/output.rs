@@ -460,9 +460,12 @@ fn little_comes_inline_and_much_is_left_in_the_reel() {
     let mut session = kernel.json();
     session.ok("output.consume", json!({"names": ["p"], "bytes": "auto"}));
     let go = kernel.path("go");
-    let wait = format!("read _ < {go}");
+    let wait = |gate: u32| format!("until [ -e {go}.{gate} ]; do sleep 0.01; done");
+    let open = |gate: u32| std::fs::write(format!("{go}.{gate}"), "").unwrap();
     let script = format!(
-        "mkfifo {go}; echo little; {wait}; head -c 100000 /dev/zero; {wait}; head -c 1000000 /dev/zero; sleep 60"
+        "echo little; {}; head -c 100000 /dev/zero; {}; head -c 1000000 /dev/zero; sleep 60",
+        wait(1),
+        wait(2)
     );
     let process = kernel.json().make_process(
         "p",
@@ -480,7 +483,7 @@ fn little_comes_inline_and_much_is_left_in_the_reel() {
         u64::from_le_bytes(word)
     };
     assert_eq!(first_kept(), 0);
-    std::fs::write(&go, "\n").unwrap();
+    open(1);
     let mut end = 0;
     while end < 100_007 {
         let push = session.push();
@@ -492,7 +495,7 @@ fn little_comes_inline_and_much_is_left_in_the_reel() {
         assert_eq!(output["inline"], length < 16 * 1024, "{output}");
         end = start + length;
     }
-    std::fs::write(&go, "\n").unwrap();
+    open(2);
     // What is dropped is said before it goes.
     wait_until("the oldest goes", || first_kept() > 0);
 }

@@ -151,6 +151,9 @@ impl Keeper {
         // Whoever is not waited for now is waited for by nobody who would tell.
         self.reap();
         self.successor = next.map(Pid::as_raw);
+        if let Some(next) = self.successor {
+            notify::tell(self.notify_socket.as_deref(), "", next);
+        }
         let wait = TimeVal::milliseconds(LEAVE_LIMIT.as_millis().try_into().unwrap_or(i64::MAX));
         let _ = setsockopt(&line, sockopt::SendTimeout, &wait);
         let exits = self
@@ -166,9 +169,6 @@ impl Keeper {
             if message::send(&line, &message.encode(), &[], MsgFlags::empty()).is_err() {
                 break;
             }
-        }
-        if let Some(next) = next {
-            notify::tell(self.notify_socket.as_deref(), "", next.as_raw());
         }
         true
     }

@@ -144,6 +144,22 @@ pub fn set_inheritable(fd: impl AsFd, inheritable: bool) -> Result<(), Errno> {
     fcntl(fd, FcntlArg::F_SETFD(flags)).map(drop)
 }
 
+/// Has whatever this process was started with beside its standard descriptors
+/// go no further: whoever waits for the end of a pipe would wait for a daemon.
+pub fn inherit_no_further() {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    for number in entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok())
+        .filter(|number| *number > 2)
+    {
+        // SAFETY: sets a flag by number; one that is closed answers EBADF.
+        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}
+
 /// Makes `number` (0, 1 or 2) another name for `fd`.
 ///
 /// # Errors

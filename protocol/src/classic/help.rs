@@ -12,7 +12,7 @@ pub(super) fn text(mut words: Vec<String>) -> Cow<'static, str> {
         return Cow::Borrowed(TOPICS);
     }
     let first = words.remove(0);
-    match look_up(&first, &mut words) {
+    match look_up(first, &mut words) {
         Err(error) => Cow::Owned(format!("{error}\n")),
         Ok(Found::Group(group)) => Cow::Borrowed(match group.word {
             "list" => LIST,

@@ -39,6 +39,7 @@ pub const STOPPED: &str = "Stopped watching";
 
 /// Appends a reply and the prompt: after a newline the prompt stands alone, otherwise on a line of its own.
 pub fn finish(text: &str, out: &mut BytesMut) {
+    out.reserve(text.len() + 1 + PROMPT.len());
     out.put_slice(text.as_bytes());
     if !text.ends_with('\n') {
         out.put_u8(b'\n');

@@ -147,18 +147,17 @@ static TOP: [(&str, Found); 9] = [
 /// # Errors
 /// Says what is wrong in papa's words, where papa has any.
 pub fn parse(line: &str) -> Result<Option<Request>, Error> {
-    let words = words::split(words::strip(line)).map_err(|error| {
+    let mut words = words::split(words::strip(line)).map_err(|error| {
         Error::Refused(crate::json::Failure::new(
             crate::json::ErrorCode::Limit,
             &error.to_string(),
         ))
     })?;
-    let mut words = words.into_iter();
-    let Some(first) = words.next() else {
+    if words.is_empty() {
         return Ok(None);
-    };
-    let mut rest: Vec<String> = words.collect();
-    let command = match look_up(&first, &mut rest)? {
+    }
+    let first = words.remove(0);
+    let command = match look_up(first, &mut words)? {
         Found::Command(command) => command,
         Found::Group(group) => {
             return Err(Error::MissingSecondWord {
@@ -167,7 +166,7 @@ pub fn parse(line: &str) -> Result<Option<Request>, Error> {
             });
         }
     };
-    request(command, rest).map(Some)
+    request(command, words).map(Some)
 }
 
 /// Reads one line of bytes.
@@ -179,8 +178,12 @@ pub fn parse_bytes(line: &[u8]) -> Result<Option<Request>, Error> {
 }
 
 /// Finds the command that `first`, and where needed the first of `rest`, stand for, and removes it from `rest`.
-pub(super) fn look_up(first: &str, rest: &mut Vec<String>) -> Result<Found, Error> {
-    let first = first.to_lowercase();
+pub(super) fn look_up(mut first: String, rest: &mut Vec<String>) -> Result<Found, Error> {
+    if first.is_ascii() {
+        first.make_ascii_lowercase();
+    } else {
+        first = first.to_lowercase();
+    }
     if first == SWITCH_WORD {
         return Ok(Found::Command(Command::Json));
     }

@@ -38,8 +38,9 @@ use crate::sys::message;
 
 pub use self::freeze::Frozen;
 
-/// Bytes asked for per read.
-const READ_BYTES: usize = 64 * 1024;
+/// Bytes asked for per read: more than most requests have. It is memory that
+/// an idle kernel holds.
+const READ_BYTES: usize = 16 * 1024;
 
 /// Where reads land before they are taken apart; one for all connections, so
 /// that a silent one holds no buffer.

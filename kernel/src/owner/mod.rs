@@ -170,8 +170,8 @@ pub struct Parts {
 }
 
 impl Owner {
-    /// Puts recovered parts together; nothing of them is touched before
-    /// [`Self::confirm`].
+    /// Puts recovered parts together; nothing of them is touched before they
+    /// are confirmed.
     ///
     /// # Errors
     /// The errno of the poller, or of watching a descriptor.

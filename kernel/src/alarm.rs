@@ -5,7 +5,7 @@
 //! would pay for a timer set up and taken down by the system.
 //! Source: `timerfd_create(2)`.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -35,6 +35,16 @@ impl Alarm {
         })
     }
 
+    /// One that rings at `deadline`.
+    ///
+    /// # Errors
+    /// The errno of `timerfd_create(2)` or `timerfd_settime(2)`.
+    pub fn at(deadline: Instant) -> Result<Self, Errno> {
+        let mut alarm = Self::new()?;
+        alarm.ring_by(deadline)?;
+        Ok(alarm)
+    }
+
     /// Has it ring at `deadline`, or before: one that is set to an earlier
     /// time stays, as deadlines move on more often than they are reached.
     ///
@@ -56,6 +66,12 @@ impl Alarm {
         // Nothing to read is what is wanted.
         let _ = self.timer.wait();
         self.at = None;
+    }
+}
+
+impl From<Alarm> for OwnedFd {
+    fn from(alarm: Alarm) -> Self {
+        alarm.timer.into()
     }
 }
 

@@ -11,8 +11,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
-
+use crate::connection::Inbox;
 use crate::live::SessionId;
 
 /// After this without a byte read or written a session stands still.
@@ -29,7 +28,7 @@ struct Account {
     /// When it last read or wrote a byte.
     moved: Instant,
     spoken: bool,
-    end: Rc<Notify>,
+    inbox: Rc<Inbox>,
 }
 
 /// The accounts of all sessions.
@@ -57,17 +56,15 @@ impl Budget {
         self.used.get()
     }
 
-    /// Opens an account; the session ends when the returned bell rings.
-    pub fn open(&self, session: SessionId, now: Instant) -> Rc<Notify> {
-        let end = Rc::new(Notify::new());
+    /// Opens an account; the session is ended by its inbox.
+    pub fn open(&self, session: SessionId, inbox: Rc<Inbox>, now: Instant) {
         let account = Account {
             bytes: 0,
             moved: now,
             spoken: false,
-            end: Rc::clone(&end),
+            inbox,
         };
         self.accounts.borrow_mut().insert(session, account);
-        end
     }
 
     /// Reports what a session holds now, and whether a byte was read or
@@ -104,7 +101,7 @@ impl Budget {
                 "the budget of all sessions is spent; this one goes"
             );
             self.used.set(self.used.get() - account.bytes);
-            account.end.notify_one();
+            account.inbox.end();
         }
     }
 
@@ -133,7 +130,7 @@ impl Budget {
         // Its bytes are taken off now; its closing finds no account.
         if let Some(account) = accounts.remove(&session) {
             self.used.set(self.used.get() - account.bytes);
-            account.end.notify_one();
+            account.inbox.end();
         }
         true
     }
@@ -149,53 +146,65 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::Found;
 
-    #[tokio::test]
-    async fn the_largest_goes_when_the_budget_is_spent() {
+    fn open(budget: &Budget, session: SessionId, now: Instant) -> Rc<Inbox> {
+        let inbox = Rc::new(Inbox::default());
+        budget.open(session, Rc::clone(&inbox), now);
+        inbox
+    }
+
+    fn has_ended(inbox: &Inbox) -> bool {
+        matches!(inbox.next(), Found::End)
+    }
+
+    #[test]
+    fn the_largest_goes_when_the_budget_is_spent() {
         let now = Instant::now();
         let budget = Budget::new(100);
-        let (small, large) = (budget.open(1, now), budget.open(2, now));
+        let (small, large) = (open(&budget, 1, now), open(&budget, 2, now));
         budget.report(1, 30, true, now);
         budget.report(2, 60, true, now);
         budget.report(1, 45, true, now);
-        large.notified().await;
+        assert!(has_ended(&large));
         assert_eq!(budget.used(), 45);
         // What it still reports until it is closed counts no more.
         budget.report(2, 70, true, now);
         budget.close(2);
         assert_eq!(budget.used(), 45);
-        drop(small);
+        assert!(!has_ended(&small));
     }
 
-    #[tokio::test]
-    async fn one_that_stands_still_goes_before_a_larger_one_that_moves() {
+    #[test]
+    fn one_that_stands_still_goes_before_a_larger_one_that_moves() {
         let now = Instant::now();
         let later = now + STILL_AFTER;
         let budget = Budget::new(100);
-        let (moving, still) = (budget.open(1, now), budget.open(2, now));
+        let (moving, still) = (open(&budget, 1, now), open(&budget, 2, now));
         budget.report(2, 20, true, now);
         budget.report(1, 70, true, later);
         budget.report(1, 90, true, later);
-        still.notified().await;
+        assert!(has_ended(&still));
         assert_eq!(budget.used(), 90);
         // But not one that holds next to nothing.
-        let tiny = budget.open(3, now);
+        let tiny = open(&budget, 3, now);
         budget.report(3, 1, true, now);
         budget.report(1, 101, true, later);
-        moving.notified().await;
+        assert!(has_ended(&moving));
         assert_eq!(budget.used(), 1);
-        drop(tiny);
+        assert!(!has_ended(&tiny));
     }
 
-    #[tokio::test]
-    async fn only_the_silent_make_room() {
+    #[test]
+    fn only_the_silent_make_room() {
         let now = Instant::now();
         let budget = Budget::new(100);
-        let (_first, second) = (budget.open(1, now), budget.open(2, now));
+        let (first, second) = (open(&budget, 1, now), open(&budget, 2, now));
         budget.has_spoken(1);
         assert!(budget.make_room(2));
-        second.notified().await;
+        assert!(has_ended(&second));
         assert!(budget.make_room(2));
         assert!(!budget.make_room(1));
+        assert!(!has_ended(&first));
     }
 }

@@ -1,13 +1,14 @@
 //! One connection: bytes to requests, answers to bytes.
 //!
-//! Owns its buffers and nothing else; every line becomes an event and waits
-//! for its answer before the next is read. A caller that has said all it will
+//! Owns its buffers and nothing else; every line becomes an event, and the
+//! next is read when it is answered. A caller that has said all it will
 //! say (half closed) still gets its answers. A first line that is HTTP or
 //! holds control bytes ends the session before anything runs: a web page can
 //! post text to this machine. A connection can be stopped between two lines,
 //! written down, and gone on with by another program.
 
 mod freeze;
+mod inbox;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -21,22 +22,22 @@ use std::time::Instant;
 use bytes::{Buf, Bytes, BytesMut};
 use nix::sys::socket::MsgFlags;
 use papa_protocol::classic;
-use papa_protocol::codec::LineDecoder;
+use papa_protocol::codec::{LineDecoder, content};
 use papa_protocol::json::reply::encode_error;
 use papa_protocol::json::{ErrorCode, Failure, request};
 use papa_protocol::limits::{MAX_LINE_BYTES, MAX_PENDING_DESCRIPTORS_PER_SESSION};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc};
+use tokio::task::yield_now;
 
 use crate::budget::Budget;
 use crate::live::SessionId;
-use crate::owner::Event;
-use crate::owner::session::{Expect, Incoming, Order, Outgoing, Peer};
+use crate::owner::session::{Expect, Incoming, Order, Outgoing};
+use crate::owner::shared::Shared;
 use crate::sys::message;
 
 pub use self::freeze::Frozen;
+pub use self::inbox::{Found, Inbox, Outbox};
 
 /// Bytes asked for per read: more than most requests have. It is memory that
 /// an idle kernel holds.
@@ -55,8 +56,13 @@ pub fn scratch() -> Scratch {
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 /// Pieces written by one call.
 const WRITE_PIECES: usize = 16;
+/// The least room made for input: most requests fit in several times.
+const USUAL_BUFFER_BYTES: usize = 256;
 /// A buffer larger than this is given back when it is empty.
 const KEPT_BUFFER_BYTES: usize = 4 * 1024;
+/// What a connection does, a line or an order each, before others get their
+/// turn.
+const TURNS: u32 = 16;
 
 /// The two transports.
 #[derive(Debug)]
@@ -148,8 +154,10 @@ struct Writing {
 
 /// What a connection's task was waiting for.
 enum Wake {
-    /// The owner says what to do; none when it has gone.
-    Order(Option<Order>),
+    /// The owner says what to do.
+    Order(Order),
+    /// It is to end.
+    End,
     /// The transport can be read or written.
     Ready,
 }
@@ -174,7 +182,7 @@ enum State {
 pub struct Connection {
     id: SessionId,
     transport: Transport,
-    events: mpsc::Sender<Event>,
+    owner: Shared,
     budget: Rc<Budget>,
     scratch: Scratch,
     input: BytesMut,
@@ -194,6 +202,8 @@ pub struct Connection {
     state: State,
     first_line: bool,
     end_of_input: bool,
+    /// What it did since it last waited.
+    turns: u32,
 }
 
 impl Connection {
@@ -202,14 +212,14 @@ impl Connection {
     pub fn new(
         id: SessionId,
         transport: Transport,
-        events: mpsc::Sender<Event>,
+        owner: Shared,
         budget: Rc<Budget>,
         scratch: Scratch,
     ) -> Self {
         Self {
             id,
             transport,
-            events,
+            owner,
             budget,
             scratch,
             input: BytesMut::new(),
@@ -224,6 +234,7 @@ impl Connection {
             state: State::Ready(Expect::Command),
             first_line: true,
             end_of_input: false,
+            turns: 0,
         }
     }
 
@@ -233,31 +244,21 @@ impl Connection {
         self.id
     }
 
-    /// Serves the connection until it ends or is stopped.
-    pub async fn run(mut self, peer: Peer, end: Rc<Notify>) {
-        let (outbox, inbox) = mpsc::unbounded_channel();
-        let connected = Incoming::Connected { peer, outbox };
-        if self.events.send((self.id, connected)).await.is_err() {
-            return self.budget.close(self.id);
-        }
+    /// Has it say the first word.
+    pub fn greet(&mut self) {
         self.queue(Outgoing {
             pieces: vec![Bytes::from_static(classic::BANNER.as_bytes())],
             descriptor: None,
             next: None,
             batch: false,
         });
-        self.go_on(inbox, end).await;
     }
 
-    /// Serves a connection the owner knows already until it ends or is
-    /// stopped.
-    pub async fn go_on(mut self, mut inbox: mpsc::UnboundedReceiver<Order>, end: Rc<Notify>) {
-        let ending = tokio::select! {
-            // A transport that fails has nobody left to tell.
-            ending = self.serve(&mut inbox) => ending.unwrap_or(Ending::Over),
-            () = end.notified() => Ending::Over,
-        };
-        let (id, events) = (self.id, self.events.clone());
+    /// Serves a connection the owner knows until it ends or is stopped.
+    pub async fn go_on(mut self, inbox: Rc<Inbox>) {
+        // A transport that fails has nobody left to tell.
+        let ending = self.serve(&inbox).await.unwrap_or(Ending::Over);
+        let (id, owner) = (self.id, self.owner.clone());
         self.budget.close(id);
         let last = match ending {
             Ending::Over => Incoming::Gone,
@@ -266,14 +267,14 @@ impl Connection {
                 inbox,
             })),
         };
-        let _ = events.send((id, last)).await;
+        owner.tell(id, last);
     }
 
-    async fn serve(&mut self, inbox: &mut mpsc::UnboundedReceiver<Order>) -> io::Result<Ending> {
+    async fn serve(&mut self, inbox: &Inbox) -> io::Result<Ending> {
         // Whether to stop, and even unanswered.
         let mut freeze = None;
         loop {
-            while freeze.is_none() && self.take_line().await? {}
+            while freeze.is_none() && self.take_line() {}
             self.report();
             if self.is_over() || self.is_stuck() {
                 return Ok(Ending::Over);
@@ -282,14 +283,14 @@ impl Connection {
                 return Ok(Ending::Frozen);
             }
             match self.next(inbox).await? {
-                Wake::Order(Some(Order::Write(outgoing))) => {
+                Wake::Order(Order::Write(outgoing)) => {
                     self.queue(outgoing);
-                    self.write().await?;
+                    self.write()?;
                 }
-                Wake::Order(Some(Order::Freeze { unanswered })) => freeze = Some(unanswered),
-                Wake::Order(None) => return Ok(Ending::Over),
+                Wake::Order(Order::Freeze { unanswered }) => freeze = Some(unanswered),
+                Wake::End => return Ok(Ending::Over),
                 Wake::Ready => {
-                    self.write().await?;
+                    self.write()?;
                     if self.wants_input() {
                         self.read()?;
                     }
@@ -312,15 +313,22 @@ impl Connection {
 
     /// Waits for an order, or until something can be read or written that is
     /// to be.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost: an order not returned stays in `inbox`.
-    async fn next(&self, inbox: &mut mpsc::UnboundedReceiver<Order>) -> io::Result<Wake> {
+    async fn next(&mut self, inbox: &Inbox) -> io::Result<Wake> {
+        if self.turns == TURNS {
+            self.turns = 0;
+            yield_now().await;
+        }
+        self.turns += 1;
         let (reads, writes) = (self.wants_input(), !self.output.is_empty());
-        poll_fn(|context| match inbox.poll_recv(context) {
-            Poll::Ready(order) => Poll::Ready(Ok(Wake::Order(order))),
-            Poll::Pending => {
+        poll_fn(|context| match inbox.next() {
+            Found::Order(order) => Poll::Ready(Ok(Wake::Order(order))),
+            Found::End => Poll::Ready(Ok(Wake::End)),
+            Found::Nothing => {
                 let ready = self.transport.poll_ready(reads, writes, context);
+                if ready.is_pending() {
+                    self.turns = 0;
+                    inbox.wait(context);
+                }
                 ready.map_ok(|()| Wake::Ready)
             }
         })
@@ -369,6 +377,9 @@ impl Connection {
             Ok(0) => self.end_of_input = true,
             Ok(length) => {
                 self.moved = true;
+                if self.input.is_empty() {
+                    self.input.reserve(length.max(USUAL_BUFFER_BYTES));
+                }
                 self.input.extend_from_slice(&scratch[..length]);
                 self.received += length as u64;
                 self.fds
@@ -388,84 +399,61 @@ impl Connection {
     }
 
     /// Takes one line, if one is there and wanted; true if another may be.
-    async fn take_line(&mut self) -> io::Result<bool> {
+    fn take_line(&mut self) -> bool {
         let State::Ready(expect) = self.state else {
-            return Ok(false);
+            return false;
         };
         // Answers are written before the next request is taken, so that what
         // a caller does not read stays in its own socket. Batches may be
         // under way: they are acknowledged while they arrive.
         let unanswered = self.output.iter().any(|writing| writing.next.is_some());
         if unanswered || matches!(expect, Expect::Batch | Expect::Close) {
-            return Ok(false);
+            return false;
         }
-        let before = self.input.len();
-        let line = match self.decoder.decode(&mut self.input) {
-            Ok(Some(line)) => {
-                self.taken += (before - self.input.len()) as u64;
-                line
-            }
+        let length = match self.decoder.find(&self.input) {
+            Ok(Some(length)) => length,
             Ok(None) => {
                 if self.input.is_empty() && self.input.capacity() > KEPT_BUFFER_BYTES {
                     self.input = BytesMut::new();
                 }
-                return Ok(false);
+                return false;
             }
             Err(error) => {
                 self.refuse(expect, &error.to_string());
-                return Ok(false);
+                return false;
             }
         };
+        let line = content(&self.input[..length]);
         if std::mem::take(&mut self.first_line) {
-            if is_not_for_us(&line) {
+            if is_not_for_us(line) {
                 tracing::warn!(
                     session = self.id,
                     "not a papa client (HTTP or control bytes); closed"
                 );
                 self.state = State::Ready(Expect::Close);
-                return Ok(false);
+                return false;
             }
             self.budget.has_spoken(self.id);
         }
-        let event = match expect {
-            Expect::Command => match classic::parse_bytes(&line) {
-                Ok(None) => {
-                    self.answer(Bytes::from_static(classic::PROMPT.as_bytes()), expect);
-                    return Ok(true);
-                }
-                Ok(Some(request)) => Incoming::Classic(Ok(request)),
-                Err(error) => Incoming::Classic(Err(error)),
-            },
-            Expect::Acknowledgement => {
-                Incoming::Acknowledge(line.trim_ascii().eq_ignore_ascii_case(b"q"))
+        let mut event = understand(expect, line);
+        self.input.advance(length);
+        self.taken += length as u64;
+        match &mut event {
+            None if expect == Expect::Command => {
+                self.answer(Bytes::from_static(classic::PROMPT.as_bytes()), expect);
             }
-            Expect::Json => match request::Request::parse(&line) {
-                Ok(None) => return Ok(true),
-                Ok(Some(request)) => {
-                    let takes = request.op.takes_descriptor();
-                    let fd = self.descriptor_of_line();
-                    Incoming::Json(Ok(request), fd.filter(|_| takes))
-                }
-                Err(rejected) => Incoming::Json(Err(rejected), None),
-            },
-            Expect::Batch | Expect::Close => return Ok(false),
+            Some(Incoming::Json(Ok(request), descriptor)) => {
+                let came = self.descriptor_of_line();
+                *descriptor = came.filter(|_| request.op.takes_descriptor());
+            }
+            _ => {}
+        }
+        let Some(event) = event else {
+            return true;
         };
         self.state = State::Waiting;
-        self.tell(event).await?;
-        Ok(false)
-    }
-
-    /// Tells the owner; waits only where its queue is full.
-    async fn tell(&self, event: Incoming) -> io::Result<()> {
-        let sent = match self.events.try_send((self.id, event)) {
-            Err(TrySendError::Full(event)) => self.events.send(event).await.is_ok(),
-            sent => sent.is_ok(),
-        };
-        if sent {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::BrokenPipe.into())
-        }
+        self.owner.tell(self.id, event);
+        false
     }
 
     /// The descriptor that came with the line just taken. Others that came
@@ -521,7 +509,7 @@ impl Connection {
     }
 
     /// Writes what the socket takes.
-    async fn write(&mut self) -> io::Result<()> {
+    fn write(&mut self) -> io::Result<()> {
         while let Some(writing) = self.output.front_mut() {
             while !writing.pieces.is_empty() {
                 let descriptor = writing.descriptor.as_ref();
@@ -555,10 +543,28 @@ impl Connection {
                 (false, Some(_)) => None,
             };
             if let Some(report) = report {
-                self.tell(report).await?;
+                self.owner.tell(self.id, report);
             }
         }
         Ok(())
+    }
+}
+
+/// What a line says; none where it is blank.
+fn understand(expect: Expect, line: &[u8]) -> Option<Incoming> {
+    match expect {
+        Expect::Command => classic::parse_bytes(line)
+            .transpose()
+            .map(Incoming::Classic),
+        Expect::Acknowledgement => {
+            let stop = line.trim_ascii().eq_ignore_ascii_case(b"q");
+            Some(Incoming::Acknowledge(stop))
+        }
+        Expect::Json => request::Request::parse(line)
+            .transpose()
+            .map(|request| Incoming::Json(request, None)),
+        // Nothing is read then.
+        Expect::Batch | Expect::Close => None,
     }
 }
 

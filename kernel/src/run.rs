@@ -7,14 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, Error, anyhow, bail};
 use nix::errno::Errno;
 use papa_protocol::failpoint;
-use tokio::sync::mpsc;
-use tokio::task::LocalSet;
+use tokio::runtime::LocalOptions;
 
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{ToKeeper, ToKernel, Verdict};
-use crate::owner::{EVENT_QUEUE, Owner, Parts};
+use crate::owner::resume::Resumption;
+use crate::owner::shared::Shared;
+use crate::owner::{Owner, Parts};
 use crate::patience::scaled;
-use crate::recover::recover;
+use crate::recover::{Findings, recover};
 use crate::server::{Listener, Server};
 use crate::succession::{Predecessor, Stays};
 use crate::sys::process;
@@ -32,12 +33,11 @@ pub fn kernel(first: OwnedFd) -> Error {
     process::set_name(c"papa-kernel");
     let start = || -> anyhow::Result<Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
+            .enable_io()
+            .build_local(LocalOptions::default())
             .context("start the runtime")?;
-        let local = LocalSet::new();
         let parts = take_up(first)?;
-        Ok(local.block_on(&runtime, serve(parts)))
+        Ok(runtime.block_on(serve(parts)))
     };
     start().unwrap_or_else(|error| error)
 }
@@ -119,15 +119,28 @@ async fn serve(mut parts: Parts) -> Error {
         }
         Ok((owner, listeners))
     };
-    let (mut owner, listeners) = match start() {
+    let (owner, listeners) = match start() {
         Ok(started) => started,
         Err(error) => return error,
     };
-    let (events, inbox) = mpsc::channel(EVENT_QUEUE);
-    let server = Server::new(events, Rc::clone(&owner.budget));
+    let budget = Rc::clone(&owner.budget);
+    let shared = Shared::new(owner);
+    let server = Server::new(shared.clone(), budget);
     for listener in listeners {
         server.serve(listener);
     }
+    begin(&mut shared.borrow_mut(), server, findings, resumption);
+    // As a task beside the connections': an event then reaches it without a
+    // detour through the runtime's own poll.
+    match tokio::task::spawn_local(shared.run()).await {
+        Ok(never) => match never {},
+        Err(error) => anyhow::anyhow!("the event loop has ended: {error}"),
+    }
+}
+
+/// Confirms to the keeper that this program serves, and goes on with what was
+/// handed over.
+fn begin(owner: &mut Owner, server: Server, findings: Findings, resumption: Resumption) {
     failpoint::reach("recover.serving");
     // Whatever it is told that cannot be: the sessions are for the next kernel then.
     let told = owner.link.tell(&ToKeeper::Serving);
@@ -144,16 +157,11 @@ async fn serve(mut parts: Parts) -> Error {
     if let Some((change, verdict)) = change {
         owner.go_on_changing(&change, verdict);
     }
+    owner.start(server);
     owner.config.update_pid_file(owner.keeper_pid);
     tracing::info!(
         port = owner.config.port,
         pid = std::process::id(),
         "serving"
     );
-    // As a task beside the connections': an event then reaches it without a
-    // detour through the runtime's own poll.
-    match tokio::task::spawn_local(owner.run(server, inbox)).await {
-        Ok(never) => match never {},
-        Err(error) => anyhow::anyhow!("the event loop has ended: {error}"),
-    }
 }

@@ -10,27 +10,25 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use papa_protocol::limits::MAX_SESSIONS;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
 use crate::budget::Budget;
-use crate::connection::{Connection, Frozen, Scratch, Transport, scratch};
+use crate::connection::{Connection, Frozen, Inbox, Outbox, Scratch, Transport, scratch};
 use crate::handover::ConnectionRecord;
 use crate::live::SessionId;
-use crate::owner::Event;
-use crate::owner::session::{Order, Peer};
+use crate::owner::session::{Incoming, Peer};
+use crate::owner::shared::Shared;
 use crate::sys::diag::tcp_holder;
 use crate::sys::process::descriptor_limit;
 
-/// How long to wait when no descriptor is left for another caller.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Part of the descriptor limit that sessions may use.
 const SESSION_SHARE: u64 = 4;
 /// The number that stands for users a namespace does not know.
@@ -88,16 +86,16 @@ impl Listener {
 /// What every listener's task shares.
 #[derive(Debug, Clone)]
 pub struct Server {
-    events: mpsc::Sender<Event>,
+    owner: Shared,
     budget: Rc<Budget>,
     scratch: Scratch,
     next_session: Rc<Cell<SessionId>>,
     most_sessions: usize,
     retired: Rc<Retired>,
+    /// Rings when those who could not accept shall try again.
+    again: Rc<Notify>,
     /// The tasks that accept.
     accepting: Rc<RefCell<Vec<AbortHandle>>>,
-    /// Callers accepted whom the owner has not heard of yet.
-    arriving: Rc<Cell<usize>>,
 }
 
 /// The path last retired, and what tells of it.
@@ -108,19 +106,19 @@ struct Retired {
 }
 
 impl Server {
-    /// A server that reports to `events`.
+    /// A server whose callers `owner` hears.
     #[must_use]
-    pub fn new(events: mpsc::Sender<Event>, budget: Rc<Budget>) -> Self {
+    pub fn new(owner: Shared, budget: Rc<Budget>) -> Self {
         let share = usize::try_from(descriptor_limit() / SESSION_SHARE).unwrap_or(MAX_SESSIONS);
         Self {
-            events,
+            owner,
             budget,
             scratch: scratch(),
             next_session: Rc::new(Cell::new(1)),
             most_sessions: share.clamp(8, MAX_SESSIONS),
             retired: Rc::default(),
+            again: Rc::default(),
             accepting: Rc::default(),
-            arriving: Rc::default(),
         }
     }
 
@@ -137,28 +135,24 @@ impl Server {
         }
     }
 
-    /// The owner has heard of a caller.
-    pub fn has_arrived(&self) {
-        self.arriving.set(self.arriving.get().saturating_sub(1));
+    /// Has those who could not accept try again.
+    pub fn accept_again(&self) {
+        self.again.notify_waiters();
     }
 
-    /// Whether a caller was accepted whom the owner has not heard of yet.
+    /// Whom connections tell.
     #[must_use]
-    pub fn is_anybody_arriving(&self) -> bool {
-        self.arriving.get() > 0
-    }
-
-    /// Where connections report.
-    #[must_use]
-    pub fn events(&self) -> mpsc::Sender<Event> {
-        self.events.clone()
+    pub fn owner(&self) -> Shared {
+        self.owner.clone()
     }
 
     /// Goes on with a connection that was stopped in this program.
     pub fn thaw(&self, frozen: Frozen) {
-        let end = self.budget.open(frozen.connection.id(), Instant::now());
-        frozen.connection.note_spoken();
-        tokio::task::spawn_local(frozen.connection.go_on(frozen.inbox, end));
+        let Frozen { connection, inbox } = frozen;
+        self.budget
+            .open(connection.id(), Rc::clone(&inbox), Instant::now());
+        connection.note_spoken();
+        tokio::task::spawn_local(connection.go_on(inbox));
     }
 
     /// Goes on with a connection that was stopped in the program before;
@@ -173,14 +167,15 @@ impl Server {
         tcp: bool,
         record: ConnectionRecord,
         take: impl FnMut(u64) -> Option<OwnedFd>,
-    ) -> io::Result<mpsc::UnboundedSender<Order>> {
+    ) -> io::Result<Outbox> {
         self.next_session.set(self.next_session.get().max(id + 1));
         let transport = Transport::new(socket, tcp)?;
-        let end = self.budget.open(id, Instant::now());
+        let inbox = Rc::new(Inbox::default());
+        self.budget.open(id, Rc::clone(&inbox), Instant::now());
         let mut connection = self.connection(id, transport);
         connection.restore(record, take);
-        let (outbox, inbox) = mpsc::unbounded_channel();
-        tokio::task::spawn_local(connection.go_on(inbox, end));
+        let outbox = Outbox::new(&inbox);
+        tokio::task::spawn_local(connection.go_on(inbox));
         Ok(outbox)
     }
 
@@ -188,7 +183,7 @@ impl Server {
         Connection::new(
             id,
             transport,
-            self.events.clone(),
+            self.owner.clone(),
             Rc::clone(&self.budget),
             Rc::clone(&self.scratch),
         )
@@ -214,7 +209,9 @@ impl Server {
                     debug!(%error, "accept");
                     if is_exhaustion(&error) {
                         warn!(%error, "no descriptor for another caller");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        let again = self.again.notified();
+                        self.owner.tell(0, Incoming::CannotAccept);
+                        again.await;
                     }
                 }
             }
@@ -256,10 +253,13 @@ impl Server {
             tcp = peer.tcp,
             "caller"
         );
-        let end = self.budget.open(id, Instant::now());
-        let connection = self.connection(id, transport);
-        self.arriving.set(self.arriving.get() + 1);
-        tokio::task::spawn_local(connection.run(peer, end));
+        let inbox = Rc::new(Inbox::default());
+        self.budget.open(id, Rc::clone(&inbox), Instant::now());
+        let mut connection = self.connection(id, transport);
+        connection.greet();
+        let outbox = Outbox::new(&inbox);
+        self.owner.tell(id, Incoming::Connected { peer, outbox });
+        tokio::task::spawn_local(connection.go_on(inbox));
     }
 }
 

@@ -5,7 +5,7 @@
 //! Invariant: a decoder never asks its caller to buffer more than [`MAX_LINE_BYTES`] of line or [`MAX_BATCH_BYTES`]
 //! of output.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::json::push::{OutputHeader, Push};
@@ -52,6 +52,21 @@ impl LineDecoder {
     /// # Errors
     /// More bytes than the limit without a newline. The buffer is left as it is.
     pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Bytes>, LineTooLong> {
+        let Some(taken) = self.find(buffer)? else {
+            return Ok(None);
+        };
+        let mut line = buffer.split_to(taken).freeze();
+        line.truncate(content(&line).len());
+        Ok(Some(line))
+    }
+
+    /// How many bytes at the front of `buffer` are the next line, newline included; see [`content`].
+    ///
+    /// As [`Self::decode`], but takes nothing: the caller does.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn find(&mut self, buffer: &[u8]) -> Result<Option<usize>, LineTooLong> {
         let too_long = LineTooLong {
             limit_bytes: self.limit_bytes,
         };
@@ -67,13 +82,15 @@ impl LineDecoder {
             };
         };
         self.scanned = 0;
-        let mut line = buffer.split_to(start + offset).freeze();
-        buffer.advance(1);
-        if line.last() == Some(&b'\r') {
-            line.truncate(line.len() - 1);
-        }
-        Ok(Some(line))
+        Ok(Some(start + offset + 1))
     }
+}
+
+/// A line that was found, without its newline and a carriage return before it.
+#[must_use]
+pub fn content(line: &[u8]) -> &[u8] {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 /// What the kernel sends on a JSON session, output with its bytes.

@@ -5,6 +5,8 @@
 //! number of words; what the words mean is `classic`'s.
 //! Source: papa 1.0.6 as observed; protocol/README.md, "Words".
 
+use std::borrow::Cow;
+
 use thiserror::Error;
 
 use crate::limits::MAX_WORDS_PER_LINE;
@@ -17,14 +19,18 @@ pub struct TooManyWords;
 /// Removes outer blanks as papa 1.0.6 does, the separators 0x1c to 0x1f among them.
 #[must_use]
 pub fn strip(text: &str) -> &str {
+    let is_plain = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_graphic);
+    if is_plain(text.as_bytes().first()) && is_plain(text.as_bytes().last()) {
+        return text;
+    }
     text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
-/// Splits a line, outer blanks removed already, into words.
+/// Splits a line, outer blanks removed already, into words; only one that was joined is copied.
 ///
 /// # Errors
 /// There are more than [`MAX_WORDS_PER_LINE`].
-pub fn split(line: &str) -> Result<Vec<String>, TooManyWords> {
+pub fn split(line: &str) -> Result<Vec<Cow<'_, str>>, TooManyWords> {
     let mut words = Vec::new();
     let mut joined = String::new();
     for piece in line.split(' ').filter(|piece| !piece.is_empty()) {
@@ -37,10 +43,10 @@ pub fn split(line: &str) -> Result<Vec<String>, TooManyWords> {
             return Err(TooManyWords);
         }
         if joined.is_empty() {
-            words.push(strip(piece).to_owned());
+            words.push(Cow::Borrowed(strip(piece)));
         } else {
             joined.push_str(piece);
-            words.push(strip(&joined).to_owned());
+            words.push(Cow::Owned(strip(&joined).to_owned()));
             joined.clear();
         }
     }
@@ -48,7 +54,7 @@ pub fn split(line: &str) -> Result<Vec<String>, TooManyWords> {
         if words.len() == MAX_WORDS_PER_LINE {
             return Err(TooManyWords);
         }
-        words.push(joined);
+        words.push(Cow::Owned(joined));
     }
     Ok(words)
 }
@@ -83,7 +89,7 @@ mod tests {
 
     use super::*;
 
-    fn words(line: &str) -> Vec<String> {
+    fn words(line: &str) -> Vec<Cow<'_, str>> {
         split(strip(line)).unwrap()
     }
 

@@ -36,8 +36,10 @@ class Server:
         self.runtime = tempfile.TemporaryDirectory(prefix="papa-bench-")
         environment = dict(os.environ, XDG_RUNTIME_DIR=self.runtime.name)
         join = cgroup.join if cgroup else None
+        # Each in a session of its own, as daemons are and as our kernel always is: the scheduler groups processes by
+        # session (sched(7), autogroups), and one in the client's session is woken for less.
         self.process = subprocess.Popen(self.command(), env=environment, stdin=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL, preexec_fn=join)
+                                        stderr=subprocess.DEVNULL, preexec_fn=join, start_new_session=True)
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::mpsc;
 
+use super::inbox::{Found, Inbox};
 use super::{Connection, State, Transport};
 use crate::handover::{ConnectionRecord, OutputRecord};
 use crate::owner::session::{Order, Outgoing};
@@ -17,7 +18,7 @@ pub struct Frozen {
     /// The connection.
     pub connection: Connection,
     /// Orders it has not seen.
-    pub inbox: mpsc::UnboundedReceiver<Order>,
+    pub inbox: Rc<Inbox>,
 }
 
 impl Transport {
@@ -125,8 +126,8 @@ impl Connection {
     }
 
     /// Takes what it has not been told yet.
-    pub fn catch_up(&mut self, inbox: &mut mpsc::UnboundedReceiver<Order>) {
-        while let Ok(order) = inbox.try_recv() {
+    pub fn catch_up(&mut self, inbox: &Inbox) {
+        while let Found::Order(order) = inbox.next() {
             match order {
                 Order::Write(outgoing) => self.queue(outgoing),
                 Order::Freeze { .. } => {}

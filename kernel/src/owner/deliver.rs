@@ -27,7 +27,7 @@ const FOLLOWER_BATCH_BYTES: usize = 256 * 1024;
 impl Owner {
     /// Sends what is due to every session that can take it.
     pub(super) fn deliver(&mut self) {
-        if self.is_freezing() {
+        if self.ready_sessions.is_empty() || self.is_freezing() {
             return;
         }
         for id in std::mem::take(&mut self.ready_sessions) {

@@ -8,18 +8,20 @@ use std::time::{Duration, Instant};
 
 use papa_protocol::json::status::UpgradeCheck;
 use papa_protocol::text::escape_control;
+use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 
 use super::Owner;
+use crate::alarm::Alarm;
 use crate::check::{ARGUMENT, TITLE};
 use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
+use crate::sys::pidfd::pidfd_open;
 use crate::sys::process;
+use crate::sys::runtime::readable;
 
 /// How long the program may look.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Between two looks whether it has ended, once it has said all it says.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Most bytes taken of what it says.
 const MAX_BYTES: usize = 64 * 1024;
 /// Most characters of it repeated to whoever asked.
@@ -39,6 +41,10 @@ pub(super) enum Tried {
 pub(super) struct DryRun {
     child: Child,
     says: pipe::Receiver,
+    /// Readable when it has ended.
+    process: AsyncFd<OwnedFd>,
+    /// Readable when it has taken too long.
+    limit: AsyncFd<OwnedFd>,
 }
 
 /// Starts `program` in the role that only looks.
@@ -48,6 +54,8 @@ pub(super) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun
         &read,
         nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
     )?;
+    let says = pipe::Receiver::from_owned_fd(read)?;
+    let limit = readable(Alarm::at(Instant::now() + LIMIT)?.into())?;
     let journal = owner.journal.as_fd().try_clone_to_owned()?;
     let mut shown: Vec<(Key, &OwnedFd)> = vec![
         (Key::new(Kind::CONFIG, 0), &owner.fixed.config),
@@ -64,10 +72,23 @@ pub(super) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun
     for (_, fd) in shown {
         let _ = process::set_inheritable(fd, false);
     }
-    Ok(DryRun {
-        child: started?,
-        says: pipe::Receiver::from_owned_fd(read)?,
-    })
+    let mut child = started?;
+    let process = pidfd_open(child.id().cast_signed())
+        .map_err(io::Error::from)
+        .and_then(readable);
+    match process {
+        Ok(process) => Ok(DryRun {
+            child,
+            says,
+            process,
+            limit,
+        }),
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
 }
 
 fn spawn(program: BorrowedFd<'_>, shown: &[(Key, &OwnedFd)], says: OwnedFd) -> io::Result<Child> {
@@ -86,22 +107,26 @@ fn spawn(program: BorrowedFd<'_>, shown: &[(Key, &OwnedFd)], says: OwnedFd) -> i
 impl DryRun {
     /// Waits until it has ended, or ends it.
     pub(super) async fn end(mut self) -> Tried {
-        let until = Instant::now() + LIMIT;
         let mut said = Vec::new();
-        let heard = tokio::time::timeout_at(until.into(), listen(&self.says, &mut said)).await;
-        let mut status = None;
-        while heard.is_ok() && status.is_none() && Instant::now() < until {
-            match self.child.try_wait() {
-                Ok(None) => tokio::time::sleep(LOOK_AGAIN).await,
-                Ok(Some(ended)) => status = Some(ended),
-                Err(error) => return Tried::Failed(format!("the dry run: {error}")),
-            }
+        let end = async {
+            // What cannot be read any more was not said.
+            let _ = listen(&self.says, &mut said).await;
+            let _ = self.process.readable().await;
+        };
+        tokio::select! {
+            biased;
+            () = end => {}
+            _ = self.limit.readable() => {}
         }
-        let Some(status) = status else {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-            let limit = LIMIT.as_secs();
-            return Tried::Failed(format!("the program's dry run took longer than {limit} s"));
+        let status = match self.child.try_wait() {
+            Ok(Some(status)) => status,
+            Ok(None) => {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                let limit = LIMIT.as_secs();
+                return Tried::Failed(format!("the program's dry run took longer than {limit} s"));
+            }
+            Err(error) => return Tried::Failed(format!("the dry run: {error}")),
         };
         let report = said
             .split(|byte| *byte == b'\n')

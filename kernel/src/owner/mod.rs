@@ -1,7 +1,7 @@
 //! The event loop: owns everything the kernel knows and does it in turn.
 //!
-//! Connections, the poller and deadlines bring events; every handler is an
-//! ordinary function that runs to completion. What the handlers of requests
+//! Connections, the poller and deadlines bring events (`shared.rs`); every
+//! handler is an ordinary function that runs to completion. What the handlers of requests
 //! do is in `verbs/`, what they read and answer in `classic.rs` and `json.rs`,
 //! how output reaches readers in `deliver.rs`, exits in `exits.rs`, what the
 //! keeper and signals ask in `signals.rs`, and how the program is changed in
@@ -16,16 +16,14 @@ mod json;
 pub mod resume;
 mod runtime_dir;
 pub mod session;
+pub mod shared;
 mod signals;
 mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::convert::Infallible;
-use std::future::poll_fn;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::task::Poll;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
@@ -35,7 +33,6 @@ use papa_protocol::name::Name;
 use papa_protocol::record::Stream;
 use serde_json::value::RawValue;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 use self::resume::Resumption;
@@ -54,12 +51,8 @@ use crate::recover::Findings;
 use crate::server::Server;
 use crate::table::{Entry, Record, Table};
 
-/// Events that may wait for the loop; a full queue slows the connections.
-pub const EVENT_QUEUE: usize = 1024;
-/// Events handled before the other sources get their turn.
-const EVENTS_PER_TURN: usize = 256;
-/// An event of a connection.
-pub type Event = (SessionId, Incoming);
+/// How long to wait when no descriptor is left for another caller.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something to do at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +71,8 @@ pub enum Deadline {
     KeeperSilence,
     /// Have all connections stopped?
     Freeze,
+    /// Is there a descriptor for another caller?
+    Accept,
 }
 
 /// The kernel's descriptors that no process or client made.
@@ -114,6 +109,8 @@ pub struct Owner {
     pub(crate) held_fds: HashMap<u64, OwnedFd>,
     /// Descriptors of records this version cannot read, for one that can.
     strangers: Vec<(Key, OwnedFd)>,
+    /// What the keeper has copies of that are not needed any more.
+    unkept: Vec<Key>,
     pub(crate) poller: Rc<AsyncFd<Poller>>,
     pub(crate) signals: SignalFd,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
@@ -198,6 +195,7 @@ impl Owner {
             socket_fds: parts.socket_fds,
             held_fds: parts.held_fds,
             strangers: parts.strangers,
+            unkept: Vec::new(),
             poller: Rc::new(poller),
             signals,
             sessions: BTreeMap::new(),
@@ -251,71 +249,39 @@ impl Owner {
         }
     }
 
-    /// Runs until the kernel is to end; `server` takes listeners made later.
-    pub async fn run(mut self, server: Server, mut events: mpsc::Receiver<Event>) -> Infallible {
+    /// Serves from now on; `server` takes listeners made later.
+    pub(crate) fn start(&mut self, server: Server) {
         self.server = Some(server);
         self.look_after_runtime_dir();
-        let poller = Rc::clone(&self.poller);
-        loop {
-            self.set_alarm();
-            // Both are asked each time, so that neither waits however busy the
-            // other is.
-            let (event, ready) = poll_fn(|context| {
-                match (events.poll_recv(context), poller.poll_read_ready(context)) {
-                    (Poll::Pending, Poll::Pending) => Poll::Pending,
-                    either => Poll::Ready(either),
-                }
-            })
-            .await;
-            if let Poll::Ready(Some((session, event))) = event {
-                self.on_incoming(session, event);
-                for _ in 1..EVENTS_PER_TURN {
-                    let Ok((session, event)) = events.try_recv() else {
-                        break;
-                    };
-                    self.on_incoming(session, event);
-                }
-            }
-            if let Poll::Ready(ready) = ready {
-                self.on_ready();
-                if let Ok(mut guard) = ready {
-                    // Level-triggered underneath: asking again finds what is
-                    // left.
-                    if poller.get_ref().ready().is_ok_and(|left| left.is_empty()) {
-                        guard.clear_ready();
-                    }
-                }
-            }
-            self.deliver();
-            self.change_when_frozen();
-            if self.journal.wants_compaction() {
-                self.compact();
-            }
-            self.exit_if_asked();
+    }
+
+    /// What follows once an event was handled.
+    fn end_turn(&mut self) {
+        self.deliver();
+        self.tell_unkept();
+        self.change_when_frozen();
+        if self.journal.wants_compaction() {
+            self.compact();
         }
+        self.exit_if_asked();
+        self.set_alarm();
     }
 
     // ---- events --------------------------------------------------------
 
     fn on_incoming(&mut self, id: SessionId, event: Incoming) {
-        if let Incoming::Connected { peer, outbox } = event {
-            self.exit_when_idle = false;
-            self.sessions.insert(id, Session::new(id, peer, outbox));
-            if let Some(server) = &self.server {
-                server.has_arrived();
-            }
-            self.freeze_late(id);
-            return;
-        }
-        if let Incoming::Examined(examined) = event {
-            self.on_examined(*examined);
-            return;
-        }
-        if !self.sessions.contains_key(&id) {
-            return;
-        }
         match event {
-            Incoming::Connected { .. } | Incoming::Examined(_) => {}
+            Incoming::Connected { peer, outbox } => {
+                self.exit_when_idle = false;
+                self.sessions.insert(id, Session::new(id, peer, outbox));
+                self.freeze_late(id);
+            }
+            Incoming::CannotAccept => {
+                let again = Instant::now() + ACCEPT_PAUSE;
+                self.deadlines.insert((again, Deadline::Accept));
+            }
+            Incoming::Examined(examined) => self.on_examined(*examined),
+            _ if !self.sessions.contains_key(&id) => {}
             Incoming::Classic(request) => self.on_classic(id, request),
             Incoming::Acknowledge(stop) => self.on_watch_acknowledged(id, stop),
             Incoming::Json(request, descriptor) => self.on_json(id, request, descriptor),
@@ -392,6 +358,11 @@ impl Owner {
                 Deadline::KeeperSilence => self.on_keeper_silence(now),
                 // It is looked at after every turn.
                 Deadline::Freeze => {}
+                Deadline::Accept => {
+                    if let Some(server) = &self.server {
+                        server.accept_again();
+                    }
+                }
             }
         }
     }
@@ -433,13 +404,22 @@ impl Owner {
 
     /// Gives the keeper copies.
     pub(crate) fn keep(&mut self, entries: &[(Key, BorrowedFd<'_>)]) -> Result<(), Errno> {
+        // A key may be used again.
+        self.tell_unkept();
         self.link.put(entries)
     }
 
-    /// Lets the keeper's copies go.
+    /// Lets the keeper's copies go, at the end of this turn: the ends of a
+    /// process and of its streams are mostly one message then.
     pub(crate) fn unkeep(&mut self, keys: &[Key]) {
-        let told = self.link.drop_keys(keys);
-        self.check_keeper(told);
+        self.unkept.extend_from_slice(keys);
+    }
+
+    fn tell_unkept(&mut self) {
+        if !self.unkept.is_empty() {
+            let told = self.link.drop_keys(&std::mem::take(&mut self.unkept));
+            self.check_keeper(told);
+        }
     }
 
     /// The descriptors that would have to move if this process changed role.

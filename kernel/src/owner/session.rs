@@ -9,10 +9,9 @@ use papa_protocol::classic;
 use papa_protocol::json::request as json;
 use papa_protocol::name::{Name, NamePattern};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 
 use super::upgrade::Examined;
-use crate::connection::Frozen;
+use crate::connection::{Frozen, Outbox};
 use crate::live::SessionId;
 
 /// Most pushes a session may have unwritten before it is taken to be dead.
@@ -81,7 +80,7 @@ pub enum Incoming {
         /// Who is there.
         peer: Peer,
         /// Where to send what it shall do.
-        outbox: mpsc::UnboundedSender<Order>,
+        outbox: Outbox,
     },
     /// A classic line, parsed.
     Classic(Result<classic::Request, classic::Error>),
@@ -95,6 +94,8 @@ pub enum Incoming {
     Pushed,
     /// It has stopped, and this is what it has.
     Frozen(Box<Frozen>),
+    /// Of no connection: there is no descriptor for another one.
+    CannotAccept,
     /// Of no connection: the dry run of a new program is over.
     Examined(Box<Examined>),
     /// It is gone.
@@ -195,7 +196,7 @@ pub struct Session {
     pub peer: Peer,
     /// What it calls itself, if it said so.
     pub client: Option<String>,
-    outbox: mpsc::UnboundedSender<Order>,
+    outbox: Outbox,
     /// Speaks JSON.
     pub json: bool,
     /// A batch is on its way; the next waits.
@@ -219,7 +220,7 @@ pub struct Session {
 impl Session {
     /// A new session.
     #[must_use]
-    pub fn new(id: SessionId, peer: Peer, outbox: mpsc::UnboundedSender<Order>) -> Self {
+    pub fn new(id: SessionId, peer: Peer, outbox: Outbox) -> Self {
         Self {
             id,
             peer,
@@ -317,11 +318,10 @@ impl Session {
 
     /// Has the connection stop and hand over what it has.
     pub fn freeze(&self, unanswered: bool) {
-        let _ = self.outbox.send(Order::Freeze { unanswered });
+        self.outbox.send(Order::Freeze { unanswered });
     }
 
     fn send(&self, outgoing: Outgoing) {
-        // A connection that has gone reports so by itself.
-        let _ = self.outbox.send(Order::Write(outgoing));
+        self.outbox.send(Order::Write(outgoing));
     }
 }

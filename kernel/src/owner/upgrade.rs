@@ -140,13 +140,13 @@ impl Owner {
             dry_run = op.dry_run,
             "a program is being tried"
         );
-        let events = self.server.as_ref().map(Server::events);
+        let owner = self.server.as_ref().map(Server::owner);
         let run = dry_run::start(self, program.as_fd())
             .map_err(|error| fail(ErrorCode::Internal, &format!("the dry run: {error}")))?;
         tokio::task::spawn_local(async move {
             let examined = super::session::Incoming::Examined(Box::new(Examined(run.end().await)));
-            if let Some(events) = events {
-                let _ = events.send((0, examined)).await;
+            if let Some(owner) = owner {
+                owner.tell(0, examined);
             }
         });
         self.changing = Some(Changing {
@@ -349,11 +349,7 @@ impl Owner {
         else {
             return;
         };
-        let arriving = self
-            .server
-            .as_ref()
-            .is_some_and(Server::is_anybody_arriving);
-        if !left.is_empty() || arriving {
+        if !left.is_empty() {
             if Instant::now() < *until {
                 return;
             }
@@ -384,7 +380,7 @@ impl Owner {
             return;
         };
         for stopped in frozen.values_mut() {
-            stopped.connection.catch_up(&mut stopped.inbox);
+            stopped.connection.catch_up(&stopped.inbox);
         }
         let role = *role;
         failpoint::reach("upgrade.frozen");

@@ -39,11 +39,16 @@ pub const STOPPED: &str = "Stopped watching";
 
 /// Appends a reply and the prompt: after a newline the prompt stands alone, otherwise on a line of its own.
 pub fn finish(text: &str, out: &mut BytesMut) {
-    out.reserve(text.len() + 1 + PROMPT.len());
-    out.put_slice(text.as_bytes());
-    if !text.ends_with('\n') {
-        out.put_u8(b'\n');
+    let newline = if text.ends_with('\n') { "" } else { "\n" };
+    let length = text.len() + newline.len() + PROMPT.len();
+    if out.is_empty() {
+        // Exactly as long: then it is frozen as it is.
+        *out = BytesMut::with_capacity(length);
+    } else {
+        out.reserve(length);
     }
+    out.put_slice(text.as_bytes());
+    out.put_slice(newline.as_bytes());
     out.put_slice(PROMPT.as_bytes());
 }
 

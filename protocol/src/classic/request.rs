@@ -178,32 +178,28 @@ pub fn parse_bytes(line: &[u8]) -> Result<Option<Request>, Error> {
 }
 
 /// Finds the command that `first`, and where needed the first of `rest`, stand for, and removes it from `rest`.
-pub(super) fn look_up(mut first: String, rest: &mut Vec<String>) -> Result<Found, Error> {
-    if first.is_ascii() {
-        first.make_ascii_lowercase();
-    } else {
-        first = first.to_lowercase();
-    }
+pub(super) fn look_up(first: Cow<'_, str>, rest: &mut Vec<Cow<'_, str>>) -> Result<Found, Error> {
+    let first = lowercase(first);
     if first == SWITCH_WORD {
         return Ok(Found::Command(Command::Json));
     }
     let Some((word, found)) = TOP
         .iter()
         .find(|(word, _)| *word == first)
-        .or_else(|| TOP.iter().find(|(word, _)| word.starts_with(&first)))
+        .or_else(|| TOP.iter().find(|(word, _)| word.starts_with(&*first)))
     else {
-        return Err(Error::UnknownCommand(first));
+        return Err(Error::UnknownCommand(first.into_owned()));
     };
     if *word == EXIT_IF_IDLE && first != EXIT_IF_IDLE {
         return Err(Error::Abbreviated);
     }
     match found {
         Found::Group(group) if !rest.is_empty() => {
-            let second = rest.remove(0).to_lowercase();
+            let second = lowercase(rest.remove(0));
             group
                 .seconds
                 .iter()
-                .find(|(word, _)| word.starts_with(&second))
+                .find(|(word, _)| word.starts_with(&*second))
                 .map(|(_, command)| Found::Command(*command))
                 .ok_or_else(|| Error::BadSecondWord {
                     command: group.word,
@@ -214,7 +210,19 @@ pub(super) fn look_up(mut first: String, rest: &mut Vec<String>) -> Result<Found
     }
 }
 
-fn request(command: Command, mut rest: Vec<String>) -> Result<Request, Error> {
+/// A word in small letters; most are typed so.
+fn lowercase(word: Cow<'_, str>) -> Cow<'_, str> {
+    if word
+        .bytes()
+        .all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase())
+    {
+        word
+    } else {
+        word.to_lowercase().into()
+    }
+}
+
+fn request(command: Command, mut rest: Vec<Cow<'_, str>>) -> Result<Request, Error> {
     Ok(match command {
         Command::List(kind) => Request::List(kind, patterns(&rest)),
         Command::Watch => Request::Watch(patterns(&rest)),
@@ -242,13 +250,13 @@ fn request(command: Command, mut rest: Vec<String>) -> Result<Request, Error> {
         Command::Quit => Request::Quit,
         Command::ExitIfIdle => Request::ExitIfIdle,
         Command::Json => match rest.into_iter().next() {
-            Some(word) => return Err(Error::UnexpectedWord(word)),
+            Some(word) => return Err(Error::UnexpectedWord(word.into_owned())),
             None => Request::Json,
         },
     })
 }
 
-fn patterns(words: &[String]) -> Vec<NamePattern> {
+fn patterns(words: &[Cow<'_, str>]) -> Vec<NamePattern> {
     words.iter().map(|word| NamePattern::new(word)).collect()
 }
 
@@ -265,7 +273,9 @@ fn within_value_limit(value: &str) -> Result<(), Error> {
 }
 
 /// Takes the `key=value` words off the front; the last of a key given twice counts.
-fn options(words: &mut std::iter::Peekable<std::vec::IntoIter<String>>) -> Vec<(String, String)> {
+fn options(
+    words: &mut std::iter::Peekable<std::vec::IntoIter<Cow<'_, str>>>,
+) -> Vec<(String, String)> {
     let mut options: Vec<(String, String)> = Vec::new();
     while let Some(word) = words.next_if(|word| word.contains('=')) {
         let (key, value) = word.split_once('=').unwrap_or((&word, ""));
@@ -283,7 +293,7 @@ fn options(words: &mut std::iter::Peekable<std::vec::IntoIter<String>>) -> Vec<(
 
 const SOCKET_OPTIONS: &str = "family, type, backlog, path, umask, host, port, interface, reuseport";
 
-fn make_socket(words: Vec<String>) -> Result<SocketMake, Error> {
+fn make_socket(words: Vec<Cow<'_, str>>) -> Result<SocketMake, Error> {
     let mut words = words.into_iter().peekable();
     let name = words.next().ok_or(Error::SocketWithoutName)?;
     let options = options(&mut words);
@@ -318,7 +328,7 @@ fn make_socket(words: Vec<String>) -> Result<SocketMake, Error> {
         }
     }
     if let Some(word) = words.next() {
-        return Err(Error::UnexpectedWord(word));
+        return Err(Error::UnexpectedWord(word.into_owned()));
     }
     crate::json::request::Operation::check(&make)?;
     Ok(make)
@@ -327,11 +337,13 @@ fn make_socket(words: Vec<String>) -> Result<SocketMake, Error> {
 const PROCESS_OPTIONS: &str = "uid, gid, working_dir, bufsize, output, stdout, stderr, shell, watch, env.NAME, \
                                rlimit.NAME";
 
-fn make_process(words: Vec<String>) -> Result<Request, Error> {
+fn make_process(words: Vec<Cow<'_, str>>) -> Result<Request, Error> {
     let mut words = words.into_iter().peekable();
     let name = words.next().ok_or(Error::ProcessWithoutName)?;
     let options = options(&mut words);
-    let argv = words.map(ByteString::from).collect();
+    let argv = words
+        .map(|word| ByteString::from(word.into_owned()))
+        .collect();
     let mut make = Box::new(ProcessMake::new(Name::new(&name)?, argv));
     // Some users write a socket's number into the command line themselves, so all are inherited.
     make.sockets = Sockets::All;

@@ -1,0 +1,152 @@
+//! What a connection's task is told, and what wakes it.
+//!
+//! Both ends live on one thread: nothing is locked, and a task that runs is
+//! not woken, as it looks here before it waits. What may wait here is bounded
+//! by who puts it in: one answer, one batch and
+//! [`MAX_QUEUED_PUSHES`](crate::owner::session::MAX_QUEUED_PUSHES).
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use crate::owner::session::Order;
+
+/// Orders for one connection.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    orders: RefCell<VecDeque<Order>>,
+    /// No order follows those that are there.
+    closed: Cell<bool>,
+    /// What was ordered does not count any more.
+    ended: Cell<bool>,
+    waits: Cell<bool>,
+    task: RefCell<Option<Waker>>,
+}
+
+/// What a connection finds when it looks.
+#[derive(Debug)]
+pub enum Found {
+    /// This is to be done.
+    Order(Order),
+    /// Nothing yet.
+    Nothing,
+    /// Nothing any more.
+    End,
+}
+
+impl Inbox {
+    /// The next order.
+    pub fn next(&self) -> Found {
+        self.waits.set(false);
+        if self.ended.get() {
+            return Found::End;
+        }
+        match self.orders.borrow_mut().pop_front() {
+            Some(order) => Found::Order(order),
+            None if self.closed.get() => Found::End,
+            None => Found::Nothing,
+        }
+    }
+
+    /// Has the task of `context` woken when there is something.
+    pub fn wait(&self, context: &Context<'_>) {
+        self.waits.set(true);
+        let mut task = self.task.borrow_mut();
+        if !task
+            .as_ref()
+            .is_some_and(|task| task.will_wake(context.waker()))
+        {
+            *task = Some(context.waker().clone());
+        }
+    }
+
+    /// The connection is to end, whatever else it was told.
+    pub fn end(&self) {
+        self.ended.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if self.waits.replace(false)
+            && let Some(task) = &*self.task.borrow()
+        {
+            task.wake_by_ref();
+        }
+    }
+}
+
+/// The owner's end of an [`Inbox`]: when it is dropped no order follows.
+#[derive(Debug)]
+pub struct Outbox(Rc<Inbox>);
+
+impl Outbox {
+    /// The end that goes with `inbox`.
+    #[must_use]
+    pub fn new(inbox: &Rc<Inbox>) -> Self {
+        Self(Rc::clone(inbox))
+    }
+
+    /// Tells the connection. One that has gone reports so by itself.
+    pub fn send(&self, order: Order) {
+        self.0.orders.borrow_mut().push_back(order);
+        self.0.wake();
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.0.closed.set(true);
+        self.0.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn freeze() -> Order {
+        Order::Freeze { unanswered: false }
+    }
+
+    #[test]
+    fn who_waits_is_woken_once_and_who_runs_is_not() {
+        let bell = Arc::new(Bell::default());
+        let waker = Waker::from(Arc::clone(&bell));
+        let inbox = Rc::new(Inbox::default());
+        let outbox = Outbox::new(&inbox);
+        outbox.send(freeze());
+        assert!(matches!(inbox.next(), Found::Order(_)));
+        assert!(matches!(inbox.next(), Found::Nothing));
+        inbox.wait(&Context::from_waker(&waker));
+        assert_eq!(bell.0.load(Ordering::Relaxed), 0);
+        outbox.send(freeze());
+        outbox.send(freeze());
+        assert_eq!(bell.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn what_was_ordered_is_done_before_the_end_but_not_after_being_ended() {
+        let inbox = Rc::new(Inbox::default());
+        let outbox = Outbox::new(&inbox);
+        outbox.send(freeze());
+        outbox.send(freeze());
+        drop(outbox);
+        assert!(matches!(inbox.next(), Found::Order(_)));
+        inbox.end();
+        assert!(matches!(inbox.next(), Found::End));
+    }
+}

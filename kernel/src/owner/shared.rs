@@ -1,0 +1,80 @@
+//! The owner as the tasks of its thread reach it.
+//!
+//! Whoever has an event calls [`Shared::tell`], and it is handled there and
+//! then: one handler at a time runs to completion, none waits, and none calls
+//! back into a task. So what a caller asks is answered without a detour
+//! through a queue.
+
+use std::cell::{RefCell, RefMut};
+use std::convert::Infallible;
+use std::fmt;
+use std::future::poll_fn;
+use std::rc::Rc;
+
+use super::Owner;
+use super::session::Incoming;
+use crate::live::SessionId;
+
+/// The owner; clones lead to the same.
+#[derive(Clone)]
+pub struct Shared(Rc<RefCell<Owner>>);
+
+impl fmt::Debug for Shared {
+    /// The owner knows who can reach it: nothing of it is shown here.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+impl Shared {
+    /// Makes `owner` reachable.
+    #[must_use]
+    pub fn new(owner: Owner) -> Self {
+        Self(Rc::new(RefCell::new(owner)))
+    }
+
+    /// The owner itself, for what is no event; not to be held while waiting.
+    #[must_use]
+    pub fn borrow_mut(&self) -> RefMut<'_, Owner> {
+        self.0.borrow_mut()
+    }
+
+    /// Handles what happened on a session, and what follows from it.
+    pub fn tell(&self, session: SessionId, event: Incoming) {
+        let _end = CrashOnly;
+        let mut owner = self.0.borrow_mut();
+        owner.on_incoming(session, event);
+        owner.end_turn();
+    }
+
+    /// Handles what the poller reports until the kernel is to end.
+    pub async fn run(self) -> Infallible {
+        let poller = Rc::clone(&self.borrow_mut().poller);
+        self.borrow_mut().end_turn();
+        loop {
+            let ready = poll_fn(|context| poller.poll_read_ready(context)).await;
+            let _end = CrashOnly;
+            let mut owner = self.0.borrow_mut();
+            owner.on_ready();
+            if let Ok(mut guard) = ready {
+                // Level-triggered underneath: asking again finds what is left.
+                if poller.get_ref().ready().is_ok_and(|left| left.is_empty()) {
+                    guard.clear_ready();
+                }
+            }
+            owner.end_turn();
+        }
+    }
+}
+
+/// A bug ends the process, and recovery takes over: what a broken-off handler
+/// leaves is not gone on with. The runtime would only end the task it was in.
+struct CrashOnly;
+
+impl Drop for CrashOnly {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}

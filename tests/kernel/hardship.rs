@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Collector, Kernel, is_root, procfs, wait_until, wait_until_for};
+use crate::harness::{Classic, Collector, Kernel, is_root, procfs, wait_until, wait_until_for};
 
 /// For what takes the daemon's own patience with itself: a keeper may be silent for half a minute.
 const LONG: Duration = Duration::from_secs(120);
@@ -371,4 +372,28 @@ fn a_request_to_end_in_the_middle_of_a_change_of_roles_is_one_request() {
         });
         assert_eq!(running(&kernel)["w"], pid(&worker));
     }
+}
+
+#[test]
+fn a_caller_who_comes_when_no_descriptor_is_left_is_served_once_there_is_one() {
+    let mut kernel = Kernel::start();
+    kernel.classic().ask("list processes");
+    let pid = kernel.pid().to_string();
+    let limit = |descriptors: u32| {
+        let set = Command::new("prlimit")
+            .args(["--pid", &pid, &format!("--nofile={descriptors}:")])
+            .status();
+        assert!(set.expect("prlimit can be run").success());
+    };
+    limit(4);
+    let mut caller = Classic::tcp_silent(kernel.port());
+    wait_until("the kernel says so", || {
+        kernel.log().contains("no descriptor for another caller")
+    });
+    // It does not spin meanwhile: one line for each try.
+    limit(1024);
+    assert!(caller.read_to("> ").starts_with("Papa is home."));
+    assert_eq!(caller.ask("list processes"), "");
+    let tries = kernel.log().matches("no descriptor for another").count();
+    assert!(tries < 100, "{tries} tries");
 }

@@ -167,8 +167,14 @@ fn a_worker_inherits_nothing_but_its_own() {
 }
 
 #[test]
-fn signals_are_as_in_a_fresh_process() {
-    let kernel = Kernel::start();
+fn signals_are_as_in_a_fresh_process_whatever_the_kernel_was_started_with() {
+    let ignoring = ["/bin/sh", "-c", "trap '' HUP QUIT 34; exec \"$@\"", "sh"];
+    let mut kernel = Kernel::builder().wrapper(&ignoring).start();
+    let ignored = procfs::status_line(kernel.pid(), "SigIgn").unwrap();
+    let ignored = u64::from_str_radix(&ignored, 16).unwrap();
+    for signal in [1, 3, 34] {
+        assert_ne!(ignored & (1 << (signal - 1)), 0, "{signal}: {ignored:x}");
+    }
     let process = kernel
         .json()
         .make_process("s", &["/bin/sleep", "60"], json!({}));

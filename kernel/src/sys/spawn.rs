@@ -11,6 +11,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use papa_protocol::failpoint;
@@ -119,6 +120,8 @@ struct Frame {
     argv: Vec<*const libc::c_char>,
     env: Vec<*const libc::c_char>,
     directory: *const libc::c_char,
+    /// Signals this process ignores.
+    ignored: &'static [i32],
     moves: Vec<(RawFd, RawFd)>,
     base: RawFd,
     /// No descriptor from here on is needed.
@@ -194,6 +197,7 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
             .directory
             .as_ref()
             .map_or(ptr::null(), |dir| dir.as_ptr()),
+        ignored: ignored_signals(),
         moves: plan
             .descriptors
             .iter()
@@ -227,7 +231,8 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
         message,
         stops: ["spawn.child", "spawn.registered"].map(failpoint::take),
     };
-    let mut stack = vec![0u128; STACK_BYTES / 16];
+    // Left as it is: the child touches little of it.
+    let mut stack = Box::<[u128]>::new_uninit_slice(STACK_BYTES / 16);
     let mut raw_pidfd: RawFd = -1;
     let all = nix::sys::signal::SigSet::all();
     let before = all
@@ -288,6 +293,32 @@ fn step(number: i32) -> Step {
     .into_iter()
     .find(|step| *step as i32 == number)
     .unwrap_or(Step::Killed)
+}
+
+/// What this process ignores, looked up once: its start has decided that.
+fn ignored_signals() -> &'static [i32] {
+    static IGNORED: OnceLock<Vec<i32>> = OnceLock::new();
+    IGNORED.get_or_init(|| {
+        (1..=LAST_SIGNAL)
+            .filter(|signal| {
+                // The handler comes first. Not through libc, which hides the
+                // signals it uses itself.
+                let mut action = [0u64; 4];
+                // SAFETY: changes nothing, and writes to `action`, which is as
+                // long as the system's structure.
+                let asked = unsafe {
+                    libc::syscall(
+                        libc::SYS_rt_sigaction,
+                        *signal,
+                        ptr::null::<u64>(),
+                        action.as_mut_ptr(),
+                        8usize,
+                    )
+                };
+                asked == 0 && action[0] == libc::SIG_IGN as u64
+            })
+            .collect()
+    })
 }
 
 /// The child's whole life before exec.
@@ -359,10 +390,10 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
         }
         // Handlers are reset by exec, ignored signals are not.
         let default = [0u64; 4];
-        for signal in 1..=LAST_SIGNAL {
+        for signal in frame.ignored {
             libc::syscall(
                 libc::SYS_rt_sigaction,
-                signal,
+                *signal,
                 default.as_ptr(),
                 ptr::null_mut::<u64>(),
                 8usize,

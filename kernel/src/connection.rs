@@ -9,35 +9,33 @@
 
 mod freeze;
 mod inbox;
+mod transport;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
-use nix::sys::socket::MsgFlags;
 use papa_protocol::classic;
 use papa_protocol::codec::{LineDecoder, content};
 use papa_protocol::json::reply::encode_error;
 use papa_protocol::json::{ErrorCode, Failure, request};
 use papa_protocol::limits::{MAX_LINE_BYTES, MAX_PENDING_DESCRIPTORS_PER_SESSION};
-use tokio::io::Interest;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::task::yield_now;
 
 use crate::budget::Budget;
 use crate::live::SessionId;
 use crate::owner::session::{Expect, Incoming, Order, Outgoing};
 use crate::owner::shared::Shared;
-use crate::sys::message;
 
 pub use self::freeze::Frozen;
 pub use self::inbox::{Found, Inbox, Outbox};
+pub use self::transport::Transport;
 
 /// Bytes asked for per read: more than most requests have. It is memory that
 /// an idle kernel holds.
@@ -54,8 +52,6 @@ pub fn scratch() -> Scratch {
 }
 /// Unread input kept while an answer is awaited; more waits in the socket.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
-/// Pieces written by one call.
-const WRITE_PIECES: usize = 16;
 /// The least room made for input: most requests fit in several times.
 const USUAL_BUFFER_BYTES: usize = 256;
 /// A buffer larger than this is given back when it is empty.
@@ -63,85 +59,6 @@ const KEPT_BUFFER_BYTES: usize = 4 * 1024;
 /// What a connection does, a line or an order each, before others get their
 /// turn.
 const TURNS: u32 = 16;
-
-/// The two transports.
-#[derive(Debug)]
-pub enum Transport {
-    /// TCP on the loopback interface.
-    Tcp(TcpStream),
-    /// A unix socket, which carries descriptors.
-    Unix(UnixStream),
-}
-
-impl Transport {
-    /// Whether it can be read, where `reads`, or written, where `writes`.
-    fn poll_ready(
-        &self,
-        reads: bool,
-        writes: bool,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        if writes {
-            let ready = match self {
-                Self::Tcp(stream) => stream.poll_write_ready(context),
-                Self::Unix(stream) => stream.poll_write_ready(context),
-            };
-            if ready.is_ready() {
-                return ready;
-            }
-        }
-        if reads {
-            return match self {
-                Self::Tcp(stream) => stream.poll_read_ready(context),
-                Self::Unix(stream) => stream.poll_read_ready(context),
-            };
-        }
-        Poll::Pending
-    }
-
-    fn read(&self, scratch: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => {
-                let length = stream.try_read(scratch)?;
-                if length > 0 && length < scratch.len() {
-                    // A short read has emptied the socket. Telling the runtime
-                    // spares a read that would find nothing; what comes later
-                    // is reported anew.
-                    let _ = stream.try_io(Interest::READABLE, || {
-                        Err::<(), _>(io::ErrorKind::WouldBlock.into())
-                    });
-                }
-                Ok(length)
-            }
-            // Here a short read may just end before the next descriptor.
-            Self::Unix(stream) => stream.try_io(Interest::READABLE, || {
-                let got = message::receive(stream.as_fd(), scratch, MsgFlags::MSG_DONTWAIT)?;
-                fds.extend(got.descriptors);
-                Ok(got.length)
-            }),
-        }
-    }
-
-    fn write(&self, pieces: &VecDeque<Bytes>, fd: Option<&OwnedFd>) -> io::Result<usize> {
-        let first = pieces.front().map_or(&[][..], |piece| piece);
-        match (self, fd) {
-            (Self::Unix(stream), Some(fd)) => stream.try_io(Interest::WRITABLE, || {
-                Ok(message::send(
-                    stream.as_fd(),
-                    first,
-                    &[fd.as_fd()],
-                    MsgFlags::MSG_DONTWAIT,
-                )?)
-            }),
-            // An answer is one piece: cheaper for the system than a list of
-            // one.
-            (Self::Tcp(stream), _) if pieces.len() == 1 => stream.try_write(first),
-            (Self::Unix(stream), None) if pieces.len() == 1 => stream.try_write(first),
-            (Self::Tcp(stream), _) => stream.try_write_vectored(&slices(pieces)),
-            (Self::Unix(stream), None) => stream.try_write_vectored(&slices(pieces)),
-        }
-    }
-}
 
 /// What is left to write of one [`Outgoing`].
 #[derive(Debug)]
@@ -566,14 +483,6 @@ fn understand(expect: Expect, line: &[u8]) -> Option<Incoming> {
         // Nothing is read then.
         Expect::Batch | Expect::Close => None,
     }
-}
-
-fn slices(pieces: &VecDeque<Bytes>) -> Vec<IoSlice<'_>> {
-    pieces
-        .iter()
-        .take(WRITE_PIECES)
-        .map(|piece| IoSlice::new(piece))
-        .collect()
 }
 
 /// A browser's request, or something that is not text.

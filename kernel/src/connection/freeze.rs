@@ -1,14 +1,12 @@
 //! A connection that stands still: written down, and made to go on.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use tokio::net::{TcpStream, UnixStream};
 
 use super::inbox::{Found, Inbox};
-use super::{Connection, State, Transport};
+use super::{Connection, State};
 use crate::handover::{ConnectionRecord, OutputRecord};
 use crate::owner::session::{Order, Outgoing};
 
@@ -19,33 +17,6 @@ pub struct Frozen {
     pub connection: Connection,
     /// Orders it has not seen.
     pub inbox: Rc<Inbox>,
-}
-
-impl Transport {
-    /// The socket.
-    #[must_use]
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-
-    /// Takes a connected socket.
-    ///
-    /// # Errors
-    /// The runtime refuses it.
-    pub fn new(fd: OwnedFd, tcp: bool) -> io::Result<Self> {
-        if tcp {
-            let stream = std::net::TcpStream::from(fd);
-            stream.set_nonblocking(true)?;
-            Ok(Self::Tcp(TcpStream::from_std(stream)?))
-        } else {
-            let stream = std::os::unix::net::UnixStream::from(fd);
-            stream.set_nonblocking(true)?;
-            Ok(Self::Unix(UnixStream::from_std(stream)?))
-        }
-    }
 }
 
 impl Connection {

@@ -12,6 +12,9 @@ use crate::harness::procfs;
 /// Sessions, pidfds and pipes of what has just ended are closed a moment later.
 const CLOSING: Duration = Duration::from_secs(20);
 
+/// How long output of the side's is taken before anything else is looked at.
+const TAKE_AT_ONCE: Duration = Duration::from_millis(200);
+
 /// Where the kernel takes a clock that goes back for one that was set; see its `reel.rs`.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
@@ -127,7 +130,9 @@ impl Whole {
                 ended.iter().any(of) && !living.iter().any(of)
             };
             if let Some(side) = &mut self.side {
-                while side.step(LOOK_AGAIN) {}
+                // Not for as long as something comes: that may be one who came late, and is to be silenced first.
+                let until = Instant::now() + TAKE_AT_ONCE;
+                while Instant::now() < until && side.step(LOOK_AGAIN) {}
             }
             let processes = self.processes();
             let left = processes.iter().find(|process| {

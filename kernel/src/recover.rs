@@ -181,7 +181,7 @@ pub fn recover(
     for (key, fd) in fetched.0 {
         match key.kind {
             Kind::CONTROL => controls.push((key.id, fd)),
-            Kind::HANDOVER | Kind::SESSION => resumption.kept.push((key, fd)),
+            Kind::HANDOVER | Kind::SESSION | Kind::BINARY => resumption.kept.push((key, fd)),
             _ => strangers.push((key, fd)),
         }
     }

@@ -336,13 +336,23 @@ fn a_program_that_hangs_is_left_again() {
 
 #[test]
 fn a_program_that_ends_soon_after_it_served_is_left_again() {
+    ends_soon_after(upgrade);
+}
+
+#[test]
+fn so_is_one_that_has_replaced_the_keeper_too() {
+    ends_soon_after(|path| with(upgrade(path), "keeper"));
+}
+
+#[track_caller]
+fn ends_soon_after(request: impl Fn(&Path) -> Value) {
     let mut kernel = Kernel::start();
     let before = PathBuf::from(format!("/proc/{}/exe", kernel.pid()));
-    let before = std::fs::read_link(before).unwrap();
+    let before = std::fs::read_link(before).expect("its program can be read");
     let path = another(&kernel);
     let mut client = kernel.json();
     let worker = client.make_process("w", &["/bin/sleep", "1000"], json!({}));
-    client.ok("kernel.upgrade", upgrade(&path));
+    client.ok("kernel.upgrade", request(&path));
     let first = kernel.pid();
     procfs::signal(first, nix::sys::signal::Signal::SIGABRT);
     wait_until("the program before is back", || {
@@ -351,7 +361,10 @@ fn a_program_that_ends_soon_after_it_served_is_left_again() {
             exe.is_ok_and(|exe| exe == before)
         })
     });
-    assert_eq!(kernel.json().process("w").unwrap()["pid"], worker["pid"]);
+    assert_eq!(
+        kernel.json().process("w").expect("it is listed")["pid"],
+        worker["pid"]
+    );
     kernel.status();
 }
 

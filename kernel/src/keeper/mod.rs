@@ -160,6 +160,10 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         arguments,
         program: Program::default(),
     };
+    let before = keeper.kept.remove(&PROGRAM_BEFORE);
+    if let Some(now) = keeper.kept.get(&PROGRAM) {
+        keeper.program.keep_for_probation(before, now);
+    }
     keeper.reap();
     loop {
         if let Some(code) = keeper.finished() {
@@ -500,6 +504,13 @@ impl Keeper {
 pub const PROGRAM: Key = Key {
     kind: Kind::BINARY,
     id: 0,
+};
+
+/// The program before, where a keeper is replaced along with the kernel: the
+/// next keeper goes back to it if the new one ends soon.
+pub const PROGRAM_BEFORE: Key = Key {
+    kind: Kind::BINARY,
+    id: 1,
 };
 
 #[allow(clippy::cast_possible_truncation, reason = "at most 64")]

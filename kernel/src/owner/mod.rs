@@ -129,6 +129,8 @@ pub struct Owner {
     keeper_suspected: bool,
     /// The last request to end, and whether the keeper passed it on.
     last_term: Option<(Instant, bool)>,
+    /// The program this one has replaced, until the keeper is replaced too.
+    program_before: Option<OwnedFd>,
     exit_when_idle: bool,
     end_after_processes: bool,
     /// The program is being changed.
@@ -210,6 +212,7 @@ impl Owner {
             last_keeper_word: now,
             keeper_suspected: false,
             last_term: None,
+            program_before: None,
             exit_when_idle: false,
             end_after_processes: false,
             changing: None,

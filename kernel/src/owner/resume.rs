@@ -46,10 +46,12 @@ impl Owner {
         failpoint::reach("upgrade.taken");
         let (mut record, mut descriptors) = (None, HashMap::new());
         for (key, fd) in handed.kept {
-            if key.kind == Kind::HANDOVER {
-                record = Some(HandOver::read(fd));
-            } else {
-                descriptors.insert(key.id, fd);
+            match key.kind {
+                Kind::HANDOVER => record = Some(HandOver::read(fd)),
+                Kind::BINARY => self.program_before = Some(fd),
+                _ => {
+                    descriptors.insert(key.id, fd);
+                }
             }
         }
         let record = match record {
@@ -154,6 +156,7 @@ impl Owner {
     pub(crate) fn go_on_changing(&mut self, change: &Change, verdict: Option<Verdict>) {
         if *change == Change::default() {
             // The keeper died, and nobody had asked for anything.
+            self.program_before = None;
             return;
         }
         let before = self.keeper_pid == change.keeper_before;

@@ -31,6 +31,7 @@ use super::session::Expect;
 use super::{Deadline, Owner};
 use crate::connection::Frozen;
 use crate::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
+use crate::keeper::PROGRAM_BEFORE;
 use crate::keeper::program::path_of;
 use crate::keeper::wire::{Key, Kind, ToKeeper};
 use crate::live::SessionId;
@@ -422,6 +423,17 @@ impl Owner {
             }
             Err(errno) => return errno,
         };
+        // The next keeper has to know what to go back to.
+        let before = match role {
+            Role::Kernel if changing.change.keeper => Some(&self.fixed.binary),
+            Role::Keeper => self.program_before.as_ref(),
+            Role::Kernel | Role::Orphan => None,
+        };
+        handed.extend(
+            before
+                .and_then(|program| program.try_clone().ok())
+                .map(|program| (PROGRAM_BEFORE, program)),
+        );
         // Last, so that it names only what is there.
         handed.push((Key::new(Kind::HANDOVER, 0), file));
         let entries: Vec<_> = handed.iter().map(|(key, fd)| (*key, fd.as_fd())).collect();
@@ -579,6 +591,7 @@ impl Owner {
     /// Answers whoever asked.
     pub(super) fn answer_change(&mut self, change: &Change, result: Result<bool, String>) {
         failpoint::reach("upgrade.answering");
+        self.program_before = None;
         match &result {
             Ok(dry_run) => info!(path = change.to_path, dry_run, "the program is good"),
             Err(reason) => error!(path = change.to_path, reason, "the program was not changed"),

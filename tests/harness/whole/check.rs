@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{LOOK_AGAIN, Life, RECOVERY, Role, Whole, Written};
-use crate::harness::procfs;
+use crate::harness::{Kernel, procfs};
 
 /// Sessions, pidfds and pipes of what has just ended are closed a moment later.
 const CLOSING: Duration = Duration::from_secs(20);
@@ -369,19 +369,26 @@ impl Whole {
             found.retain(|pid| procfs::stat(*pid).is_some_and(|stat| stat.state == 'Z'));
             found
         };
-        let key = self.kernel.try_status().map_or_else(String::new, |status| {
-            let counts = &status["counts"];
-            ["processes", "sockets", "held", "sessions"]
-                .map(|key| counts[key].to_string())
-                .join(" ")
-        });
+        let held = |kernel: &Kernel| {
+            kernel.try_status().map_or_else(String::new, |status| {
+                let counts = &status["counts"];
+                ["processes", "sockets", "held", "sessions"]
+                    .map(|key| counts[key].to_string())
+                    .join(" ")
+            })
+        };
         let deadline = Instant::now() + CLOSING;
         loop {
             let zombies = zombies();
+            let key = held(&self.kernel);
             let now = (
                 procfs::open_descriptors(roles[0]),
                 procfs::open_descriptors(roles[1]),
             );
+            if key != held(&self.kernel) && Instant::now() < deadline {
+                // Somebody has come or gone meanwhile; the two counts are not of one moment.
+                continue;
+            }
             let before = *self.descriptors.entry(key.clone()).or_insert(now);
             let grown = now.0 > before.0 || now.1 > before.1;
             if zombies.is_empty() && !grown {

@@ -89,7 +89,7 @@ pub struct Whole {
     /// A worker may have ended that nobody could wait for, and whose status the system does not keep.
     unknown_ends: bool,
     /// Descriptors of keeper and kernel, when there was so much to hold.
-    descriptors: BTreeMap<String, (usize, usize)>,
+    descriptors: BTreeMap<String, [Vec<(i32, String)>; 2]>,
     visits: u64,
     listener: Listener,
     pub visitor: Option<Visitor>,

@@ -381,19 +381,17 @@ impl Whole {
         loop {
             let zombies = zombies();
             let key = held(&self.kernel);
-            let now = (
-                procfs::open_descriptors(roles[0]),
-                procfs::open_descriptors(roles[1]),
-            );
+            let now = roles.map(procfs::descriptors);
             if key != held(&self.kernel) && Instant::now() < deadline {
                 // Somebody has come or gone meanwhile; the two counts are not of one moment.
                 continue;
             }
-            let before = *self.descriptors.entry(key.clone()).or_insert(now);
-            let grown = now.0 > before.0 || now.1 > before.1;
+            let before = self.descriptors.entry(key.clone());
+            let before = before.or_insert_with(|| now.clone());
+            let grown = now[0].len() > before[0].len() || now[1].len() > before[1].len();
             if zombies.is_empty() && !grown {
                 // The first look may have been at a moment in which something was still being closed.
-                self.descriptors.insert(key, now);
+                *before = now;
                 return;
             }
             if Instant::now() > deadline {
@@ -402,9 +400,7 @@ impl Whole {
                 }
                 if grown {
                     wrong.push(format!(
-                        "keeper and kernel have {now:?} descriptors, had {before:?} for as much: {:?} {:?}",
-                        procfs::descriptors(roles[0]),
-                        procfs::descriptors(roles[1])
+                        "keeper and kernel have more descriptors than before for {key}: {now:?}, had {before:?}"
                     ));
                 }
                 return;

@@ -193,11 +193,12 @@ impl Connection {
         loop {
             while freeze.is_none() && self.take_line() {}
             self.report();
-            if self.is_over() || self.is_stuck() {
-                return Ok(Ending::Over);
-            }
+            // Before the end of the input: what came before that may be left.
             if freeze.is_some_and(|unanswered| unanswered || self.state != State::Waiting) {
                 return Ok(Ending::Frozen);
+            }
+            if self.is_over() || self.is_stuck() {
+                return Ok(Ending::Over);
             }
             match self.next(inbox).await? {
                 Wake::Order(Order::Write(outgoing)) => {
@@ -330,7 +331,8 @@ impl Connection {
         let length = match self.decoder.find(&self.input) {
             Ok(Some(length)) => length,
             Ok(None) => {
-                if self.input.is_empty() && self.input.capacity() > KEPT_BUFFER_BYTES {
+                // Its capacity is what is left of the buffer behind the last line.
+                if self.input.is_empty() && self.input.try_reclaim(KEPT_BUFFER_BYTES + 1) {
                     self.input = BytesMut::new();
                 }
                 return false;

@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -84,13 +85,16 @@ def turns(servers, times, rate):
 def placed(servers, ours, theirs):
     """Client and servers where they are told to be: left to itself the system moves them together and apart as it
     likes, which alone makes a factor of three."""
-    pids = {pid: os.sched_getaffinity(pid) for server in servers for pid in [os.getpid(), *below(server.process.pid)]}
+    pids = [pid for server in servers for pid in below(server.process.pid)]
+    before = {pid: os.sched_getaffinity(pid) for pid in [*pids, os.getpid()]}
     for pid in pids:
         os.sched_setaffinity(pid, theirs)
     os.sched_setaffinity(0, ours)
-    yield
-    for pid, processors in pids.items():
-        os.sched_setaffinity(pid, processors)
+    try:
+        yield
+    finally:
+        for pid, processors in before.items():
+            os.sched_setaffinity(pid, processors)
 
 
 def measure_requests(binaries, quick):
@@ -112,13 +116,14 @@ def measure_requests(binaries, quick):
 
 # --- output --------------------------------------------------------------------------------------------------------
 
-def writer(mib):
-    return ["/bin/dd", "if=/dev/zero", "bs=64k", "count=%d" % (mib * 16), "status=none"]
+def writer(mib, processor):
+    return ["taskset", "-c", str(processor), "/bin/dd", "if=/dev/zero", "bs=64k", "count=%d" % (mib * 16),
+            "status=none"]
 
 
-def pipe_rate(mib):
+def pipe_rate(mib, processor):
     start = time.perf_counter()
-    child = subprocess.Popen(writer(mib), stdout=subprocess.PIPE)
+    child = subprocess.Popen(writer(mib, processor), stdout=subprocess.PIPE)
     total = 0
     buffer = bytearray(MIB)
     while True:
@@ -131,10 +136,11 @@ def pipe_rate(mib):
     return mib / (time.perf_counter() - start)
 
 
-def classic_rate(server, mib, bufsize):
+def classic_rate(server, mib, processor, bufsize):
     client = server.client()
+    argv = writer(mib, processor)
     start = time.perf_counter()
-    watcher = client.make_process("w", writer(mib)[0], args=writer(mib)[1:], bufsize=bufsize, watch_immediately=True)
+    watcher = client.make_process("w", shutil.which(argv[0]), args=argv[1:], bufsize=bufsize, watch_immediately=True)
     total = 0
     while watcher:
         reply = watcher.read()
@@ -145,12 +151,14 @@ def classic_rate(server, mib, bufsize):
     return total / MIB / took, mib * MIB - total
 
 
-def json_rate(server, mib, mode):
+def json_rate(server, mib, processor, mode):
     """`inline`: the bytes come on the session; `reel`: the consumer reads them from the reel's descriptor itself."""
+    argv = writer(mib, processor)
+    argv[0] = shutil.which(argv[0])
     with Json(server.socket_path()) as session:
         session.call("output.consume", names=["w"], bytes=mode)
         start = time.perf_counter()
-        serial = session.call("process.make", name="w", argv=writer(mib))["process"]["serial"]
+        serial = session.call("process.make", name="w", argv=argv)["process"]["serial"]
         if mode == "reel":
             offset = session.call("output.reel", serial=serial)["data_offset"]
             reel, buffer = session.descriptors.pop(), bytearray(MIB)
@@ -175,27 +183,32 @@ def json_rate(server, mib, mode):
 
 
 def measure_output(binaries, quick):
+    """Reader and writer on two processors, our kernel on either of them; and all on one, where what the pipe copies
+    never leaves the cache."""
     mib, rounds = (128, 2) if quick else (512, 5)
-    found = dict(pipe=[], original=[], classic=[], inline=[], reel=[])
-    lost = {}
-    # In turns: a disturbance hits them all.
-    for _ in range(rounds):
-        found["pipe"].append(pipe_rate(mib))
-        with Original(binaries) as server:
-            # A buffer that holds everything: with its default one it would lose most of it.
-            rate, lost["original"] = classic_rate(server, mib, "1g")
-            found["original"].append(rate)
-        with Ours(binaries) as server:
-            rate, lost["classic"] = classic_rate(server, mib, None)
-            found["classic"].append(rate)
-            found["inline"].append(json_rate(server, mib, "inline"))
-            found["reel"].append(json_rate(server, mib, "reel"))
-    pipe, original, classic, inline, reel = (max(rates) for rates in found.values())
-    lost, ours_lost = lost["original"], lost["classic"]
-    row("output, one writer to one consumer", "%.2f of a plain pipe, %d bytes lost" % (original / pipe, lost),
-        "1.0 (%d MiB/s)" % pipe,
-        "%.2f (JSON), %.2f (JSON, by the reel's descriptor), %.2f (the original's client, %d bytes lost)"
-        % (inline / pipe, reel / pipe, classic / pipe, ours_lost), "0.5")
+    first, *_, last = sorted(os.sched_getaffinity(0)) * 2
+    for what, processor, kernels in (("two processors", last, {first, last}), ("one", first, {first})):
+        found, lost = collections.defaultdict(list), {}
+        # In turns: a disturbance hits them all.
+        for _ in range(rounds):
+            with placed([], {first}, None):
+                found["pipe"].append(pipe_rate(mib, processor))
+            with Original(binaries) as server, placed([server], {first}, kernels):
+                # A buffer that holds everything: with its default one it would lose most of it.
+                rate, lost["original"] = classic_rate(server, mib, processor, "1g")
+                found["original"].append(rate)
+            with Ours(binaries) as server, placed([server], {first}, kernels):
+                rate, lost["classic"] = classic_rate(server, mib, processor, None)
+                found["classic"].append(rate)
+                for mode in ("inline", "reel"):
+                    found[mode].append(json_rate(server, mib, processor, mode))
+        rates = {name: statistics.median(turns) for name, turns in found.items()}
+        pipe = rates.pop("pipe")
+        original, classic, inline, reel = (rates[name] / pipe for name in ("original", "classic", "inline", "reel"))
+        row("output, one writer to one consumer, on " + what,
+            "%.2f of a plain pipe, %d bytes lost" % (original, lost["original"]), "1.0 (%d MiB/s)" % pipe,
+            "%.2f (JSON), %.2f (JSON, by the reel's descriptor), %.2f (the original's client, %d bytes lost)"
+            % (inline, reel, classic, lost["classic"]), "0.5")
 
 
 # Writes the time, now and then, on one line: the client cannot send a newline.

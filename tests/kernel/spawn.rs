@@ -114,6 +114,35 @@ fn at_the_descriptor_limit_a_start_is_refused_and_clients_still_get_in() {
 }
 
 #[test]
+fn a_keeper_that_dies_when_all_descriptors_are_used_is_replaced_all_the_same() {
+    let mut kernel = Kernel::builder()
+        .wrapper(&["prlimit", "--nofile=200:200"])
+        .start();
+    let mut session = kernel.json();
+    let mut made = 0;
+    while session
+        .call(
+            "process.make",
+            json!({"name": format!("p.{made}"), "argv": ["/bin/sleep", "100"]}),
+        )
+        .expect("the session lives")
+        .is_ok()
+    {
+        made += 1;
+    }
+    assert!(made > 10, "only {made} fit");
+    let callers: Vec<_> = (0..45).map(|_| kernel.classic()).collect();
+    kernel.kill_keeper();
+    drop(session);
+    wait_until("another keeper's kernel has all of them", || {
+        kernel
+            .try_status()
+            .is_some_and(|status| status["counts"]["running"] == made)
+    });
+    drop(callers);
+}
+
+#[test]
 fn a_hanging_exec_does_not_stop_the_kernel_for_ever() {
     // A fifo as program fails at once; it must be an error, not a wait.
     let kernel = Kernel::start();

@@ -314,6 +314,27 @@ fn callers_are_served_throughout() {
 }
 
 #[test]
+fn a_caller_that_has_said_all_gets_all_answers_over_a_change() {
+    const LINES: usize = 20_000;
+    let kernel = Kernel::start();
+    let asked = "get nothing\n".repeat(LINES);
+    std::thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            let mut caller = kernel.classic();
+            caller.send_bytes(asked.as_bytes()).expect("it is read");
+            caller.finish_sending();
+            caller.read_to_end()
+        });
+        let mut client = kernel.json();
+        while !asker.is_finished() {
+            client.ok("kernel.upgrade", json!({}));
+        }
+        let answers = asker.join().expect("the caller is answered");
+        assert_eq!(answers.matches("> ").count(), LINES, "{}", answers.len());
+    });
+}
+
+#[test]
 fn a_program_that_hangs_is_left_again() {
     // Ten seconds of patience become a quarter of one.
     let mut kernel = Kernel::builder()

@@ -92,6 +92,12 @@ impl Outbox {
         self.0.orders.borrow_mut().push_back(order);
         self.0.wake();
     }
+
+    /// Tells it before all else: it does that first.
+    pub fn send_first(&self, order: Order) {
+        self.0.orders.borrow_mut().push_front(order);
+        self.0.wake();
+    }
 }
 
 impl Drop for Outbox {

@@ -269,6 +269,9 @@ impl Keeper {
         match &self.kernel {
             Some(kernel) if !kernel.serving => {
                 earliest = earliest.min(kernel.started + self.recovery_limit());
+                if let Some(until) = self.mute_until.filter(|until| *until > now) {
+                    earliest = earliest.min(until);
+                }
                 if let Some(since) = kernel.silent_since {
                     earliest = earliest.min(since + REPLACED_AFTER);
                 }

@@ -54,6 +54,10 @@ use crate::table::{Entry, Record, Table};
 /// How long to wait when no descriptor is left for another caller.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Descriptors kept for taking the keeper's place, which must not fail where
+/// everybody else has used up all there are.
+const SPARE_DESCRIPTORS: usize = 8;
+
 /// Something to do at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Deadline {
@@ -111,6 +115,7 @@ pub struct Owner {
     strangers: Vec<(Key, OwnedFd)>,
     /// What the keeper has copies of that are not needed any more.
     unkept: Vec<Key>,
+    spare: Vec<OwnedFd>,
     pub(crate) poller: Rc<AsyncFd<Poller>>,
     pub(crate) signals: SignalFd,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
@@ -183,6 +188,8 @@ impl Owner {
         poller.add(&alarm, Source::Alarm)?;
         let poller = crate::sys::runtime::watch(poller).map_err(|_| Errno::ENOMEM)?;
         let now = Instant::now();
+        let spare = std::iter::repeat_with(|| parts.fixed.null.try_clone().ok());
+        let spare = spare.take(SPARE_DESCRIPTORS).flatten().collect();
         let mut owner = Self {
             config: parts.config,
             fixed: parts.fixed,
@@ -198,6 +205,7 @@ impl Owner {
             held_fds: parts.held_fds,
             strangers: parts.strangers,
             unkept: Vec::new(),
+            spare,
             poller: Rc::new(poller),
             signals,
             sessions: BTreeMap::new(),
@@ -316,10 +324,12 @@ impl Owner {
         }
     }
 
-    fn on_ready(&mut self) {
+    /// Handles what the poller reports; true if the alarm rings too.
+    fn on_ready(&mut self) -> bool {
         let Ok(sources) = self.poller.get_ref().ready() else {
-            return;
+            return false;
         };
+        let mut rings = false;
         let now_us = now_us();
         for source in sources {
             match source {
@@ -327,12 +337,10 @@ impl Owner {
                 Source::Pipe(serial, stream) => self.on_output(serial, stream, now_us),
                 Source::Keeper => self.on_keeper(),
                 Source::Signal => self.on_signals(),
-                Source::Alarm => {
-                    self.alarm.stop();
-                    self.on_deadlines();
-                }
+                Source::Alarm => rings = true,
             }
         }
+        rings
     }
 
     /// Has the poller report when the earliest deadline has come.
@@ -344,7 +352,8 @@ impl Owner {
         }
     }
 
-    fn on_deadlines(&mut self) {
+    fn on_alarm(&mut self) {
+        self.alarm.stop();
         let now = Instant::now();
         while let Some((at, what)) = self.deadlines.first().copied()
             && at <= now

@@ -316,9 +316,10 @@ impl Session {
         });
     }
 
-    /// Has the connection stop and hand over what it has.
+    /// Has the connection stop and hand over what it has; it takes no further
+    /// line.
     pub fn freeze(&self, unanswered: bool) {
-        self.outbox.send(Order::Freeze { unanswered });
+        self.outbox.send_first(Order::Freeze { unanswered });
     }
 
     fn send(&self, outgoing: Outgoing) {

@@ -11,6 +11,8 @@ use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
 
+use tokio::task::yield_now;
+
 use super::Owner;
 use super::session::Incoming;
 use crate::live::SessionId;
@@ -41,10 +43,7 @@ impl Shared {
 
     /// Handles what happened on a session, and what follows from it.
     pub fn tell(&self, session: SessionId, event: Incoming) {
-        let _end = CrashOnly;
-        let mut owner = self.0.borrow_mut();
-        owner.on_incoming(session, event);
-        owner.end_turn();
+        self.handle(|owner| owner.on_incoming(session, event));
     }
 
     /// Handles what the poller reports until the kernel is to end.
@@ -53,17 +52,31 @@ impl Shared {
         self.borrow_mut().end_turn();
         loop {
             let ready = poll_fn(|context| poller.poll_read_ready(context)).await;
-            let _end = CrashOnly;
-            let mut owner = self.0.borrow_mut();
-            owner.on_ready();
-            if let Ok(mut guard) = ready {
+            let rings = self.handle(Owner::on_ready);
+            let is_done = poller.get_ref().ready().is_ok_and(|left| left.is_empty());
+            if let Ok(mut guard) = ready
+                && is_done
+            {
                 // Level-triggered underneath: asking again finds what is left.
-                if poller.get_ref().ready().is_ok_and(|left| left.is_empty()) {
-                    guard.clear_ready();
-                }
+                guard.clear_ready();
             }
-            owner.end_turn();
+            if rings || !is_done {
+                // The callers' turn, however much there is to be read; and what
+                // they have sent comes before what is done for want of it.
+                yield_now().await;
+            }
+            if rings {
+                self.handle(Owner::on_alarm);
+            }
         }
+    }
+
+    fn handle<T>(&self, handler: impl FnOnce(&mut Owner) -> T) -> T {
+        let _end = CrashOnly;
+        let mut owner = self.0.borrow_mut();
+        let result = handler(&mut owner);
+        owner.end_turn();
+        result
     }
 }
 

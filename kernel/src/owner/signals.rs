@@ -106,8 +106,20 @@ impl Owner {
         warn!(keeper = self.keeper_pid, why, "losing the keeper");
         self.link.end_keeper();
         self.link.lose();
+        self.hear_last_words();
         self.poller.get_ref().remove(self.link.as_fd());
         self.freeze_orphaned();
+    }
+
+    /// What the keeper had still said when it ended: only it may know of an
+    /// exit.
+    fn hear_last_words(&mut self) {
+        while let Ok(Some(message)) = self.link.try_receive() {
+            match message {
+                ToKernel::Exit { .. } | ToKernel::Signal(_) => self.on_told(&message),
+                _ => {}
+            }
+        }
     }
 
     /// Execs into the keeper's role; every descriptor goes along, and what is
@@ -115,6 +127,7 @@ impl Owner {
     pub(crate) fn take_keepers_place(&mut self, why: &str, handed: &[(Key, OwnedFd)]) -> ! {
         warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
         self.link.end_keeper();
+        self.spare.clear();
         failpoint::reach("takeover.alone");
         let errno = takeover::become_keeper(self, handed);
         error!(%errno, "cannot take the keeper's place");
@@ -230,7 +243,9 @@ impl Owner {
 fn is_gone(told: Result<(), Errno>) -> bool {
     match told {
         Ok(()) => false,
-        Err(Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM) => {
+        Err(
+            Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS,
+        ) => {
             error!("the keeper could not be sent a descriptor");
             false
         }

@@ -382,7 +382,10 @@ impl Watcher {
                 process,
                 // A predecessor may have died before it sent the signal.
                 signalled: false,
-                kill_at: at.now + Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms)),
+                // The clock may have been set back since.
+                kill_at: at.now
+                    + Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms))
+                        .min(self.config.graceful_timeout),
             },
             None => self.adopted_state(process, generation, at),
         };

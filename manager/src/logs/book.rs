@@ -157,6 +157,21 @@ impl Book {
         });
     }
 
+    /// An unfinished line that has fallen far behind the other stream is written as far as it goes, as one that is too long is:
+    /// nothing behind it would be acknowledged, and its process would wait for room in the kernel.
+    pub(super) fn cut_far_tails(&mut self, desk: &mut Desk, now: Now) {
+        let furthest = self.seen.saturating_sub(self.tail_limit as u64);
+        for kind in [Kind::Out, Kind::Err] {
+            let is_far = self.streams.iter().any(|stream| {
+                let start = stream.lines.tail_start();
+                stream.source.kind == kind && start.is_some_and(|start| start < furthest)
+            });
+            if is_far {
+                self.end(desk, kind, false, now);
+            }
+        }
+    }
+
     /// A stream's unfinished line is all there will be of it. `broken` when more was to come but is lost.
     pub(super) fn end(&mut self, desk: &mut Desk, kind: Kind, broken: bool, now: Now) {
         let author = &self.author;

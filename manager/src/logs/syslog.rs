@@ -78,7 +78,8 @@ impl Syslog {
 
     /// Whether something waits here: positions are then those of what was sent.
     pub(super) fn is_behind(&self) -> bool {
-        !self.queue.is_empty()
+        // What it has refused is not in the queue, and its streams are told at the next flush.
+        !self.queue.is_empty() || self.trouble.is_some() || self.overflowed
     }
 
     pub(super) fn next_look(&self) -> Option<Instant> {

@@ -65,6 +65,39 @@ fn write(writer: &mut LogWriter, start: u64, kind: Kind, text: &str) -> Vec<(u64
 }
 
 #[test]
+fn an_unfinished_line_does_not_hold_the_other_stream_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let mut writer = writer();
+    let both = Routes {
+        out: to(directory, "out"),
+        err: to(directory, "err"),
+        ..Routes::default()
+    };
+    writer.add(&process(0, 0), &both);
+    assert_eq!(write(&mut writer, 0, Kind::Out, "listening"), []);
+    let line = format!("{}\n", "e".repeat(999));
+    let mut position = 9;
+    // Up to a quarter of the reel it may still be finished.
+    while position + 1000 <= (1 << 18) {
+        assert_eq!(write(&mut writer, position, Kind::Err, &line), []);
+        position += 1000;
+    }
+    let acknowledged = write(&mut writer, position, Kind::Err, &line);
+    assert_eq!(acknowledged, [(7, position + 1000)]);
+    assert_eq!(fs::read(directory.join("out")).unwrap(), b"listening");
+    position += 1000;
+    assert_eq!(
+        write(&mut writer, position, Kind::Out, " on 80\n"),
+        [(7, position + 7)]
+    );
+    assert_eq!(
+        fs::read(directory.join("out")).unwrap(),
+        b"listening on 80\n"
+    );
+}
+
+#[test]
 fn another_route_takes_over_at_a_line() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();

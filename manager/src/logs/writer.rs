@@ -251,6 +251,7 @@ impl LogWriter {
             position = record.end;
             book.seen = book.seen.max(position);
         }
+        book.cut_far_tails(&mut self.desk, now);
         if waits && book.ready.is_none() {
             self.note_match(serial);
         }

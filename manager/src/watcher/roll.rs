@@ -105,10 +105,13 @@ impl Watcher {
         }
     }
 
-    /// A reload under way replaces workers of this generation.
+    /// A reload under way, or one that was taken back, replaces workers of this generation.
     pub(super) fn is_rolled_out(&self, generation: u64) -> bool {
-        let roll = self.kept.roll.as_ref();
-        roll.is_some_and(|roll| roll.to != generation)
+        match &self.kept.roll {
+            Some(roll) => roll.to != generation,
+            // Of a reload that failed. Those who have noted none, or an older one, are as good as they were.
+            None => self.kept.generation < generation && generation <= self.kept.generations,
+        }
     }
 
     /// Its workers were told to read their configuration anew, which is all of a reload that is to be done here.

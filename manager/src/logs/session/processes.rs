@@ -5,6 +5,7 @@
 //! Invariant: no process is forgotten that the kernel still knows, by name or by number.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
@@ -12,7 +13,7 @@ use papa_protocol::name::NamePattern;
 use papa_protocol::process::Process as KernelProcess;
 use papa_protocol::record::Serial;
 
-use super::{Session, SessionError};
+use super::{Session, SessionError, TRY_AGAIN};
 use crate::logs::held::hold;
 use crate::logs::routes::Verdict;
 use crate::logs::writer::Process;
@@ -83,7 +84,17 @@ impl Session<'_> {
             names: Vec::new(),
             serials: vec![serial],
         };
-        for process in self.client.call(list).await?.processes {
+        let listed = match self.client.call(list).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                // What was pushed is lost with this answer: what follows it would look like a gap, and all is asked for anew.
+                self.lapse();
+                self.unsettled.consumption = true;
+                self.settle_at = Some(Instant::now() + TRY_AGAIN);
+                return Err(error.into());
+            }
+        };
+        for process in listed.processes {
             // What was pushed begins at the start, or with a gap from there.
             self.insert(&process, 0, 0);
         }

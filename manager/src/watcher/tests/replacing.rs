@@ -98,6 +98,44 @@ fn what_was_replaced_already_comes_back_before_the_new_ones_go() {
 }
 
 #[test]
+fn a_successor_goes_on_taking_a_reload_back() {
+    let (mut bench, before) = two();
+    let after = tuned("numprocesses = 2", |config| {
+        config.argv_template = vec!["other".to_owned()];
+    });
+    bench.watcher.reload(after, false);
+    bench.step();
+    bench.later(SETTLE);
+    bench.step();
+    bench.end(1);
+    bench.end(4);
+    assert_eq!(starts(&bench.step()), [1]);
+    // Three serve: two of before, and the new one that is to go when they have proved themselves.
+    let workers: Vec<(u32, Running, u64)> = bench
+        .watcher
+        .workers()
+        .iter()
+        .map(|(wid, worker)| (*wid, *worker.process().unwrap(), worker.generation))
+        .collect();
+    assert_eq!(workers.len(), 3);
+    let kept = bench.watcher.kept().clone();
+    bench.watcher = Watcher::new(before, kept, &bench.at);
+    bench.watcher.release();
+    for (wid, process, generation) in workers {
+        bench
+            .watcher
+            .adopt(wid, process, Some(generation), &bench.at);
+    }
+    let mut stopped = stops(&bench.step());
+    bench.later(SETTLE);
+    stopped.extend(stops(&bench.step()));
+    assert_eq!(stopped, [3]);
+    bench.end(3);
+    assert_eq!(bench.step(), []);
+    assert!(bench.watcher.is_settled());
+}
+
+#[test]
 fn a_new_one_that_is_never_ready_takes_the_reload_back() {
     let ready = |config: &mut WatcherConfig| config.ready = Some(Readiness::Tcp("x:1".into()));
     let config = tuned("numprocesses = 1", ready);

@@ -357,12 +357,13 @@ impl Connection {
         let mut event = understand(expect, line);
         self.input.advance(length);
         self.taken += length as u64;
+        // What came with a line that takes none is not for the next one.
+        let came = self.descriptor_of_line();
         match &mut event {
             None if expect == Expect::Command => {
                 self.answer(Bytes::from_static(classic::PROMPT.as_bytes()), expect);
             }
             Some(Incoming::Json(Ok(request), descriptor)) => {
-                let came = self.descriptor_of_line();
                 *descriptor = came.filter(|_| request.op.takes_descriptor());
             }
             _ => {}

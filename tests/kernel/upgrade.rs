@@ -335,6 +335,35 @@ fn a_caller_that_has_said_all_gets_all_answers_over_a_change() {
 }
 
 #[test]
+fn a_start_that_meets_the_keepers_death_ends_only_the_session_that_asked() {
+    let mut kernel = Kernel::start();
+    let mut idle = kernel.json();
+    idle.make_process("before", &["/bin/sleep", "1000"], json!({}));
+    for round in 0..10 {
+        let mut asker = kernel.json();
+        // What finds it first is the start: the kernel reads nothing else meanwhile.
+        let pid = kernel.pid();
+        let keeper = kernel.keeper();
+        procfs::signal(pid, Signal::SIGSTOP);
+        procfs::signal(keeper, Signal::SIGKILL);
+        let make = json!({"name": format!("w{round}"), "argv": ["/bin/sleep", "1000"]});
+        asker
+            .send("process.make", make.clone())
+            .expect("it is read later");
+        procfs::signal(pid, Signal::SIGCONT);
+        wait_until("another keeper's kernel serves", || {
+            kernel
+                .try_status()
+                .is_some_and(|status| status["keeper"] != keeper)
+        });
+        let listed = idle.ok("process.list", json!({}));
+        assert_eq!(listed["processes"][0]["name"], "before");
+        // Asked again it runs, or runs already.
+        kernel.json().ok("process.make", make);
+    }
+}
+
+#[test]
 fn a_program_that_hangs_is_left_again() {
     // Ten seconds of patience become a quarter of one.
     let mut kernel = Kernel::builder()

@@ -347,12 +347,11 @@ impl Bench {
 }
 
 /// Whether who is connected and says nothing is to stay so: a change of program or of keeper goes past it, and so does the death of
-/// anybody but the kernel. Only where a process is being started is the keeper's place taken at once.
+/// anybody but the kernel.
 fn outlives(place: &Place, victim: Victim) -> bool {
     let stays = !matches!(place.drive, Drive::KernelDies | Drive::KeeperDies);
     match victim {
-        Victim::One(Role::Manager) => stays,
-        Victim::One(Role::Keeper) => stays && !place.name.starts_with("spawn."),
+        Victim::One(Role::Manager | Role::Keeper) => stays,
         Victim::One(Role::Kernel) | Victim::KernelThenKeeper => false,
     }
 }

@@ -312,7 +312,8 @@ impl Owner {
         }
     }
 
-    fn on_gone(&mut self, id: SessionId) {
+    /// A session has ended, or is to end whatever it waits for.
+    pub(crate) fn on_gone(&mut self, id: SessionId) {
         self.frozen_has_gone(id);
         let Some(session) = self.sessions.remove(&id) else {
             return;

@@ -99,7 +99,7 @@ impl Owner {
     /// The keeper is gone, or stuck and ended now. As soon as connections have
     /// stopped this process takes its place, and they go along. Until then it
     /// is the only one that holds anything, so it does not wait long.
-    pub(super) fn lose_keeper(&mut self, why: &str) {
+    pub(crate) fn lose_keeper(&mut self, why: &str) {
         if self.link.is_lost() {
             return;
         }

@@ -123,10 +123,8 @@ impl Owner {
         };
         let started = match started {
             Ok(started) => started,
-            // It never ran, which recovery finds; and whoever asked asks again,
-            // instead of taking the keeper's end for the program's fault.
-            Err(_) if self.link.is_closed() => self.take_keepers_place("it has died", &[]),
             Err(error) => {
+                let keeper_died = self.link.is_closed();
                 self.commit_fact(Entry::Forget {
                     serial,
                     ledger: papa_protocol::process::Ledger::default(),
@@ -137,6 +135,13 @@ impl Owner {
                     Key::new(Kind::ERR, serial),
                     Key::new(Kind::REEL, serial),
                 ]);
+                if keeper_died {
+                    // Whoever asked connects anew and asks again, instead of
+                    // taking the keeper's end for the program's fault. All
+                    // others go on.
+                    self.lose_keeper("it has died");
+                    self.on_gone(session);
+                }
                 return Err(error);
             }
         };

@@ -382,10 +382,7 @@ impl Watcher {
                 process,
                 // A predecessor may have died before it sent the signal.
                 signalled: false,
-                // The clock may have been set back since.
-                kill_at: at.now
-                    + Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms))
-                        .min(self.config.graceful_timeout),
+                kill_at: at.now + Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms)),
             },
             None => self.adopted_state(process, generation, at),
         };

@@ -5,6 +5,8 @@
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -13,10 +15,12 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid};
 
+/// Highest signal number; `_NSIG` of the system.
+const LAST_SIGNAL: i32 = 64;
+
 /// First acts of the program, before anything could depend on them: children
 /// must be waitable, broken pipes must be errors, signals must arrive, and
 /// descriptors 0 to 2 must be open so that no file of ours lands there.
-///
 ///
 /// A `role` (keeper, kernel) keeps its signals blocked and reads them from a
 /// descriptor; the launcher takes them as they come.
@@ -114,6 +118,34 @@ pub fn take_inherited(number: RawFd) -> Result<OwnedFd, Errno> {
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     set_inheritable(&fd, false)?;
     Ok(fd)
+}
+
+/// Signals this process ignores, looked up once: [`settle`] was the last to
+/// decide that.
+#[must_use]
+pub fn ignored_signals() -> &'static [i32] {
+    static IGNORED: OnceLock<Vec<i32>> = OnceLock::new();
+    IGNORED.get_or_init(|| {
+        (1..=LAST_SIGNAL)
+            .filter(|signal| {
+                // The handler comes first. Not through libc, which hides the
+                // signals it uses itself.
+                let mut action = [0u64; 4];
+                // SAFETY: changes nothing, and writes to `action`, which is as
+                // long as the system's structure.
+                let asked = unsafe {
+                    libc::syscall(
+                        libc::SYS_rt_sigaction,
+                        *signal,
+                        ptr::null::<u64>(),
+                        action.as_mut_ptr(),
+                        8usize,
+                    )
+                };
+                asked == 0 && action[0] == libc::SIG_IGN as u64
+            })
+            .collect()
+    })
 }
 
 /// Numbers below this are left to what processes are given, so that the table

@@ -11,10 +11,11 @@
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use papa_protocol::failpoint;
+
+use super::process;
 
 /// Seconds a child may take from its start to its exec before it is killed:
 /// bounds a hanging file system, since this process stands still meanwhile.
@@ -25,9 +26,6 @@ const STACK_BYTES: usize = 64 * 1024;
 
 /// First byte of the message a child sends to the keeper; see `keeper.rs`.
 pub const REGISTER: u8 = 3;
-
-/// Highest signal number; `_NSIG` of the system.
-const LAST_SIGNAL: i32 = 64;
 
 /// What the child does between vfork and exec, fully prepared.
 #[derive(Debug)]
@@ -197,7 +195,7 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
             .directory
             .as_ref()
             .map_or(ptr::null(), |dir| dir.as_ptr()),
-        ignored: ignored_signals(),
+        ignored: process::ignored_signals(),
         moves: plan
             .descriptors
             .iter()
@@ -293,32 +291,6 @@ fn step(number: i32) -> Step {
     .into_iter()
     .find(|step| *step as i32 == number)
     .unwrap_or(Step::Killed)
-}
-
-/// What this process ignores, looked up once: its start has decided that.
-fn ignored_signals() -> &'static [i32] {
-    static IGNORED: OnceLock<Vec<i32>> = OnceLock::new();
-    IGNORED.get_or_init(|| {
-        (1..=LAST_SIGNAL)
-            .filter(|signal| {
-                // The handler comes first. Not through libc, which hides the
-                // signals it uses itself.
-                let mut action = [0u64; 4];
-                // SAFETY: changes nothing, and writes to `action`, which is as
-                // long as the system's structure.
-                let asked = unsafe {
-                    libc::syscall(
-                        libc::SYS_rt_sigaction,
-                        *signal,
-                        ptr::null::<u64>(),
-                        action.as_mut_ptr(),
-                        8usize,
-                    )
-                };
-                asked == 0 && action[0] == libc::SIG_IGN as u64
-            })
-            .collect()
-    })
 }
 
 /// The child's whole life before exec.

@@ -27,6 +27,26 @@ fn two() -> (Bench, Arc<WatcherConfig>) {
     (bench, config)
 }
 
+/// A watcher of two whose reload fails when one of each generation serves; number 1 is started anew.
+fn half_replaced() -> (Bench, Arc<WatcherConfig>) {
+    let (mut bench, before) = two();
+    let after = tuned("numprocesses = 2", |config| {
+        config.argv_template = vec!["other".to_owned()];
+    });
+    bench.watcher.reload(after, false);
+    bench.step();
+    bench.later(SETTLE);
+    let actions = bench.step();
+    assert_eq!((starts(&actions), stops(&actions)), (vec![4], vec![1]));
+    bench.end(1);
+    bench.end(4);
+    // One old and one new serve. A second old one is started, and only then the new one goes.
+    let actions = bench.step();
+    assert_eq!((starts(&actions), stops(&actions)), (vec![1], vec![]));
+    assert_eq!(bench.watcher.config(), &before);
+    (bench, before)
+}
+
 #[test]
 fn a_reload_starts_one_waits_for_it_and_stops_the_oldest() {
     let (mut bench, config) = two();
@@ -67,21 +87,7 @@ fn a_new_one_that_ends_takes_the_reload_back() {
 
 #[test]
 fn what_was_replaced_already_comes_back_before_the_new_ones_go() {
-    let (mut bench, before) = two();
-    let after = tuned("numprocesses = 2", |config| {
-        config.argv_template = vec!["other".to_owned()];
-    });
-    bench.watcher.reload(after, false);
-    bench.step();
-    bench.later(SETTLE);
-    let actions = bench.step();
-    assert_eq!((starts(&actions), stops(&actions)), (vec![4], vec![1]));
-    bench.end(1);
-    bench.end(4);
-    // One old and one new serve. A second old one is started, and only then the new one goes.
-    let actions = bench.step();
-    assert_eq!((starts(&actions), stops(&actions)), (vec![1], vec![]));
-    assert_eq!(bench.watcher.config(), &before);
+    let (mut bench, _) = half_replaced();
     bench.later(SETTLE);
     assert_eq!(stops(&bench.step()), [3]);
     bench.end(3);
@@ -99,17 +105,7 @@ fn what_was_replaced_already_comes_back_before_the_new_ones_go() {
 
 #[test]
 fn a_successor_goes_on_taking_a_reload_back() {
-    let (mut bench, before) = two();
-    let after = tuned("numprocesses = 2", |config| {
-        config.argv_template = vec!["other".to_owned()];
-    });
-    bench.watcher.reload(after, false);
-    bench.step();
-    bench.later(SETTLE);
-    bench.step();
-    bench.end(1);
-    bench.end(4);
-    assert_eq!(starts(&bench.step()), [1]);
+    let (mut bench, before) = half_replaced();
     // Three serve: two of before, and the new one that is to go when they have proved themselves.
     let workers: Vec<(u32, Running, u64)> = bench
         .watcher

@@ -5,7 +5,7 @@
 //! do is in `verbs/`, what they read and answer in `classic.rs` and `json.rs`,
 //! how output reaches readers in `deliver.rs`, exits in `exits.rs`, what the
 //! keeper and signals ask in `signals.rs`, and how the program is changed in
-//! `upgrade.rs` and `resume.rs`.
+//! `upgrade.rs`, `stopping.rs` and `resume.rs`.
 //! Invariant: a change is in the journal before it is answered.
 
 mod classic;
@@ -18,6 +18,7 @@ mod runtime_dir;
 pub mod session;
 pub mod shared;
 mod signals;
+mod stopping;
 mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};

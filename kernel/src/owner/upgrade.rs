@@ -1,8 +1,8 @@
 //! Another program in this process, and nobody notices.
 //!
 //! Asked for by a client or by SIGUSR2: the new program is tried (`dry_run.rs`),
-//! then all connections are stopped between two lines and written down, the
-//! keeper gets the record, and this process execs. What comes up, the new
+//! then all connections are stopped between two lines (`stopping.rs`) and
+//! written down, the keeper gets the record, and this process execs. What comes up, the new
 //! program or the old one, finds the record and goes on (`resume.rs`). To
 //! replace the keeper too, the kernel that came up takes its place, with the
 //! same record.
@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use nix::errno::Errno;
@@ -26,9 +26,10 @@ use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::text::{ByteString, escape_control};
 use tracing::{error, info, warn};
 
+use super::Owner;
 use super::dry_run::{self, Tried};
 use super::session::Expect;
-use super::{Deadline, Owner};
+use super::stopping::Role;
 use crate::connection::Frozen;
 use crate::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
 use crate::keeper::PROGRAM_BEFORE;
@@ -41,26 +42,19 @@ use crate::sys::socket::local_port;
 use crate::takeover;
 use crate::verbs::{VERSION, VerbError, fail};
 
-/// How long connections may take to stop, which is as long as what they asked
-/// before takes. Then nothing is changed.
-const FREEZE_LIMIT: Duration = Duration::from_secs(5);
-
-/// The same where the keeper has died: until then one kill loses everything.
-/// Who is not at rest by then has to connect anew.
-const ORPHAN_FREEZE_LIMIT: Duration = Duration::from_millis(200);
-
 /// A change of program under way.
 #[derive(Debug)]
 pub(crate) struct Changing {
-    change: Change,
-    dry_run: bool,
-    force: bool,
-    program: OwnedFd,
-    stage: Stage,
+    pub(super) change: Change,
+    pub(super) dry_run: bool,
+    pub(super) force: bool,
+    pub(super) program: OwnedFd,
+    pub(super) stage: Stage,
 }
 
+/// How far it is.
 #[derive(Debug)]
-enum Stage {
+pub(super) enum Stage {
     /// The program is being tried.
     Trying,
     /// Connections are being stopped.
@@ -70,26 +64,6 @@ enum Stage {
         until: Instant,
         role: Role,
     },
-}
-
-/// What this process becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// The kernel, of another program.
-    Kernel,
-    /// The keeper, of this program.
-    Keeper,
-    /// The same, the keeper being gone already.
-    Orphan,
-}
-
-impl Role {
-    fn freeze_limit(self) -> Duration {
-        match self {
-            Self::Kernel | Self::Keeper => FREEZE_LIMIT,
-            Self::Orphan => ORPHAN_FREEZE_LIMIT,
-        }
-    }
 }
 
 /// The dry run is over.
@@ -231,149 +205,10 @@ impl Owner {
         Ok(())
     }
 
-    // ---- stopping ------------------------------------------------------
-
-    /// Has every connection stop; the change goes on when all have.
-    pub(super) fn freeze(&mut self, role: Role) {
-        let Some(changing) = &mut self.changing else {
-            return;
-        };
-        if let Some(server) = &self.server {
-            server.pause();
-        }
-        let asker = changing.change.asked.as_ref().map(|(session, _)| *session);
-        for (id, session) in &self.sessions {
-            session.freeze(asker == Some(*id));
-        }
-        let until = Instant::now() + role.freeze_limit();
-        changing.stage = Stage::Freezing {
-            left: self.sessions.keys().copied().collect(),
-            frozen: BTreeMap::new(),
-            until,
-            role,
-        };
-        self.deadlines.insert((until, Deadline::Freeze));
-    }
-
-    /// The keeper is gone: connections stop, and then its place is taken. A
-    /// change under way ends with that.
-    pub(super) fn freeze_orphaned(&mut self) {
-        if let Some(changing) = &mut self.changing {
-            let change = std::mem::take(&mut changing.change);
-            let reason = "the keeper has died meanwhile; nothing was changed, ask again";
-            self.answer_change(&change, Err(reason.to_owned()));
-        }
-        if let Some(Changing {
-            stage: Stage::Freezing { until, role, .. },
-            ..
-        }) = &mut self.changing
-        {
-            *role = Role::Orphan;
-            *until = (*until).min(Instant::now() + ORPHAN_FREEZE_LIMIT);
-            self.deadlines.insert((*until, Deadline::Freeze));
-            return;
-        }
-        let Ok(program) = self.fixed.binary.try_clone() else {
-            self.take_keepers_place("it is gone", &[]);
-        };
-        self.changing = Some(Changing {
-            change: Change::default(),
-            dry_run: false,
-            force: false,
-            program,
-            stage: Stage::Trying,
-        });
-        self.freeze(Role::Orphan);
-    }
-
-    /// Whether connections are stopped or stopping: then nothing is sent.
-    pub(super) fn is_freezing(&self) -> bool {
-        matches!(
-            self.changing,
-            Some(Changing {
-                stage: Stage::Freezing { .. },
-                ..
-            })
-        )
-    }
-
-    /// A connection that was accepted before all were stopped.
-    pub(super) fn freeze_late(&mut self, id: SessionId) {
-        if let Some(Changing {
-            stage: Stage::Freezing { left, .. },
-            ..
-        }) = &mut self.changing
-            && let Some(session) = self.sessions.get(&id)
-        {
-            session.freeze(false);
-            left.insert(id);
-        }
-    }
-
-    pub(super) fn on_frozen(&mut self, id: SessionId, connection: Frozen) {
-        if let Some(Changing {
-            stage: Stage::Freezing { left, frozen, .. },
-            ..
-        }) = &mut self.changing
-        {
-            left.remove(&id);
-            frozen.insert(id, connection);
-        } else if let Some(server) = &self.server {
-            // Taken back meanwhile.
-            server.thaw(connection);
-        }
-    }
-
-    pub(super) fn frozen_has_gone(&mut self, id: SessionId) {
-        if let Some(Changing {
-            stage: Stage::Freezing { left, frozen, .. },
-            ..
-        }) = &mut self.changing
-        {
-            left.remove(&id);
-            frozen.remove(&id);
-        }
-    }
-
-    /// Goes on with the change once all connections have stopped.
-    pub(super) fn change_when_frozen(&mut self) {
-        if self.link.is_lost() && self.changing.is_none() {
-            // Whatever came between: without a keeper there is no going on.
-            self.freeze_orphaned();
-        }
-        let Some(Changing {
-            stage: Stage::Freezing {
-                left, until, role, ..
-            },
-            ..
-        }) = &self.changing
-        else {
-            return;
-        };
-        if !left.is_empty() {
-            if Instant::now() < *until {
-                return;
-            }
-            if *role == Role::Orphan {
-                warn!(
-                    sessions = left.len(),
-                    "not at rest in time; they are closed"
-                );
-                return self.change_now();
-            }
-            if let Some(changing) = self.changing.take() {
-                let limit = FREEZE_LIMIT.as_secs();
-                let reason = format!("the clients did not come to rest within {limit} s");
-                self.take_back(changing, &reason);
-            }
-            return;
-        }
-        self.change_now();
-    }
-
     // ---- changing ------------------------------------------------------
 
-    fn change_now(&mut self) {
+    /// All connections have stopped, or need not be waited for.
+    pub(super) fn change_now(&mut self) {
         let Some(mut changing) = self.changing.take() else {
             return;
         };
@@ -396,7 +231,7 @@ impl Owner {
     }
 
     /// Everything goes on as before, and whoever asked is told why.
-    fn take_back(&mut self, changing: Changing, reason: &str) {
+    pub(super) fn take_back(&mut self, changing: Changing, reason: &str) {
         if let (Stage::Freezing { frozen, .. }, Some(server)) =
             (changing.stage, self.server.clone())
         {

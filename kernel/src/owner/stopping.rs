@@ -1,0 +1,184 @@
+//! Connections are stopped between two lines, so that they can be written down
+//! and another program can go on with them.
+//!
+//! Each is told and hands over what it has as soon as it awaits no answer. Who
+//! comes meanwhile is stopped too, or waits with the system.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::upgrade::{Changing, Stage};
+use super::{Deadline, Owner};
+use crate::connection::Frozen;
+use crate::handover::Change;
+use crate::live::SessionId;
+
+/// How long connections may take to stop, which is as long as what they asked
+/// before takes. Then nothing is changed.
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The same where the keeper has died: until then one kill loses everything.
+/// Who is not at rest by then has to connect anew.
+const ORPHAN_FREEZE_LIMIT: Duration = Duration::from_millis(200);
+
+/// What this process becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The kernel, of another program.
+    Kernel,
+    /// The keeper, of this program.
+    Keeper,
+    /// The same, the keeper being gone already.
+    Orphan,
+}
+
+impl Role {
+    fn freeze_limit(self) -> Duration {
+        match self {
+            Self::Kernel | Self::Keeper => FREEZE_LIMIT,
+            Self::Orphan => ORPHAN_FREEZE_LIMIT,
+        }
+    }
+}
+
+impl Owner {
+    /// Has every connection stop; the change goes on when all have.
+    pub(super) fn freeze(&mut self, role: Role) {
+        let Some(changing) = &mut self.changing else {
+            return;
+        };
+        if let Some(server) = &self.server {
+            server.pause();
+        }
+        let asker = changing.change.asked.as_ref().map(|(session, _)| *session);
+        for (id, session) in &self.sessions {
+            session.freeze(asker == Some(*id));
+        }
+        let until = Instant::now() + role.freeze_limit();
+        changing.stage = Stage::Freezing {
+            left: self.sessions.keys().copied().collect(),
+            frozen: BTreeMap::new(),
+            until,
+            role,
+        };
+        self.deadlines.insert((until, Deadline::Freeze));
+    }
+
+    /// The keeper is gone: connections stop, and then its place is taken. A
+    /// change under way ends with that.
+    pub(super) fn freeze_orphaned(&mut self) {
+        if let Some(changing) = &mut self.changing {
+            let change = std::mem::take(&mut changing.change);
+            let reason = "the keeper has died meanwhile; nothing was changed, ask again";
+            self.answer_change(&change, Err(reason.to_owned()));
+        }
+        if let Some(Changing {
+            stage: Stage::Freezing { until, role, .. },
+            ..
+        }) = &mut self.changing
+        {
+            *role = Role::Orphan;
+            *until = (*until).min(Instant::now() + ORPHAN_FREEZE_LIMIT);
+            self.deadlines.insert((*until, Deadline::Freeze));
+            return;
+        }
+        let Ok(program) = self.fixed.binary.try_clone() else {
+            self.take_keepers_place("it is gone", &[]);
+        };
+        self.changing = Some(Changing {
+            change: Change::default(),
+            dry_run: false,
+            force: false,
+            program,
+            stage: Stage::Trying,
+        });
+        self.freeze(Role::Orphan);
+    }
+
+    /// Whether connections are stopped or stopping: then nothing is sent.
+    pub(super) fn is_freezing(&self) -> bool {
+        matches!(
+            self.changing,
+            Some(Changing {
+                stage: Stage::Freezing { .. },
+                ..
+            })
+        )
+    }
+
+    /// A connection that was accepted before all were stopped.
+    pub(super) fn freeze_late(&mut self, id: SessionId) {
+        if let Some(Changing {
+            stage: Stage::Freezing { left, .. },
+            ..
+        }) = &mut self.changing
+            && let Some(session) = self.sessions.get(&id)
+        {
+            session.freeze(false);
+            left.insert(id);
+        }
+    }
+
+    pub(super) fn on_frozen(&mut self, id: SessionId, connection: Frozen) {
+        if let Some(Changing {
+            stage: Stage::Freezing { left, frozen, .. },
+            ..
+        }) = &mut self.changing
+        {
+            left.remove(&id);
+            frozen.insert(id, connection);
+        } else if let Some(server) = &self.server {
+            // Taken back meanwhile.
+            server.thaw(connection);
+        }
+    }
+
+    pub(super) fn frozen_has_gone(&mut self, id: SessionId) {
+        if let Some(Changing {
+            stage: Stage::Freezing { left, frozen, .. },
+            ..
+        }) = &mut self.changing
+        {
+            left.remove(&id);
+            frozen.remove(&id);
+        }
+    }
+
+    /// Goes on with the change once all connections have stopped.
+    pub(super) fn change_when_frozen(&mut self) {
+        if self.link.is_lost() && self.changing.is_none() {
+            // Whatever came between: without a keeper there is no going on.
+            self.freeze_orphaned();
+        }
+        let Some(Changing {
+            stage: Stage::Freezing {
+                left, until, role, ..
+            },
+            ..
+        }) = &self.changing
+        else {
+            return;
+        };
+        if !left.is_empty() {
+            if Instant::now() < *until {
+                return;
+            }
+            if *role == Role::Orphan {
+                warn!(
+                    sessions = left.len(),
+                    "not at rest in time; they are closed"
+                );
+                return self.change_now();
+            }
+            if let Some(changing) = self.changing.take() {
+                let limit = FREEZE_LIMIT.as_secs();
+                let reason = format!("the clients did not come to rest within {limit} s");
+                self.take_back(changing, &reason);
+            }
+            return;
+        }
+        self.change_now();
+    }
+}

@@ -211,7 +211,12 @@ impl Server {
                         warn!(%error, "no descriptor for another caller");
                         let again = self.again.notified();
                         self.owner.tell(0, Incoming::CannotAccept);
-                        again.await;
+                        tokio::select! {
+                            () = again => {}
+                            () = self.retired.bell.notified() => {
+                                retired = listener.is_at(&self.retired.path.borrow());
+                            }
+                        }
                     }
                 }
             }

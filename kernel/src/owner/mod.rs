@@ -1,9 +1,9 @@
 //! The event loop: owns everything the kernel knows and does it in turn.
 //!
 //! Connections, the poller and deadlines bring events (`shared.rs`); every
-//! handler is an ordinary function that runs to completion. What the handlers of requests
-//! do is in `verbs/`, what they read and answer in `classic.rs` and `json.rs`,
-//! how output reaches readers in `deliver.rs`, exits in `exits.rs`, what the
+//! handler is an ordinary function that runs to completion. What the handlers
+//! of requests do is in `verbs/`, what they read and answer in `classic.rs` and
+//! `json.rs`, how output reaches readers in `deliver.rs`, exits in `exits.rs`, what the
 //! keeper and signals ask in `signals.rs`, and how the program is changed in
 //! `upgrade.rs`, `stopping.rs` and `resume.rs`.
 //! Invariant: a change is in the journal before it is answered.
@@ -116,6 +116,7 @@ pub struct Owner {
     strangers: Vec<(Key, OwnedFd)>,
     /// What the keeper has copies of that are not needed any more.
     unkept: Vec<Key>,
+    /// See [`SPARE_DESCRIPTORS`].
     spare: Vec<OwnedFd>,
     pub(crate) poller: Rc<AsyncFd<Poller>>,
     pub(crate) signals: SignalFd,
@@ -370,8 +371,7 @@ impl Owner {
                 }
                 Deadline::RuntimeDir => self.on_runtime_dir(now),
                 Deadline::KeeperSilence => self.on_keeper_silence(now),
-                // It is looked at after every turn.
-                Deadline::Freeze => {}
+                Deadline::Freeze => self.on_freeze_limit(now),
                 Deadline::Accept => {
                     if let Some(server) = &self.server {
                         server.accept_again();

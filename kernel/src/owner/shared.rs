@@ -49,7 +49,7 @@ impl Shared {
     /// Handles what the poller reports until the kernel is to end.
     pub async fn run(self) -> Infallible {
         let poller = Rc::clone(&self.borrow_mut().poller);
-        self.borrow_mut().end_turn();
+        self.handle(|_| ());
         loop {
             let ready = poll_fn(|context| poller.poll_read_ready(context)).await;
             let rings = self.handle(Owner::on_ready);

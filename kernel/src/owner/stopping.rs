@@ -152,6 +152,18 @@ impl Owner {
             // Whatever came between: without a keeper there is no going on.
             self.freeze_orphaned();
         }
+        if let Some(Changing {
+            stage: Stage::Freezing { left, .. },
+            ..
+        }) = &self.changing
+            && left.is_empty()
+        {
+            self.change_now();
+        }
+    }
+
+    /// Connections have had the time there is for stopping, and a turn since.
+    pub(super) fn on_freeze_limit(&mut self, now: Instant) {
         let Some(Changing {
             stage: Stage::Freezing {
                 left, until, role, ..
@@ -161,24 +173,21 @@ impl Owner {
         else {
             return;
         };
-        if !left.is_empty() {
-            if Instant::now() < *until {
-                return;
-            }
-            if *role == Role::Orphan {
-                warn!(
-                    sessions = left.len(),
-                    "not at rest in time; they are closed"
-                );
-                return self.change_now();
-            }
-            if let Some(changing) = self.changing.take() {
-                let limit = FREEZE_LIMIT.as_secs();
-                let reason = format!("the clients did not come to rest within {limit} s");
-                self.take_back(changing, &reason);
-            }
+        if now < *until {
+            // The deadline of one before.
             return;
         }
-        self.change_now();
+        if *role == Role::Orphan {
+            warn!(
+                sessions = left.len(),
+                "not at rest in time; they are closed"
+            );
+            return self.change_now();
+        }
+        if let Some(changing) = self.changing.take() {
+            let limit = FREEZE_LIMIT.as_secs();
+            let reason = format!("the clients did not come to rest within {limit} s");
+            self.take_back(changing, &reason);
+        }
     }
 }

@@ -238,9 +238,7 @@ impl Json {
     /// # Errors
     /// When the connection fails or stays silent.
     pub fn call(&mut self, op: &str, fields: Value) -> std::io::Result<Result<Value, Value>> {
-        self.next_id += 1;
-        let id = self.next_id;
-        self.send_line(&request(op, fields, Some(id)).to_string())?;
+        let id = self.ask(op, fields, None)?;
         self.reply(id)
     }
 
@@ -254,9 +252,26 @@ impl Json {
         fields: Value,
         descriptor: BorrowedFd<'_>,
     ) -> std::io::Result<Result<Value, Value>> {
+        let id = self.ask(op, fields, Some(descriptor))?;
+        self.reply(id)
+    }
+
+    /// Sends a request, perhaps with a descriptor attached; gives the number its reply will have.
+    ///
+    /// # Errors
+    /// As the socket says, or a descriptor cannot be sent, the connection being TCP.
+    pub fn ask(
+        &mut self,
+        op: &str,
+        fields: Value,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> std::io::Result<u64> {
         self.next_id += 1;
         let id = self.next_id;
         let line = format!("{}\n", request(op, fields, Some(id)));
+        let Some(descriptor) = descriptor else {
+            return self.write(line.as_bytes()).map(|()| id);
+        };
         let Stream::Unix(stream) = &self.stream else {
             return Err(bad("descriptors travel on unix sockets only"));
         };
@@ -270,10 +285,14 @@ impl Json {
         )?;
         let rest = line.as_bytes().get(sent..).unwrap_or_default().to_vec();
         self.write(&rest)?;
-        self.reply(id)
+        Ok(id)
     }
 
-    fn reply(&mut self, id: u64) -> std::io::Result<Result<Value, Value>> {
+    /// Waits for the reply to what was asked: the `ok` object or the `error` object.
+    ///
+    /// # Errors
+    /// When the connection fails or stays silent.
+    pub fn reply(&mut self, id: u64) -> std::io::Result<Result<Value, Value>> {
         loop {
             let message = self.message()?;
             let header = &message.header;

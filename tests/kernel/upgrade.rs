@@ -1,5 +1,6 @@
 //! Another program in the kernel's place: processes, output, listeners and client sessions go on, whatever becomes of it.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -335,32 +336,63 @@ fn a_caller_that_has_said_all_gets_all_answers_over_a_change() {
 }
 
 #[test]
-fn a_start_that_meets_the_keepers_death_ends_only_the_session_that_asked() {
+fn what_is_asked_as_the_keeper_dies_is_done() {
+    const ROUNDS: usize = 9;
     let mut kernel = Kernel::start();
     let mut idle = kernel.json();
-    idle.make_process("before", &["/bin/sleep", "1000"], json!({}));
-    for round in 0..10 {
-        let mut asker = kernel.json();
-        // What finds it first is the start: the kernel reads nothing else meanwhile.
-        let pid = kernel.pid();
-        let keeper = kernel.keeper();
+    let file = std::fs::File::open("/dev/zero").expect("there is one");
+    for round in 0..ROUNDS {
+        let name = format!("made.{round}");
+        let mut requests = [
+            (
+                "process.make",
+                json!({"name": name, "argv": ["/bin/sleep", "1000"]}),
+                None,
+            ),
+            ("hold", json!({"name": name}), Some(file.as_fd())),
+            ("socket.make", json!({"name": name}), None),
+        ];
+        requests.rotate_left(round % 3);
+        let mut askers = [kernel.json(), kernel.json(), kernel.json()];
+        let (pid, keeper) = (kernel.pid(), kernel.keeper());
+        // What finds it is one of these: nothing else is read before.
         procfs::signal(pid, Signal::SIGSTOP);
         procfs::signal(keeper, Signal::SIGKILL);
-        let make = json!({"name": format!("w{round}"), "argv": ["/bin/sleep", "1000"]});
-        asker
-            .send("process.make", make.clone())
-            .expect("it is read later");
+        let asked = askers.iter_mut().zip(requests);
+        let asked: Vec<u64> = asked
+            .map(|(asker, (op, fields, descriptor))| {
+                let id = asker.ask(op, fields, descriptor);
+                id.expect("it is read later")
+            })
+            .collect();
         procfs::signal(pid, Signal::SIGCONT);
+        for (asker, id) in askers.iter_mut().zip(asked) {
+            let answer = asker.reply(id).expect("the session goes on");
+            answer.expect("it is done");
+        }
         wait_until("another keeper's kernel serves", || {
             kernel
                 .try_status()
                 .is_some_and(|status| status["keeper"] != keeper)
         });
-        let listed = idle.ok("process.list", json!({}));
-        assert_eq!(listed["processes"][0]["name"], "before");
-        // Asked again it runs, or runs already.
-        kernel.json().ok("process.make", make);
     }
+    let made = |client: &mut Json| {
+        ["process.list", "hold.list", "socket.list"].map(|op| client.ok(op, json!({})))
+    };
+    let before = made(&mut idle);
+    for (listed, what) in before.iter().zip(["processes", "held", "sockets"]) {
+        assert_eq!(
+            listed[what].as_array().map(Vec::len),
+            Some(ROUNDS),
+            "{listed}"
+        );
+    }
+    for process in before[0]["processes"].as_array().into_iter().flatten() {
+        assert_eq!(process["running"], true, "{process}");
+    }
+    // The keeper there is now has it all.
+    kernel.kill_kernel();
+    assert_eq!(made(&mut kernel.json()), before);
 }
 
 #[test]

@@ -314,8 +314,7 @@ impl Owner {
         }
     }
 
-    /// A session has ended, or is to end whatever it waits for.
-    pub(crate) fn on_gone(&mut self, id: SessionId) {
+    fn on_gone(&mut self, id: SessionId) {
         self.frozen_has_gone(id);
         let Some(session) = self.sessions.remove(&id) else {
             return;
@@ -416,11 +415,17 @@ impl Owner {
 
     // ---- small things shared by the handlers ---------------------------
 
-    /// Gives the keeper copies.
+    /// Gives the keeper copies. If it has died they go along when this process
+    /// takes its place.
+    ///
+    /// # Errors
+    /// It lives, and could not be sent a descriptor.
     pub(crate) fn keep(&mut self, entries: &[(Key, BorrowedFd<'_>)]) -> Result<(), Errno> {
         // A key may be used again.
         self.tell_unkept();
-        self.link.put(entries)
+        let told = self.link.put(entries);
+        self.check_keeper(told);
+        if self.link.is_lost() { Ok(()) } else { told }
     }
 
     /// Lets the keeper's copies go, at the end of this turn: the ends of a

@@ -65,8 +65,8 @@ impl Owner {
             .unwrap_or(0);
         let copy = fd.try_clone().map_err(|error| error.to_string())?;
         let listener = Listener::new(copy, false).map_err(|error| error.to_string())?;
-        let kept = self.keep(&[(Key::new(Kind::CONTROL, id), fd.as_fd())]);
-        self.check_keeper(kept);
+        // Served also where the keeper gets no copy: the path leads to it now.
+        let _ = self.keep(&[(Key::new(Kind::CONTROL, id), fd.as_fd())]);
         self.retire_listener(path);
         self.fixed.controls.push((id, fd));
         if let Some(server) = self.server.clone() {

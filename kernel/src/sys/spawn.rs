@@ -32,8 +32,9 @@ pub const REGISTER: u8 = 3;
 pub struct Plan<'a> {
     /// The process's serial, sent with its registration.
     pub serial: u64,
-    /// The keeper's socket.
-    pub keeper: BorrowedFd<'a>,
+    /// The keeper's socket; none when the keeper has died, and this process,
+    /// which knows of the child, is about to take its place.
+    pub keeper: Option<BorrowedFd<'a>>,
     /// Paths to try in turn, as `execvp(3)` would.
     pub candidates: Vec<CString>,
     /// Argument vector, the first being the name shown.
@@ -113,7 +114,7 @@ pub struct Started {
 struct Frame {
     failed_step: i32,
     failed_errno: i32,
-    keeper: RawFd,
+    keeper: Option<RawFd>,
     candidates: Vec<*const libc::c_char>,
     argv: Vec<*const libc::c_char>,
     env: Vec<*const libc::c_char>,
@@ -180,14 +181,15 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
         .max()
         .unwrap_or(2);
     let sources = plan.descriptors.iter().map(|(from, _)| from.as_raw_fd());
-    let cut = sources.chain([plan.keeper.as_raw_fd()]).max().unwrap_or(2) + 1;
+    let keeper = plan.keeper.map(|keeper| keeper.as_raw_fd());
+    let cut = sources.chain(keeper).max().unwrap_or(2) + 1;
     let mut message = [0u8; 13];
     message[0] = REGISTER;
     message[1..9].copy_from_slice(&plan.serial.to_le_bytes());
     let mut frame = Frame {
         failed_step: 0,
         failed_errno: 0,
-        keeper: plan.keeper.as_raw_fd(),
+        keeper,
         candidates: plan.candidates.iter().map(|entry| entry.as_ptr()).collect(),
         argv: terminated(&plan.argv),
         env: terminated(&plan.env),
@@ -373,14 +375,13 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
         }
         // Sources first go above every target, so that no target is
         // overwritten before it has been moved.
-        let keeper = libc::syscall(
-            libc::SYS_fcntl,
-            frame.keeper,
-            libc::F_DUPFD_CLOEXEC,
-            frame.base,
-        );
-        if keeper < 0 {
-            return Step::Descriptors;
+        let mut high_keeper = None;
+        if let Some(keeper) = frame.keeper {
+            let high = libc::syscall(libc::SYS_fcntl, keeper, libc::F_DUPFD_CLOEXEC, frame.base);
+            if high < 0 {
+                return Step::Descriptors;
+            }
+            high_keeper = Some(high);
         }
         for (from, _) in &mut frame.moves {
             let high = libc::syscall(libc::SYS_fcntl, *from, libc::F_DUPFD_CLOEXEC, frame.base);
@@ -459,7 +460,9 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
             write_digits(frame.listen_pid, pid);
         }
         stop_self(frame.stops[0], pid);
-        if !register(frame, keeper, pid, pidfd) {
+        if let Some(keeper) = high_keeper
+            && !register(frame, keeper, pid, pidfd)
+        {
             return Step::Register;
         }
         stop_self(frame.stops[1], pid);

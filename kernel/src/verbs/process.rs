@@ -18,13 +18,14 @@ use papa_protocol::name::NamePattern;
 use papa_protocol::process::{Process, Stderr, Stdout};
 use papa_protocol::record::Serial;
 
+use super::process_plan::Prepared;
 use super::{VerbError, fail, limit, not_recorded, refused, words};
 use crate::keeper::wire::{Key, Kind};
 use crate::live::{Live, SessionId, Source};
 use crate::owner::{Owner, now_us};
 use crate::reel::Reel;
 use crate::sys::process::{descriptor_limit, move_up, set_owner};
-use crate::sys::spawn::{Failure, Step, vfork_exec};
+use crate::sys::spawn::{Failure, Started, Step, vfork_exec};
 use crate::table::{Entry, Matcher, ProcessRow, known};
 
 /// Descriptors left free so that clients still get in and the kernel can be
@@ -113,18 +114,17 @@ impl Owner {
         if let Some(reel) = &reel {
             copies.push((Key::new(Kind::REEL, serial), reel.as_fd()));
         }
-        let started = match self.link.put(&copies) {
+        let started = match self.keep(&copies) {
             Ok(()) => {
                 failpoint::reach("spawn.kept");
-                let plan = prepared.plan(self, serial, &pipes);
-                vfork_exec(plan).map_err(|failure| prepared.explain(failure))
+                self.spawn(&prepared, serial, &pipes)
+                    .map_err(|failure| prepared.explain(failure))
             }
             Err(errno) => Err(refused("tell the keeper", errno)),
         };
         let started = match started {
             Ok(started) => started,
             Err(error) => {
-                let keeper_died = self.link.is_closed();
                 self.commit_fact(Entry::Forget {
                     serial,
                     ledger: papa_protocol::process::Ledger::default(),
@@ -135,13 +135,6 @@ impl Owner {
                     Key::new(Kind::ERR, serial),
                     Key::new(Kind::REEL, serial),
                 ]);
-                if keeper_died {
-                    // Whoever asked connects anew and asks again, instead of
-                    // taking the keeper's end for the program's fault. All
-                    // others go on.
-                    self.lose_keeper("it has died");
-                    self.on_gone(session);
-                }
                 return Err(error);
             }
         };
@@ -156,6 +149,26 @@ impl Owner {
         self.announce(serial, EventType::Made);
         failpoint::reach("spawn.started");
         Ok((serial, true))
+    }
+
+    /// Starts what was prepared. A keeper that has died or is stuck is not the
+    /// program's fault: then it starts without being registered, since its
+    /// pidfd goes along with everything else.
+    fn spawn(
+        &mut self,
+        prepared: &Prepared,
+        serial: u64,
+        pipes: &Pipes,
+    ) -> Result<Started, Failure> {
+        let failure = match vfork_exec(prepared.plan(self, serial, pipes)) {
+            Err(failure) if failure.step == Step::Register && !self.link.is_lost() => failure,
+            result => return result,
+        };
+        if !self.link.is_closed() && failure.errno != Errno::EAGAIN {
+            return Err(failure);
+        }
+        self.lose_keeper("it cannot be reached");
+        vfork_exec(prepared.plan(self, serial, pipes))
     }
 
     fn watch_process(&self, serial: u64, live: &Live) {

@@ -342,7 +342,7 @@ impl Prepared {
             .collect();
         Plan {
             serial,
-            keeper: owner.link.as_fd(),
+            keeper: (!owner.link.is_lost()).then(|| owner.link.as_fd()),
             candidates: self.candidates.clone(),
             argv: self.argv.clone(),
             env: self.env.clone(),

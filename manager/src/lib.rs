@@ -30,5 +30,6 @@ pub mod runtime_dir;
 pub mod state;
 pub mod supervisor;
 pub mod sys;
+mod walk;
 pub mod watcher;
 pub mod worker;

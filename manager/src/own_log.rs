@@ -4,22 +4,21 @@
 //! standard error instead: the loop waits for no log.
 //! Source: Circus's `logoutput`; RFC 3164 for the messages.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::UdpSocket;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use chrono::Local;
-use nix::fcntl::OFlag;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogOutput, SyslogAddress, SyslogConfig};
+use crate::walk::open_append;
 
 /// Only we read it: it names commands and files.
 const MODE: u32 = 0o600;
@@ -50,7 +49,8 @@ impl OwnLog {
         let (path, sink) = match output {
             None => (None, Sink::StandardError),
             Some(LogOutput::File(path)) => {
-                let file = open(&path).with_context(|| format!("log file {}", path.display()))?;
+                let file = open_append(&path, false, MODE)
+                    .with_context(|| format!("log file {}", path.display()))?;
                 (Some(path), Sink::File(file))
             }
             Some(LogOutput::Syslog(syslog)) => {
@@ -79,21 +79,11 @@ impl OwnLog {
     /// The file cannot be opened; the old one stays in use.
     pub fn reopen(&self) -> io::Result<()> {
         if let Some(path) = &self.path {
-            let file = open(path)?;
+            let file = open_append(path, false, MODE)?;
             *self.sink.lock().unwrap_or_else(PoisonError::into_inner) = Sink::File(file);
         }
         Ok(())
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(MODE)
-        // Not waiting for the reader of a FIFO.
-        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
-        .open(path)
 }
 
 fn connect(syslog: &SyslogConfig) -> io::Result<Sink> {

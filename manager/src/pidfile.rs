@@ -11,6 +11,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::walk::Anchored;
+
 /// Everybody may know a pid.
 const MODE: u32 = 0o644;
 /// Longest content that can be a pid, in bytes.
@@ -83,6 +85,8 @@ impl Drop for Pidfile {
 
 /// Written beside and moved into place, so that nobody reads half a pid.
 fn write(path: &Path, pid: u32) -> io::Result<()> {
+    let place = Anchored::at(path)?;
+    let path = place.path();
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{pid}.tmp"));
     let temporary = PathBuf::from(name);

@@ -2,26 +2,20 @@
 //!
 //! Owns no state. Invariant: no path is followed to where a stranger's symbolic link points.
 
-use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
-use nix::unistd::Uid;
+use nix::fcntl::OFlag;
 
 use crate::logs::layout::{FileId, MAX_BATCH_BYTES};
 use crate::logs::routes::OWN_STDOUT;
+use crate::walk;
 
 /// Readable by the group and others, as Circus's are under the usual umask.
 const MODE: u32 = 0o644;
-
-/// Of directories made for `mkdir`.
-const DIRECTORY_MODE: u32 = 0o755;
 
 /// An open log file.
 #[derive(Debug)]
@@ -68,31 +62,7 @@ pub(super) fn open(path: &Path, mkdir: bool) -> io::Result<Handle> {
             regular: false,
         });
     }
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it names no file",
-        ));
-    };
-    let parent = enter(parent, mkdir)?;
-    let with = |flags: OFlag| {
-        // Not blocking: a FIFO without a reader must not stop everybody else's logs.
-        let always = OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let append = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT;
-        let mode = Mode::from_bits_truncate(MODE);
-        openat(&parent, name, append | always | flags, mode)
-    };
-    let file = match with(OFlag::O_NOFOLLOW) {
-        Err(Errno::ELOOP) => {
-            let owner = fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_uid;
-            if owner != Uid::effective().as_raw() && owner != 0 {
-                return Err(strangers_link("", owner));
-            }
-            with(OFlag::empty())?
-        }
-        other => other?,
-    };
-    let file = File::from(file);
+    let file = walk::open_append(path, mkdir, MODE)?;
     let metadata = file.metadata()?;
     Ok(Handle {
         id: file_id(&metadata),
@@ -100,59 +70,6 @@ pub(super) fn open(path: &Path, mkdir: bool) -> io::Result<Handle> {
         regular: metadata.is_file(),
         file,
     })
-}
-
-/// Opens a directory, making what is missing of its path if asked. Symbolic links on the way count only if root or we made them, and what
-/// is there is entered by descriptor: who may write to a directory above must not choose where our files come to lie.
-fn enter(path: &Path, mkdir: bool) -> io::Result<OwnedFd> {
-    let directory = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
-    let mode = Mode::from_bits_truncate(DIRECTORY_MODE);
-    let start = if path.is_absolute() { "/" } else { "." };
-    let mut current = nix::fcntl::open(start, directory, Mode::empty())?;
-    let mut walked = PathBuf::new();
-    for part in path.components() {
-        walked.push(part);
-        let name = match part {
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => continue,
-            Component::ParentDir => OsStr::new(".."),
-            Component::Normal(name) => name,
-        };
-        let open = |flags| openat(&current, name, directory | flags, Mode::empty());
-        let next = match open(OFlag::O_NOFOLLOW) {
-            Err(Errno::ENOENT) if mkdir => {
-                match mkdirat(&current, name, mode) {
-                    // Somebody was quicker.
-                    Ok(()) | Err(Errno::EEXIST) => {}
-                    Err(errno) => return Err(errno.into()),
-                }
-                open(OFlag::O_NOFOLLOW)
-            }
-            Err(Errno::ENOTDIR | Errno::ELOOP) => {
-                let data = fstatat(&current, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-                let link =
-                    SFlag::from_bits_truncate(data.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
-                let owner = data.st_uid;
-                if link && owner != Uid::effective().as_raw() && owner != 0 {
-                    return Err(strangers_link(&format!("{}: ", walked.display()), owner));
-                }
-                open(OFlag::empty())
-            }
-            other => other,
-        };
-        current = next?;
-    }
-    Ok(current)
-}
-
-/// Where a directory is, no link on the way being a stranger's.
-pub(super) fn resolved(path: &Path) -> io::Result<PathBuf> {
-    let directory = enter(path, false)?;
-    fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
-}
-
-fn strangers_link(place: &str, owner: u32) -> io::Error {
-    let text = format!("{place}a symbolic link made by uid {owner}, which is neither us nor root");
-    io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
 pub(super) fn file_id(metadata: &fs::Metadata) -> FileId {

@@ -20,6 +20,7 @@ use papa_protocol::failpoint;
 use crate::logs::disk::file_id;
 use crate::logs::layout::FileId;
 use crate::logs::rotate::{added, find_rotated, gz};
+use crate::walk::Anchored;
 
 /// What the file is called while it is made.
 const UNFINISHED: &str = ".gz.tmp";
@@ -67,21 +68,22 @@ impl Compressor {
         let (sender, result) = mpsc::channel();
         let begun = (|| {
             // Whoever may write to the directory may have put anything there: what is no file is not waited for, and a link not followed.
+            let place = Anchored::at(plain)?;
             let source = OpenOptions::new()
                 .read(true)
                 .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-                .open(plain)?;
+                .open(place.path())?;
             let metadata = source.metadata()?;
             if !metadata.is_file() {
                 return Err(io::Error::other("it is not a file"));
             }
             let id = file_id(&metadata);
-            let target = added(path, UNFINISHED);
+            let target = Anchored::at(&added(path, UNFINISHED))?;
             std::thread::Builder::new()
                 .name("gzip".to_owned())
                 .spawn(move || {
                     // The log thread may have ended: then nobody wants to know.
-                    let _ = sender.send(compress(source, &target));
+                    let _ = sender.send(compress(source, target.path()));
                 })?;
             Ok::<FileId, io::Error>(id)
         })();
@@ -112,20 +114,9 @@ impl Compressor {
             }
             Err(mpsc::TryRecvError::Disconnected) => Err(io::Error::other("the thread died")),
         };
-        let path = job.path.clone();
-        let unfinished = added(&path, UNFINISHED);
-        let settled = result.and_then(|()| match find_rotated(&path, job.id)? {
-            Some(plain) => {
-                fs::rename(&unfinished, gz(&plain))?;
-                failpoint::reach("log.compressed");
-                fs::remove_file(plain)
-            }
-            // Too many newer ones came meanwhile.
-            None => fs::remove_file(&unfinished),
-        });
+        let (path, id) = (job.path.clone(), job.id);
         self.job = None;
-        if let Err(error) = settled {
-            let _ = fs::remove_file(&unfinished);
+        if let Err(error) = settle(&path, id, result) {
             self.pause(&path, &error, now);
         }
         true
@@ -135,6 +126,25 @@ impl Compressor {
         tracing::warn!(path = %path.display(), %error, "a rotated log file cannot be compressed now and stays as it is");
         self.paused_until = Some(now + TRY_AGAIN);
     }
+}
+
+/// Gives a finished file of `path` its name, or does away with what came of it.
+fn settle(path: &Path, id: FileId, result: io::Result<()>) -> io::Result<()> {
+    let place = Anchored::at(path)?;
+    let unfinished = added(place.path(), UNFINISHED);
+    let settled = result.and_then(|()| match find_rotated(place.path(), id)? {
+        Some(plain) => {
+            fs::rename(&unfinished, gz(&plain))?;
+            failpoint::reach("log.compressed");
+            fs::remove_file(plain)
+        }
+        // Too many newer ones came meanwhile.
+        None => fs::remove_file(&unfinished),
+    });
+    if settled.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    settled
 }
 
 fn compress(mut source: File, target: &Path) -> io::Result<()> {

@@ -16,6 +16,7 @@ use papa_protocol::failpoint;
 use crate::logs::disk::file_id;
 use crate::logs::layout::FileId;
 use crate::logs::pulse;
+use crate::walk::Anchored;
 
 /// What compressed files end in.
 pub(super) const GZ: &str = ".gz";
@@ -41,6 +42,8 @@ pub enum Plan {
 
 /// Does it, or what is left of it.
 pub(super) fn turn(path: &Path, id: FileId, plan: &Plan) -> io::Result<()> {
+    let place = Anchored::at(path)?;
+    let path = place.path();
     match plan {
         Plan::Shift { backup_count } => shift(path, id, *backup_count),
         Plan::Rename {
@@ -60,15 +63,17 @@ pub(super) fn turn(path: &Path, id: FileId, plan: &Plan) -> io::Result<()> {
 
 /// A free name for the file of the period `stamp`: a rotated file is never overwritten.
 pub(super) fn free_suffix(path: &Path, stamp: &str) -> io::Result<String> {
+    let place = Anchored::at(path)?;
     let taken = |suffix: &str| {
-        exists(&added(path, suffix)) || exists(&added(path, &format!("{suffix}{GZ}")))
+        exists(&added(place.path(), suffix))
+            || exists(&added(place.path(), &format!("{suffix}{GZ}")))
     };
     let first = format!(".{stamp}");
     if !taken(&first) {
         return Ok(first);
     }
     // The numbers in use are found by one look at the directory, not by asking for each.
-    let last = rotated(path)?
+    let last = rotated(place.path())?
         .into_iter()
         .filter(|file| file.stamp == stamp)
         .map(|file| file.number)
@@ -140,7 +145,7 @@ pub(crate) fn rotated(path: &Path) -> io::Result<Vec<Rotated>> {
     Ok(found)
 }
 
-/// Where a rotated file is now, whatever was renamed meanwhile.
+/// Where a rotated file of an anchored `path` is now, whatever was renamed meanwhile.
 pub(super) fn find_rotated(path: &Path, id: FileId) -> io::Result<Option<PathBuf>> {
     Ok(rotated(path)?
         .into_iter()
@@ -150,7 +155,8 @@ pub(super) fn find_rotated(path: &Path, id: FileId) -> io::Result<Option<PathBuf
 
 /// Removes plain files whose compressed form is there, and finds the newest that has none.
 pub(super) fn next_plain(path: &Path) -> io::Result<Option<PathBuf>> {
-    let files = rotated(path)?;
+    let place = Anchored::at(path)?;
+    let files = rotated(place.path())?;
     let mut newest: Option<&Rotated> = None;
     for file in files.iter().filter(|file| !file.compressed) {
         if exists(&gz(&file.path)) {
@@ -159,7 +165,8 @@ pub(super) fn next_plain(path: &Path) -> io::Result<Option<PathBuf>> {
             newest = Some(file);
         }
     }
-    Ok(newest.map(|file| file.path.clone()))
+    let name = newest.and_then(|file| file.path.file_name());
+    Ok(name.map(|name| path.with_file_name(name)))
 }
 
 /// What somebody else put in a rotated file's place (a FIFO, a link) is never compressed, and must not keep the others from it.

@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::logs::book::Target;
-use crate::logs::disk;
 use crate::logs::format::Format;
 use crate::logs::layout::{Kind, Source};
 use crate::logs::lines::MAX_LINE_BYTES;
@@ -16,6 +15,7 @@ use crate::logs::routes::OWN_STDOUT;
 use crate::logs::schedule::Now;
 use crate::logs::sink::{Address, Sink};
 use crate::logs::writer::{LogWriter, Route, Routes};
+use crate::walk;
 
 impl LogWriter {
     /// The routes that come now replace what was said before of each file.
@@ -120,7 +120,7 @@ fn settled(address: &Address) -> Address {
         return address.clone();
     };
     // Left as it is where a stranger's link is on the way: opening it says so.
-    let parent = path.parent().and_then(|parent| disk::resolved(parent).ok());
+    let parent = path.parent().and_then(|parent| walk::resolved(parent).ok());
     match (parent, path.file_name()) {
         (Some(parent), Some(name)) if path.as_os_str() != OWN_STDOUT => {
             Address::File(parent.join(name))

@@ -193,6 +193,23 @@ mod tests {
     }
 
     #[test]
+    fn a_change_leaves_the_sockets_in_their_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t.ini");
+        let text = "[socket:web]\nport = 0\n[socket:admin]\nport = 0\n[watcher:w]\ncmd = x\nuse_sockets = yes\n[socket:c]\nport = 0\n";
+        std::fs::write(&path, text).unwrap();
+        let base = load(&path, &Surroundings::current().unwrap()).unwrap();
+        let order = ["web", "admin", "c"];
+        assert_eq!(base.watchers[0].sockets, order);
+        let options = [("numprocesses".to_owned(), "2".to_owned())].into();
+        let given = Given {
+            options: &options,
+            env: None,
+        };
+        assert_eq!(with_options(&base, "w", given).unwrap().sockets, order);
+    }
+
+    #[test]
     fn nothing_given_changes_nothing() {
         let base = base();
         assert_eq!(

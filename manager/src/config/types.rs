@@ -45,7 +45,7 @@ pub struct Config {
     pub log_level: String,
     /// In start order: higher priority first, then by name.
     pub watchers: Vec<WatcherConfig>,
-    /// By name.
+    /// In file order, which is the order in which workers inherit them.
     pub sockets: Vec<SocketConfig>,
     /// By name; accepted but not yet active.
     pub plugins: Vec<PluginConfig>,

@@ -135,7 +135,6 @@ fn resolve(
             .then_with(|| a.name.cmp(&b.name))
     });
     config.watchers = watchers;
-    config.sockets.sort_by(|a, b| a.name.cmp(&b.name));
     config.plugins.sort_by(|a, b| a.name.cmp(&b.name));
     let findings = in_file_order(findings, loaded);
     if !findings.errors.is_empty() {

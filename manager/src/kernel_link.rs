@@ -243,9 +243,10 @@ impl KernelLink {
     /// The connection's queue stays full.
     pub async fn forget(&self, key: &str) -> Result<(), LinkError> {
         let namespace = &self.namespace;
+        // The second says nothing without the first, which says that there is such a watcher.
         for name in [
-            state::watcher_value(namespace, key),
             state::added_value(namespace, key),
+            state::watcher_value(namespace, key),
         ] {
             let names = vec![NamePattern::new(&name)];
             self.client.send(ops::ValueRemove { names }).await?;

@@ -146,6 +146,9 @@ pub struct KeptRoll {
     pub to: u64,
     /// One goes before one comes.
     pub sequential: bool,
+    /// It takes a change of the configuration back; so what it returns to, should it fail, is as that change had it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub takes_back: bool,
     /// What to return to; none: begun by an older manager.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<KeptBefore>,
@@ -301,6 +304,7 @@ mod tests {
             roll: Some(KeptRoll {
                 to: 3,
                 sequential: false,
+                takes_back: true,
                 before: Some(KeptBefore {
                     generation: 2,
                     ..KeptBefore::default()
@@ -371,6 +375,13 @@ mod tests {
             kept.to_value().as_bytes(),
             fixture!("watcher-0.1.0").trim_ascii_end(),
             "what is written now is another form: add a fixture of it, and keep this one"
+        );
+
+        let back = Kept::parse(fixture!("watcher-0.1.0-takes-back"));
+        assert!(back.roll.as_ref().unwrap().takes_back && !kept.roll.as_ref().unwrap().takes_back);
+        assert_eq!(
+            back.to_value().as_bytes(),
+            fixture!("watcher-0.1.0-takes-back").trim_ascii_end()
         );
 
         let demanded = Kept::parse(fixture!("watcher-0.1.0-demanded"));

@@ -29,6 +29,7 @@ use crate::state::{Kept, KeptLeft};
 use crate::watcher::{Action, Moment, Watcher};
 
 mod announce;
+mod back;
 mod change;
 mod compare;
 mod doctor;
@@ -145,6 +146,8 @@ pub struct Supervisor {
     /// What was last given to the kernel to keep.
     saved: HashMap<WatcherId, Kept>,
     saved_left: KeptLeft,
+    /// Watchers that went, by lower-case name; see `back`.
+    forgotten: BTreeSet<String>,
     started: f64,
     jitter: RandomState,
     failure: Option<ManagerError>,
@@ -197,6 +200,7 @@ impl Supervisor {
             receiver,
             saved: HashMap::new(),
             saved_left: KeptLeft::default(),
+            forgotten: BTreeSet::new(),
             started: epoch_seconds(),
             jitter: RandomState::new(),
             failure: None,
@@ -299,7 +303,7 @@ impl Supervisor {
         match event {
             Event::Attached(link, inventory) => self.attached(*link, inventory),
             Event::Trouble(trouble) => self.kernel_trouble = trouble,
-            Event::Listed(inventory) => self.reconcile(inventory.processes),
+            Event::Listed(inventory) => self.listed(inventory),
             Event::Kernel(push) => self.told(push),
             Event::Started {
                 watcher,
@@ -480,6 +484,13 @@ impl Supervisor {
                 self.next_release = Some(now + self.config.warmup_delay);
                 return;
             }
+        }
+    }
+
+    /// Has the kernel keep what is new about the watchers now, not at the end of this turn.
+    fn save_all(&mut self) {
+        if let Some(link) = self.link.clone() {
+            self.save(&link);
         }
     }
 

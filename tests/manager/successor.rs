@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{procfs, wait_for, wait_until};
 use crate::journal::{count, extremes, open_gate, set_mode, site, wait_up};
-use crate::stack::{SUCCESSIONS, Stack};
+use crate::stack::{SUCCESSIONS, Stack, Succession};
 
 /// Ignores the signal that asks it to end; says when it does.
 const DEAF: &str = "[watcher:deaf]\ncmd = sh -c 'trap \"\" TERM; echo up > DIR/up; while :; do sleep 0.1; done'\ncopy_env = true\n";
@@ -92,6 +92,60 @@ fn a_reload_that_fails_later_finds_the_settings_before_it() {
         let kept = stack.kept("web");
         assert!(kept["set"].is_null() && kept["env"].is_null(), "{kept}");
     }
+}
+
+#[test]
+fn what_no_file_has_is_rolled_back_too() {
+    for how in SUCCESSIONS {
+        let mut stack = Stack::start("[circus]\n");
+        let command = "sh -c 'test -n \"$NEW\" || echo >&3; exec sleep 1000'";
+        let options = json!({"ready": "fd:3", "ready_timeout": 3});
+        let add = json!({"name": "added", "cmd": command, "start": true, "options": options});
+        ok(&stack.ask("add", &add));
+        let before = stack.wait_pids("added", 1);
+        wait_until("it serves", || stack.state("added") == "active");
+        let set = json!({"name": "added", "options": {"env": {"NEW": "yes"}}});
+        ok(&stack.ask("set", &set));
+        stack.wait_pids("added", 2);
+        stack.replace_manager(how);
+        wait_until("it is rolled back", || {
+            stack.message("added").contains("rolled back")
+        });
+        assert!(!stack.message("added").contains("not known"), "{how:?}");
+        wait_until("the newcomer is gone", || stack.pids("added") == before);
+        procfs::signal(before[&1], Signal::SIGKILL);
+        let now = wait_for("another is there", || {
+            let now = stack.pids("added");
+            (now.len() == 1 && now != before).then_some(now)
+        });
+        for pid in now.values() {
+            let environment = procfs::environment(*pid);
+            assert!(!environment.contains(&"NEW=yes".to_owned()), "{how:?}");
+        }
+    }
+}
+
+#[test]
+fn what_the_kernel_did_not_hear_before_its_death_it_is_told_again() {
+    let mut stack = Stack::start("[circus]\n");
+    let add = |name: &str| json!({"name": name, "cmd": "sleep 1000", "start": true});
+    ok(&stack.ask("add", &add("goes")));
+    let left = stack.wait_pids("goes", 1)[&1];
+    wait_until("it is kept", || stack.kept_value("added.goes").is_object());
+    let kernel = stack.kernel.pid();
+    procfs::signal(kernel, Signal::SIGSTOP);
+    // Said to one that will hear nothing any more.
+    ok(&stack.ask("add", &add("comes")));
+    ok(&stack.ask("rm", &json!({"name": "goes", "nostop": true})));
+    procfs::signal(kernel, Signal::SIGKILL);
+    let came = stack.wait_pids("comes", 1);
+    wait_until("both are known to the next", || {
+        stack.kept_value("added.comes").is_object() && stack.kept_value("added.goes").is_null()
+    });
+    stack.replace_manager(Succession::Killed);
+    assert_eq!(stack.wait_pids("comes", 1), came);
+    assert_eq!(stack.request("status", "goes")["status"], "error");
+    assert!(procfs::alive(left), "its worker was to run on");
 }
 
 #[test]
@@ -251,7 +305,8 @@ fn change(more: &str) -> [String; 2] {
         web(more)
     );
     let new = format!(
-        "{}[env:web]\nNEW = yes\n[watcher:comes]\ncmd = sleep 1000\n[socket:comes]\npath = DIR/comes.sock\n",
+        "{}[env:web]\nNEW = yes\n[watcher:comes]\ncmd = sh -c 'trap \"\" TERM; while :; do sleep 0.1; done'\n\
+         copy_env = true\ngraceful_timeout = 3\n[socket:comes]\npath = DIR/comes.sock\n",
         web(more)
     );
     [old, new]
@@ -299,20 +354,54 @@ fn a_change_of_the_configuration_is_finished() {
 }
 
 #[test]
+fn what_a_change_has_stopped_is_not_started_again() {
+    for how in SUCCESSIONS {
+        let quick = "[watcher:quick]\ncmd = sh -c 'echo run >> DIR/runs; exec sleep 1000'\ncopy_env = true\n";
+        let stays = "[watcher:stays]\ncmd = sleep 1000\n";
+        let old = format!("{stays}{quick}{DEAF}graceful_timeout = 4\n");
+        let mut stack = Stack::start(&old);
+        let quick = stack.wait_pids("quick", 1)[&1];
+        wait_until("all run", || exists(&stack, "up") && runs(&stack) == 1);
+        stack.rewrite(stays);
+        ok(&stack.ask("reloadconfig", &json!({})));
+        wait_until("one has gone, the other not", || {
+            !procfs::alive(quick)
+                && stack.request("status", "quick")["status"] == "error"
+                && stack.kept("quick").is_null()
+        });
+        assert!(stack.kept_value("change").is_object(), "{how:?}");
+        stack.replace_manager(how);
+        wait_until("it is over", || stack.kept_value("change").is_null());
+        assert_eq!(runs(&stack), 1, "{how:?}");
+        assert_eq!(stack.request("status", "deaf")["status"], "error");
+    }
+}
+
+#[test]
 fn a_change_that_fails_later_is_taken_back() {
     for how in SUCCESSIONS {
         let [old, new] = change("ready_timeout = 4");
         let mut stack = Stack::start(&old);
         wait_up(&stack, "web");
+        let add = json!({"name": "added", "cmd": "sleep 1000", "start": true});
+        ok(&stack.ask("add", &add));
         let (before, deaf) = (stack.wait_pids("web", 2), stack.wait_pids("deaf", 1));
+        let added = stack.wait_pids("added", 1);
         set_mode(&stack, "web", "never");
         stack.rewrite(&new);
         ok(&stack.ask("reloadconfig", &json!({})));
         wait_until("a newcomer runs", || count(&stack, "web", "start") == 3);
         stack.replace_manager(how);
+        wait_until("it is taken back", || {
+            stack.kept_value("change")["undoing"].is_string()
+        });
+        // Once more, on the way back, which takes until the one that came has gone.
+        stack.replace_manager(how);
         wait_until("it is over", || stack.kept_value("change").is_null());
         wait_until("the newcomer is gone", || stack.pids("web") == before);
         assert_eq!(stack.pids("deaf"), deaf, "{how:?}");
+        assert_eq!(stack.pids("added"), added, "{how:?}");
+        assert_eq!(count(&stack, "web", "start"), 3, "{how:?}: none in vain");
         assert_eq!(stack.request("status", "comes")["status"], "error");
         assert!(exists(&stack, "goes.sock"), "{how:?}");
         assert!(!exists(&stack, "comes.sock"), "{how:?}");

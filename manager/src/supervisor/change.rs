@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::config::diff::Apply;
+use crate::config::diff::{Apply, diff_watcher};
 use crate::config::{Config, SocketConfig, Surroundings, WatcherConfig, load};
 use crate::control::message::{Command, Errno, PlanReply, Reply, Request, RequestError};
 use crate::state::Kept;
@@ -233,8 +233,11 @@ impl Supervisor {
                 tracing::error!(reason, "the configuration is taken back");
                 change.undoing = Some(reason);
                 change.begun.clear();
+                // Before that is kept: a successor must not take a reload that failed for one that takes back.
+                self.save_all();
                 self.keep_change(&mut change);
                 let next = self.compare(change.before.as_ref().clone());
+                tracing::info!(plan = %next.plan, "the way back");
                 return self.change_sockets(change, next);
             }
             tracing::error!(reason, "something could not be put back");
@@ -297,6 +300,8 @@ impl Supervisor {
     }
 
     fn end_change(&mut self, mut change: Change, result: &Result<(), RequestError>) {
+        // Before it is forgotten: what a reload returns to is in the change.
+        self.save_all();
         self.forget_change(&change);
         match (change.asker.take(), result) {
             (Some((request, reply)), Ok(())) => answer(request, reply, Ok(&change.reply)),
@@ -450,7 +455,15 @@ impl Supervisor {
                 watcher.restart();
                 Some(Goal::Up)
             }
-            Some(Apply::Roll) if running => watcher.reload(config, false).then_some(Goal::Reloaded),
+            Some(Apply::Roll) if running => {
+                let takes_back =
+                    change.undoing.is_some() && diff_watcher(watcher.config(), &config).is_some();
+                let begun = watcher.reload(config, false);
+                if takes_back {
+                    watcher.note_taking_back();
+                }
+                begun.then_some(Goal::Reloaded)
+            }
             Some(Apply::InPlace | Apply::Roll | Apply::Restart) => {
                 watcher.configure(config);
                 None

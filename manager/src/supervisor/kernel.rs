@@ -43,10 +43,15 @@ impl Supervisor {
         if let Some(config) = &config {
             self.config = config.clone();
         }
-        self.insert_all(&mut inventory.kept, resumed.as_ref());
+        let namespace = &self.config.namespace.clone();
+        let running = inventory.processes.iter();
+        let running = running.filter_map(|process| worker_of(namespace, &process.name));
+        let running = running.map(|(key, _)| key).collect();
+        self.insert_all(&mut inventory.kept, &running, resumed.as_ref());
         self.incarnation = incarnation(&link);
         self.link = Some(link);
         self.take_over(inventory.added, inventory.kept);
+        self.know_before_rolls(resumed.as_ref());
         self.take_over_left(inventory.left);
         self.start_logs();
         self.reconcile(inventory.processes);
@@ -146,10 +151,18 @@ impl Supervisor {
             let note = Note::of(process);
             let generation = note.as_ref().map(|note| note.generation);
             let noted = note.and_then(|note| note.settings);
-            let now = settings(watcher.config(), &self.config.namespace, wid);
+            let namespace = &self.config.namespace;
+            let is_other = |config: &Arc<WatcherConfig>| {
+                !known && noted.is_some() && noted != settings(config, namespace, wid)
+            };
+            let outdated = is_other(watcher.config());
+            let outdated_before = watcher.config_before_roll().is_some_and(is_other);
             watcher.adopt(wid, running, generation, &at);
-            if !known && noted.is_some() && noted != now {
+            if outdated {
                 watcher.mark_outdated(running.serial);
+            }
+            if outdated_before {
+                watcher.mark_outdated_before_roll(running.serial);
             }
             if !known {
                 self.publish_spawn(id, wid, &running);

@@ -247,8 +247,9 @@ impl Supervisor {
         self.saved.remove(&id);
         self.queue.retain(|queued| *queued != id);
         if let Some(link) = &self.link {
-            tasks::forget(link.clone(), key);
+            tasks::forget(link.clone(), key.clone());
         }
+        self.note_forgotten(key);
         self.update_logs();
     }
 

@@ -6,7 +6,7 @@
 //! Leaves to others: the steps (`change`), what is kept of each watcher (`state`).
 //! Invariant: the kernel has the way back before the first step is taken, and until the last is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::config::change::{Given, with_options};
@@ -86,10 +86,11 @@ impl Supervisor {
         }
     }
 
-    /// Every watcher of the configuration, as it was kept.
+    /// Every watcher of the configuration, as it was kept; `running` has the names of those with processes.
     pub(super) fn insert_all(
         &mut self,
         kept: &mut BTreeMap<String, Kept>,
+        running: &BTreeSet<&str>,
         resumed: Option<&Resumed>,
     ) {
         self.watchers.clear();
@@ -99,20 +100,24 @@ impl Supervisor {
         for watcher in &config.watchers {
             self.insert_kept(&config, watcher, &mut known, kept);
         }
-        // Those that go with the change run on until it is their turn.
+        // Those that go with the change run on until it is their turn. One of which there is nothing has gone already.
         let leaving = resumed.into_iter().flat_map(|resumed| {
             let all = resumed.from.watchers.iter();
             all.map(|watcher| (resumed.from.clone(), watcher))
         });
         for (from, watcher) in leaving {
-            let removed = kept
-                .get(&watcher.key)
-                .is_some_and(|kept| kept.removing.is_some());
-            if !self.keys.contains_key(&watcher.key) && !removed {
+            let there = match kept.get(&watcher.key) {
+                Some(kept) => kept.removing.is_none(),
+                None => running.contains(watcher.key.as_str()),
+            };
+            if there && !self.keys.contains_key(&watcher.key) {
                 self.insert_kept(&from, watcher, &mut known, kept);
             }
         }
-        let from = resumed.map_or(config, |resumed| resumed.from.clone());
+    }
+
+    /// Finds the settings that watchers return to if the reload they are in fails.
+    pub(super) fn know_before_rolls(&mut self, resumed: Option<&Resumed>) {
         for watcher in self.watchers.values_mut() {
             let Some(before) = watcher.before_roll() else {
                 continue;
@@ -121,7 +126,13 @@ impl Supervisor {
                 options: &before.set,
                 env: before.env.as_ref(),
             };
-            match with_options(&from, &watcher.config().name, given) {
+            let name = &watcher.config().name;
+            // A reload that was to take the change there, and failed, returns to where the change is taken back to.
+            let from = resumed.filter(|resumed| resumed.undoing.is_none() || watcher.takes_back());
+            // One that was added is in none but ours.
+            let from = from.map(|resumed| &resumed.from);
+            let from = from.filter(|from| from.watcher(name).is_some());
+            match with_options(from.unwrap_or(&self.config), name, given) {
                 Ok(config) => watcher.set_before_roll(Arc::new(config)),
                 Err(errors) => {
                     tracing::warn!(watcher = watcher.config().name, %errors, "should its reload fail, the settings before are not known");
@@ -149,10 +160,31 @@ impl Supervisor {
         self.saved.insert(id, kept);
     }
 
-    /// Goes on with a change towards `to`, which is the configuration we have.
+    /// Goes on with a change towards `to`, which is the configuration we have, but for watchers that were added.
     pub(super) fn resume_change(&mut self, resumed: Resumed, to: &Arc<Config>) {
         let Resumed { from, undoing } = resumed;
         let whole = diff(&from, to);
+        let added: Vec<WatcherConfig> = self
+            .config
+            .watchers
+            .iter()
+            .filter(|watcher| to.watcher(&watcher.name).is_none())
+            .cloned()
+            .collect();
+        // They were before the change, and no file says so.
+        let before = |config: &Config| {
+            let mut config = config.clone();
+            let missing = added
+                .iter()
+                .filter(|added| config.watcher(&added.name).is_none());
+            let missing: Vec<WatcherConfig> = missing.cloned().collect();
+            config.watchers.extend(missing);
+            Arc::new(config)
+        };
+        let (to, before) = match undoing {
+            Some(_) => (before(to), before(to)),
+            None => (to.clone(), before(&from)),
+        };
         let watchers = &whole.watchers;
         let changed = watchers.changed.iter().map(|change| &change.name);
         let begun = watchers.added.iter().chain(changed);
@@ -164,7 +196,7 @@ impl Supervisor {
         let change = Change {
             asker: None,
             restart: false,
-            before: if undoing.is_some() { to.clone() } else { from },
+            before,
             kept: true,
             begun,
             reply: PlanReply {

@@ -4,7 +4,7 @@
 //! a reload is no more than workers that are `retiring`.
 //! Invariant: while a reload runs, the workers that serve are never fewer than before it but by the one that `sequential` allows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ struct Previous {
     config: Arc<WatcherConfig>,
     set: BTreeMap<String, String>,
     env: Option<BTreeMap<String, String>>,
+    /// Serials of workers that had other settings then too.
+    outdated: BTreeSet<u64>,
 }
 
 impl Roll {
@@ -55,6 +57,7 @@ impl Watcher {
                 config: self.config.clone(),
                 set: self.kept.set.clone(),
                 env: self.kept.env.clone(),
+                outdated: self.outdated.clone(),
             }),
         };
         self.configure(config);
@@ -72,6 +75,7 @@ impl Watcher {
         self.kept.roll = Some(KeptRoll {
             to: self.kept.generation,
             sequential,
+            takes_back: false,
             before: previous.as_ref().map(|previous| KeptBefore {
                 generation: previous.generation,
                 set: previous.set.clone(),
@@ -84,6 +88,19 @@ impl Watcher {
         });
         failpoint::reach("reload.decided");
         true
+    }
+
+    /// The reload just begun takes a change of the configuration back.
+    pub fn note_taking_back(&mut self) {
+        if let Some(roll) = &mut self.kept.roll {
+            roll.takes_back = true;
+        }
+    }
+
+    /// Whether a reload under way does so.
+    #[must_use]
+    pub fn takes_back(&self) -> bool {
+        self.kept.roll.as_ref().is_some_and(|roll| roll.takes_back)
     }
 
     /// What a reload of a predecessor returns to, if there is one and it said so.
@@ -101,7 +118,22 @@ impl Watcher {
                 config,
                 set: before.set,
                 env: before.env,
+                outdated: BTreeSet::new(),
             });
+        }
+    }
+
+    /// The settings a reload under way returns to if it fails, where they are known.
+    #[must_use]
+    pub fn config_before_roll(&self) -> Option<&Arc<WatcherConfig>> {
+        let previous = self.roll.as_ref()?.previous.as_ref()?;
+        Some(&previous.config)
+    }
+
+    /// A worker found running was started with others than those.
+    pub fn mark_outdated_before_roll(&mut self, serial: u64) {
+        if let Some(previous) = self.roll.as_mut().and_then(|roll| roll.previous.as_mut()) {
+            previous.outdated.insert(serial);
         }
     }
 
@@ -171,6 +203,7 @@ impl Watcher {
             self.kept.generation = previous.generation;
             self.kept.set = previous.set;
             self.kept.env = previous.env;
+            self.outdated = previous.outdated;
         }
         for worker in self.workers.values_mut() {
             worker.retiring = match before {

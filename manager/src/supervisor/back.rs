@@ -1,0 +1,70 @@
+//! The kernel is back after its death: what was on its way to it then may not have arrived.
+//!
+//! Owns which values are kept or forgotten once more; what is kept of each watcher goes with every turn anyway, and requests that change
+//! anything else are asked again by their tasks. Leaves to others: the processes (`kernel`).
+
+use crate::config::WatcherConfig;
+use crate::config::change::is_added;
+use crate::kernel_link::Inventory;
+use crate::state::{self, Added};
+use crate::supervisor::{Supervisor, tasks};
+
+/// Watchers that went since the last connection was made of which this is known; of more, some come back with the next manager if the
+/// kernel dies in the moment in which they go.
+const MAX_FORGOTTEN: usize = 1024;
+
+impl Supervisor {
+    /// A watcher has gone.
+    pub(super) fn note_forgotten(&mut self, key: String) {
+        if self.forgotten.len() >= MAX_FORGOTTEN {
+            self.forgotten.pop_first();
+        }
+        self.forgotten.insert(key);
+    }
+
+    /// The kernel that is back has told what it has.
+    pub(super) fn listed(&mut self, inventory: Inventory) {
+        self.keep_again(&inventory);
+        self.reconcile(inventory.processes);
+    }
+
+    fn keep_again(&mut self, inventory: &Inventory) {
+        let Some(link) = self.link.clone() else {
+            return;
+        };
+        for key in std::mem::take(&mut self.forgotten) {
+            let known = inventory.kept.contains_key(&key) || inventory.added.contains_key(&key);
+            if known && !self.keys.contains_key(&key) {
+                tasks::forget(link.clone(), key.clone());
+                self.forgotten.insert(key);
+            }
+        }
+        for watcher in self.config.watchers.iter().filter(|known| is_added(known)) {
+            if !inventory.added.contains_key(&watcher.key) && self.keys.contains_key(&watcher.key) {
+                tasks::keep_added(link.clone(), watcher.key.clone(), as_added(watcher));
+            }
+        }
+        if let Some(mut change) = self.change.take() {
+            if change.kept {
+                self.keep_change(&mut change);
+            }
+            self.change = Some(change);
+        } else if inventory.change.is_some() {
+            let name = state::change_value(link.namespace());
+            tasks::keep_own(link, name, None);
+        }
+        self.saved_left = inventory.left.clone();
+    }
+}
+
+/// What describes a watcher that no file has.
+fn as_added(watcher: &WatcherConfig) -> Added {
+    let options = watcher.entries.iter();
+    Added {
+        name: watcher.name.clone(),
+        options: options
+            .map(|entry| (entry.key.clone(), entry.value.clone()))
+            .collect(),
+        env: watcher.env_given.clone(),
+    }
+}

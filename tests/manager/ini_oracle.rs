@@ -206,11 +206,8 @@ impl Comparison<'_> {
             .collect();
         own.sort();
         self.same("watchers", &names("watchers").into(), &own.into());
-        let sockets: Vec<_> = ours
-            .sockets
-            .iter()
-            .map(|socket| socket.name.clone())
-            .collect();
+        let sockets = by_name(&ours).into_iter();
+        let sockets: Vec<_> = sockets.map(|socket| socket.name.clone()).collect();
         self.same("sockets", &names("sockets").into(), &sockets.into());
         for watcher in &ours.watchers {
             self.watcher(&theirs["watchers"][&watcher.name], watcher, &ours);
@@ -295,7 +292,7 @@ impl Comparison<'_> {
 
     fn command(&mut self, theirs: &Value, watcher: &WatcherConfig, config: &Config) {
         let mut argv = render_worker(watcher, &config.namespace, 1).argv;
-        for (index, socket) in config.sockets.iter().enumerate() {
+        for (index, socket) in by_name(config).into_iter().enumerate() {
             let variable = format!("$(socket.{}.fileno)", socket.kernel_name(&config.namespace));
             let number = (1000 + index).to_string();
             argv.iter_mut()
@@ -461,4 +458,11 @@ fn ask_circus(venv: &Venv, variables: &[(&str, &str)], files: &[PathBuf]) -> Vec
         .collect();
     assert_eq!(answers.len(), files.len());
     answers
+}
+
+/// As Circus has them; ours stay as they are in the file.
+fn by_name(config: &Config) -> Vec<&SocketConfig> {
+    let mut sockets: Vec<&SocketConfig> = config.sockets.iter().collect();
+    sockets.sort_by(|a, b| a.name.cmp(&b.name));
+    sockets
 }

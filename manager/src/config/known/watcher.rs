@@ -121,7 +121,7 @@ pub const WATCHER: &[Key] = &[
         "use_sockets",
         YES_NO,
         Value("no"),
-        "workers inherit every `[socket:…]`",
+        "workers inherit every `[socket:…]`, in file order",
         "yes",
     ),
     key(

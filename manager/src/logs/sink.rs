@@ -141,6 +141,14 @@ impl Sink {
         }
     }
 
+    /// Gives back what was taken in of one stream and, flushed, is not out. True if there was something.
+    pub(super) fn withdraw(&mut self, from: Source) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Syslog(syslog) => syslog.withdraw(from),
+        }
+    }
+
     pub(super) fn is_stuck(&self) -> bool {
         self.file().is_some_and(LogFile::is_stuck)
     }

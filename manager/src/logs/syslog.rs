@@ -100,6 +100,14 @@ impl Syslog {
         Ok(())
     }
 
+    /// Gives back what waits here of one stream, which is to go elsewhere. True if there was something.
+    pub(super) fn withdraw(&mut self, from: Source) -> bool {
+        let before = self.queue.len();
+        self.queue.retain(|(_, delta)| delta.source != from);
+        self.queued_bytes = self.queue.iter().map(|(message, _)| message.len()).sum();
+        self.queue.len() < before
+    }
+
     /// Sends what there is room for.
     pub(super) fn flush(&mut self, store: &mut Store, now: Now) -> Result<(), Suspended> {
         if self.trouble.is_none()

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
 use regex_lite::Regex;
 
+use crate::config::{SyslogAddress, SyslogConfig};
 use crate::logs::file::Limits;
 use crate::logs::format::Style;
 use crate::logs::layout::Kind;
@@ -95,6 +97,53 @@ fn an_unfinished_line_does_not_hold_the_other_stream_for_ever() {
         fs::read(directory.join("out")).unwrap(),
         b"listening on 80\n"
     );
+}
+
+#[test]
+fn what_a_slow_syslog_daemon_has_not_taken_goes_by_the_next_route() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    // One that reads nothing: after some messages there is no room.
+    let daemon = UnixDatagram::bind(directory.join("daemon")).unwrap();
+    daemon.set_nonblocking(true).unwrap();
+    let syslog = SyslogConfig {
+        address: SyslogAddress::Unix(directory.join("daemon")),
+        facility: 1,
+        rfc5424: false,
+    };
+    let mut writer = writer();
+    let slow = Routes {
+        out: Some(Route {
+            to: Address::Syslog(syslog),
+            limits: Limits::default(),
+            style: Style::Syslog {
+                facility: 1,
+                rfc5424: false,
+                remote: false,
+            },
+        }),
+        ..Routes::default()
+    };
+    writer.add(&process(0, 0), &slow);
+    let lines: String = (0..2000).map(|number| format!("line {number}\n")).collect();
+    let acknowledged = write(&mut writer, 0, Kind::Out, &lines);
+    let taken = acknowledged.first().map_or(0, |(_, position)| *position);
+    assert!(taken < lines.len() as u64, "the daemon has taken all");
+    writer.begin_update();
+    assert!(writer.reroute(7, &out(directory, "file"), Now::read()));
+    writer.end_update();
+    // What it was asked for again.
+    let rest = &lines[usize::try_from(taken).unwrap()..];
+    let now = write(&mut writer, taken, Kind::Out, rest);
+    assert_eq!(now, [(7, lines.len() as u64)]);
+    assert_eq!(fs::read_to_string(directory.join("file")).unwrap(), rest);
+    let mut buffer = [0; 200];
+    let mut sent = 0;
+    while daemon.recv(&mut buffer).is_ok() {
+        sent += 1;
+        writer.retry(Now::read());
+    }
+    assert_eq!(sent, lines.lines().count() - rest.lines().count());
 }
 
 #[test]

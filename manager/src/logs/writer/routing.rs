@@ -66,6 +66,11 @@ impl LogWriter {
                 continue;
             }
             stream.next_route = None;
+            let before = stream.target.as_ref();
+            if let Some(sink) = before.and_then(|target| self.desk.sinks.get_mut(target.sink)) {
+                // It goes where the rest of the stream goes, which then is as one whose file was suspended.
+                stream.stale |= sink.withdraw(stream.source);
+            }
             again |= stream.stale;
             let limit = limit(book.tail_limit, fresh.as_ref());
             book.turn(&self.desk.store, place, fresh, limit);

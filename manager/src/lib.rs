@@ -14,6 +14,7 @@
 
 pub mod adopt;
 pub mod backoff;
+mod civil;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use regex_lite::Regex;
 
+use crate::civil;
 use crate::logs::file::Suspended;
 use crate::logs::format::{Author, Format};
 use crate::logs::layout::{Delta, Kind, Source};
@@ -285,14 +286,9 @@ fn text(line: &[u8]) -> Cow<'_, str> {
 
 /// A stamp as people write it, local time.
 fn moment(stamp_us: i64) -> String {
-    chrono::DateTime::from_timestamp_micros(stamp_us).map_or_else(
-        || "now".to_owned(),
-        |at| {
-            at.with_timezone(&chrono::Local)
-                .format("%Y-%m-%d %H:%M:%S%.3f")
-                .to_string()
-        },
-    )
+    civil::local(stamp_us)
+        .format("%Y-%m-%d %H:%M:%S%.3f")
+        .to_string()
 }
 
 impl Target {

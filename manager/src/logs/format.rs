@@ -6,9 +6,10 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use chrono::{DateTime, Local, SecondsFormat};
+use chrono::SecondsFormat;
 use serde_json::json;
 
+use crate::civil;
 use crate::config::FancyConfig;
 use crate::logs::layout::{Kind, MAX_BATCH_BYTES};
 use crate::logs::lines::MAX_LINE_BYTES;
@@ -159,7 +160,7 @@ impl Format {
                     INFORMATIONAL
                 };
                 let priority = *facility * 8 + severity;
-                let time = local(stamp_us);
+                let time = civil::local(stamp_us);
                 let Author { watcher, pid, .. } = author;
                 let tag = tag(watcher);
                 let header = if *rfc5424 {
@@ -186,7 +187,7 @@ impl Format {
 
 /// `line` is always text, what is not UTF-8 in it replaced; where something was, `line_base64` has every byte.
 fn json_line(out: &mut Vec<u8>, author: &Author, kind: Kind, stamp_us: i64, line: &[u8]) {
-    let time = local(stamp_us).to_rfc3339_opts(SecondsFormat::Micros, false);
+    let time = civil::local(stamp_us).to_rfc3339_opts(SecondsFormat::Micros, false);
     let stream = if kind == Kind::Err {
         "stderr"
     } else {
@@ -206,12 +207,6 @@ fn json_line(out: &mut Vec<u8>, author: &Author, kind: Kind, stamp_us: i64, line
         let _ = write!(out, ",\"line_base64\":\"{}\"", base64(line));
     }
     out.extend_from_slice(b"}\n");
-}
-
-fn local(stamp_us: i64) -> DateTime<Local> {
-    DateTime::from_timestamp_micros(stamp_us)
-        .unwrap_or_default()
-        .with_timezone(&Local)
 }
 
 fn base64(bytes: &[u8]) -> String {

@@ -7,7 +7,8 @@
 use std::fmt::Write as _;
 
 use chrono::format::{Item, StrftimeItems};
-use chrono::{DateTime, Local};
+
+use crate::civil;
 
 /// Longest prefix: a line must fit one write together with it.
 pub const MAX_PREFIX_BYTES: usize = 1024;
@@ -38,14 +39,10 @@ impl Prefix {
     pub fn at(&mut self, stamp_us: i64, pid: i32) -> &[u8] {
         if self.made_for != Some((stamp_us, pid)) {
             let mut time = String::new();
-            let moment =
-                DateTime::from_timestamp_micros(stamp_us).map(|at| at.with_timezone(&Local));
-            let written = match (&self.items, moment) {
-                (Some(items), Some(moment)) => {
-                    write!(time, "{}", moment.format_with_items(items.iter())).is_ok()
-                }
-                _ => false,
-            };
+            let moment = civil::local(stamp_us);
+            let written = self.items.as_ref().is_some_and(|items| {
+                write!(time, "{}", moment.format_with_items(items.iter())).is_ok()
+            });
             if !written {
                 time.clone_from(&self.literal);
             }

@@ -6,8 +6,9 @@
 
 use std::time::{Instant, SystemTime};
 
-use chrono::{DateTime, Datelike, Days, Duration, Local, NaiveDate, NaiveTime, TimeZone, Utc};
+use chrono::{Datelike, Days, Duration, Local, NaiveDate, NaiveTime, TimeZone, Utc};
 
+use crate::civil;
 use crate::config::{RotateWhen, RotationConfig};
 
 /// The present, as deadlines and as calendars count.
@@ -65,7 +66,7 @@ pub(super) fn stamp(rotation: &RotationConfig, end_s: i64) -> String {
         RotateWhen::Hour => "%Y%m%d%H",
         RotateWhen::Day | RotateWhen::Midnight | RotateWhen::Weekday(_) => "%Y%m%d",
     };
-    let utc = DateTime::from_timestamp(start, 0).unwrap_or_default();
+    let utc = civil::utc(start);
     if rotation.utc {
         utc.format(format).to_string()
     } else {
@@ -108,12 +109,14 @@ fn end_of(rotation: &RotationConfig, start_s: i64) -> i64 {
     let more = u64::from(rotation.interval.saturating_sub(1)) * days_in(rotation.when);
     let end = date
         .checked_add_days(Days::new(first + more))
-        .unwrap_or(date);
+        .unwrap_or(NaiveDate::MAX)
+        // Never, where it is that far.
+        .min(civil::utc(i64::MAX).date_naive());
     midnight(rotation, end).max(start_s.saturating_add(1))
 }
 
 fn date_of(rotation: &RotationConfig, at_s: i64) -> NaiveDate {
-    let utc = DateTime::from_timestamp(at_s, 0).unwrap_or_default();
+    let utc = civil::utc(at_s);
     if rotation.utc {
         utc.date_naive()
     } else {
@@ -139,6 +142,8 @@ fn midnight(rotation: &RotationConfig, date: NaiveDate) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+
     use super::*;
 
     fn utc(when: RotateWhen, interval: u32) -> RotationConfig {
@@ -162,6 +167,33 @@ mod tests {
         let text = DateTime::from_timestamp(found, 0).unwrap().to_rfc3339();
         assert_eq!(text, format!("{end}+00:00"));
         assert_eq!(stamp(&rotation, found), stamped);
+    }
+
+    #[test]
+    fn a_file_of_any_time_has_a_period() {
+        let whens = [
+            RotateWhen::Second,
+            RotateWhen::Day,
+            RotateWhen::Midnight,
+            RotateWhen::Weekday(6),
+        ];
+        for (when, utc) in whens
+            .into_iter()
+            .flat_map(|when| [(when, true), (when, false)])
+        {
+            for interval in [1, u32::MAX] {
+                let rotation = RotationConfig {
+                    when,
+                    interval,
+                    utc,
+                };
+                for moment in [i64::MIN, -1, 0, 253_402_300_800, i64::MAX] {
+                    let end = period_end(&rotation, moment, moment);
+                    assert!(end > moment || moment == i64::MAX, "{rotation:?} {moment}");
+                    assert!(stamp(&rotation, end).len() >= 8);
+                }
+            }
+        }
     }
 
     #[test]

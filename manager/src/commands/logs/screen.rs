@@ -5,10 +5,11 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use chrono::{DateTime, Local, SecondsFormat};
+use chrono::SecondsFormat;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
+use crate::civil;
 use crate::commands::logs::live::Line;
 use crate::commands::logs::sources::FileSource;
 use crate::commands::table;
@@ -60,10 +61,8 @@ impl Style {
             "stream": line.stream_name(),
             "line": String::from_utf8_lossy(&line.text),
         });
-        if let Some(time) = DateTime::from_timestamp_micros(line.stamp_us) {
-            let time = time.with_timezone(&Local);
-            object["time"] = time.to_rfc3339_opts(SecondsFormat::Micros, false).into();
-        }
+        let time = civil::local(line.stamp_us);
+        object["time"] = time.to_rfc3339_opts(SecondsFormat::Micros, false).into();
         push_json(&object, out);
     }
 }

@@ -7,6 +7,7 @@
 use chrono::format::{Item, Parsed, parse};
 use chrono::{DateTime, Datelike, Days, Local, NaiveDateTime, TimeDelta, TimeZone, Utc};
 
+use crate::civil;
 use crate::control::message::LineForm;
 use crate::logs::prefix;
 
@@ -125,12 +126,12 @@ fn time_of(head: &[u8]) -> Option<&[u8]> {
 /// Adds what the format leaves out such that the moment is the last one not after `latest`.
 fn complete(parsed: &Parsed, latest: DateTime<Utc>) -> Option<DateTime<Utc>> {
     if let Some(seconds) = parsed.timestamp() {
-        return DateTime::from_timestamp(seconds, 0);
+        return Some(civil::utc(seconds));
     }
     if let Ok(moment) = parsed.to_naive_datetime_with_offset(0) {
         return local(moment);
     }
-    let limit = latest.checked_add_signed(DISORDER)?;
+    let limit = civil::within(latest).checked_add_signed(DISORDER)?;
     let known = limit.with_timezone(&Local);
     if parsed.month().is_some() && parsed.day().is_some() {
         return [known.year(), known.year() - 1]

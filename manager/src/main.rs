@@ -49,14 +49,14 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };
-    if args.check {
-        return checked(&config, args.kernel.as_deref());
-    }
     // The command line wins, as in Circus.
     let output = args
         .log_file
         .map(LogOutput::File)
         .or(config.log_output.clone());
+    if args.check {
+        return checked(&config, output.as_ref(), args.kernel.as_deref());
+    }
     let level = own_log::level(if args.debug {
         "debug"
     } else {
@@ -100,11 +100,16 @@ fn main() -> ExitCode {
 }
 
 /// Says what a running manager has to know before it makes way for this program.
-fn checked(config: &Config, kernel: Option<&str>) -> ExitCode {
+fn checked(config: &Config, output: Option<&LogOutput>, kernel: Option<&str>) -> ExitCode {
     for warning in &config.warnings {
         say(&format!("warning: {warning}"));
     }
-    if let Err(error) = addresses(&RuntimeDir::locate(), config, kernel) {
+    let found = addresses(&RuntimeDir::locate(), config, kernel).and_then(|_| {
+        own_log::check(output)?;
+        let pidfile = config.pidfile.as_deref();
+        Ok(pidfile.map_or(Ok(()), Pidfile::check)?)
+    });
+    if let Err(error) = found {
         say(&format!("papa-manager: {error:#}"));
         return ExitCode::from(EXIT_CONFIGURATION);
     }

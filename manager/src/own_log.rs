@@ -18,7 +18,7 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogOutput, SyslogAddress, SyslogConfig};
-use crate::walk::open_append;
+use crate::walk::{check_append, open_append};
 
 /// Only we read it: it names commands and files.
 const MODE: u32 = 0o600;
@@ -83,6 +83,22 @@ impl OwnLog {
             *self.sink.lock().unwrap_or_else(PoisonError::into_inner) = Sink::File(file);
         }
         Ok(())
+    }
+}
+
+/// Whether a start would find a place for the log there.
+///
+/// # Errors
+/// As [`OwnLog::start`].
+pub fn check(output: Option<&LogOutput>) -> anyhow::Result<()> {
+    match output {
+        None => Ok(()),
+        Some(LogOutput::File(path)) => {
+            check_append(path).with_context(|| format!("log file {}", path.display()))
+        }
+        Some(LogOutput::Syslog(syslog)) => connect(syslog)
+            .map(drop)
+            .with_context(|| format!("logoutput: syslog at {:?}", syslog.address)),
     }
 }
 

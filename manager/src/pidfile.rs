@@ -72,6 +72,18 @@ impl Pidfile {
             path: path.to_owned(),
         })
     }
+
+    /// Whether `path` has a place for it.
+    ///
+    /// # Errors
+    /// Its directory cannot be entered.
+    pub fn check(path: &Path) -> Result<(), PidfileError> {
+        let place = Anchored::at(path).map_err(|source| PidfileError::Write {
+            path: path.to_owned(),
+            source,
+        });
+        place.map(drop)
+    }
 }
 
 impl Drop for Pidfile {

@@ -177,6 +177,12 @@ pub struct KeptChange {
     pub undoing: Option<String>,
     /// The files before, read as one.
     pub before: KeptDocument,
+    /// Lower-case names of watchers no file had when it began; others came since.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub added: BTreeSet<String>,
+    /// By lower-case name of a watcher it reloads: the generation of its workers before that.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rolls: BTreeMap<String, u64>,
 }
 
 /// The files of a configuration read as one: keys and values as written.
@@ -413,6 +419,13 @@ mod tests {
         };
         assert_eq!(value("watcher:web", "args").as_deref(), Some("a\nb"));
         assert_eq!(value("watcher:web", "priority").as_deref(), Some("3"));
+        assert!(change.added.is_empty() && change.rolls.is_empty());
+        let change: KeptChange = parse("change", fixture!("change-0.1.0-rolls")).unwrap();
+        assert!(change.added.contains("cron") && change.rolls["web"] == 3);
+        assert_eq!(
+            serde_json::to_string(&change).unwrap().as_bytes(),
+            fixture!("change-0.1.0-rolls").trim_ascii_end()
+        );
     }
 
     #[test]

@@ -494,7 +494,15 @@ impl Supervisor {
         }
     }
 
+    /// All is given back: nothing is kept any more.
+    fn is_cleaning_up(&self) -> bool {
+        matches!(self.phase, Phase::ShuttingDown { cleaning: true, .. })
+    }
+
     fn save(&mut self, link: &KernelLink) {
+        if self.is_cleaning_up() {
+            return;
+        }
         for (id, watcher) in &self.watchers {
             let kept = watcher.kept();
             if self.saved.get(id) != Some(kept) {

@@ -95,13 +95,30 @@ pub(crate) fn resolved(path: &Path) -> io::Result<PathBuf> {
 /// As [`enter`], those of `mkdirat(2)`, and `InvalidInput` when the path names no file.
 pub(crate) fn open_append(path: &Path, mkdir: bool, mode: u32) -> io::Result<File> {
     let place = find_place(path, mkdir)?;
-    let mut flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT;
-    flags |= OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    if !place.is_magic {
-        flags |= OFlag::O_NOFOLLOW;
+    let mode = Mode::from_bits_truncate(mode);
+    Ok(place.open(OFlag::O_CREAT, mode)?)
+}
+
+/// Whether that would succeed, as far as can be told without making anything.
+///
+/// # Errors
+/// As [`open_append`].
+pub(crate) fn check_append(path: &Path) -> io::Result<()> {
+    match find_place(path, false)?.open(OFlag::empty(), Mode::empty()) {
+        Ok(_) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
-    let (name, mode) = (place.name.as_os_str(), Mode::from_bits_truncate(mode));
-    Ok(File::from(openat(&place.directory, name, flags, mode)?))
+}
+
+impl Place {
+    fn open(&self, more: OFlag, mode: Mode) -> nix::Result<File> {
+        let mut flags = OFlag::O_WRONLY | OFlag::O_APPEND | more;
+        flags |= OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        if !self.is_magic {
+            flags |= OFlag::O_NOFOLLOW;
+        }
+        openat(&self.directory, self.name.as_os_str(), flags, mode).map(File::from)
+    }
 }
 
 /// Goes where a file is or will be, also where links lead on from its name.

@@ -211,7 +211,7 @@ impl Stack {
     }
 
     #[track_caller]
-    fn wait_attached(&self) {
+    pub(crate) fn wait_attached(&self) {
         wait_until("the manager has found its kernel", || {
             let status = self.try_request("status", &json!({}));
             status.is_some_and(|status| status["manager"]["kernel_pid"].is_number())

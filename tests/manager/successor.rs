@@ -320,10 +320,15 @@ fn a_change_of_the_configuration_is_finished() {
         wait_up(&stack, "web");
         wait_until("all run", || exists(&stack, "up"));
         let (before, deaf) = (stack.wait_pids("web", 2), stack.wait_pids("deaf", 1)[&1]);
+        let add = |name: &str| json!({"name": name, "cmd": "sleep 1000", "start": true});
+        ok(&stack.ask("add", &add("earlier")));
+        stack.wait_pids("earlier", 1);
         set_mode(&stack, "web", "gate");
         stack.rewrite(&new);
         ok(&stack.ask("reloadconfig", &json!({})));
         wait_until("a newcomer runs", || count(&stack, "web", "start") == 3);
+        ok(&stack.ask("add", &add("later")));
+        let later = stack.wait_pids("later", 1);
         stack.replace_manager(how);
         assert_eq!(stack.pids("deaf")[&1], deaf, "{how:?}: it is not its turn");
         assert!(exists(&stack, "goes.sock") && exists(&stack, "comes.sock"));
@@ -347,7 +352,11 @@ fn a_change_of_the_configuration_is_finished() {
         assert_eq!(count(&stack, "web", "start"), 4, "{how:?}: none in vain");
         assert_eq!(stack.wait_pids("comes", 1).len(), 1);
         wait_until("it is over", || stack.kept_value("change").is_null());
-        assert_eq!(stack.request("status", "deaf")["status"], "error");
+        for gone in ["deaf", "earlier"] {
+            assert_eq!(stack.request("status", gone)["status"], "error");
+        }
+        assert_eq!(stack.pids("later"), later, "{how:?}");
+        ok(&stack.ask("rm", &json!({"name": "later", "waiting": true})));
         let plan = stack.ask("reloadconfig", &json!({"plan": true}));
         assert_eq!(plan["plan"], json!([]), "{plan}");
     }
@@ -420,6 +429,76 @@ fn a_change_that_fails_later_is_taken_back() {
 }
 
 #[test]
+fn what_is_removed_while_a_change_is_taken_back_stays_removed() {
+    for how in SUCCESSIONS {
+        let [old, new] = change("ready_timeout = 1");
+        let mut stack = Stack::start(&old);
+        wait_up(&stack, "web");
+        let deaf = "sh -c 'trap \"\" TERM; while :; do sleep 0.1; done'";
+        let add = json!({"name": "added", "cmd": deaf, "start": true,
+            "options": {"graceful_timeout": 6, "copy_env": true}});
+        ok(&stack.ask("add", &add));
+        let added = stack.wait_pids("added", 1)[&1];
+        set_mode(&stack, "web", "never");
+        stack.rewrite(&new);
+        ok(&stack.ask("reloadconfig", &json!({})));
+        wait_until("it is taken back", || {
+            stack.kept_value("change")["undoing"].is_string()
+        });
+        ok(&stack.ask("rm", &json!({"name": "added"})));
+        wait_until("it is on its way", || {
+            stack.kept("added")["removing"].is_object()
+        });
+        stack.replace_manager(how);
+        wait_until("it is over", || stack.kept_value("change").is_null());
+        wait_until("it has gone", || {
+            !procfs::alive(added) && stack.request("status", "added")["status"] == "error"
+        });
+        // Nor does another change bring it back.
+        set_mode(&stack, "web", "");
+        ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+        assert_eq!(
+            stack.request("status", "added")["status"],
+            "error",
+            "{how:?}"
+        );
+    }
+}
+
+#[test]
+fn a_reload_that_was_only_decided_returns_to_the_settings_before() {
+    let [old, new] = change("ready_timeout = 1");
+    let mut stack = Stack::start(&old);
+    wait_up(&stack, "web");
+    let before = stack.wait_pids("web", 2);
+    stack.kill_manager();
+    stack.start_manager_to_stop_at("reload.decided", 1);
+    stack.wait_attached();
+    wait_up(&stack, "web");
+    set_mode(&stack, "web", "never");
+    stack.rewrite(&new);
+    ok(&stack.ask("reloadconfig", &json!({})));
+    wait_until("it is decided", || {
+        stack.failpoints().hit("reload.decided").is_some()
+    });
+    assert!(stack.kept_value("change").is_object());
+    assert_eq!(count(&stack, "web", "start"), 2);
+    stack.kill_manager();
+    stack.start_manager();
+    wait_until("it is over", || stack.kept_value("change").is_null());
+    wait_until("all is as before", || stack.pids("web") == before);
+    assert_eq!(
+        count(&stack, "web", "start"),
+        3,
+        "one was tried, none in vain"
+    );
+    // They are as that file has them.
+    stack.rewrite(&old);
+    let plan = stack.ask("reloadconfig", &json!({"plan": true}));
+    assert_eq!(plan["plan"], json!([]), "{plan}");
+}
+
+#[test]
 fn an_upgrade_that_would_not_come_up_is_refused() {
     let stack = Stack::start(&web(""));
     wait_up(&stack, "web");
@@ -434,6 +513,13 @@ fn an_upgrade_that_would_not_come_up_is_refused() {
     let reply = stack.ask("upgrade", &json!({}));
     assert!(
         reply["reason"].as_str().unwrap().contains("\"blue\""),
+        "{reply}"
+    );
+    let outside = "[circus]\npidfile = DIR/no/such/m.pid\n[watcher:web]\ncmd = sleep 1\n";
+    stack.rewrite(outside);
+    let reply = stack.ask("upgrade", &json!({}));
+    assert!(
+        reply["reason"].as_str().unwrap().contains("no/such/m.pid"),
         "{reply}"
     );
     assert_eq!(stack.pids("web"), before);

@@ -32,6 +32,9 @@ impl Supervisor {
         let Some(link) = self.link.clone() else {
             return;
         };
+        if self.is_cleaning_up() {
+            return;
+        }
         for key in std::mem::take(&mut self.forgotten) {
             let known = inventory.kept.contains_key(&key) || inventory.added.contains_key(&key);
             if known && !self.keys.contains_key(&key) {
@@ -44,12 +47,11 @@ impl Supervisor {
                 tasks::keep_added(link.clone(), watcher.key.clone(), as_added(watcher));
             }
         }
-        if let Some(mut change) = self.change.take() {
-            if change.kept {
-                self.keep_change(&mut change);
-            }
+        if let Some(mut change) = self.change.take_if(|change| change.kept) {
+            self.keep_change(&mut change);
             self.change = Some(change);
         } else if inventory.change.is_some() {
+            // One that is over; another may be about to begin.
             let name = state::change_value(link.namespace());
             tasks::keep_own(link, name, None);
         }

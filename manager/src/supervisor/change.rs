@@ -5,12 +5,12 @@
 //! Leaves to others: what differs and how it is applied (`config::diff`), a reload (`watcher`).
 //! Invariant: one change at a time; a file with a mistake changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::config::diff::{Apply, diff_watcher};
+use crate::config::diff::{Apply, Plan, diff_watcher};
 use crate::config::{Config, SocketConfig, Surroundings, WatcherConfig, load};
 use crate::control::message::{Command, Errno, PlanReply, Reply, Request, RequestError};
 use crate::state::Kept;
@@ -36,6 +36,8 @@ pub(super) struct Change {
     pub(super) kept: bool,
     /// Lower-case names of watchers a predecessor has begun to change: they are waited for, though nothing is left to begin.
     pub(super) begun: BTreeSet<String>,
+    /// By lower-case name of a watcher that is reloaded: the generation before, for a successor.
+    pub(super) rolls: BTreeMap<String, u64>,
     pub(super) reply: PlanReply,
     pub(super) stage: Stage,
     /// It is being taken back, for this reason.
@@ -85,6 +87,7 @@ impl Supervisor {
             before: self.config.clone(),
             kept: false,
             begun: BTreeSet::new(),
+            rolls: BTreeMap::new(),
             reply: PlanReply::default(),
             stage: Stage::Reading,
             undoing: None,
@@ -141,8 +144,22 @@ impl Supervisor {
         {
             answer(request, reply, Ok(&change.reply));
         }
+        change.rolls = self.rolls(&next.plan);
         self.keep_change(&mut change);
         self.change_sockets(change, next);
+    }
+
+    /// Of watchers whose workers are to be replaced one by one, which they have now.
+    fn rolls(&self, plan: &Plan) -> BTreeMap<String, u64> {
+        let rolled = plan.watchers.changed.iter();
+        rolled
+            .filter(|change| change.apply == Apply::Roll)
+            .filter_map(|change| {
+                let key = change.name.to_lowercase();
+                let watcher = self.watchers.get(self.keys.get(&key)?)?;
+                Some((key, watcher.kept().generation))
+            })
+            .collect()
     }
 
     /// The sockets of a change are there, or something is in the way.
@@ -235,8 +252,9 @@ impl Supervisor {
                 change.begun.clear();
                 // Before that is kept: a successor must not take a reload that failed for one that takes back.
                 self.save_all();
-                self.keep_change(&mut change);
                 let next = self.compare(change.before.as_ref().clone());
+                change.rolls = self.rolls(&next.plan);
+                self.keep_change(&mut change);
                 tracing::info!(plan = %next.plan, "the way back");
                 return self.change_sockets(change, next);
             }

@@ -43,11 +43,7 @@ impl Supervisor {
         if let Some(config) = &config {
             self.config = config.clone();
         }
-        let namespace = &self.config.namespace.clone();
-        let running = inventory.processes.iter();
-        let running = running.filter_map(|process| worker_of(namespace, &process.name));
-        let running = running.map(|(key, _)| key).collect();
-        self.insert_all(&mut inventory.kept, &running, resumed.as_ref());
+        self.insert_all(&mut inventory.kept, &inventory.processes, resumed.as_ref());
         self.incarnation = incarnation(&link);
         self.link = Some(link);
         self.take_over(inventory.added, inventory.kept);

@@ -195,7 +195,12 @@ impl Supervisor {
             }
             match added_watcher(&self.config, &added) {
                 Ok(config) => {
-                    self.take_in(config, kept.remove(&key).unwrap_or_default());
+                    let kept = kept.remove(&key).unwrap_or_default();
+                    if kept.removing.is_some() {
+                        self.insert(Arc::new(config), kept);
+                    } else {
+                        self.take_in(config, kept);
+                    }
                 }
                 Err(reason) => {
                     tracing::error!(

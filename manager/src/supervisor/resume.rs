@@ -9,7 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::config::change::{Given, with_options};
+use papa_protocol::process::Process;
+
+use crate::adopt::worker_of;
+use crate::config::change::{Given, is_added, with_options};
 use crate::config::diff::diff;
 use crate::config::{Config, WatcherConfig, load_kept};
 use crate::control::message::PlanReply;
@@ -25,6 +28,9 @@ pub(super) struct Resumed {
     from: Arc<Config>,
     /// It is being taken back, for this reason.
     undoing: Option<String>,
+    /// As [`KeptChange`] has them.
+    added: BTreeSet<String>,
+    rolls: BTreeMap<String, u64>,
 }
 
 impl Resumed {
@@ -46,8 +52,35 @@ impl Resumed {
             None => (before, file.clone()),
             Some(_) => (file.clone(), before),
         };
-        Some((Self { from, undoing }, to))
+        let resumed = Self {
+            from,
+            undoing,
+            added: kept.added.clone(),
+            rolls: kept.rolls.clone(),
+        };
+        Some((resumed, to))
     }
+
+    /// Whether a watcher of which this is kept has the workers it had before the change.
+    fn has_yet_to_roll(&self, key: &str, kept: Option<&Kept>) -> bool {
+        let generation = kept.map_or(0, |kept| kept.generation);
+        let rolls = kept.is_some_and(|kept| kept.roll.is_some());
+        !rolls && self.rolls.get(key) == Some(&generation)
+    }
+}
+
+/// Watchers that no file has.
+fn added(config: &Config) -> impl Iterator<Item = &WatcherConfig> {
+    config.watchers.iter().filter(|watcher| is_added(watcher))
+}
+
+/// The configuration with those of `added` that it does not name.
+fn with_added(config: &Config, added: &[WatcherConfig]) -> Arc<Config> {
+    let mut config = config.clone();
+    let mut missing = added.to_vec();
+    missing.retain(|watcher| config.watcher(&watcher.name).is_none());
+    config.watchers.extend(missing);
+    Arc::new(config)
 }
 
 impl Supervisor {
@@ -62,6 +95,10 @@ impl Supervisor {
                 .as_ref()
                 .map(|reason| reason.chars().take(state::MAX_MESSAGE_CHARS).collect()),
             before: KeptDocument::of(&change.before.base.document),
+            added: added(&change.before)
+                .map(|watcher| watcher.key.clone())
+                .collect(),
+            rolls: change.rolls.clone(),
         };
         let text = serde_json::to_string(&kept).unwrap_or_default();
         if text.len() > MAX_CHANGE_BYTES {
@@ -86,11 +123,11 @@ impl Supervisor {
         }
     }
 
-    /// Every watcher of the configuration, as it was kept; `running` has the names of those with processes.
+    /// Every watcher of the configuration, as it was kept; `processes` are those there are.
     pub(super) fn insert_all(
         &mut self,
         kept: &mut BTreeMap<String, Kept>,
-        running: &BTreeSet<&str>,
+        processes: &[Process],
         resumed: Option<&Resumed>,
     ) {
         self.watchers.clear();
@@ -98,20 +135,38 @@ impl Supervisor {
         let mut known = std::mem::take(&mut self.keys);
         let config = self.config.clone();
         for watcher in &config.watchers {
-            self.insert_kept(&config, watcher, &mut known, kept);
+            // One whose workers were not begun to be replaced is as before: so it is known what to return to.
+            let before = resumed
+                .filter(|resumed| resumed.has_yet_to_roll(&watcher.key, kept.get(&watcher.key)))
+                .and_then(|resumed| Some((&resumed.from, resumed.from.watcher(&watcher.name)?)));
+            let (base, watcher) = before.unwrap_or((&config, watcher));
+            self.insert_kept(base, watcher, &mut known, kept);
         }
         // Those that go with the change run on until it is their turn. One of which there is nothing has gone already.
+        let there = processes.iter().filter_map(|process| {
+            let (key, _) = worker_of(&config.namespace, &process.name)?;
+            Some((key, process.running))
+        });
+        let there: BTreeSet<(&str, bool)> = there.collect();
         let leaving = resumed.into_iter().flat_map(|resumed| {
             let all = resumed.from.watchers.iter();
             all.map(|watcher| (resumed.from.clone(), watcher))
         });
         for (from, watcher) in leaving {
-            let there = match kept.get(&watcher.key) {
+            let key = watcher.key.as_str();
+            let (runs, ended) = (there.contains(&(key, true)), there.contains(&(key, false)));
+            let is_kept = match kept.get(key) {
                 Some(kept) => kept.removing.is_none(),
-                None => running.contains(watcher.key.as_str()),
+                None => runs || ended,
             };
-            if there && !self.keys.contains_key(&watcher.key) {
-                self.insert_kept(&from, watcher, &mut known, kept);
+            if !is_kept || self.keys.contains_key(key) {
+                continue;
+            }
+            let is_over = !runs && !kept.contains_key(key);
+            let id = self.insert_kept(&from, watcher, &mut known, kept);
+            // Its last exit is to be acknowledged still, and nothing of it to be started.
+            if let Some(watcher) = self.watchers.get_mut(&id).filter(|_| is_over) {
+                watcher.remove();
             }
         }
     }
@@ -147,7 +202,7 @@ impl Supervisor {
         watcher: &WatcherConfig,
         known: &mut HashMap<String, WatcherId>,
         kept: &mut BTreeMap<String, Kept>,
-    ) {
+    ) -> WatcherId {
         let kept = kept.remove(&watcher.key).unwrap_or_default();
         let (config, now) = with_what_was_set(base, &Arc::new(watcher.clone()), kept.clone());
         let id = match known.remove(&watcher.key) {
@@ -158,32 +213,25 @@ impl Supervisor {
             None => self.insert(config, now),
         };
         self.saved.insert(id, kept);
+        id
     }
 
     /// Goes on with a change towards `to`, which is the configuration we have, but for watchers that were added.
     pub(super) fn resume_change(&mut self, resumed: Resumed, to: &Arc<Config>) {
-        let Resumed { from, undoing } = resumed;
+        let Resumed {
+            from,
+            undoing,
+            added: earlier,
+            rolls,
+        } = resumed;
         let whole = diff(&from, to);
-        let added: Vec<WatcherConfig> = self
-            .config
-            .watchers
-            .iter()
-            .filter(|watcher| to.watcher(&watcher.name).is_none())
-            .cloned()
-            .collect();
-        // They were before the change, and no file says so.
-        let before = |config: &Config| {
-            let mut config = config.clone();
-            let missing = added
-                .iter()
-                .filter(|added| config.watcher(&added.name).is_none());
-            let missing: Vec<WatcherConfig> = missing.cloned().collect();
-            config.watchers.extend(missing);
-            Arc::new(config)
-        };
+        let all: Vec<WatcherConfig> = added(&self.config).cloned().collect();
+        // Those that were there go with the change, as what no file names does; the others came with it under way, and stay.
+        let mut later = all.clone();
+        later.retain(|watcher| !earlier.contains(&watcher.key));
         let (to, before) = match undoing {
-            Some(_) => (before(to), before(to)),
-            None => (to.clone(), before(&from)),
+            Some(_) => (with_added(to, &all), with_added(to, &all)),
+            None => (with_added(to, &later), with_added(&from, &all)),
         };
         let watchers = &whole.watchers;
         let changed = watchers.changed.iter().map(|change| &change.name);
@@ -199,6 +247,7 @@ impl Supervisor {
             before,
             kept: true,
             begun,
+            rolls,
             reply: PlanReply {
                 plan: plan::steps(&next.plan, &self.drift()),
                 warnings: Vec::new(),

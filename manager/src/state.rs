@@ -80,6 +80,9 @@ pub struct Kept {
     /// By serial of a worker that was asked to end: when it is killed, in milliseconds since the epoch.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stopping: BTreeMap<u64, u64>,
+    /// By serial of such a worker: the signal's number, where it was asked with another than the configured one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub signals: BTreeMap<u64, i32>,
     /// Options set at run time, as typed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub set: BTreeMap<String, String>,
@@ -381,6 +384,13 @@ mod tests {
             kept.to_value().as_bytes(),
             fixture!("watcher-0.1.0").trim_ascii_end(),
             "what is written now is another form: add a fixture of it, and keep this one"
+        );
+
+        let signals = Kept::parse(fixture!("watcher-0.1.0-signals"));
+        assert!(signals.signals == [(9, 3)].into() && kept.signals.is_empty());
+        assert_eq!(
+            signals.to_value().as_bytes(),
+            fixture!("watcher-0.1.0-signals").trim_ascii_end()
         );
 
         let back = Kept::parse(fixture!("watcher-0.1.0-takes-back"));

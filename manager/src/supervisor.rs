@@ -433,14 +433,17 @@ impl Supervisor {
             }
             Action::Stop(process) => {
                 self.asked_to_end.insert(process.pid);
-                let signal = config.stop_signal.number();
+                let own = self.watchers.get(&id);
+                let own = own.and_then(|watcher| watcher.own_signal(process.serial));
+                let stop_signal = own.unwrap_or(config.stop_signal);
+                let signal = stop_signal.number();
                 let pid = process.pid.unsigned_abs();
                 self.publish(id, &EventKind::Kill { pid, signal });
-                tracing::info!(watcher = config.name, pid = process.pid, signal = %config.stop_signal, "stopping worker");
+                tracing::info!(watcher = config.name, pid = process.pid, signal = %stop_signal, "stopping worker");
                 tasks::signal(
                     link.clone(),
                     process,
-                    config.stop_signal.number(),
+                    signal,
                     tasks::stop_reach(config.stop_children),
                 );
             }

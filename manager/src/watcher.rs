@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Readiness, WatcherConfig};
+use crate::config::{Readiness, SignalNumber, WatcherConfig};
 use crate::state::{Kept, KeptCount, KeptRemoval};
 use crate::worker::{Running, State, Worker};
 
@@ -359,6 +359,7 @@ impl Watcher {
             serials.clear();
         }
         self.kept.stopping.clear();
+        self.kept.signals.clear();
     }
 
     /// Other settings that need no other processes.
@@ -386,6 +387,8 @@ impl Watcher {
             },
             None => self.adopted_state(process, generation, at),
         };
+        let own_signal = self.kept.signals.get(&process.serial);
+        let own_signal = own_signal.and_then(|number| SignalNumber::try_from(*number).ok());
         match self.workers.get_mut(&wid) {
             Some(known)
                 if known
@@ -399,6 +402,7 @@ impl Watcher {
                 },
             ) => {
                 let unwanted = worker.is_stopping();
+                worker.own_signal = own_signal;
                 worker.state = state;
                 if unwanted {
                     worker.retiring = true;
@@ -421,6 +425,7 @@ impl Watcher {
                     Worker {
                         generation,
                         retiring,
+                        own_signal,
                         state,
                     },
                 );
@@ -492,8 +497,23 @@ impl Watcher {
         std::mem::take(&mut self.notices)
     }
 
-    /// Asks workers to end, all or the one with this pid; they are replaced. Answers those to send a signal to now.
-    pub fn end_workers(&mut self, pid: Option<i32>, grace: Duration, at: &Moment) -> Vec<Running> {
+    /// The signal the worker of this serial was asked to end with, if that is not the configured one.
+    #[must_use]
+    pub fn own_signal(&self, serial: u64) -> Option<SignalNumber> {
+        let mut workers = self.workers.values();
+        let is_it = |worker: &&Worker| worker.process().is_some_and(|known| known.serial == serial);
+        workers.find(is_it)?.own_signal
+    }
+
+    /// Asks workers to end, all or the one with this pid; they are replaced. Answers those to send a signal to now: this one, or the
+    /// configured one.
+    pub fn end_workers(
+        &mut self,
+        pid: Option<i32>,
+        signal: Option<SignalNumber>,
+        grace: Duration,
+        at: &Moment,
+    ) -> Vec<Running> {
         let mut asked = Vec::new();
         for worker in self.workers.values_mut() {
             let meant = worker
@@ -502,6 +522,8 @@ impl Watcher {
             if let Some(process) = meant.then(|| worker.hasten(grace, at.now)).flatten() {
                 // Noted down again below, with the deadline there is now.
                 self.kept.stopping.remove(&process.serial);
+                self.kept.signals.remove(&process.serial);
+                worker.own_signal = signal;
                 asked.push(process);
             }
         }

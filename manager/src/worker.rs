@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use papa_protocol::failpoint;
 
+use crate::config::SignalNumber;
+
 /// A tree that survives SIGKILL is stuck in the system; it is killed again this often, in case it forked away.
 pub const KILL_AGAIN: Duration = Duration::from_secs(1);
 
@@ -31,6 +33,8 @@ pub struct Worker {
     pub generation: u64,
     /// It is to be replaced, and goes when a successor serves.
     pub retiring: bool,
+    /// It was asked to end with this signal, not with the configured one.
+    pub own_signal: Option<SignalNumber>,
     /// How far it has come.
     pub state: State,
 }
@@ -81,6 +85,7 @@ impl Worker {
         Self {
             generation,
             retiring: false,
+            own_signal: None,
             state: State::Starting { unwanted: false },
         }
     }

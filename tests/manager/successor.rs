@@ -186,6 +186,29 @@ fn a_stop_and_a_restart_keep_their_grace_period() {
 }
 
 #[test]
+fn a_stop_with_a_signal_of_its_own_is_none_with_the_configured_one() {
+    for how in SUCCESSIONS {
+        let mut stack = Stack::start(
+            "[watcher:w]\ncmd = sh -c 'trap \"echo > DIR/term; exit\" TERM; trap \"\" QUIT; echo > DIR/up; while :; do sleep 0.1; done'\n\
+             copy_env = true\ngraceful_timeout = 1\n",
+        );
+        let pid = stack.wait_pids("w", 1)[&1];
+        wait_until("it ignores one", || exists(&stack, "up"));
+        let kill = json!({"name": "w", "signum": "QUIT", "graceful_timeout": 3});
+        ok(&stack.ask("kill", &kill));
+        wait_until("the signal is kept", || {
+            stack.kept("w")["signals"].is_object()
+        });
+        stack.replace_manager(how);
+        wait_until("it was killed", || !procfs::alive(pid));
+        assert!(!exists(&stack, "term"), "{how:?}");
+        wait_until("nothing of it is kept", || {
+            stack.kept("w")["signals"].is_null()
+        });
+    }
+}
+
+#[test]
 fn pauses_go_on() {
     for how in SUCCESSIONS {
         let mut stack = Stack::start(&format!(

@@ -29,8 +29,8 @@ impl Supervisor {
             Some(watcher),
         ) = (&worker.state, self.watchers.get(&id))
         {
-            let signal = watcher.config().stop_signal.number();
-            self.leave(process.pid, signal, *kill_at);
+            let signal = worker.own_signal.unwrap_or(watcher.config().stop_signal);
+            self.leave(process.pid, signal.number(), *kill_at);
         }
     }
 
@@ -86,7 +86,8 @@ impl Supervisor {
         };
         if let Some(kill_at_ms) = watcher.kept().stopping.get(&serial) {
             let left = Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms));
-            let signal = watcher.config().stop_signal.number();
+            let own = watcher.kept().signals.get(&serial).copied();
+            let signal = own.unwrap_or(watcher.config().stop_signal.number());
             let longest = watcher.config().graceful_timeout;
             self.leave(pid, signal, at.now + left.min(longest));
         }

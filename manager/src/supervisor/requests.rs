@@ -358,7 +358,7 @@ impl Supervisor {
         let config = watcher.config().clone();
         let grace: Duration = kill.graceful_timeout.unwrap_or(config.graceful_timeout);
         let pid = kill.pid.and_then(|pid| i32::try_from(pid).ok());
-        let asked = watcher.end_workers(pid, grace, &at);
+        let asked = watcher.end_workers(pid, kill.signal, grace, &at);
         if asked.is_empty() && kill.pid.is_some() {
             let reason = format!("{} has no worker with that pid to end", config.name);
             return refuse(request, reply, &RequestError::new(Errno::Message, reason));

@@ -137,6 +137,10 @@ impl Watcher {
                     .or_insert(at.epoch_ms.saturating_add(left_ms));
             }
         }
+        let asked = self.workers.values().filter(|worker| worker.is_stopping());
+        self.kept.signals = asked
+            .filter_map(|worker| Some((worker.process()?.serial, worker.own_signal?.number())))
+            .collect();
         let message = self.message.as_deref();
         if self.kept.message.as_deref() != message {
             self.kept.message = message.map(|text| text.chars().take(MAX_MESSAGE_CHARS).collect());

@@ -274,7 +274,7 @@ fn one_that_waits_for_its_own_workers_holds_nobody_up() {
     bench.step();
     bench
         .watcher
-        .end_workers(None, Duration::from_secs(60), &bench.at);
+        .end_workers(None, None, Duration::from_secs(60), &bench.at);
     assert!(starts(&bench.step()).is_empty());
     assert!(bench.watcher.is_launched(), "its only worker is ending");
 }

@@ -388,7 +388,7 @@ fn commanded_ends_are_no_flapping() {
     bench.step();
     let asked = bench
         .watcher
-        .end_workers(None, Duration::from_secs(1), &bench.at);
+        .end_workers(None, None, Duration::from_secs(1), &bench.at);
     assert_eq!(asked.len(), 3);
     for serial in 1..=3 {
         bench.end(serial);

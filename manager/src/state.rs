@@ -106,6 +106,9 @@ pub struct KeptRemoval {
     pub stop_children: bool,
     /// How long they may take, in seconds.
     pub graceful_timeout: String,
+    /// Its options as written that say where output goes.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub streams: BTreeMap<String, String>,
 }
 
 /// A worker's restart record.
@@ -391,6 +394,14 @@ mod tests {
         assert_eq!(
             signals.to_value().as_bytes(),
             fixture!("watcher-0.1.0-signals").trim_ascii_end()
+        );
+
+        let removed = Kept::parse(fixture!("watcher-0.1.0-streams"));
+        let streams = &removed.removing.as_ref().unwrap().streams;
+        assert_eq!(streams["stdout_stream.filename"], "/l/web");
+        assert_eq!(
+            removed.to_value().as_bytes(),
+            fixture!("watcher-0.1.0-streams").trim_ascii_end()
         );
 
         let back = Kept::parse(fixture!("watcher-0.1.0-takes-back"));

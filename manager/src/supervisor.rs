@@ -48,6 +48,7 @@ mod resume;
 mod shown_options;
 mod tasks;
 mod tickets;
+mod undrained;
 mod upgrade;
 
 use change::Change;
@@ -146,6 +147,8 @@ pub struct Supervisor {
     /// What was last given to the kernel to keep.
     saved: HashMap<WatcherId, Kept>,
     saved_left: KeptLeft,
+    /// Watchers that are gone and whose ended workers the kernel still lists, by lower-case name; see `undrained`.
+    undrained: BTreeMap<String, (Arc<WatcherConfig>, BTreeSet<u64>)>,
     /// Watchers that went, by lower-case name; see `back`.
     forgotten: BTreeSet<String>,
     started: f64,
@@ -200,6 +203,7 @@ impl Supervisor {
             receiver,
             saved: HashMap::new(),
             saved_left: KeptLeft::default(),
+            undrained: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             started: epoch_seconds(),
             jitter: RandomState::new(),

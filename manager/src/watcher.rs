@@ -326,6 +326,13 @@ impl Watcher {
             stop_signal: self.config.stop_signal.number(),
             stop_children: self.config.stop_children,
             graceful_timeout: self.config.graceful_timeout.as_secs_f64().to_string(),
+            streams: self
+                .config
+                .entries
+                .iter()
+                .filter(|entry| is_stream_key(&entry.key))
+                .map(|entry| (entry.key.clone(), entry.value.clone()))
+                .collect(),
         });
     }
 
@@ -608,3 +615,11 @@ impl Watcher {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether a key says where output goes, or how.
+fn is_stream_key(key: &str) -> bool {
+    ["stdout_stream", "stderr_stream"].iter().any(|stream| {
+        key.strip_prefix(stream)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    })
+}

@@ -522,6 +522,29 @@ fn a_reload_that_was_only_decided_returns_to_the_settings_before() {
 }
 
 #[test]
+fn what_a_removed_watcher_wrote_last_gets_to_its_file() {
+    for how in SUCCESSIONS {
+        let mut stack = Stack::start(
+            "[watcher:w]\ncmd = sh -c 'echo last words; echo > DIR/up; exec sleep 1000'\ncopy_env = true\n\
+             stdout_stream.filename = DIR/late/w.log\n",
+        );
+        wait_until("it has spoken", || exists(&stack, "up"));
+        stack.rewrite("[circus]\n");
+        ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+        assert_eq!(stack.request("status", "w")["status"], "error");
+        assert!(stack.kept_value("change").is_null());
+        stack.replace_manager(how);
+        assert_eq!(stack.request("status", "w")["status"], "error");
+        fs::create_dir(stack.kernel.directory().join("late")).unwrap();
+        wait_until("it is written", || {
+            let path = stack.kernel.directory().join("late/w.log");
+            fs::read_to_string(path).is_ok_and(|text| text == "last words\n")
+        });
+        wait_until("nothing is kept", || stack.kept("w").is_null());
+    }
+}
+
+#[test]
 fn an_upgrade_that_would_not_come_up_is_refused() {
     let stack = Stack::start(&web(""));
     wait_up(&stack, "web");

@@ -14,8 +14,11 @@ use crate::supervisor::{Supervisor, tasks};
 const MAX_FORGOTTEN: usize = 1024;
 
 impl Supervisor {
-    /// A watcher has gone.
-    pub(super) fn note_forgotten(&mut self, key: String) {
+    /// Nothing is to be known of a watcher any more.
+    pub(super) fn forget_kept(&mut self, key: String) {
+        if let Some(link) = &self.link {
+            tasks::forget(link.clone(), key.clone());
+        }
         if self.forgotten.len() >= MAX_FORGOTTEN {
             self.forgotten.pop_first();
         }

@@ -65,11 +65,7 @@ impl Supervisor {
     }
 
     pub(super) fn start_logs(&mut self) {
-        let watchers: Vec<Arc<WatcherConfig>> = self
-            .watchers
-            .values()
-            .map(|watcher| watcher.config().clone())
-            .collect();
+        let watchers = self.logged();
         let any = watchers.iter().any(|watcher| is_logged(watcher));
         let settings = LogSettings {
             addresses: self.addresses.clone(),
@@ -109,12 +105,14 @@ impl Supervisor {
             watcher.forget_ended(|serial| listed.contains(&serial));
         }
         self.draining.retain(|serial| listed.contains(serial));
+        self.keep_undrained(&listed);
         let mut foreign = 0;
         for process in processes {
             let worker = worker_of(&self.config.namespace, &process.name)
                 .and_then(|(key, wid)| Some((*self.keys.get(key)?, wid)));
             match worker {
                 Some((id, wid)) => self.reconcile_one(id, wid, &process),
+                None if self.is_undrained(process.serial.0) => {}
                 None => foreign += 1,
             }
         }
@@ -306,6 +304,7 @@ impl Supervisor {
         }
         self.early_exits.clear();
         self.draining.clear();
+        self.drained(|_| true);
         self.unacknowledged.clear();
         self.probes.clear();
     }
@@ -313,6 +312,7 @@ impl Supervisor {
     /// The kernel has forgotten an ended process.
     fn forgotten(&mut self, serial: u64) {
         self.draining.remove(&serial);
+        self.drained(|known| known == serial);
         for watcher in self.watchers.values_mut() {
             if watcher.kept().ended.contains(&serial) {
                 watcher.forget_ended(|known| known != serial);

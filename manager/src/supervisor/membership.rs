@@ -17,7 +17,6 @@ use crate::state::{Added, Kept, KeptRemoval};
 use crate::supervisor::kernel::with_what_was_set;
 use crate::supervisor::tickets::{Body, Goal, Ticket, done, refuse};
 use crate::supervisor::{Supervisor, WatcherId, tasks};
-use crate::watcher::Watcher;
 
 impl Supervisor {
     pub(super) fn add(&mut self, request: Request, reply: oneshot::Sender<Reply>, add: Add) {
@@ -251,18 +250,21 @@ impl Supervisor {
         self.keys.retain(|_, known| *known != id);
         self.saved.remove(&id);
         self.queue.retain(|queued| *queued != id);
-        if let Some(link) = &self.link {
-            tasks::forget(link.clone(), key.clone());
+        let ended = watcher.kept().ended.clone();
+        if watcher.is_removed() && !ended.is_empty() {
+            // A successor has to know where what they wrote last goes.
+            let config = watcher.config().clone();
+            self.undrained.insert(key, (config, ended));
+        } else {
+            self.forget_kept(key);
         }
-        self.note_forgotten(key);
         self.update_logs();
     }
 
     /// Tells the log thread who there is.
     pub(super) fn update_logs(&mut self) {
         if let Some(logs) = &self.logs {
-            let configs = self.watchers.values().map(Watcher::config).cloned();
-            logs.update(configs.collect());
+            logs.update(self.logged());
         }
     }
 }
@@ -290,7 +292,8 @@ fn added_watcher(base: &Config, added: &Added) -> Result<WatcherConfig, String> 
 
 /// Enough of a watcher to stop what it had.
 fn leaving_watcher(base: &Config, removal: &KeptRemoval) -> Result<WatcherConfig, String> {
-    let options = BTreeMap::from([
+    let mut options = removal.streams.clone();
+    options.extend([
         ("stop_signal".to_owned(), removal.stop_signal.to_string()),
         (
             "stop_children".to_owned(),

@@ -44,15 +44,21 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A port nobody listens on at this moment.
+/// A port nobody has, and nobody gets by chance: below those the system deals out, and another one each time.
 ///
 /// # Panics
 /// When the loopback interface has none.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
+    const PORTS: std::ops::Range<u32> = 21_000..32_000;
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let all = PORTS.end - PORTS.start;
+    // Programs of tests that run side by side begin at different places.
+    let begin = std::process::id().wrapping_mul(7919);
+    (0..all)
+        .map(|_| begin.wrapping_add(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
+        .filter_map(|number| u16::try_from(PORTS.start + number % all).ok())
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .expect("the loopback interface has a free port")
-        .port()
 }
 
 /// A command whose runtime directory is private to a test.

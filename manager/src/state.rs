@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
+use crate::config::SignalNumber;
 
 /// Longest message kept, in characters: a reason and a name or two.
 pub const MAX_MESSAGE_CHARS: usize = 512;
@@ -252,6 +253,12 @@ impl Kept {
     #[must_use]
     pub fn parse(value: &[u8]) -> Self {
         parse("a watcher's state", value).unwrap_or_default()
+    }
+
+    /// The signal a worker was asked to end with, if not with the configured one; a number that is none counts as nothing kept.
+    #[must_use]
+    pub fn own_signal(&self, serial: u64) -> Option<SignalNumber> {
+        SignalNumber::try_from(*self.signals.get(&serial)?).ok()
     }
 
     /// The value to keep.

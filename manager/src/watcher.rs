@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `steps` | what is to be done now: grow, replace, shrink, stop |
 //! | `ends` | what an end, a failed start or a missed readiness means: back-off, flapping, giving up |
+//! | `found` | workers that were there already: a predecessor's, or of a start whose answer was lost |
 //! | `roll` | the rolling reload and its way back |
 //! | `pauses` | when each worker may be started again |
 //! | `view` | what others are told of it |
@@ -18,11 +19,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::known::is_stream_key;
 use crate::config::{Readiness, SignalNumber, WatcherConfig};
 use crate::state::{Kept, KeptCount, KeptRemoval};
 use crate::worker::{Running, State, Worker};
 
 mod ends;
+mod found;
 mod pauses;
 mod roll;
 mod steps;
@@ -382,81 +385,6 @@ impl Watcher {
         self.config = config;
     }
 
-    /// A worker of a predecessor, or of a start whose answer was lost.
-    pub fn adopt(&mut self, wid: u32, process: Running, generation: Option<u64>, at: &Moment) {
-        self.dormant = false;
-        let state = match self.kept.stopping.get(&process.serial) {
-            Some(kill_at_ms) => State::Stopping {
-                process,
-                // A predecessor may have died before it sent the signal.
-                signalled: false,
-                kill_at: at.now + Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms)),
-            },
-            None => self.adopted_state(process, generation, at),
-        };
-        let own_signal = self.kept.signals.get(&process.serial);
-        let own_signal = own_signal.and_then(|number| SignalNumber::try_from(*number).ok());
-        match self.workers.get_mut(&wid) {
-            Some(known)
-                if known
-                    .process()
-                    .is_some_and(|known| known.serial == process.serial) => {}
-            // If it is unwanted by now, the next step stops it.
-            Some(
-                worker @ Worker {
-                    state: State::Starting { .. },
-                    ..
-                },
-            ) => {
-                let unwanted = worker.is_stopping();
-                worker.own_signal = own_signal;
-                worker.state = state;
-                if unwanted {
-                    worker.retiring = true;
-                }
-            }
-            Some(_) => {
-                tracing::warn!(
-                    watcher = self.config.name,
-                    wid,
-                    serial = process.serial,
-                    "a second process has a worker's number"
-                );
-            }
-            None => {
-                // Without a note it was started before there were generations, by circusd or an older manager.
-                let generation = generation.unwrap_or(0);
-                let retiring = self.is_rolled_out(generation);
-                self.workers.insert(
-                    wid,
-                    Worker {
-                        generation,
-                        retiring,
-                        own_signal,
-                        state,
-                    },
-                );
-            }
-        }
-    }
-
-    /// A worker was found running with other settings than it would get now.
-    pub fn mark_outdated(&mut self, serial: u64) {
-        self.outdated.insert(serial);
-    }
-
-    /// How many workers have other settings than they would get now, and are not being replaced.
-    #[must_use]
-    pub fn outdated(&self) -> usize {
-        if self.outdated.is_empty() {
-            return 0;
-        }
-        self.fresh()
-            .filter_map(|(_, worker)| worker.process())
-            .filter(|process| self.outdated.contains(&process.serial))
-            .count()
-    }
-
     /// The kernel has started worker `wid`.
     pub fn started(&mut self, wid: u32, process: Running, noted: Option<u64>, at: &Moment) {
         self.refused = 0;
@@ -538,27 +466,6 @@ impl Watcher {
         asked
     }
 
-    /// The state of a worker that was found running.
-    fn adopted_state(&self, process: Running, generation: Option<u64>, at: &Moment) -> State {
-        let told = matches!(
-            self.config.ready,
-            Some(Readiness::Notify | Readiness::Fd(_) | Readiness::Log(_))
-        );
-        let rolled_in = self
-            .kept
-            .roll
-            .as_ref()
-            .is_some_and(|roll| Some(roll.to) == generation);
-        let age = at.now.saturating_duration_since(process.started);
-        // It had its time to say that it serves, and nobody has noted down whether it did: the option may be new.
-        if self.kept.ready.contains(&process.serial)
-            || (told && !rolled_in && age >= self.config.ready_timeout)
-        {
-            return State::Serving(process);
-        }
-        self.first_state(process, generation.unwrap_or(0), at)
-    }
-
     fn first_state(&self, process: Running, generation: u64, at: &Moment) -> State {
         match &self.config.ready {
             // Until now nothing says that it can serve; that it has not ended at once has to do.
@@ -615,11 +522,3 @@ impl Watcher {
 
 #[cfg(test)]
 mod tests;
-
-/// Whether a key says where output goes, or how.
-fn is_stream_key(key: &str) -> bool {
-    ["stdout_stream", "stderr_stream"].iter().any(|stream| {
-        key.strip_prefix(stream)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    })
-}

@@ -3,8 +3,9 @@
 //! The child shares this process's memory until it execs, so between the two
 //! it allocates nothing, takes no lock and calls nothing but the system. All it
 //! needs is laid out in a [`Plan`] before. Its last act before exec is to send
-//! its own pidfd to the keeper: from that moment the worker is known, whatever
-//! happens to this process. A step that fails is left in shared memory.
+//! its own pidfd to the keeper, if there is one: from that moment the worker is
+//! known, whatever happens to this process. A step that fails is left in shared
+//! memory.
 //!
 //! Source: `vfork(2)`, `clone(2)`, `execve(2)`; design "Spawn".
 

@@ -86,8 +86,8 @@ impl Supervisor {
         };
         if let Some(kill_at_ms) = watcher.kept().stopping.get(&serial) {
             let left = Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms));
-            let own = watcher.kept().signals.get(&serial).copied();
-            let signal = own.unwrap_or(watcher.config().stop_signal.number());
+            let own = watcher.kept().own_signal(serial);
+            let signal = own.unwrap_or(watcher.config().stop_signal).number();
             let longest = watcher.config().graceful_timeout;
             self.leave(pid, signal, at.now + left.min(longest));
         }

@@ -253,8 +253,7 @@ impl Supervisor {
         let ended = watcher.kept().ended.clone();
         if watcher.is_removed() && !ended.is_empty() {
             // A successor has to know where what they wrote last goes.
-            let config = watcher.config().clone();
-            self.undrained.insert(key, (config, ended));
+            self.note_undrained(key, watcher.config().clone(), ended);
         } else {
             self.forget_kept(key);
         }

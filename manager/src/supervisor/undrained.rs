@@ -3,7 +3,7 @@
 //! Owns what is known of them until the kernel has forgotten those workers: a manager that takes over before finds them kept as
 //! watchers to be removed, with their streams, and sees to the rest. Leaves to others: everything of a watcher that is there.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crate::config::WatcherConfig;
@@ -12,6 +12,20 @@ use crate::supervisor::{Supervisor, tasks};
 use crate::watcher::Watcher;
 
 impl Supervisor {
+    /// A watcher is gone, and the kernel still lists these workers of it.
+    pub(super) fn note_undrained(
+        &mut self,
+        key: String,
+        config: Arc<WatcherConfig>,
+        ended: BTreeSet<u64>,
+    ) {
+        // There may be some of one that had the name before.
+        let known = self.undrained.entry(key);
+        let (now, serials) = known.or_insert_with(|| (config.clone(), BTreeSet::new()));
+        *now = config;
+        serials.extend(ended);
+    }
+
     /// Everybody whose output is taken.
     pub(super) fn logged(&self) -> Vec<Arc<WatcherConfig>> {
         let gone = self.undrained.values().map(|(config, _)| config);

@@ -129,6 +129,13 @@ pub fn is_watcher_key(name: &str) -> bool {
             .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
 }
 
+/// Whether a watcher's key says where its output goes, or how.
+#[must_use]
+pub fn is_stream_key(name: &str) -> bool {
+    let streams = ["stdout_stream.", "stderr_stream."];
+    streams.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// Whether any section knows `name`.
 #[must_use]
 pub fn is_known(name: &str) -> bool {

@@ -130,6 +130,7 @@ fn what_a_slow_syslog_daemon_has_not_taken_goes_by_the_next_route() {
     let taken = acknowledged.first().map_or(0, |(_, position)| *position);
     assert!(taken < lines.len() as u64, "the daemon has taken all");
     writer.begin_update();
+    assert!(!writer.reroute(7, &slow, Now::read()), "it stays there");
     assert!(writer.reroute(7, &out(directory, "file"), Now::read()));
     writer.end_update();
     // What it was asked for again.

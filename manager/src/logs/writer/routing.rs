@@ -66,8 +66,10 @@ impl LogWriter {
                 continue;
             }
             stream.next_route = None;
-            let before = stream.target.as_ref();
-            if let Some(sink) = before.and_then(|target| self.desk.sinks.get_mut(target.sink)) {
+            let stays = fresh.as_ref().map(|target| target.sink);
+            let left = stream.target.as_ref().map(|target| target.sink);
+            let left = left.filter(|sink| stays != Some(*sink));
+            if let Some(sink) = left.and_then(|sink| self.desk.sinks.get_mut(sink)) {
                 // It goes where the rest of the stream goes, which then is as one whose file was suspended.
                 stream.stale |= sink.withdraw(stream.source);
             }

@@ -9,7 +9,13 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 
 /// `_IOWR(0xFF, 11, struct pidfd_info)` for the 64-byte first version.
-const PIDFD_GET_INFO: libc::c_ulong = 0xC040_FF0B;
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::unnecessary_cast,
+    reason = "the same 32 bits, whatever integer the C library declares"
+)]
+const PIDFD_GET_INFO: libc::Ioctl = 0xC040_FF0B_u32 as libc::Ioctl;
 const PIDFD_INFO_PID: u64 = 1 << 0;
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 

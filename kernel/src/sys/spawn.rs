@@ -59,7 +59,7 @@ pub struct Plan<'a> {
     /// Text for `/proc/self/oom_score_adj`.
     pub oom_score_adj: Option<CString>,
     /// Resource, soft and hard limit.
-    pub rlimits: Vec<(libc::__rlimit_resource_t, u64, u64)>,
+    pub rlimits: Vec<(u32, u64, u64)>,
     /// Index in `env` of an entry `LISTEN_PID=` followed by room for the
     /// child's own number, which only it knows in time.
     pub listen_pid: Option<usize>,
@@ -132,7 +132,7 @@ struct Frame {
     umask: Option<u32>,
     nice: Option<i32>,
     oom_score_adj: Option<(*const libc::c_char, usize)>,
-    rlimits: Vec<(libc::__rlimit_resource_t, libc::rlimit)>,
+    rlimits: Vec<(u32, libc::rlimit)>,
     listen_pid: *mut libc::c_char,
     message: [u8; 13],
     /// Whether a test has the child stop before it registers, and before it execs.
@@ -536,11 +536,11 @@ unsafe fn register(
         header.msg_iov = &raw mut slice;
         header.msg_iovlen = 1;
         header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = libc::CMSG_SPACE(4) as usize;
+        header.msg_controllen = libc::CMSG_SPACE(4) as _;
         let first = libc::CMSG_FIRSTHDR(&raw const header);
         (*first).cmsg_level = libc::SOL_SOCKET;
         (*first).cmsg_type = libc::SCM_RIGHTS;
-        (*first).cmsg_len = libc::CMSG_LEN(4) as usize;
+        (*first).cmsg_len = libc::CMSG_LEN(4) as _;
         libc::CMSG_DATA(first).cast::<i32>().write_unaligned(pidfd);
         libc::syscall(
             libc::SYS_sendmsg,
@@ -573,7 +573,8 @@ unsafe fn write_digits(target: *mut libc::c_char, number: libc::c_long) {
         unsafe {
             target
                 .add(index)
-                .write(digits[count - 1 - index].cast_signed());
+                .cast::<u8>()
+                .write(digits[count - 1 - index]);
         };
     }
     // SAFETY: count <= 10 and the eleventh byte is the NUL.

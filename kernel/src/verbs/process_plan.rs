@@ -497,7 +497,13 @@ fn rlimit_number(name: &str) -> Option<u32> {
         "stack" => libc::RLIMIT_STACK,
         _ => return None,
     };
-    Some(resource)
+    #[allow(
+        clippy::cast_sign_loss,
+        clippy::unnecessary_cast,
+        reason = "small and positive; C libraries differ in the sign of its type"
+    )]
+    let number = resource as u32;
+    Some(number)
 }
 
 #[cfg(test)]

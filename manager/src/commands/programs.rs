@@ -23,12 +23,12 @@ const MAX_SAID_BYTES: u64 = 8 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// It is nowhere.
-    #[error("{name}: not found beside papactl ({beside}) nor in PATH", beside = beside.display())]
+    #[error("{name}: not found beside papactl ({}) nor in PATH", shown(beside))]
     NotFound {
         /// The program.
         name: &'static str,
-        /// The directory of this program.
-        beside: PathBuf,
+        /// The directory of this program, if the system tells it.
+        beside: Option<PathBuf>,
     },
     /// The system refused to start it.
     #[error("start {program}: {source}", program = program.display())]
@@ -74,14 +74,22 @@ pub enum ProgramError {
 pub(super) fn find(name: &'static str) -> Result<PathBuf, ProgramError> {
     let beside = env::current_exe()
         .ok()
-        .and_then(|program| program.parent().map(Path::to_owned))
-        .unwrap_or_default();
+        .and_then(|program| program.parent().map(Path::to_owned));
     let path = env::var_os("PATH").unwrap_or_default();
-    std::iter::once(beside.clone())
+    beside
+        .clone()
+        .into_iter()
         .chain(env::split_paths(&path))
         .map(|directory| directory.join(name))
         .find(|program| is_executable(program))
         .ok_or(ProgramError::NotFound { name, beside })
+}
+
+fn shown(beside: &Option<PathBuf>) -> String {
+    match beside {
+        Some(directory) => directory.display().to_string(),
+        None => "whose directory is unknown: is /proc mounted?".to_owned(),
+    }
 }
 
 fn is_executable(program: &Path) -> bool {

@@ -194,6 +194,15 @@ fn check_parent(dir: &Path, own: u32) -> Result<(), String> {
     Ok(())
 }
 
+/// A user for people: name and number, or the number alone.
+#[must_use]
+pub fn account(uid: u32) -> String {
+    match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
+        Ok(Some(user)) => format!("user {} (uid {uid})", user.name.escape_debug()),
+        _ => format!("uid {uid}"),
+    }
+}
+
 /// The abstract name of the socket for a port.
 #[must_use]
 pub fn abstract_name(port: u16) -> Vec<u8> {

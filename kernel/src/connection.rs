@@ -30,7 +30,7 @@ use tokio::task::yield_now;
 
 use crate::budget::Budget;
 use crate::live::SessionId;
-use crate::owner::session::{Expect, Incoming, Order, Outgoing};
+use crate::owner::session::{Expect, Incoming, Order, Outgoing, WatchWord};
 use crate::owner::shared::Shared;
 
 pub use self::freeze::Frozen;
@@ -363,6 +363,9 @@ impl Connection {
             None if expect == Expect::Command => {
                 self.answer(Bytes::from_static(classic::PROMPT.as_bytes()), expect);
             }
+            None if expect == Expect::Acknowledgement => {
+                self.answer(Bytes::from_static(classic::WATCH_HINT.as_bytes()), expect);
+            }
             Some(Incoming::Json(Ok(request), descriptor)) => {
                 *descriptor = came.filter(|_| request.op.takes_descriptor());
             }
@@ -470,16 +473,14 @@ impl Connection {
     }
 }
 
-/// What a line says; none where it is blank.
+/// What a line says; none where it is blank, or answers a batch with a word
+/// that is none of those that do.
 fn understand(expect: Expect, line: &[u8]) -> Option<Incoming> {
     match expect {
         Expect::Command => classic::parse_bytes(line)
             .transpose()
             .map(Incoming::Classic),
-        Expect::Acknowledgement => {
-            let stop = line.trim_ascii().eq_ignore_ascii_case(b"q");
-            Some(Incoming::Acknowledge(stop))
-        }
+        Expect::Acknowledgement => WatchWord::read(line).map(Incoming::Acknowledge),
         Expect::Json => request::Request::parse(line)
             .transpose()
             .map(|request| Incoming::Json(request, None)),

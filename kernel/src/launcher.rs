@@ -20,7 +20,7 @@ use papa_protocol::text::ByteString;
 
 use crate::cli::Args;
 use crate::config::{
-    Config, TcpAccess, abstract_name, make_runtime_dir, runtime_dir, write_pid_file,
+    Config, TcpAccess, abstract_name, account, make_runtime_dir, runtime_dir, write_pid_file,
 };
 use crate::journal::Journal;
 use crate::keeper::manifest::{self, Beside};
@@ -40,7 +40,7 @@ const DAEMON_UMASK: u32 = 0o027;
 ///
 /// # Errors
 /// Says what is in the way.
-pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
+pub fn launch(args: &Args) -> anyhow::Result<std::convert::Infallible> {
     let mut config = Config {
         port: args.port,
         tcp: args.tcp,
@@ -55,30 +55,15 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
     let log = args.log_file.as_deref().map(open_log).transpose()?;
     let mut controls = inherited_listeners();
     if controls.is_empty() {
-        bind_public(&args, &mut config, &mut controls)?;
+        bind_public(args, &mut config, &mut controls)?;
     } else if let Some(port) = controls
         .iter()
         .find_map(|fd| local_port(fd).ok().filter(|port| *port != 0))
     {
         config.port = port;
     }
-    if config.port != 0 {
-        bind_private(&mut config, &mut controls)?;
-    }
-    config.pid_file = args.pid_file.map(std::path::absolute).transpose()?;
-
-    let ready = if args.daemonize {
-        Some(detach(log.as_ref())?)
-    } else {
-        if let Some(log) = &log {
-            redirect(log, &[2])?;
-        }
-        None
-    };
-    if let Some(path) = &config.pid_file {
-        write_pid_file(path, std::process::id().cast_signed())
-            .with_context(|| format!("write the pid file {}", path.display()))?;
-    }
+    let detached = private_and_detached(args, &mut config, &mut controls, log.as_ref());
+    let ready = detached.inspect_err(|_| config.remove_files())?;
     config.original_limits = process::raise_limits();
     let become_keeper = || -> Result<Errno, Errno> {
         let binary = process::own_binary()?;
@@ -111,6 +96,48 @@ pub fn launch(args: Args) -> anyhow::Result<std::convert::Infallible> {
     let errno = become_keeper().unwrap_or_else(|errno| errno);
     config.remove_files();
     Err(anyhow!("cannot start the keeper: {errno}"))
+}
+
+/// What comes between the port and the keeper's role: the private socket, the
+/// pid file and, if asked for, leaving the terminal. Returns where to say that
+/// the daemon serves.
+fn private_and_detached(
+    args: &Args,
+    config: &mut Config,
+    controls: &mut Vec<OwnedFd>,
+    log: Option<&OwnedFd>,
+) -> anyhow::Result<Option<OwnedFd>> {
+    if config.port != 0 {
+        bind_private(config, controls)?;
+    }
+    // Once before detaching, so that it is said where it is read, and behind the
+    // listeners: who cannot have the port leaves another daemon's file alone.
+    let path = args
+        .pid_file
+        .as_ref()
+        .map(std::path::absolute)
+        .transpose()?;
+    let write = |path: &Path| {
+        write_pid_file(path, std::process::id().cast_signed())
+            .with_context(|| format!("--pid-file: cannot write {}", path.display()))
+    };
+    if let Some(path) = path {
+        write(&path)?;
+        // From now on it is ours to remove.
+        config.pid_file = Some(path);
+    }
+    let ready = if args.daemonize {
+        Some(detach(log)?)
+    } else {
+        if let Some(log) = log {
+            redirect(log, &[2])?;
+        }
+        None
+    };
+    if let (Some(path), true) = (&config.pid_file, args.daemonize) {
+        write(path)?;
+    }
+    Ok(ready)
 }
 
 /// Where this program was started from, as it was said: links on the way are
@@ -175,7 +202,7 @@ fn bind_public(
     }
     let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.port);
     let fd = open_listener(Address::Internet(v4), &stream(CONTROL_BACKLOG, None))
-        .map_err(|errno| bind_error(&v4.to_string(), errno))?;
+        .map_err(|errno| port_error(v4, errno))?;
     config.port = local_port(&fd).context("getsockname")?;
     controls.push(fd);
     let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), config.port);
@@ -184,7 +211,7 @@ fn bind_public(
         // A machine without IPv6, or a port just chosen by the system that
         // happens to be taken there: 127.0.0.1 serves.
         Err(errno) if errno != Errno::EADDRINUSE || args.port == 0 => {}
-        Err(errno) => return Err(bind_error(&v6.to_string(), errno)),
+        Err(errno) => return Err(port_error(v6, errno)),
     }
     Ok(())
 }
@@ -198,6 +225,41 @@ fn bind_error(address: &str, errno: Errno) -> anyhow::Error {
         _ => "",
     };
     anyhow!("bind {address}: {}{hint}", errno.desc())
+}
+
+/// Why the port cannot be had: where somebody else holds it, who.
+fn port_error(address: SocketAddr, errno: Errno) -> anyhow::Error {
+    let own = nix::unistd::geteuid().as_raw();
+    let port = address.port();
+    match listening_user(port).filter(|uid| errno == Errno::EADDRINUSE && *uid != own) {
+        Some(uid) => {
+            let other = port.checked_add(1).unwrap_or(port - 1);
+            anyhow!(
+                "port {port} is taken by a program of {}: choose another with -p, for example papa -p {other}; \
+                 in an INI file that is papa_endpoint = tcp://127.0.0.1:{other} in [circus]",
+                account(uid)
+            )
+        }
+        None => bind_error(&address.to_string(), errno),
+    }
+}
+
+/// The user who listens on a TCP port of this machine. Source: `proc_net_tcp(5)`.
+fn listening_user(port: u16) -> Option<u32> {
+    const LISTENING: &str = "0A";
+    let end = format!(":{port:04X}");
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .into_iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .find_map(|text| {
+            text.lines().skip(1).find_map(|line| {
+                let mut words = line.split_whitespace();
+                let local = words.nth(1)?;
+                let state = words.nth(1)?;
+                let uid = words.nth(3)?;
+                (local.ends_with(&end) && state == LISTENING).then(|| uid.parse().ok())?
+            })
+        })
 }
 
 /// The socket only this user can reach, by path and by abstract name.

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     } else if role == check::TITLE {
         look()
     } else {
-        match launcher::launch(Args::parse()) {
+        match launcher::launch(&Args::parse()) {
             Ok(never) => match never {},
             Err(error) => {
                 complain(format_args!("{error:#}"));

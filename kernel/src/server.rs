@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
 use crate::budget::Budget;
+use crate::config::account;
 use crate::connection::{Connection, Frozen, Inbox, Outbox, Scratch, Transport, scratch};
 use crate::handover::ConnectionRecord;
 use crate::live::SessionId;
@@ -239,6 +240,15 @@ impl Server {
             }
             Err(Refusal::Because(reason)) => {
                 warn!(reason, "caller refused");
+                let text = format!("papa: you are not served: {reason}\n");
+                transport.dismiss(text.as_bytes());
+                return;
+            }
+            Err(Refusal::User(uid)) => {
+                warn!(uid, reason = "it belongs to another user", "caller refused");
+                // One that has gone, or does not read, need not know.
+                let text = refusal(uid, nix::unistd::geteuid().as_raw());
+                transport.dismiss(text.as_bytes());
                 return;
             }
         };
@@ -275,12 +285,24 @@ fn is_exhaustion(error: &io::Error) -> bool {
     )
 }
 
+/// What a caller of another user is told, with the way out.
+fn refusal(theirs: u32, ours: u32) -> String {
+    format!(
+        "papa: this kernel belongs to {} and serves only that user and root, not {}; start one of your own on another port \
+         (papa -p 20203) and name it in your file: papa_endpoint = tcp://127.0.0.1:20203 in [circus]\n",
+        account(ours),
+        account(theirs)
+    )
+}
+
 /// Why a caller is not served.
 enum Refusal {
     /// It has closed the connection already: nobody is there to be told.
     Gone,
     /// It may not.
     Because(&'static str),
+    /// It belongs to this user, who is not served.
+    User(u32),
 }
 
 /// Whether the overflow uid of a caller is its real one: where no user is
@@ -334,7 +356,7 @@ fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, R
         return Err(Refusal::Because("it belongs to another user namespace"));
     }
     if uid != own && uid != 0 {
-        return Err(Refusal::Because("it belongs to another user"));
+        return Err(Refusal::User(uid));
     }
     Ok(Peer { uid, pid, tcp })
 }

@@ -12,8 +12,8 @@ mod request;
 
 pub use error::Error;
 pub use reply::{
-    BANNER, EXITING, NOT_IDLE, NOTHING_LEFT, PROMPT, QUIT_REPLY, STOPPED, WATCH_BATCH_END, finish,
-    finish_error, process_line, socket_line, value_line, value_text, watch_closed, watch_output,
-    watching,
+    BANNER, EXITING, KERNEL_ENDS, NOT_IDLE, NOTHING_LEFT, PROMPT, QUIT_REPLY, STOPPED,
+    WATCH_BATCH_END, WATCH_HINT, finish, finish_error, process_line, socket_line, value_line,
+    value_text, watch_closed, watch_output, watching,
 };
 pub use request::{Kind, Request, parse, parse_bytes};

@@ -423,3 +423,100 @@ fn as_pid_1_it_reaps_strays_and_passes_the_termination_signal_on() {
         child.try_wait().unwrap().is_some()
     });
 }
+
+#[test]
+fn other_sessions_do_not_keep_a_kernel_that_was_asked_to_end() {
+    let mut kernel = Kernel::start();
+    let mut person = kernel.classic();
+    let mut follower = kernel.json();
+    follower.ok("output.follow", json!({"names": ["*"]}));
+    // One that asked in between cancelled the end.
+    let mut late = kernel.classic();
+    let mut session = kernel.json();
+    session.ok("kernel.exit", json!({}));
+    let _ = late.send_bytes(b"set a b\n");
+    assert_eq!(follower.push_of("shutdown")["ends"], true);
+    assert!(person.read_to_end().contains("The kernel ends"));
+    assert!(!late.read_to_end().contains("> "), "nothing is done for it");
+    assert_eq!(kernel.wait_exit(), Some(0));
+}
+
+#[test]
+fn a_session_that_reads_nothing_does_not_keep_a_kernel_that_was_asked_to_end() {
+    let mut kernel = Kernel::start();
+    let mut deaf = kernel.classic();
+    deaf.send(&format!("set a {}", "x".repeat(1 << 20)));
+    for _ in 0..64 {
+        let _ = deaf.send_bytes(b"get a\n");
+    }
+    let mut session = kernel.json();
+    wait_until("the value is there", || {
+        session.ok("value.get", json!({"name": "a"}))["value"] != serde_json::Value::Null
+    });
+    session.ok("value.remove", json!({"names": ["a"]}));
+    session.ok("kernel.exit", json!({}));
+    assert_eq!(kernel.wait_exit(), Some(0));
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_leaves_nothing_behind() {
+    let scratch = Scratch::new();
+    for daemonize in [false, true] {
+        let port = free_port();
+        let mut command = private_command(&binary("papa"), scratch.directory());
+        command.args([
+            "--port",
+            &port.to_string(),
+            "--pid-file",
+            "/nonexistent/papa.pid",
+        ]);
+        if daemonize {
+            command.arg("--daemonize");
+        }
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(
+            text.contains("--pid-file") && text.contains("/nonexistent/papa.pid"),
+            "{text}"
+        );
+        assert!(!scratch.socket_path(port).exists(), "its socket is left");
+        assert!(
+            TcpListener::bind(("127.0.0.1", port)).is_ok(),
+            "somebody serves"
+        );
+    }
+}
+
+#[test]
+fn as_pid_1_it_gives_the_manager_time_before_anybody_is_told_to_end() {
+    if !crate::harness::is_root() {
+        return crate::harness::skipped("a pid namespace takes root");
+    }
+    let scratch = Scratch::new();
+    let port = free_port();
+    let mut child = private_command(std::path::Path::new("unshare"), scratch.directory())
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(binary("papa"))
+        .args(["--port", &port.to_string()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    scratch.status(port);
+    let mut manager = Json::unix(&scratch.socket_path(port)).unwrap();
+    manager.ok("claim", json!({"namespace": "app", "holder": "a test"}));
+    manager.make_process("app.1", &["/bin/sleep", "60"], json!({}));
+    let init = wait_for("the keeper is found from outside", || {
+        let children = procfs::children(i32::try_from(child.id()).unwrap());
+        children.first().copied()
+    });
+    procfs::signal(init, Signal::SIGTERM);
+    assert_eq!(manager.push_of("shutdown")["signal"], 15);
+    // The manager decides what ends when: nothing was told to end meanwhile.
+    let app = manager.process("app.1").unwrap();
+    assert_eq!(app["running"], true, "{app}");
+    drop(manager);
+    wait_until("everything has ended once the manager has gone", || {
+        child.try_wait().unwrap().is_some()
+    });
+}

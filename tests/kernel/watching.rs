@@ -235,3 +235,35 @@ fn in_a_claimed_namespace_a_watch_only_looks() {
             .contains("a test")
     );
 }
+
+#[test]
+fn quit_leaves_a_watch_and_other_words_are_told_what_is_possible() {
+    let kernel = Kernel::start();
+    let mut client = kernel.classic();
+    client.ask("make process p /bin/sh -c echo\\ one;sleep\\ 1000");
+    client.send("watch processes p");
+    client.read_to("\n");
+    let batch = client.read_until("] ");
+    assert_eq!(frames(&batch), [frame("out", "p", "one\n")]);
+    // A word that is none of those counted as Enter, and the line was gone.
+    for word in ["help", "stop", "watch processes"] {
+        client.send(word);
+        let hint = client.read_until("] ");
+        assert!(
+            hint.contains("q to stop") && hint.contains("quit to leave"),
+            "{hint}"
+        );
+    }
+    for (word, last) in [("quit", "ok\n"), ("EXIT", "ok\n")] {
+        let mut client = kernel.classic();
+        client.ask(&format!(
+            "make process {word} /bin/sh -c echo\\ two;sleep\\ 1000"
+        ));
+        client.send(&format!("watch processes {word}"));
+        client.read_until("] ");
+        client.send(word);
+        assert_eq!(client.read_to_end(), last);
+    }
+    client.send("q");
+    assert!(client.read_until("> ").starts_with("Stopped watching"));
+}

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -14,6 +14,8 @@ use crate::sys::message;
 
 /// Pieces written by one call.
 const WRITE_PIECES: usize = 16;
+/// Most input read of a caller who is not served.
+const DISMISSED_BYTES: usize = 4096;
 
 /// The two transports.
 #[derive(Debug)]
@@ -96,6 +98,19 @@ impl Transport {
                 Ok(got.length)
             }),
         }
+    }
+
+    /// Sends last words, as far as there is room at once; for who is not
+    /// served. What the caller has sent is read, since unread input would have
+    /// the system throw the words away.
+    pub(crate) fn dismiss(self, words: &[u8]) {
+        use nix::sys::socket::{Shutdown, recv, send, shutdown};
+        let number = self.as_fd().as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        // Whoever has gone need not know.
+        let _ = send(number, words, flags);
+        let _ = shutdown(number, Shutdown::Write);
+        let _ = recv(number, &mut [0; DISMISSED_BYTES], flags);
     }
 
     pub(super) fn write(

@@ -6,12 +6,15 @@ use papa_protocol::name::NamePattern;
 use papa_protocol::text::ByteString;
 
 use super::Owner;
-use super::session::Expect;
+use super::session::{Expect, WatchWord};
 use crate::live::SessionId;
 
 impl Owner {
     /// Answers one classic line.
     pub(super) fn on_classic(&mut self, id: SessionId, request: Result<Request, Error>) {
+        if self.is_ending() {
+            return;
+        }
         let mut out = BytesMut::new();
         let mut next = Expect::Command;
         match request.and_then(|request| self.run_classic(id, request)) {
@@ -117,7 +120,7 @@ impl Owner {
             Request::ExitIfIdle => {
                 self.may_write(id)?;
                 if self.is_idle() {
-                    self.ask_exit();
+                    self.ask_exit(id);
                     return Ok(Answer::Raw(classic::EXITING.to_owned(), Expect::Close));
                 }
                 classic::NOT_IDLE.to_owned()
@@ -129,7 +132,7 @@ impl Owner {
 
     /// A batch of watched output was answered: it may go, and exits in it are
     /// known. In a claimed namespace it was only looked at.
-    pub(super) fn on_watch_acknowledged(&mut self, id: SessionId, stop: bool) {
+    pub(super) fn on_watch_acknowledged(&mut self, id: SessionId, word: WatchWord) {
         let Some(batch) = self
             .sessions
             .get_mut(&id)
@@ -155,17 +158,20 @@ impl Owner {
         // A session has at most one watch: it takes no command meanwhile.
         let nothing_left = session.subs.values().all(|sub| sub.cursors.is_empty());
         let mut out = BytesMut::new();
-        let next = if nothing_left {
+        let next = if word == WatchWord::Leave {
+            out.extend_from_slice(classic::QUIT_REPLY.as_bytes());
+            Expect::Close
+        } else if nothing_left {
             classic::finish(classic::NOTHING_LEFT, &mut out);
             Expect::Command
-        } else if stop {
+        } else if word == WatchWord::Stop {
             classic::finish(classic::STOPPED, &mut out);
             Expect::Command
         } else {
             Expect::Batch
         };
         session.reply(out, next);
-        if next == Expect::Command {
+        if next != Expect::Batch {
             let subs = std::mem::take(&mut session.subs);
             for sub in subs.into_values() {
                 self.detach(id, sub.cursors.into_keys());

@@ -23,6 +23,10 @@ impl Owner {
         request: Result<Request, Rejected>,
         descriptor: Option<OwnedFd>,
     ) {
+        if self.is_ending() {
+            // The session has been told, and is being closed.
+            return;
+        }
         let mut out = BytesMut::new();
         let mut sent = None;
         match request {
@@ -47,7 +51,12 @@ impl Owner {
             }
         }
         if let Some(session) = self.sessions.get(&id) {
-            session.reply_with(out, sent, Expect::Json);
+            let next = if self.is_ending() {
+                Expect::Close
+            } else {
+                Expect::Json
+            };
+            session.reply_with(out, sent, next);
             if !session.subs.is_empty() {
                 self.ready_sessions.insert(id);
             }
@@ -203,7 +212,7 @@ impl Owner {
                         "not idle: there are processes, sockets, values or held descriptors",
                     ));
                 }
-                self.ask_exit();
+                self.ask_exit(id);
                 answer.ok(&done);
             }
         }

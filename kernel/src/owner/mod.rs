@@ -78,6 +78,8 @@ pub enum Deadline {
     Freeze,
     /// Is there a descriptor for another caller?
     Accept,
+    /// Sessions have had the time to read that the kernel ends.
+    Exit,
 }
 
 /// The kernel's descriptors that no process or client made.
@@ -138,8 +140,10 @@ pub struct Owner {
     last_term: Option<(Instant, bool)>,
     /// The program this one has replaced, until the keeper is replaced too.
     program_before: Option<OwnedFd>,
-    exit_when_idle: bool,
-    end_after_processes: bool,
+    /// A client asked for the end: until when sessions may read that.
+    ending: Option<Instant>,
+    /// As process 1, asked to end by this signal.
+    ends_as_init: Option<i32>,
     /// The program is being changed.
     changing: Option<Changing>,
 }
@@ -223,8 +227,8 @@ impl Owner {
             keeper_suspected: false,
             last_term: None,
             program_before: None,
-            exit_when_idle: false,
-            end_after_processes: false,
+            ending: None,
+            ends_as_init: None,
             changing: None,
         };
         owner
@@ -285,8 +289,11 @@ impl Owner {
     fn on_incoming(&mut self, id: SessionId, event: Incoming) {
         match event {
             Incoming::Connected { peer, outbox } => {
-                self.exit_when_idle = false;
-                self.sessions.insert(id, Session::new(id, peer, outbox));
+                let session = Session::new(id, peer, outbox);
+                if self.is_ending() {
+                    session.close();
+                }
+                self.sessions.insert(id, session);
                 self.freeze_late(id);
             }
             Incoming::CannotAccept => {
@@ -296,7 +303,7 @@ impl Owner {
             Incoming::Examined(examined) => self.on_examined(*examined),
             _ if !self.sessions.contains_key(&id) => {}
             Incoming::Classic(request) => self.on_classic(id, request),
-            Incoming::Acknowledge(stop) => self.on_watch_acknowledged(id, stop),
+            Incoming::Acknowledge(word) => self.on_watch_acknowledged(id, word),
             Incoming::Json(request, descriptor) => self.on_json(id, request, descriptor),
             Incoming::Drained => {
                 if let Some(session) = self.sessions.get_mut(&id) {
@@ -320,7 +327,11 @@ impl Owner {
             return;
         };
         self.ready_sessions.remove(&id);
+        let claims = self.claims.len();
         self.claims.retain(|_, holder| *holder != id);
+        if self.claims.len() < claims {
+            self.end_processes_as_init();
+        }
         for sub in session.subs.into_values() {
             self.detach(id, sub.cursors.into_keys());
         }
@@ -376,6 +387,8 @@ impl Owner {
                         server.accept_again();
                     }
                 }
+                // Looked at when the turn ends.
+                Deadline::Exit => {}
             }
         }
     }

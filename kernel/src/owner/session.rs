@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use papa_protocol::classic;
+use papa_protocol::json::push::{Push, Shutdown};
 use papa_protocol::json::request as json;
 use papa_protocol::name::{Name, NamePattern};
 use serde::{Deserialize, Serialize};
@@ -84,8 +85,8 @@ pub enum Incoming {
     },
     /// A classic line, parsed.
     Classic(Result<classic::Request, classic::Error>),
-    /// The line that answers a batch; true if it says to stop.
-    Acknowledge(bool),
+    /// The line that answers a batch.
+    Acknowledge(WatchWord),
     /// A JSON line, parsed, with the descriptor that came along.
     Json(Result<json::Request, json::Rejected>, Option<OwnedFd>),
     /// A batch has been written.
@@ -100,6 +101,32 @@ pub enum Incoming {
     Examined(Box<Examined>),
     /// It is gone.
     Gone,
+}
+
+/// What a line that answers a batch of watched output says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchWord {
+    /// More, please.
+    More,
+    /// No more of it; commands are taken again.
+    Stop,
+    /// No more of it, and the session ends.
+    Leave,
+}
+
+impl WatchWord {
+    /// Reads the line. None for one that says nothing of the kind.
+    #[must_use]
+    pub fn read(line: &[u8]) -> Option<Self> {
+        let word = line.trim_ascii();
+        let is = |other: &str| word.eq_ignore_ascii_case(other.as_bytes());
+        match word {
+            b"" => Some(Self::More),
+            _ if is("q") => Some(Self::Stop),
+            _ if is("quit") || is("exit") => Some(Self::Leave),
+            _ => None,
+        }
+    }
 }
 
 /// How far one subscription has come with one process.
@@ -304,6 +331,21 @@ impl Session {
             classic::finish(classic::NOTHING_LEFT, &mut text);
             self.reply(text, Expect::Command);
         }
+    }
+
+    /// Says that the kernel ends, and ends the session.
+    pub fn say_farewell(&mut self) {
+        let mut text = BytesMut::new();
+        if self.json {
+            Push::Shutdown(Shutdown {
+                signal: 0,
+                ends: true,
+            })
+            .encode(&mut text);
+        } else {
+            text.extend_from_slice(classic::KERNEL_ENDS.as_bytes());
+        }
+        self.reply(text, Expect::Close);
     }
 
     /// Ends the session.

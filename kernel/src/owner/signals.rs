@@ -15,6 +15,7 @@ use super::{Deadline, Owner, now_us};
 use crate::keeper::wire::{Key, ToKeeper, ToKernel};
 use crate::live::SessionId;
 use crate::patience::scaled;
+use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 use crate::takeover;
 
 /// How long the keeper may say nothing before it is taken to be stuck: it
@@ -25,6 +26,8 @@ const KEEPER_GRACE: Duration = Duration::from_secs(15);
 /// The same request from two sides (the keeper passes on what it gets, and a
 /// `pkill papa` hits both) comes within this.
 const SAME_REQUEST: Duration = Duration::from_millis(500);
+/// How long sessions may take to read that the kernel ends.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// A second TERM within this ends the kernel though processes are left.
 const SHUTDOWN_WINDOW: Duration = Duration::from_secs(5);
 
@@ -177,32 +180,65 @@ impl Owner {
             .processes()
             .filter(|row| row.exit.is_none())
             .count();
-        if running == 0 || again {
+        let holders: BTreeSet<SessionId> = self.claims.values().copied().collect();
+        let managed = self.config.init && !holders.is_empty();
+        if again || (running == 0 && !managed) {
             info!(running, "ending");
             self.exit(0);
+        }
+        if self.config.init {
+            return self.end_as_init(signal, &holders);
         }
         warn!(
             running,
             "processes are left, so the kernel stays; the same signal again within 5 s ends it and leaves them"
         );
-        let holders: BTreeSet<SessionId> = self.claims.values().copied().collect();
-        if holders.is_empty() && self.config.init {
-            // As process 1 with nobody to decide: everybody is asked to end, and
-            // so do we when they have.
-            self.end_after_processes = true;
-            for live in self.live.values() {
-                if let Some(pidfd) = &live.pidfd {
-                    let _ = crate::sys::pidfd::pidfd_send_signal(pidfd, signal as i32);
-                }
-            }
-        }
+        self.push_shutdown(signal, &holders);
+    }
+
+    fn push_shutdown(&mut self, signal: Signal, holders: &BTreeSet<SessionId>) {
         for id in holders {
             let mut line = bytes::BytesMut::new();
             Push::Shutdown(Shutdown {
                 signal: signal as i32,
+                ends: false,
             })
             .encode(&mut line);
-            self.push(id, line);
+            self.push(*id, line);
+        }
+    }
+
+    /// As process 1 this end is everybody's. Whoever holds a claim is told, by
+    /// the push and by the signal, and decides in which order things end, for as
+    /// long as that takes; what it leaves running is asked to end when it has
+    /// gone. With no claim holder that is so at once.
+    fn end_as_init(&mut self, signal: Signal, holders: &BTreeSet<SessionId>) {
+        self.ends_as_init = Some(signal as i32);
+        info!(
+            managers = holders.len(),
+            "ending as process 1: managers are asked first, then every process; the same signal again within 5 s ends at once"
+        );
+        self.push_shutdown(signal, holders);
+        for id in holders {
+            let pid = self.sessions.get(id).and_then(|session| session.peer.pid);
+            // Connected, so the number is its.
+            if let Some(pidfd) = pid.and_then(|pid| pidfd_open(pid).ok()) {
+                let _ = pidfd_send_signal(&pidfd, signal as i32);
+            }
+        }
+        self.end_processes_as_init();
+    }
+
+    /// As process 1, asked to end and with no claim holder left: everybody is
+    /// asked to end.
+    pub(super) fn end_processes_as_init(&mut self) {
+        let Some(signal) = self.ends_as_init.filter(|_| self.claims.is_empty()) else {
+            return;
+        };
+        for live in self.live.values() {
+            if let Some(pidfd) = &live.pidfd {
+                let _ = pidfd_send_signal(pidfd, signal);
+            }
         }
     }
 
@@ -216,18 +252,40 @@ impl Owner {
             && self.table.held.is_empty()
     }
 
-    /// Ends once the last session has closed, if it is idle then.
-    pub(crate) fn ask_exit(&mut self) {
-        self.exit_when_idle = true;
+    /// Ends now that it is idle, as the session `asker` asked. Nobody new is
+    /// served, the other sessions are told and closed, and nothing is done for
+    /// them any more: a request in between does not cancel the end.
+    pub(crate) fn ask_exit(&mut self, asker: SessionId) {
+        let until = Instant::now() + FAREWELL_LIMIT;
+        self.ending = Some(until);
+        self.deadlines.insert((until, Deadline::Exit));
+        if let Some(server) = &self.server {
+            server.pause();
+        }
+        for (id, session) in &mut self.sessions {
+            if *id != asker {
+                session.say_farewell();
+            }
+        }
+    }
+
+    /// Whether the kernel is about to end because a client asked for it.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.is_some()
     }
 
     pub(super) fn exit_if_asked(&mut self) {
-        if self.exit_when_idle && self.sessions.is_empty() && self.is_idle() {
+        if let Some(until) = self.ending
+            && (self.sessions.is_empty() || Instant::now() >= until)
+        {
             info!("idle, as asked: ending");
             self.exit(0);
         }
-        if self.end_after_processes && self.table.processes().all(|row| row.exit.is_some()) {
-            info!("all processes have ended, as asked: ending");
+        if self.ends_as_init.is_some()
+            && self.claims.is_empty()
+            && self.table.processes().all(|row| row.exit.is_some())
+        {
+            info!("managers and processes have ended, as asked: ending");
             self.exit(0);
         }
     }

@@ -22,6 +22,12 @@ pub const PROMPT: &str = "> ";
 /// Answers `quit`; the session is closed after it, without a prompt.
 pub const QUIT_REPLY: &str = "ok\n";
 
+/// The last line of a session when the kernel ends because somebody asked it to.
+pub const KERNEL_ENDS: &str = "\nThe kernel ends: a client asked it to, and it holds nothing.\n";
+
+/// What a line that answers a batch and is none of the words for that is answered with; the batch waits on.
+pub const WATCH_HINT: &str = "Press Enter for more, q to stop watching, quit to leave\n] ";
+
 /// Answers `exit-if-idle` when idle; the session is closed after it.
 pub const EXITING: &str = "Exiting papa!\n> ";
 

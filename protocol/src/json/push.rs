@@ -122,11 +122,14 @@ pub struct Lost {
     pub by: String,
 }
 
-/// The kernel was asked to end and stays for the sake of its processes.
+/// The kernel was asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shutdown {
-    /// The signal that asked.
+    /// The signal that asked; 0 where it was a request.
     pub signal: i32,
+    /// It ends now and this session is closed. Otherwise it stays for the sake of its processes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ends: bool,
 }
 
 /// Any push but output.

@@ -375,3 +375,55 @@ fn users_that_a_namespace_does_not_know_are_nobody_in_it() {
         log()
     );
 }
+
+#[test]
+fn two_users_on_one_port_are_told_whose_it_is_and_what_to_write() {
+    if !nobody_has_python() {
+        return;
+    }
+    // Not nobody, whose number also stands for users of other namespaces.
+    const STRANGER: [&str; 4] = [
+        "setpriv",
+        "--reuid=12345",
+        "--regid=12345",
+        "--clear-groups",
+    ];
+    // The stranger at our kernel.
+    let kernel = Kernel::start();
+    let program = "import socket, sys\ns = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n\
+                   s.sendall(b'json\\n')\nprint(s.makefile().read())";
+    let output = python(&STRANGER, program, &[&kernel.port().to_string()]);
+    let said = lines(&output).join("\n");
+    for part in [
+        "belongs to user root",
+        "uid 12345",
+        "papa_endpoint = tcp://",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // Our kernel at the stranger's port.
+    let port = free_port();
+    let program = "import socket, sys, time\ns = socket.socket()\ns.bind(('127.0.0.1', int(sys.argv[1])))\n\
+                   s.listen(5)\nprint('there', flush=True)\ntime.sleep(1000)";
+    let mut squatter = Command::new(STRANGER[0])
+        .args(&STRANGER[1..])
+        .args([PYTHON, "-c", program, &port.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("setpriv can be run");
+    let mut line = String::new();
+    let out = squatter.stdout.take().expect("its output is piped");
+    let _ = BufReader::new(out).read_line(&mut line);
+    let scratch = Scratch::new();
+    let output = private_command(&binary("papa"), scratch.directory())
+        .args(["--port", &port.to_string()])
+        .output();
+    let _ = squatter.kill();
+    let _ = squatter.wait();
+    let output = output.expect("papa can be run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["taken by a program of uid 12345", "-p ", "papa_endpoint"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}

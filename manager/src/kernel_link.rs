@@ -22,7 +22,7 @@ use papa_protocol::text::ByteString;
 use crate::adopt::Note;
 use crate::config::{
     Identity, Readiness, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig,
-    WorkerInput, WorkerOutput, WorkerSpec, render_worker,
+    WorkerInput, WorkerOutput, WorkerSpec, render_worker, scalar,
 };
 use crate::probe::ready::Means;
 use crate::state;
@@ -75,6 +75,8 @@ pub struct Inventory {
     pub change: Option<state::KeptChange>,
     /// What ended workers have left behind.
     pub left: state::KeptLeft,
+    /// File mode mask of workers whose watcher names none, if one is kept.
+    pub umask: Option<u32>,
 }
 
 /// The kernel, as one namespace's manager sees it.
@@ -82,13 +84,24 @@ pub struct Inventory {
 pub struct KernelLink {
     client: Client,
     namespace: String,
+    /// File mode mask of workers whose watcher has none, once it is known; see `state::umask_value`.
+    umask: Option<u32>,
 }
 
 impl KernelLink {
     /// Speaks for `namespace`.
     #[must_use]
     pub fn new(client: Client, namespace: String) -> Self {
-        Self { client, namespace }
+        Self {
+            client,
+            namespace,
+            umask: None,
+        }
+    }
+
+    /// Sets the file mode mask of workers whose watcher names none.
+    pub fn set_umask(&mut self, mask: Option<u32>) {
+        self.umask = mask;
     }
 
     /// The connection.
@@ -145,11 +158,13 @@ impl KernelLink {
         let added_prefix = state::added_value(&self.namespace, "");
         let change = state::change_value(&self.namespace);
         let left = state::left_value(&self.namespace);
+        let umask = state::umask_value(&self.namespace);
         let names = vec![
             NamePattern::new(&format!("{prefix}*")),
             NamePattern::new(&format!("{added_prefix}*")),
             NamePattern::new(&change),
             NamePattern::new(&left),
+            NamePattern::new(&umask),
         ];
         let values = self.client.call(ops::ValueList { names }).await?.values;
         let added = values
@@ -174,6 +189,10 @@ impl KernelLink {
             .get(left.as_str())
             .and_then(|value| state::parse("what workers left behind", value.as_bytes()))
             .unwrap_or_default();
+        let umask = values
+            .get(umask.as_str())
+            .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
+            .and_then(|text| scalar::octal_mask(text).ok());
         // Processes last: an answer to a start that comes later is handled later too.
         let list = ops::ProcessList {
             names: vec![self.everything()],
@@ -186,6 +205,7 @@ impl KernelLink {
             added,
             change,
             left,
+            umask,
         })
     }
 
@@ -347,6 +367,10 @@ impl KernelLink {
             environment.insert(variable.to_owned(), ByteString::from(value));
         }
         request.descriptors.extend(means.descriptor);
+        // Not a setting of the file: workers of a manager that did not know it are not outdated.
+        if request.umask.is_none() {
+            request.umask = self.umask.and_then(|bits| Umask::new(bits.into()));
+        }
         let note = Note {
             generation,
             settings,
@@ -455,6 +479,15 @@ fn digest(watcher: &WatcherConfig, request: &ops::ProcessMake) -> Option<u64> {
     });
     if copied && let Some(fields) = value.as_object_mut() {
         fields.remove("env");
+    }
+    // These follow from `uid`, and workers of managers that did not set them are not outdated.
+    if let Some(env) = value
+        .get_mut("env")
+        .and_then(serde_json::Value::as_object_mut)
+    {
+        for name in &watcher.account_env {
+            env.remove(*name);
+        }
     }
     let hash = value
         .to_string()

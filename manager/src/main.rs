@@ -164,6 +164,7 @@ fn run(
             addresses,
             program,
             arguments: std::env::args_os().skip(1).collect(),
+            umask: own_umask(),
         });
         let events = supervisor.events();
         let (asked, requests) = mpsc::channel(REQUESTS);
@@ -222,6 +223,15 @@ fn forward_signals(events: mpsc::Sender<Event>, log: OwnLog) -> std::io::Result<
         }
     });
     Ok(())
+}
+
+/// The file mode mask we were started with. Asked of `/proc`, because `umask(2)` tells it only by changing it.
+fn own_umask() -> Option<u32> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(mask.trim(), 8).ok()
 }
 
 /// Tells whoever started us; a closed standard error is nobody to tell.

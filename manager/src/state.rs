@@ -2,7 +2,7 @@
 //!
 //! Owns their names and their form: one JSON object per watcher under `NAMESPACE.manager.watcher.WATCHER`, one per watcher that no file
 //! names under `NAMESPACE.manager.added.WATCHER`, one for a change of the configuration under way under `NAMESPACE.manager.change`, one
-//! for what ended workers left behind under `NAMESPACE.manager.left`, and the held log state under `NAMESPACE.manager.logs`. Reading is
+//! for what ended workers left behind under `NAMESPACE.manager.left`, workers' file mode mask under `NAMESPACE.manager.umask`, and the held log state under `NAMESPACE.manager.logs`. Reading is
 //! tolerant: a field that is missing has its default and one that is not known is passed over, so that an older or newer manager can
 //! take over.
 
@@ -303,6 +303,13 @@ pub fn change_value(namespace: &str) -> String {
 #[must_use]
 pub fn left_value(namespace: &str) -> String {
     format!("{namespace}.manager.left")
+}
+
+/// Name of the value for the file mode mask of workers whose watcher has none, in octal: that of whoever started the first manager of
+/// this namespace, for every successor until `down`.
+#[must_use]
+pub fn umask_value(namespace: &str) -> String {
+    format!("{namespace}.manager.umask")
 }
 
 /// Name the log state's memfd is held under.

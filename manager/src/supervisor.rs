@@ -91,6 +91,8 @@ pub struct Supervisor {
     addresses: Vec<Address>,
     program: Option<std::path::PathBuf>,
     arguments: Vec<std::ffi::OsString>,
+    /// File mode mask of workers whose watcher has none.
+    umask: Option<u32>,
     watchers: BTreeMap<WatcherId, Watcher>,
     /// Their numbers by lower-case name.
     keys: HashMap<String, WatcherId>,
@@ -171,6 +173,7 @@ impl Supervisor {
             addresses: setup.addresses,
             program: setup.program,
             arguments: setup.arguments,
+            umask: setup.umask,
             watchers: BTreeMap::new(),
             keys: HashMap::new(),
             next_id: 0,

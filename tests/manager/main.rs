@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod accounts;
 mod age_and_demand;
 mod change;
 mod control;

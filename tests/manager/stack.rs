@@ -139,6 +139,26 @@ impl Stack {
         self.wait_attached();
     }
 
+    /// Starts the manager again after it has ended, by somebody with the file mode mask `mask` (octal).
+    #[track_caller]
+    pub(crate) fn start_manager_under_umask(&mut self, mask: &str) {
+        let manager = manager_command(&self.kernel);
+        let mut shell = Command::new("/bin/sh");
+        shell
+            .args(["-c", &format!("umask {mask}; exec \"$@\""), "sh"])
+            .current_dir(self.kernel.directory())
+            .arg(manager.get_program())
+            .args(manager.get_args());
+        for (name, value) in manager.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        self.manager = spawn(&mut shell);
+        self.wait_attached();
+    }
+
     /// Ends the manager with SIGKILL.
     pub(crate) fn kill_manager(&mut self) {
         self.manager.kill().unwrap();

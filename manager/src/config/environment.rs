@@ -5,7 +5,7 @@
 //! where `$NAME` has been replaced. Unlike in Circus, inherited values are never changed and no `__name__` appears.
 //! Source: Circus 0.17.2's `get_config` and `parse_env_dict`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -92,6 +92,8 @@ pub struct WatcherVariables {
     pub raw: Lookup,
     /// What its workers get.
     pub environment: Environment,
+    /// Names the file's sections, or `given`, set; the rest is inherited.
+    pub written: BTreeSet<OsString>,
     /// What `$(circus.env.X)` means in `cmd`, `args` and `shell_args`.
     pub last: Lookup,
 }
@@ -182,6 +184,7 @@ impl Variables {
         WatcherVariables {
             raw,
             environment,
+            written: written.keys().map(OsString::from).collect(),
             last,
         }
     }

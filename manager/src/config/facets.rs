@@ -140,7 +140,12 @@ fn spec_of(watcher: &WatcherConfig) -> Vec<Facet> {
         };
         spec(format!("rlimit_{name}"), value)
     }));
-    facets.extend(watcher.env.iter().map(|(name, value)| Facet {
+    // What follows from `uid` is compared as that.
+    let written = watcher.env.iter().filter(|(name, _)| {
+        let mut of_account = watcher.account_env.iter();
+        !of_account.any(|variable| **name == **variable)
+    });
+    facets.extend(written.map(|(name, value)| Facet {
         secret: true,
         // Bytes that are no text still differ.
         ..spec(

@@ -130,6 +130,8 @@ pub struct WatcherConfig {
     pub working_dir: PathBuf,
     /// The workers' environment, complete.
     pub env: BTreeMap<OsString, OsString>,
+    /// Names in `env` that were set because of `uid`: those of `identity::ACCOUNT_VARIABLES` that the file does not set.
+    pub account_env: Vec<&'static str>,
     /// Variables given at run time in place of those of the file's sections.
     pub env_given: Option<BTreeMap<String, String>>,
     /// User of the workers; none means the kernel's.

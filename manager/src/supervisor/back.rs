@@ -28,7 +28,23 @@ impl Supervisor {
     /// The kernel that is back has told what it has.
     pub(super) fn listed(&mut self, inventory: Inventory) {
         self.keep_again(&inventory);
+        self.settle_umask(inventory.umask);
         self.reconcile(inventory.processes);
+    }
+
+    /// Takes over the mask a predecessor has kept for workers, or keeps ours for successors. Without it, a manager that somebody starts
+    /// from another shell would give new workers other file modes than their siblings have.
+    pub(super) fn settle_umask(&mut self, kept: Option<u32>) {
+        let Some(link) = &mut self.link else {
+            return;
+        };
+        if let Some(kept) = kept {
+            self.umask = Some(kept);
+        } else if let Some(mask) = self.umask {
+            let name = state::umask_value(link.namespace());
+            tasks::keep_own(link.clone(), name, Some(format!("{mask:03o}")));
+        }
+        link.set_umask(self.umask);
     }
 
     fn keep_again(&mut self, inventory: &Inventory) {

@@ -92,4 +92,6 @@ pub struct Setup {
     pub program: Option<PathBuf>,
     /// What it is started with.
     pub arguments: Vec<OsString>,
+    /// Our own file mode mask, for workers whose watcher has none, unless a predecessor has kept another.
+    pub umask: Option<u32>,
 }

@@ -46,6 +46,7 @@ impl Supervisor {
         self.insert_all(&mut inventory.kept, &inventory.processes, resumed.as_ref());
         self.incarnation = incarnation(&link);
         self.link = Some(link);
+        self.settle_umask(inventory.umask);
         self.take_over(inventory.added, inventory.kept);
         self.know_before_rolls(resumed.as_ref());
         self.take_over_left(inventory.left);

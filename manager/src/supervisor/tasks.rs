@@ -529,7 +529,7 @@ pub(super) fn clean_up(
         let forget = ops::ValueRemove { names: vec![kept] };
         let added = NamePattern::new(&format!("{}*", state::added_value(&config.namespace, "")));
         let forget_added = ops::ValueRemove { names: vec![added] };
-        let own = [state::change_value, state::left_value]
+        let own = [state::change_value, state::left_value, state::umask_value]
             .map(|name| NamePattern::new(&name(&config.namespace)));
         let forget_own = ops::ValueRemove { names: own.into() };
         let drop_logs = ops::HoldDrop {

@@ -31,8 +31,8 @@ pub const CIRCUS: &[Key] = &[
     key(
         "umask",
         "octal mask",
-        Words("the kernel's"),
-        "file mode mask of every worker",
+        Words("that of who ran `up`"),
+        "file mode mask of every worker whose watcher has none",
         "027",
     ),
     key(

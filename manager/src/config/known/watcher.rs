@@ -70,7 +70,7 @@ pub const WATCHER: &[Key] = &[
         "uid",
         "name or number",
         Words("the kernel's"),
-        "user of the workers",
+        "user of the workers; HOME, USER, LOGNAME and SHELL are that user's unless the file sets them",
         "www-data",
     ),
     key(
@@ -79,6 +79,13 @@ pub const WATCHER: &[Key] = &[
         Words("the user's"),
         "group of the workers",
         "www-data",
+    ),
+    key(
+        "umask",
+        "octal mask",
+        Words("that of `[circus]`"),
+        "file mode mask of the workers (not in Circus)",
+        "027",
     ),
     key(
         "rlimit_NAME",

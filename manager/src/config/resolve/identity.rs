@@ -4,8 +4,12 @@
 //! and not at the first start. Numbers pass as they are.
 //! Source: Circus's `to_uid` and `to_gid`; a number 0 means "no change" there and here.
 
-use nix::unistd::{Group, User};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 
+use nix::unistd::{Group, Uid, User};
+
+use crate::config::environment::Environment;
 use crate::config::fields::Fields;
 use crate::config::types::Identity;
 
@@ -14,6 +18,40 @@ pub(super) fn user(fields: &mut Fields<'_>) -> Option<Identity> {
     identity(fields, "uid", |name| {
         matches!(User::from_name(name), Ok(Some(_)))
     })
+}
+
+/// Variables that tell a program who it runs as.
+const ACCOUNT_VARIABLES: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
+
+/// Sets the variables of `user` in `environment` but for those in `written`, which the file sets; answers which. Of a number without an
+/// account nothing is known, and nothing is set.
+pub(super) fn set_account(
+    user: Option<&Identity>,
+    written: &BTreeSet<OsString>,
+    environment: &mut Environment,
+) -> Vec<&'static str> {
+    let account = match user {
+        Some(Identity::Name(name)) => User::from_name(name),
+        Some(Identity::Number(number)) => User::from_uid(Uid::from_raw(*number)),
+        None => return Vec::new(),
+    };
+    let Ok(Some(account)) = account else {
+        return Vec::new();
+    };
+    let values: [OsString; 4] = [
+        account.dir.into(),
+        account.name.clone().into(),
+        account.name.into(),
+        account.shell.into(),
+    ];
+    let mut set = Vec::new();
+    for (name, value) in ACCOUNT_VARIABLES.into_iter().zip(values) {
+        if !written.contains(std::ffi::OsStr::new(name)) {
+            environment.insert(name.into(), value);
+            set.push(name);
+        }
+    }
+    set
 }
 
 /// `gid`.

@@ -61,12 +61,15 @@ pub(super) fn resolve(
     let WatcherVariables {
         raw,
         mut environment,
+        written,
         mut last,
     } = variables;
     let mut fields = Fields::new(&section.entries, &raw, findings);
     fields.report_keys(known::WATCHER, "");
     report_differences(&mut fields);
     python::resolve(&mut fields, copy_env, context.around, &mut environment);
+    let uid = identity::user(&mut fields);
+    let account_env = identity::set_account(uid.as_ref(), &written, &mut environment);
     last.extend(&environment);
     if fields.text("cmd").is_none() {
         fields.findings.error(
@@ -109,10 +112,14 @@ pub(super) fn resolve(
         working_dir,
         env: environment,
         env_given: env_given.cloned(),
-        uid: identity::user(&mut fields),
+        account_env,
+        uid,
         gid: identity::group(&mut fields),
         rlimits: rlimits(&mut fields),
-        umask: context.umask,
+        umask: fields
+            .filled("umask")
+            .and_then(|_| fields.parsed("umask", scalar::octal_mask))
+            .or(context.umask),
         stop_signal: fields
             .parsed("stop_signal", |text| {
                 text.parse()

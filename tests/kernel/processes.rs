@@ -130,6 +130,24 @@ fn a_user_brings_its_group_and_loses_ours() {
 }
 
 #[test]
+fn numbers_of_user_and_group_need_no_entry_anywhere() {
+    if !is_root() {
+        return skipped("another user needs root");
+    }
+    let kernel = Kernel::start();
+    let process = kernel.json().make_process(
+        "n",
+        &["/bin/sleep", "60"],
+        json!({"uid": 3_999_991, "gid": 3_999_992}),
+    );
+    let worker = pid(&process);
+    let line = |key| procfs::status_line(worker, key).unwrap();
+    assert_eq!(line("Uid"), "3999991 3999991 3999991 3999991");
+    assert_eq!(line("Gid"), "3999992 3999992 3999992 3999992");
+    assert_eq!(line("Groups"), "3999992");
+}
+
+#[test]
 fn a_worker_of_another_user_may_open_its_own_output() {
     if !is_root() {
         return skipped("another user needs root");

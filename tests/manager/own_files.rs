@@ -99,14 +99,45 @@ fn check_reports_every_mistake_with_its_place() {
     );
     fs::write(
         scratch.directory().join("good.ini"),
-        "[watcher:w]\ncmd = x\n",
+        "[watcher:w]\ncmd = sleep 1\n",
     )
     .unwrap();
-    let output = papactl(&scratch, &["check", "good.ini"]);
+    let output = papactl(&scratch, &["check", "--strict", "good.ini"]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         text.contains("good.ini: no mistakes; 1 watcher, 0 sockets\n"),
         "{text}"
     );
+}
+
+#[test]
+fn check_names_what_is_not_there_and_strict_fails_for_it() {
+    let scratch = Scratch::new();
+    let file = scratch.directory().join("f.ini");
+    let check = |arguments: &[&str], text: &str| {
+        fs::write(&file, text).unwrap();
+        let output = papactl(&scratch, &[&["check"], arguments, &["f.ini"]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), errors)
+    };
+    let absent = "[watcher:w]\ncmd = /no/such/program\nworking_dir = /\n";
+    let (code, said) = check(&[], absent);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(
+        said,
+        "f.ini:2:7: warning: cmd \"/no/such/program\": does not exist\n"
+    );
+    assert_eq!(check(&["--strict"], absent).0, Some(2));
+    for (text, part) in [
+        ("", "there is no watcher in it"),
+        ("[program:w]\ncommand = x\n", "supervisord"),
+        ("[watcher:w]\ncmd = sleep 1\nuser = nobody\n", "use uid"),
+    ] {
+        let (code, said) = check(&[], text);
+        assert_eq!(code, Some(2), "{text:?}: {said}");
+        assert!(said.contains(part), "{part:?} in {said:?}");
+        let output = papactl(&scratch, &["up", "f.ini"]);
+        assert_eq!(output.status.code(), Some(2), "up starts nothing of it");
+    }
 }

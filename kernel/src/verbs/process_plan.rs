@@ -95,7 +95,11 @@ impl Owner {
             }
         }
         if let Some(account) = &make.gid {
-            identity.gid = Some(group_id(account)?);
+            identity.gid = Some(match (account, &make.uid) {
+                // Numbers for both need no entry anywhere: a container image often has none.
+                (Account::Id(id), Some(Account::Id(_))) => *id,
+                (account, _) => group_id(account)?,
+            });
         }
         if let Some(groups) = &make.groups {
             identity.groups = Some(groups.iter().map(group_id).collect::<Result<_, _>>()?);

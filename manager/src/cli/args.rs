@@ -297,4 +297,7 @@ Example:
 pub struct CheckArgs {
     /// The INI file
     pub file: PathBuf,
+    /// Fail on warnings too
+    #[arg(long)]
+    pub strict: bool,
 }

@@ -8,12 +8,16 @@ use serde_json::{Value, json};
 use crate::cli::Common;
 use crate::cli::args::CheckArgs;
 use crate::commands::{CommandError, note, print, print_json, table};
-use crate::config::{self, Config, Problem, Surroundings};
+use crate::config::{self, Config, Problem, Surroundings, inspect};
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &CheckArgs) -> Result<(), CommandError> {
     let around = Surroundings::current()?;
-    let config = match config::load(&args.file, &around) {
+    let read = config::load(&args.file, &around).and_then(|config| {
+        config.require_watchers()?;
+        Ok(config)
+    });
+    let mut config = match read {
         Ok(config) => config,
         Err(errors) => {
             if common.json {
@@ -23,18 +27,25 @@ pub(super) fn run(common: &Common, args: &CheckArgs) -> Result<(), CommandError>
             return Err(CommandError::Checked);
         }
     };
+    config.warnings.extend(inspect::missing(&config));
+    let refused = args.strict && !config.warnings.is_empty();
     if common.json {
-        return print_json(&json!({
-            "status": "ok",
+        print_json(&json!({
+            "status": if refused { "error" } else { "ok" },
             "namespace": config.namespace,
             "watchers": config.watchers.iter().map(|watcher| &watcher.name).collect::<Vec<_>>(),
             "sockets": config.sockets.iter().map(|socket| &socket.name).collect::<Vec<_>>(),
             "plugins": config.plugins.iter().map(|plugin| &plugin.name).collect::<Vec<_>>(),
             "warnings": problems(&config.warnings),
-        }));
+        }))?;
+    } else {
+        print_findings(&[], &config.warnings);
+        print(&summary(&config))?;
     }
-    print_findings(&[], &config.warnings);
-    print(&summary(&config))
+    if refused {
+        return Err(CommandError::Checked);
+    }
+    Ok(())
 }
 
 /// Mistakes and warnings in the order of the file, on standard error; then how many.
@@ -118,8 +129,12 @@ pub(super) fn print_warnings(warnings: &[Problem], most: usize) {
 
 fn summary(config: &Config) -> String {
     let mut text = format!(
-        "{}: no mistakes; {}, {}\n",
+        "{}: {}; {}, {}\n",
         table::printable(&config.path.to_string_lossy()),
+        match config.warnings.len() {
+            0 => "no mistakes".to_owned(),
+            number => format!("no mistakes, {}", count(number, "warning")),
+        },
         count(config.watchers.len(), "watcher"),
         count(config.sockets.len(), "socket"),
     );

@@ -37,6 +37,7 @@ const MAX_WARNINGS: usize = 10;
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     let config = config::load(&args.file, &Surroundings::current()?)?;
+    config.require_watchers()?;
     if let Some(wanted) = &common.namespace
         && *wanted != config.namespace
     {

@@ -47,10 +47,12 @@ pub fn with_options(
     if given.options.contains_key("name") {
         findings.error(&place, "name: a watcher cannot be renamed while it runs");
     }
+    let entries = merged(&watcher.entries, given.options, &place, &mut findings);
     let section = RawSection {
         name: watcher.name.clone(),
         origin: watcher.origin.clone(),
-        entries: merged(&watcher.entries, given.options, &place, &mut findings),
+        own: entries.len(),
+        entries,
     };
     let env = given.env.or(watcher.env_given.as_ref());
     resolved(base, &section, env, findings)
@@ -86,10 +88,12 @@ pub fn new_watcher(
         .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
         .collect();
     let entries = merged(&[], &own, &place, &mut findings);
+    let entries = merged(&entries, given.options, &place, &mut findings);
     let section = RawSection {
         name: name.to_owned(),
         origin: place.clone(),
-        entries: merged(&entries, given.options, &place, &mut findings),
+        own: entries.len(),
+        entries,
     };
     resolved(base, &section, given.env, findings)
 }
@@ -104,9 +108,16 @@ fn merged(
     let mut entries = entries.to_vec();
     for (key, value) in options {
         if !known::is_watcher_key(key) {
-            let hint = match known::suggestion(known::WATCHER, key) {
-                Some(meant) => format!("; did you mean {meant}?"),
-                None => ", expected a key of [watcher:NAME]".to_owned(),
+            let hint = match (
+                known::foreign::find(key),
+                known::suggestion(known::WATCHER, key),
+            ) {
+                (Some(foreign), _) => format!(
+                    ", it is a key of {}; use {}",
+                    foreign.program, foreign.instead
+                ),
+                (None, Some(meant)) => format!("; did you mean {meant}?"),
+                (None, None) => ", expected a key of [watcher:NAME]".to_owned(),
             };
             findings.error(place, format!("{key} is not known{hint}"));
         }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::fnmatch;
 use crate::config::ini::Document;
+use crate::config::problem::Findings;
 use crate::config::variables;
 
 /// Variables by name.
@@ -209,23 +210,113 @@ fn to_environment<K: AsRef<str>, V: AsRef<str>>(
         .collect()
 }
 
-/// `$NAME` with NAME in capitals becomes the inherited variable, nothing if there is none.
+/// `$NAME` with NAME in capitals becomes the inherited variable, nothing if there is none; `$$NAME` is the text `$NAME`.
 fn replace_names(text: &str, inherited: &Environment) -> OsString {
     let mut out = OsString::new();
+    each_piece(text, |piece| match piece {
+        Piece::Text(text) => out.push(text),
+        Piece::Name(name) => {
+            if let Some(value) = inherited.get(OsStr::new(name)) {
+                out.push(value);
+            }
+        }
+    });
+    out
+}
+
+/// A part of a value.
+enum Piece<'a> {
+    Text(&'a str),
+    /// What stood behind a `$`.
+    Name(&'a str),
+}
+
+fn each_piece<'a>(text: &'a str, mut take: impl FnMut(Piece<'a>)) {
     let mut rest = text;
     while let Some(at) = rest.find('$') {
-        out.push(&rest[..at]);
-        rest = &rest[at + 1..];
-        let length = name_length(rest);
-        if length == 0 {
-            out.push("$");
-        } else if let Some(value) = inherited.get(OsStr::new(&rest[..length])) {
-            out.push(value);
+        take(Piece::Text(&rest[..at]));
+        rest = &rest[at..];
+        let length = name_length(&rest[1..]);
+        let escaped = rest[1..].strip_prefix('$').map_or(0, name_length);
+        if length > 0 {
+            take(Piece::Name(&rest[1..=length]));
+            rest = &rest[1 + length..];
+        } else if escaped > 0 {
+            take(Piece::Text(&rest[1..2 + escaped]));
+            rest = &rest[2 + escaped..];
+        } else {
+            take(Piece::Text("$"));
+            rest = &rest[1..];
         }
-        rest = &rest[length..];
     }
-    out.push(rest);
-    out
+    take(Piece::Text(rest));
+}
+
+/// Reports values of the env sections of `document` that will not be what whoever wrote them expects.
+pub(crate) fn report(document: &Document, variables: &Variables, findings: &mut Findings) {
+    for section in document.sections() {
+        let matched = section.name.starts_with("env:");
+        if section.name != "env" && !matched {
+            continue;
+        }
+        for entry in document.entries(section) {
+            let place = &entry.value_origin;
+            each_piece(&entry.value, |piece| {
+                if let Piece::Name(name) = piece
+                    && !variables.inherited.contains_key(OsStr::new(name))
+                {
+                    findings.warn(
+                        place,
+                        format!(
+                            "{}: ${name} is not set and becomes nothing; write $${name} for the text ${name}",
+                            entry.key
+                        ),
+                    );
+                }
+            });
+            if entry
+                .value
+                .split("$$")
+                .skip(1)
+                .any(|rest| name_length(rest) > 0)
+            {
+                findings.differs(
+                    place,
+                    format!(
+                        "{}: `$$` is one `$` here; Circus kept the first and replaced what follows",
+                        entry.key
+                    ),
+                );
+            }
+            for key in variables::keys(&entry.value) {
+                let text = match key.strip_prefix("env.") {
+                    Some(name) if matched => format!(
+                        "{}: $(circus.env.{name}) is not replaced in [env:NAME], as in Circus; write ${}",
+                        entry.key,
+                        name.to_uppercase()
+                    ),
+                    Some(name) if inherited_as(&variables.inherited, name) => continue,
+                    Some(name) => format!(
+                        "{}: $(circus.env.{name}) is not set and stays as it is written; values of [env] do not see each other",
+                        entry.key
+                    ),
+                    None if key == CONFIG_DIR && !matched => continue,
+                    None => format!(
+                        "{}: $(circus.{key}) is not replaced here and stays as it is written",
+                        entry.key
+                    ),
+                };
+                findings.warn(place, text);
+            }
+        }
+    }
+}
+
+/// Whether a variable of this name is there; case does not count, as in `$(circus.env.X)`.
+fn inherited_as(inherited: &Environment, name: &str) -> bool {
+    inherited
+        .keys()
+        .any(|key| key.to_str().is_some_and(|key| key.to_lowercase() == name))
 }
 
 /// Length of the variable name `text` begins with: a capital, then capitals, digits and underscores.
@@ -240,7 +331,6 @@ fn name_length(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::problem::Findings;
 
     const TEXT: &str = "\
 [env]
@@ -287,6 +377,40 @@ A = four
         assert_eq!(get(&web, "P").unwrap(), "/root:${HOME}:$home:.");
         assert_eq!(get(&web, "SIBLING").unwrap(), "$(circus.env.A) /root");
         assert_eq!(get(&web, "__name__"), None);
+    }
+
+    #[test]
+    fn two_dollars_are_the_text_of_one() {
+        let inherited: Environment = [("HOME".into(), "/root".into())].into();
+        for (text, expected) in [
+            ("$$HOME", "$HOME"),
+            ("a$$HOME.$HOME", "a$HOME./root"),
+            ("$$$HOME", "$$HOME"),
+            ("$$", "$$"),
+            ("pa$$word$", "pa$$word$"),
+            ("$$NOPE$NOPE", "$NOPE"),
+        ] {
+            assert_eq!(replace_names(text, &inherited), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn values_that_become_nothing_are_reported() {
+        let mut document = Document::default();
+        let mut findings = Findings::default();
+        let text = "[env]\nA = $HOME $NOPE\nB = $$HOME $$NOPE\nC = $(circus.env.home) $(circus.env.A)\n[env:w]\nD = $(circus.env.HOME)";
+        document.read(Path::new("f"), text.as_bytes(), &mut findings);
+        let inherited: Environment = [("HOME".into(), "/root".into())].into();
+        let variables = Variables::new(&document, &inherited, Path::new("/"));
+        report(&document, &variables, &mut findings);
+        let found: Vec<String> = findings.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 4, "{found:#?}");
+        assert!(
+            found[0].starts_with("f:2:5: A: $NOPE is not set and becomes nothing; write $$NOPE")
+        );
+        assert!(found[1].contains("B: `$$` is one `$` here"));
+        assert!(found[2].contains("C: $(circus.env.a) is not set"));
+        assert!(found[3].contains("D: $(circus.env.home) is not replaced in [env:NAME]"));
     }
 
     #[test]

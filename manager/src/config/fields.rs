@@ -125,7 +125,7 @@ impl<'a> Fields<'a> {
                 Some(Effect::Active | Effect::Needless) => {}
                 Some(Effect::Inactive(what)) => {
                     self.findings
-                        .warn(&entry.origin, format!("{} {what}", entry.key));
+                        .differs(&entry.origin, format!("{} {what}", entry.key));
                 }
                 None => {
                     if let Some(meant) = known::suggestion(table, key) {

@@ -11,6 +11,7 @@ use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use crate::config::fnmatch;
+use crate::config::foreign;
 use crate::config::ini::Document;
 use crate::config::problem::{Findings, Origin};
 
@@ -84,6 +85,14 @@ pub fn load(
 fn read_into(loaded: &mut Loaded, path: &Path, directory: &Path, findings: &mut Findings) -> bool {
     match read_bounded(&directory.join(path)) {
         Ok(bytes) => {
+            if let Some(what) = foreign::looks_like(&bytes) {
+                findings.error(
+                    &Origin::whole(path),
+                    format!("{what}; expected an INI file with sections like [watcher:web]"),
+                );
+                loaded.files.push(path.to_owned());
+                return false;
+            }
             loaded.document.read(path, &bytes, findings);
             loaded.files.push(path.to_owned());
             true

@@ -11,7 +11,11 @@ use std::sync::Arc;
 
 use crate::config::known;
 use crate::config::problem::{Findings, Origin};
+use crate::config::words;
 use crate::state::{KeptDocument, KeptSection};
+
+/// Most lines of one file that are reported as no INI: more would say nothing new.
+const MAX_REJECTED: usize = 20;
 
 /// The section whose keys are visible in all others.
 const DEFAULT_SECTION: &str = "DEFAULT";
@@ -119,6 +123,7 @@ impl Document {
             file: Arc::from(file),
             current: Current::None,
             open: Open::Nothing,
+            rejected: 0,
             findings,
         };
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
@@ -147,6 +152,13 @@ impl Document {
                     );
                 }
             }
+        }
+        if reader.rejected > MAX_REJECTED {
+            let more = reader.rejected - MAX_REJECTED;
+            reader.findings.error(
+                &Origin::whole(file),
+                format!("{more} more lines are no INI either"),
+            );
         }
     }
 
@@ -184,6 +196,8 @@ struct Reader<'a> {
     file: Arc<Path>,
     current: Current,
     open: Open,
+    /// Lines that are no INI.
+    rejected: usize,
     findings: &'a mut Findings,
 }
 
@@ -306,7 +320,16 @@ impl Reader<'_> {
         };
         let value_origin = origin.at_column(column(value));
         let origin = origin.at_column(column(key));
-        let value = clean_value(value);
+        let (value, cut) = clean_value(value);
+        if let Some(cut) =
+            cut.filter(|cut| words::open_quote(value).is_some_and(|quote| cut.contains(quote)))
+        {
+            // A cmd is then refused for its open quote; elsewhere half a text would be used silently.
+            self.findings.warn(
+                &origin.at_column(column(cut)),
+                format!("the value of {key:?} ends here: white space and `;` begin a comment, in quotes too; write `;` without white space before it"),
+            );
+        }
         if value.starts_with(';') {
             self.findings.warn(
                 &value_origin,
@@ -342,7 +365,10 @@ impl Reader<'_> {
     /// Notes an error; what continues the line is skipped.
     fn reject(&mut self, origin: &Origin, message: String) {
         self.open = Open::Ignored;
-        self.findings.error(origin, message);
+        self.rejected += 1;
+        if self.rejected <= MAX_REJECTED {
+            self.findings.error(origin, message);
+        }
     }
 
     fn entries(&mut self) -> &mut Vec<Entry> {
@@ -398,14 +424,17 @@ fn split_option(line: &str) -> Option<(&str, &str)> {
     Some((key.trim(), rest.trim_start()))
 }
 
-fn clean_value(value: &str) -> &str {
-    let value = match value.find(';') {
-        Some(at) if value[..at].ends_with(char::is_whitespace) => &value[..at],
-        _ => value,
+/// The value, and the comment that was cut from it.
+fn clean_value(value: &str) -> (&str, Option<&str>) {
+    let (value, cut) = match value.find(';') {
+        Some(at) if value[..at].ends_with(char::is_whitespace) => {
+            (&value[..at], Some(&value[at..]))
+        }
+        _ => (value, None),
     };
     match value.trim() {
-        "\"\"" => "",
-        value => value,
+        "\"\"" => ("", cut),
+        value => (value, cut),
     }
 }
 

@@ -1,6 +1,6 @@
 //! From an INI file as people have it to a configuration the manager can act on.
 //!
-//! `ini` reads lines into keys with their file and line, `include` gathers the files, `raw` sorts sections by kind,
+//! `ini` reads lines into keys with their file and line, `include` gathers the files, `foreign` knows those of other programs, `raw` sorts sections by kind,
 //! `environment` computes what a worker's variables are, `resolve` turns text into typed values and reports every
 //! mistake at once, `render` makes one worker's command from its watcher. Nothing here talks to a kernel or
 //! starts anything.
@@ -12,8 +12,10 @@ pub mod environment;
 pub(crate) mod facets;
 pub mod fields;
 pub mod fnmatch;
+pub mod foreign;
 pub mod include;
 pub mod ini;
+pub mod inspect;
 pub mod known;
 pub mod problem;
 pub mod raw;

@@ -16,8 +16,10 @@ pub struct RawSection {
     pub name: String,
     /// The section's first line.
     pub origin: Origin,
-    /// In file order.
+    /// In file order; those of `[DEFAULT]` last.
     pub entries: Vec<Entry>,
+    /// So many of them are the section's own.
+    pub own: usize,
 }
 
 /// The sections of a document by kind, in file order.
@@ -25,6 +27,8 @@ pub struct RawSection {
 pub struct RawConfig {
     /// Keys of `[circus]`.
     pub circus: Vec<Entry>,
+    /// So many of them are the section's own; the others come from `[DEFAULT]`.
+    pub circus_own: usize,
     /// `[watcher:NAME]`.
     pub watchers: Vec<RawSection>,
     /// `[socket:NAME]`.
@@ -55,9 +59,12 @@ impl RawConfig {
                 Some(("watcher", name)) => raw.watchers.push(named(name, section, entries)),
                 Some(("socket", name)) => raw.sockets.push(named(name, section, entries)),
                 Some(("plugin", name)) => raw.plugins.push(named(name, section, entries)),
-                Some(("env", _)) => {}
-                None if section.name == "circus" => raw.circus = entries,
-                None if section.name == "env" => {}
+                Some(("env", _)) => report_keys_among_variables(section, findings),
+                None if section.name == "circus" => {
+                    raw.circus = entries;
+                    raw.circus_own = section.entries.len();
+                }
+                None if section.name == "env" => report_keys_among_variables(section, findings),
                 _ => report_unknown(section, findings),
             }
         }
@@ -89,20 +96,39 @@ fn named(name: &str, section: &Section, entries: Vec<Entry>) -> RawSection {
         name: name.to_owned(),
         origin: section.origin.clone(),
         entries,
+        own: section.entries.len(),
     }
 }
 
+/// A section that nothing reads.
 fn report_unknown(section: &Section, findings: &mut Findings) {
-    let kind = section.name.split(':').next().unwrap_or_default();
-    if let Some(known) = known::nearest(known::SECTIONS, kind.trim()) {
-        let form = if known == "circus" {
-            "[circus]".to_owned()
-        } else {
-            format!("[{known}:NAME]")
-        };
-        findings.warn(
-            &section.origin,
-            format!("[{}] is ignored; did you mean {form}?", section.name),
-        );
+    let name = &section.name;
+    let kind = name.split(':').next().unwrap_or_default();
+    let text = match known::nearest(known::SECTIONS, kind.trim()) {
+        Some("circus") => format!("[{name}] is ignored; did you mean [circus]?"),
+        Some(known) => format!("[{name}] is ignored; did you mean [{known}:NAME]?"),
+        None if kind == "program" => {
+            format!("[{name}] is a section of supervisord and is ignored; use [watcher:NAME]")
+        }
+        None => format!(
+            "[{name}] is ignored; expected [circus], [watcher:NAME], [socket:NAME], [env], [env:NAME] or [plugin:NAME]"
+        ),
+    };
+    findings.warn(&section.origin, text);
+}
+
+/// A watcher's key among variables: nearly always the section above was to be one of a watcher.
+fn report_keys_among_variables(section: &Section, findings: &mut Findings) {
+    for entry in &section.entries {
+        let key = &entry.key;
+        if known::is_watcher_key(key) && !key.contains(char::is_uppercase) {
+            findings.warn(
+                &entry.origin,
+                format!(
+                    "{key} becomes an environment variable in [{}]; a watcher's key belongs in [watcher:NAME]",
+                    section.name
+                ),
+            );
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::config::environment::Variables;
 use crate::config::ini::{Document, Entry};
-use crate::config::problem::{Origin, Problem};
+use crate::config::problem::{ConfigErrors, Origin, Problem};
 use crate::config::resolve::Surroundings;
 use crate::config::resolve::restarts::FlappingDefaults;
 use crate::config::signal::SignalNumber;
@@ -68,9 +68,37 @@ pub struct Base {
     pub(crate) around: Surroundings,
     /// What the flapping plugin's section says.
     pub(crate) flapping: FlappingDefaults,
+    /// A plugin may read keys of watchers that nobody here knows.
+    pub(crate) free_keys: bool,
 }
 
 impl Config {
+    /// Refuses a configuration in which there is nothing to run: most probably it is another file that was meant.
+    ///
+    /// # Errors
+    /// It has no watcher.
+    pub fn require_watchers(&self) -> Result<(), ConfigErrors> {
+        if !self.watchers.is_empty() {
+            return Ok(());
+        }
+        let included = self.files.len() - 1;
+        let place = match included {
+            0 => String::new(),
+            1 => " and the file it includes".to_owned(),
+            many => format!(" and the {many} files it includes"),
+        };
+        Err(ConfigErrors {
+            path: self.path.clone(),
+            errors: vec![Problem::new(
+                &Origin::whole(&self.path),
+                format!(
+                    "there is no watcher in it{place}; expected at least one section [watcher:NAME] with a cmd"
+                ),
+            )],
+            warnings: self.warnings.clone(),
+        })
+    }
+
     /// Finds a watcher by name, ignoring case as Circus does.
     #[must_use]
     pub fn watcher(&self, name: &str) -> Option<&WatcherConfig> {

@@ -52,6 +52,45 @@ pub fn join(words: &[String]) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
+/// The words of `text` without those that have a quoted or escaped part: what a shell would look at.
+#[must_use]
+pub fn unquoted(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let (mut word, mut marked, mut quote) = (String::new(), false, None);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (Some('"') | None, '\\') => {
+                chars.next();
+                marked = true;
+            }
+            (Some(_), _) => {}
+            (None, '\'' | '"') => (quote, marked) = (Some(c), true),
+            (None, ' ' | '\t' | '\r' | '\n') => {
+                let whole = std::mem::take(&mut word);
+                if !std::mem::take(&mut marked) && !whole.is_empty() {
+                    words.push(whole);
+                }
+            }
+            (None, c) => word.push(c),
+        }
+    }
+    if !marked && !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+/// The quote that is still open at the end of `text`.
+#[must_use]
+pub fn open_quote(text: &str) -> Option<char> {
+    match split(text) {
+        Err(SplitError::OpenQuote(quote)) => Some(quote),
+        Ok(_) | Err(SplitError::OpenEscape) => None,
+    }
+}
+
 fn quoted(
     quote: char,
     chars: &mut std::str::Chars<'_>,

@@ -65,9 +65,14 @@ impl OptionValues {
                 self.options.insert(key.to_owned(), typed(key, value)?);
             }
             _ => {
-                let hint = known::suggestion(known::WATCHER, key)
-                    .map(|meant| format!("; did you mean {meant:?}?"))
-                    .unwrap_or_default();
+                let foreign = known::foreign::find(key);
+                let hint = match (foreign, known::suggestion(known::WATCHER, key)) {
+                    (Some(foreign), _) => {
+                        format!("; a key of {}, use {}", foreign.program, foreign.instead)
+                    }
+                    (None, Some(meant)) => format!("; did you mean {meant:?}?"),
+                    (None, None) => String::new(),
+                };
                 return Err(wrong(format!("unknown option {key:?}{hint}")));
             }
         }
@@ -104,24 +109,20 @@ enum Kind {
     Text,
 }
 
+/// By the table that the file is read by, so that both accept the same.
 fn kind(key: &str) -> Kind {
-    match key {
-        "numprocesses" | "max_retry" | "max_age" | "max_age_variance" | "max_surge"
-        | "priority" => Kind::Whole,
-        "warmup_delay" | "retry_in" | "graceful_timeout" | "ready_timeout" => Kind::Number,
-        "send_hup" | "stop_children" | "shell" | "copy_env" | "copy_path" | "respawn"
-        | "singleton" | "autostart" | "on_demand" | "use_papa" | "use_sockets"
-        | "close_child_stdin" | "close_child_stdout" | "close_child_stderr" => Kind::Flag,
-        "stop_signal" => Kind::Signal,
-        _ => match known::find(known::WATCHER, key)
-            .or_else(|| known::find(known::CIRCUS, key))
-            .map(|key| key.accepts)
-        {
-            Some("whole number") => Kind::Whole,
-            Some("seconds") => Kind::Number,
-            Some("yes or no") => Kind::Flag,
-            _ => Kind::Text,
-        },
+    let (table, name) = if let Some(name) = key.strip_prefix("flapping.") {
+        (known::FLAPPING, name)
+    } else {
+        (known::WATCHER, key)
+    };
+    let found = known::find(table, name).or_else(|| known::find(known::CIRCUS, key));
+    match found.map(|key| key.accepts) {
+        Some(accepts) if accepts.starts_with("whole number") => Kind::Whole,
+        Some("seconds") => Kind::Number,
+        Some("yes or no") => Kind::Flag,
+        Some("signal") => Kind::Signal,
+        _ => Kind::Text,
     }
 }
 
@@ -257,6 +258,36 @@ mod tests {
         assert_eq!(got, expected);
         assert_eq!(values.env.as_ref().unwrap()["A"], "1");
         assert_eq!(parse(&values.to_value()), Ok(values));
+    }
+
+    #[test]
+    fn what_a_file_accepts_is_accepted_here_too() {
+        for (key, text) in [
+            ("max_age", "200.5"),
+            ("max_age_variance", "0.5"),
+            ("warmup_delay", "0.25"),
+            ("backoff_first", "0.5"),
+            ("health_interval", "1.5"),
+            ("flapping.window", "2.5"),
+            ("flapping.attempts", "3"),
+            ("max_retry", "-1"),
+            ("rlimit_nofile", ""),
+        ] {
+            let object = json!({key: from_text(key, text)});
+            let values = parse(&object).unwrap_or_else(|error| panic!("{key}: {error:?}"));
+            assert_eq!(values.options[key], text);
+        }
+        for key in known::WATCHER
+            .iter()
+            .filter(|key| !key.name.contains(char::is_uppercase))
+        {
+            let example = key.example;
+            if key.name == "name" {
+                continue;
+            }
+            let object = json!({key.name: from_text(key.name, example)});
+            assert!(parse(&object).is_ok(), "{} = {example}", key.name);
+        }
     }
 
     #[test]

@@ -68,7 +68,8 @@ pub fn items(time_format: &str) -> Option<Vec<Item<'static>>> {
     usable.then_some(items)
 }
 
-/// chrono writes nanoseconds for `%f` where Python writes microseconds, and knows a zone where Python's naive times have none.
+/// chrono writes nanoseconds for `%f` where Python writes microseconds. Python's naive times have no zone, so that Circus
+/// wrote nothing for `%z` and `%Z`; here both are the distance from UTC: `+0100`, `+01:00`.
 fn from_python(format: &str) -> String {
     let mut out = String::with_capacity(format.len());
     let mut chars = format.chars();
@@ -79,7 +80,8 @@ fn from_python(format: &str) -> String {
         }
         match chars.next() {
             Some('f') => out.push_str("%6f"),
-            Some('Z' | 'z') => {}
+            // The system's name of a zone is not known here; its distance from UTC says more.
+            Some('Z') => out.push_str("%:z"),
             Some(other) => {
                 out.push('%');
                 out.push(other);
@@ -102,8 +104,16 @@ mod tests {
     fn python_formats_look_as_python_writes_them() {
         assert!(text("%Y-%m-%d %H:%M:%S").ends_with(" [42] | "));
         assert_eq!(text("%f"), "978956 [42] | ");
-        assert_eq!(text("a%Zb%%"), "ab% [42] | ");
+        assert_eq!(text("%%"), "% [42] | ");
         assert_eq!(text("\"%%\""), "\"%\" [42] | ");
+    }
+
+    #[test]
+    fn zones_are_not_lost_silently() {
+        let moment = civil::local(1_795_315_366_978_956);
+        assert_eq!(text("%z"), format!("{} [42] | ", moment.format("%z")));
+        assert_eq!(text("%Z"), format!("{} [42] | ", moment.format("%:z")));
+        assert!(text("%z").starts_with(['+', '-']));
     }
 
     #[test]

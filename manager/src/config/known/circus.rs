@@ -81,7 +81,7 @@ pub const CIRCUS: &[Key] = &[
         "circus_warnings",
         YES_NO,
         Value("yes"),
-        "no: say nothing where a value means something else than in Circus (not in Circus)",
+        "no: say nothing of keys without effect here and of values that mean something else than in Circus (not in Circus)",
         "no",
     ),
     inert(

@@ -6,6 +6,7 @@
 //! Source: Circus 0.17.2's option tables.
 
 mod circus;
+pub mod foreign;
 mod socket;
 mod stream;
 mod watcher;

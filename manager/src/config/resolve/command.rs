@@ -35,6 +35,11 @@ const ATTRIBUTES: [&str; 17] = [
     "warmup_delay",
 ];
 
+/// Whether the command may refer to `variable`, which is without `circus.`.
+pub(super) fn is_attribute(variable: &str) -> bool {
+    variable == "working_dir" || ATTRIBUTES.contains(&variable) || variable.starts_with("rlimits.")
+}
+
 /// Reads the command. `last` knows the workers' final environment. None if it is missing or refused.
 pub(super) fn resolve(
     fields: &mut Fields<'_>,
@@ -80,6 +85,9 @@ pub(super) fn resolve(
         return Some(argv);
     }
     let cmd = cmd?;
+    for key in ["cmd", "args"] {
+        report_signs(fields, key);
+    }
     let words = split(fields, "cmd", &cmd);
     let args = split(fields, "args", &args.unwrap_or_default());
     let (mut argv, args) = (words?, args?);
@@ -114,6 +122,46 @@ fn report_shell(fields: &mut Fields<'_>) {
             );
         }
     }
+}
+
+/// Reports what only a shell would obey, when there is none.
+fn report_signs(fields: &mut Fields<'_>, key: &str) {
+    let (Some(text), Some(origin)) = (fields.text(key), fields.origin(key)) else {
+        return;
+    };
+    let text = variables::replace(&text, |_| Some("x".to_owned()));
+    let Some(sign) = words::unquoted(&text).into_iter().find_map(shell_sign) else {
+        return;
+    };
+    let meaning = if sign.starts_with(['$', '~', '`']) {
+        "is not replaced without a shell; write $(circus.env.NAME), or shell = true"
+    } else {
+        "reaches the program as a word without a shell; for a pipe, a redirection or several commands write shell = true"
+    };
+    fields
+        .findings
+        .warn(origin, format!("{key}: {sign:?} {meaning}"));
+}
+
+/// What a shell would obey in a word, of which quoted parts have been left out.
+fn shell_sign(word: String) -> Option<String> {
+    const SIGNS: [&str; 6] = ["|", "||", "&", "&&", ";", ";;"];
+    let number = word.trim_start_matches(|c: char| c.is_ascii_digit());
+    let variable = word.find('$').is_some_and(|at| {
+        let next = word[at + 1..].chars().next();
+        // `$WID` has a warning of its own.
+        !word[at..].starts_with("$WID")
+            && next.is_some_and(|c| c.is_ascii_alphabetic() || matches!(c, '_' | '{'))
+    });
+    let obeyed = SIGNS.contains(&word.as_str())
+        || number.starts_with(['>', '<'])
+        || word.starts_with("&>")
+        || (word.len() > 1 && word.ends_with(';'))
+        || (word.len() > 1 && word.starts_with('|'))
+        || word.starts_with("~/")
+        || word.contains('`')
+        || variable;
+    obeyed.then_some(word)
 }
 
 /// The text of `key` with every variable replaced but the worker's and the sockets' numbers.

@@ -8,6 +8,7 @@
 mod command;
 pub(crate) mod depends;
 mod identity;
+mod keys;
 mod probe;
 mod python;
 pub(crate) mod restarts;
@@ -22,10 +23,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::environment::{Environment, Lookup, Variables};
+use crate::config::environment::{self, Environment, Lookup, Variables};
 use crate::config::fields::Fields;
 use crate::config::include::{self, Loaded};
-use crate::config::known;
 use crate::config::problem::{ConfigErrors, Findings, Origin};
 use crate::config::raw::{RawConfig, RawSection};
 use crate::config::resolve::restarts::FlappingDefaults;
@@ -105,12 +105,18 @@ fn resolve(
     let variables = Variables::new(&loaded.document, &around.environment, &config_dir);
     let raw = RawConfig::new(&loaded.document, &mut findings);
     findings.differences_known = !circus_warnings(&raw, &variables, &mut findings);
+    environment::report(&loaded.document, &variables, &mut findings);
     let (plugins, flapping) = plugins(&raw, &variables, &mut findings);
+    let free_keys = raw.plugins.iter().any(|section| {
+        let fields = Fields::new(&section.entries, &variables.global, &mut findings);
+        !restarts::is_flapping_plugin(&fields)
+    });
     let base = Arc::new(Base {
         document: loaded.document.clone(),
         variables,
         around: around.clone(),
         flapping,
+        free_keys,
     });
     let mut config = circus_section(&raw, &base, &mut findings);
     config.plugins = plugins;
@@ -165,6 +171,7 @@ pub(crate) fn one_watcher(
         sockets: &config.sockets,
         variables: &config.base.variables,
         flapping: config.base.flapping,
+        free_keys: config.base.free_keys,
         around: &config.base.around,
     };
     watcher::resolve(section, &context, env_given, findings)
@@ -196,7 +203,7 @@ fn plugins(
                 ),
             );
         } else {
-            findings.warn(
+            findings.differs(
                 &section.origin,
                 format!("[plugin:{}] is accepted but not yet active", section.name),
             );
@@ -277,7 +284,8 @@ fn circus_warnings(raw: &RawConfig, variables: &Variables, findings: &mut Findin
 
 fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) -> Config {
     let mut fields = Fields::new(&raw.circus, &base.variables.global, findings);
-    fields.report_keys(known::CIRCUS, "");
+    keys::report(&mut fields, keys::Kind::Circus, raw.circus_own, false);
+    keys::report_variables(&mut fields, |_| false);
     check_unused(&mut fields);
     let debug = fields.boolean("debug", false);
     let log_level = fields.parsed("loglevel", |text| {
@@ -472,7 +480,7 @@ pub(crate) fn hooks(fields: &mut Fields<'_>) -> Vec<HookConfig> {
                 continue;
             }
         };
-        fields.findings.warn(
+        fields.findings.differs(
             &entry.origin,
             format!("{} is accepted but not yet active", entry.key),
         );

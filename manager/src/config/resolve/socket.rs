@@ -7,10 +7,9 @@
 
 use crate::config::environment::Lookup;
 use crate::config::fields::Fields;
-use crate::config::known;
 use crate::config::problem::Findings;
 use crate::config::raw::RawSection;
-use crate::config::resolve::{MAX_KERNEL_NAME_BYTES, Surroundings, name_fault};
+use crate::config::resolve::{MAX_KERNEL_NAME_BYTES, Surroundings, keys, name_fault};
 use crate::config::scalar;
 use crate::config::types::{SocketConfig, SocketFamily, SocketType};
 
@@ -43,7 +42,8 @@ pub(super) fn resolve(
         findings.error(&section.origin, fault);
     }
     let mut fields = Fields::new(&section.entries, lookup, findings);
-    fields.report_keys(known::SOCKET, "");
+    keys::report(&mut fields, keys::Kind::Socket, section.own, false);
+    keys::report_variables(&mut fields, |_| false);
     let path = fields.path("path", &around.directory);
     if let Some(path) = &path {
         check_path(&mut fields, path);
@@ -180,7 +180,7 @@ fn umask(fields: &mut Fields<'_>) -> Option<u32> {
     }
     let mask = fields.whole("umask", 0, 0o777)?;
     if let Some(origin) = fields.origin("umask") {
-        fields.findings.warn(
+        fields.findings.differs(
             origin,
             format!("umask {digits}: read as decimal as in Circus, so it is octal {mask:03o}; write 0{mask:o}"),
         );

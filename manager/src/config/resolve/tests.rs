@@ -10,6 +10,7 @@ use crate::config::types::{
 };
 
 mod beyond;
+mod keys;
 
 fn around() -> Surroundings {
     Surroundings {
@@ -131,7 +132,10 @@ fn every_watcher_key_arrives() {
     assert_eq!(w.stderr, StreamConfig::Stdout);
     assert_eq!(w.options["active"], "true");
     assert_eq!(render_worker(w, &config.namespace, 2).name, "prod.w.2");
-    assert_eq!(lines(&config.warnings), []);
+    assert_eq!(
+        lines(&config.warnings),
+        [(31, "active is not known and has no effect")]
+    );
 }
 
 #[test]
@@ -355,7 +359,7 @@ fn what_has_no_effect_says_so() {
         .iter()
         .map(|warning| warning.origin.line())
         .collect();
-    assert_eq!(got, [3, 4, 7, 10, 11, 12, 14], "{:#?}", config.warnings);
+    assert_eq!(got, [3, 4, 7, 10, 11, 12, 14, 16], "{:#?}", config.warnings);
     assert_eq!(config.plugins[0].options["use"], "x");
     assert_eq!(config.watchers[0].hooks[0].target, "a.b");
 }
@@ -433,7 +437,8 @@ fn the_page_people_have_reads_without_errors() {
          [plugin:flapping]\nuse = circus.plugins.flapping.Flapping\nwindow = 10\npriority = 1000\n",
     );
     assert_eq!(config.watchers[0].name, "web_app");
-    assert_eq!(config.warnings.len(), 1, "{:#?}", config.warnings);
+    // `active`, which Circus does not know either, and the hook.
+    assert_eq!(config.warnings.len(), 2, "{:#?}", config.warnings);
     let judged = config.watchers[0].flapping.unwrap();
     assert_eq!((judged.attempts, judged.window.as_secs()), (2, 10));
 }

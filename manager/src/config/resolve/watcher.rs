@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use crate::config::environment::{Variables, WatcherVariables};
 use crate::config::fields::Fields;
-use crate::config::known;
 use crate::config::problem::Findings;
 use crate::config::raw::RawSection;
 use crate::config::resolve::restarts::FlappingDefaults;
 use crate::config::resolve::{
-    Surroundings, command, depends, hooks, identity, name_fault, probe, python, restarts, stream,
+    Surroundings, command, depends, hooks, identity, keys, name_fault, probe, python, restarts,
+    stream,
 };
 use crate::config::scalar;
 use crate::config::signal::{SignalNumber, UnknownSignal};
@@ -38,6 +38,7 @@ pub(super) struct Context<'a> {
     pub(super) sockets: &'a [SocketConfig],
     pub(super) variables: &'a Variables,
     pub(super) flapping: FlappingDefaults,
+    pub(super) free_keys: bool,
     pub(super) around: &'a Surroundings,
 }
 
@@ -65,7 +66,13 @@ pub(super) fn resolve(
         mut last,
     } = variables;
     let mut fields = Fields::new(&section.entries, &raw, findings);
-    fields.report_keys(known::WATCHER, "");
+    let hooked = section
+        .entries
+        .iter()
+        .any(|entry| entry.key.starts_with("hooks."));
+    let free_keys = context.free_keys || hooked;
+    keys::report(&mut fields, keys::Kind::Watcher, section.own, free_keys);
+    keys::report_variables(&mut fields, command::is_attribute);
     report_differences(&mut fields);
     python::resolve(&mut fields, copy_env, context.around, &mut environment);
     let uid = identity::user(&mut fields);
@@ -96,7 +103,7 @@ pub(super) fn resolve(
     if !fields.boolean("close_child_stdin", true)
         && let Some(origin) = fields.origin("close_child_stdin")
     {
-        fields.findings.warn(
+        fields.findings.differs(
             origin,
             "close_child_stdin: standard input is always /dev/null, or stdin_socket",
         );

@@ -1,6 +1,7 @@
 //! What comes beyond Circus, what an existing file may notice, and arbitrary values.
 
 use super::*;
+use crate::config::known;
 
 #[test]
 fn what_comes_beyond_circus_arrives() {

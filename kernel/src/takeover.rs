@@ -114,6 +114,12 @@ fn hand_over(
         .processes()
         .filter(|row| row.exit.is_none() && row.pid != 0)
         .map(|row| (row.serial, row.pid.cast_signed()))
+        .chain(
+            owner
+                .starting
+                .iter()
+                .map(|(serial, start)| (*serial, start.pid())),
+        )
         .collect();
     let beside = Beside {
         workers,

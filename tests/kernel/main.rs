@@ -9,6 +9,7 @@ mod crash;
 mod crash_loop;
 mod dialect;
 mod fixtures;
+mod hanging;
 mod hardship;
 mod lifecycle;
 mod output;

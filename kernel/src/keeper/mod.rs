@@ -400,6 +400,8 @@ impl Keeper {
         } else {
             self.failures += 1;
             self.program.last_failure.clone_from(&how);
+            self.program.last_killed = !kernel.late
+                && matches!(status.outcome, Outcome::Signal { number, .. } if number == Signal::SIGKILL as i32);
             self.start_at = now + self.restart_delay();
             if !self.served && !self.holds() && self.failures >= FIRST_START_TRIES {
                 self.say_ready(&format!("the kernel {how} before it could serve"));
@@ -458,7 +460,7 @@ impl Keeper {
                     &environment_for_kernel(),
                 );
                 say(format_args!("cannot start the kernel: {errno}"));
-                std::process::exit(1);
+                process::exit_forked(1);
             }
         }
     }

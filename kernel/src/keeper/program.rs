@@ -57,6 +57,8 @@ pub(super) struct Program {
     pub(super) verdict: Option<Verdict>,
     /// How the last kernel that did not serve ended.
     pub(super) last_failure: String,
+    /// It was killed, and not by this keeper: the program is not to blame.
+    pub(super) last_killed: bool,
 }
 
 impl Program {
@@ -186,15 +188,30 @@ impl Keeper {
         let again = self.start_at.saturating_duration_since(Instant::now());
         format!(
             "no kernel: {} in a row did not serve, the last one {}; {workers} processes and {} descriptors are held and stay; \
-             put a program that works at {} and send SIGUSR2 to process {}; the next try by itself is in {} s",
+             {}; the next try by itself is in {} s",
             self.failures,
             self.program.last_failure,
             self.kept.len(),
-            self.program_path()
-                .map_or_else(|| "its path".to_owned(), |path| path.display().to_string())
-                .escape_debug(),
-            std::process::id(),
+            self.advice(),
             again.as_secs(),
+        )
+    }
+
+    /// What an operator can do about a kernel that does not serve.
+    fn advice(&self) -> String {
+        let own = std::process::id();
+        if self.program.last_killed {
+            return format!(
+                "the system kills what it has no memory for: see whether it did (dmesg, memory.events of the cgroup), \
+                 make room or raise the limit, and send SIGUSR2 to process {own} to try again at once"
+            );
+        }
+        let path = self
+            .program_path()
+            .map_or_else(|| "its path".to_owned(), |path| path.display().to_string());
+        format!(
+            "put a program that works at {} and send SIGUSR2 to process {own}",
+            path.escape_debug()
         )
     }
 

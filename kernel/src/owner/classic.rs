@@ -7,6 +7,7 @@ use papa_protocol::text::ByteString;
 
 use super::Owner;
 use super::session::{Expect, WatchWord};
+use super::starting::Asker;
 use crate::live::SessionId;
 
 impl Owner {
@@ -15,9 +16,15 @@ impl Owner {
         if self.is_ending() {
             return;
         }
+        let answer = request.and_then(|request| self.run_classic(id, request));
+        self.answer_classic(id, answer);
+    }
+
+    fn answer_classic(&mut self, id: SessionId, answer: Result<Answer, Error>) {
         let mut out = BytesMut::new();
         let mut next = Expect::Command;
-        match request.and_then(|request| self.run_classic(id, request)) {
+        match answer {
+            Ok(Answer::Later) => return,
             Ok(Answer::Text(text)) => classic::finish(&text, &mut out),
             Ok(Answer::Raw(text, then)) => {
                 out.extend_from_slice(text.as_bytes());
@@ -39,6 +46,30 @@ impl Owner {
                 self.ready_sessions.insert(id);
             }
         }
+    }
+
+    /// A process that a classic line asked for has been made, or could not be.
+    pub(super) fn answer_made_classic(
+        &mut self,
+        id: SessionId,
+        made: Result<u64, Error>,
+        watch: bool,
+    ) {
+        if self.sessions.contains_key(&id) {
+            let answer = made.and_then(|serial| self.made_classic(id, serial, watch));
+            self.answer_classic(id, answer);
+        }
+    }
+
+    fn made_classic(&mut self, id: SessionId, serial: u64, watch: bool) -> Result<Answer, Error> {
+        let line = self
+            .describe_process(serial)
+            .map_or(String::new(), |process| classic::process_line(&process));
+        if watch {
+            self.watch(id, &[serial])?;
+            return Ok(Answer::Raw(line + "\n", Expect::Batch));
+        }
+        Ok(Answer::Text(line))
     }
 
     fn run_classic(&mut self, id: SessionId, request: Request) -> Result<Answer, Error> {
@@ -93,15 +124,11 @@ impl Owner {
                     .map_or(String::new(), |socket| classic::socket_line(&socket))
             }
             Request::MakeProcess { make, watch } => {
-                let (serial, _) = self.make_process(id, *make)?;
-                let line = self
-                    .describe_process(serial)
-                    .map_or(String::new(), |process| classic::process_line(&process));
-                if watch {
-                    self.watch(id, &[serial])?;
-                    return Ok(Answer::Raw(line + "\n", Expect::Batch));
-                }
-                line
+                let asker = Asker::Classic { session: id, watch };
+                return match self.make_process(id, *make, asker)? {
+                    Some((serial, _)) => self.made_classic(id, serial, watch),
+                    None => Ok(Answer::Later),
+                };
             }
             Request::Set(name, value) => {
                 let value = value.map(|value| ByteString::from(value.into_bytes()));
@@ -212,6 +239,8 @@ enum Answer {
     Raw(String, Expect),
     /// The switch to JSON.
     Json,
+    /// It is given when what was asked for is done.
+    Later,
 }
 
 fn lines(lines: impl Iterator<Item = String>) -> String {

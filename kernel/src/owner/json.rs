@@ -4,13 +4,14 @@ use std::os::fd::OwnedFd;
 
 use bytes::BytesMut;
 use papa_protocol::json::reply::{self, encode_error, encode_ok};
-use papa_protocol::json::request::{Id, Op, Rejected, Request};
+use papa_protocol::json::request::{Id, Op, ProcessMake, Rejected, Request};
 use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::record::Serial;
 use serde::Serialize;
 
 use super::Owner;
 use super::session::Expect;
+use super::starting::Asker;
 use crate::live::SessionId;
 use crate::reel::{DATA_OFFSET, START_AT};
 use crate::verbs::{VerbError, fail};
@@ -43,6 +44,12 @@ impl Owner {
                         return;
                     };
                     encode_error(request.id.as_ref(), &Failure::from(error), &mut out);
+                } else if let Op::ProcessMake(op) = request.op {
+                    let asker = Asker::Json {
+                        session: id,
+                        request: request.id,
+                    };
+                    return self.make_process_json(id, *op, asker);
                 } else if let Err(error) = self.run_json(id, request.op, descriptor, &mut answer) {
                     encode_error(request.id.as_ref(), &Failure::from(error), &mut out);
                 } else {
@@ -50,6 +57,47 @@ impl Owner {
                 }
             }
         }
+        self.answer_json(id, out, sent);
+    }
+
+    fn make_process_json(&mut self, id: SessionId, make: ProcessMake, asker: Asker) {
+        let request = match &asker {
+            Asker::Json { request, .. } => request.clone(),
+            Asker::Classic { .. } => None,
+        };
+        let made = match self.make_process(id, make, asker) {
+            Ok(None) => return,
+            Ok(Some(made)) => Ok(made),
+            Err(error) => Err(error),
+        };
+        self.answer_made_json(id, request.as_ref(), made);
+    }
+
+    /// A process that a JSON line asked for has been made, or could not be.
+    pub(super) fn answer_made_json(
+        &mut self,
+        id: SessionId,
+        request: Option<&Id>,
+        made: Result<(u64, bool), VerbError>,
+    ) {
+        let mut out = BytesMut::new();
+        let made = made.and_then(|(serial, created)| {
+            let process = self.describe_process(serial).ok_or_else(vanished)?;
+            Ok(reply::ProcessMade { process, created })
+        });
+        match made {
+            Ok(made) => Answer {
+                id: request,
+                out: &mut out,
+                descriptor: None,
+            }
+            .ok(&made),
+            Err(error) => encode_error(request, &Failure::from(error), &mut out),
+        }
+        self.answer_json(id, out, None);
+    }
+
+    fn answer_json(&mut self, id: SessionId, out: BytesMut, sent: Option<OwnedFd>) {
         if let Some(session) = self.sessions.get(&id) {
             let next = if self.is_ending() {
                 Expect::Close
@@ -120,11 +168,6 @@ impl Owner {
                 self.may_change(id, &op.name, false)?;
                 let fd = self.socket_descriptor(&op.name)?;
                 self.answer_with(id, answer, &done, fd)?;
-            }
-            Op::ProcessMake(op) => {
-                let (serial, created) = self.make_process(id, *op)?;
-                let process = self.describe_process(serial).ok_or_else(vanished)?;
-                answer.ok(&reply::ProcessMade { process, created });
             }
             Op::ProcessList(op) => answer.ok(&reply::Processes {
                 processes: self.list_processes(&op.names, &op.serials),
@@ -203,7 +246,8 @@ impl Owner {
                 let sub = self.subscribe_changes(id, op.names)?;
                 answer.ok(&reply::Subscribed { sub });
             }
-            Op::KernelUpgrade(_) => return Err(vanished()),
+            // Answered when they are done.
+            Op::KernelUpgrade(_) | Op::ProcessMake(_) => return Err(vanished()),
             Op::KernelExit(_) => {
                 self.may_write(id)?;
                 if !self.is_idle() {

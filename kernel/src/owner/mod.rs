@@ -18,6 +18,7 @@ mod runtime_dir;
 pub mod session;
 pub mod shared;
 mod signals;
+pub(crate) mod starting;
 mod stopping;
 mod upgrade;
 
@@ -76,6 +77,8 @@ pub enum Deadline {
     KeeperSilence,
     /// Have all connections stopped?
     Freeze,
+    /// What has come of this process's start?
+    Starting(u64),
     /// Is there a descriptor for another caller?
     Accept,
     /// Sessions have had the time to read that the kernel ends.
@@ -140,6 +143,8 @@ pub struct Owner {
     last_term: Option<(Instant, bool)>,
     /// The program this one has replaced, until the keeper is replaced too.
     program_before: Option<OwnedFd>,
+    /// Processes whose program does not run yet, by serial.
+    pub(crate) starting: BTreeMap<u64, starting::Start>,
     /// A client asked for the end: until when sessions may read that.
     ending: Option<Instant>,
     /// As process 1, asked to end by this signal.
@@ -227,6 +232,7 @@ impl Owner {
             keeper_suspected: false,
             last_term: None,
             program_before: None,
+            starting: BTreeMap::new(),
             ending: None,
             ends_as_init: None,
             changing: None,
@@ -387,6 +393,7 @@ impl Owner {
                         server.accept_again();
                     }
                 }
+                Deadline::Starting(serial) => self.on_starting(serial, now),
                 // Looked at when the turn ends.
                 Deadline::Exit => {}
             }
@@ -477,6 +484,9 @@ impl Owner {
                 .map(|(id, fd)| (Key::new(Kind::HELD, *id), fd)),
         );
         all.extend(self.strangers.iter().map(|(key, fd)| (*key, fd)));
+        for (serial, start) in &self.starting {
+            all.extend(start.descriptors(*serial));
+        }
         for (serial, live) in &self.live {
             let own = [
                 (Kind::PIDFD, live.pidfd.as_ref()),
@@ -506,7 +516,7 @@ impl Owner {
 
     /// Estimated descriptors in use, for refusing what would exhaust them.
     pub(crate) fn descriptors_in_use(&self) -> u64 {
-        let processes = self.live.len() * 4;
+        let processes = (self.live.len() + self.starting.len()) * 4;
         let others = self.socket_fds.len() + self.held_fds.len() + self.sessions.len();
         (processes + others + 32) as u64
     }

@@ -14,6 +14,7 @@ pub mod memfd;
 pub mod message;
 pub mod pidfd;
 pub mod process;
+mod raw;
 pub mod runtime;
 pub mod socket;
 pub mod spawn;

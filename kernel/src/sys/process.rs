@@ -300,6 +300,13 @@ pub fn fork() -> Result<ForkResult, Errno> {
     unsafe { nix::unistd::fork() }
 }
 
+/// Ends a forked child that has not exec'ed: nothing of what the parent has
+/// registered for its own end is run.
+pub fn exit_forked(code: i32) -> ! {
+    // SAFETY: ends this process; takes no pointer.
+    unsafe { libc::_exit(code) }
+}
+
 /// Blocks a role's signals and returns a descriptor to read them from; SIGCHLD
 /// is among them if `children` are waited for by it.
 ///

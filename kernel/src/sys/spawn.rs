@@ -1,26 +1,41 @@
-//! Starting a worker: vfork, a few raw system calls, exec.
+//! Starting a worker: a child in this process's memory, a few raw system calls,
+//! exec.
 //!
 //! The child shares this process's memory until it execs, so between the two
-//! it allocates nothing, takes no lock and calls nothing but the system. All it
-//! needs is laid out in a [`Plan`] before. Its last act before exec is to send
-//! its own pidfd to the keeper, if there is one: from that moment the worker is
-//! known, whatever happens to this process. A step that fails is left in shared
-//! memory.
+//! it allocates nothing, takes no lock and calls nothing but the system; not
+//! even `errno` is its own. All it needs is laid out in a [`Plan`] before. It
+//! sends its own pidfd to the keeper, if there is one, before it changes its
+//! user: from that moment the worker is known, whatever happens to this
+//! process. A step that fails is left in shared memory.
+//!
+//! Until the child has all its descriptors this process waits for it, as
+//! `vfork(2)` would. Behind that it may hang for as long as a file system
+//! does not answer, and then it is a [`Starting`] that is asked again later.
+//! The system clears a word in shared memory when the child has exec'ed or
+//! ended (`CLONE_CHILD_CLEARTID`).
 //!
 //! Source: `vfork(2)`, `clone(2)`, `execve(2)`; design "Spawn".
 
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use papa_protocol::failpoint;
 
+use super::pidfd::{Target, wait_id};
 use super::process;
+use super::raw::{CLONE_FLAGS, call};
 
-/// Seconds a child may take from its start to its exec before it is killed:
-/// bounds a hanging file system, since this process stands still meanwhile.
-pub const EXEC_LIMIT_SECONDS: i64 = 10;
+/// How long a child may take from its start to its exec before it is killed: a
+/// file system that does not answer for longer is taken to be gone.
+pub const EXEC_LIMIT: Duration = Duration::from_secs(10);
+
+/// Seconds after which the child's own timer kills it, should this process have
+/// ended meanwhile.
+const OWN_TIMER_SECONDS: i64 = EXEC_LIMIT.as_secs().cast_signed() + 5;
 
 /// Bytes of stack for the child, of which system-call wrappers use little.
 const STACK_BYTES: usize = 64 * 1024;
@@ -89,8 +104,10 @@ pub enum Step {
     Register,
     /// `execve(2)`.
     Exec,
-    /// The child was killed before it got anywhere.
+    /// The child was killed before its program started.
     Killed,
+    /// It took longer than [`EXEC_LIMIT`].
+    Late,
 }
 
 /// A start that did not come about.
@@ -111,10 +128,50 @@ pub struct Started {
     pub pidfd: OwnedFd,
 }
 
+/// What came of a start so far.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The program runs.
+    Started(Started),
+    /// It does not yet: whatever the child waits for takes its time.
+    Starting(Starting),
+}
+
+/// A child that has not exec'ed yet.
+pub struct Starting {
+    /// Its number.
+    pub pid: i32,
+    pidfd: Option<OwnedFd>,
+    since: Instant,
+    /// None once it is over.
+    memory: Option<Box<Memory>>,
+}
+
+impl std::fmt::Debug for Starting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Starting")
+            .field("pid", &self.pid)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the child reads and writes until it has exec'ed or ended.
+struct Memory {
+    frame: Frame,
+    _stack: Box<[std::mem::MaybeUninit<u128>]>,
+    /// What the frame's pointers lead to.
+    _strings: [Vec<CString>; 3],
+    _others: [Option<CString>; 2],
+}
+
 /// All raw pointers and numbers, laid out for the child.
 struct Frame {
-    failed_step: i32,
-    failed_errno: i32,
+    /// Not 0 until the child has exec'ed or ended; the system clears it.
+    lives: AtomicI32,
+    /// Whether the child has the descriptors it needs and has registered.
+    placed: AtomicI32,
+    failed_step: AtomicI32,
+    failed_errno: AtomicI32,
     keeper: Option<RawFd>,
     candidates: Vec<*const libc::c_char>,
     argv: Vec<*const libc::c_char>,
@@ -142,12 +199,13 @@ struct Frame {
 /// Room for the digits of a process number in a `LISTEN_PID=` entry.
 pub const LISTEN_PID_ENTRY: &str = "LISTEN_PID=0000000000";
 
-/// Starts a process as `plan` says and waits until it has exec'ed or failed.
+/// Starts a process as `plan` says and waits until it has exec'ed or failed, or
+/// for `patience`, behind which it is left to be asked later.
 ///
 /// # Errors
 /// The step that failed and its errno. Nothing is left of the child; if it had
 /// registered with the keeper, the caller takes that back.
-pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
+pub fn start(mut plan: Plan<'_>, patience: Duration) -> Result<Outcome, Failure> {
     let clone_failed = |errno| Failure {
         step: Step::Clone,
         errno,
@@ -187,9 +245,11 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
     let mut message = [0u8; 13];
     message[0] = REGISTER;
     message[1..9].copy_from_slice(&plan.serial.to_le_bytes());
-    let mut frame = Frame {
-        failed_step: 0,
-        failed_errno: 0,
+    let frame = Frame {
+        lives: AtomicI32::new(1),
+        placed: AtomicI32::new(0),
+        failed_step: AtomicI32::new(0),
+        failed_errno: AtomicI32::new(0),
         keeper,
         candidates: plan.candidates.iter().map(|entry| entry.as_ptr()).collect(),
         argv: terminated(&plan.argv),
@@ -232,28 +292,41 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
         message,
         stops: ["spawn.child", "spawn.registered"].map(failpoint::take),
     };
-    // Left as it is: the child touches little of it.
     let mut stack = Box::<[u128]>::new_uninit_slice(STACK_BYTES / 16);
+    // Left as it is: the child touches little of it.
+    let top = stack.as_mut_ptr().wrapping_add(stack.len());
+    let mut memory = Box::new(Memory {
+        frame,
+        _stack: stack,
+        _strings: [plan.candidates, plan.argv, plan.env],
+        _others: [plan.directory, plan.oom_score_adj],
+    });
+    let lives = memory.frame.lives.as_ptr();
+    let argument = ptr::from_mut(&mut memory.frame);
     let mut raw_pidfd: RawFd = -1;
     let all = nix::sys::signal::SigSet::all();
     let before = all
         .thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)
         .map_err(clone_failed)?;
-    // SAFETY: CLONE_VFORK suspends this thread (the only one) until the child
-    // has exec'ed or died, so `frame`, `stack` and `plan` outlive every access
-    // and nothing is written by two at a time. All signals are blocked, so no
-    // handler runs in the child. `child` makes nothing but system calls.
+    // SAFETY: `memory` lives until the system says that the child has exec'ed or
+    // ended (`Starting` never frees it before), and is written by the child
+    // alone, but for atomics. The descriptors of `plan` are open until the child
+    // has said that it has them. All signals are blocked, so no handler runs in
+    // the child. `child` makes nothing but raw system calls.
     let pid = unsafe {
         libc::clone(
             child,
-            stack.as_mut_ptr().add(stack.len()).cast(),
-            libc::CLONE_VM
-                | libc::CLONE_VFORK
+            top.cast(),
+            CLONE_FLAGS
+                | libc::CLONE_VM
                 | libc::CLONE_FILES
                 | libc::CLONE_PIDFD
+                | libc::CLONE_CHILD_CLEARTID
                 | libc::SIGCHLD,
-            ptr::from_mut(&mut frame).cast(),
+            argument.cast(),
             ptr::from_mut(&mut raw_pidfd),
+            ptr::null_mut::<libc::c_void>(),
+            lives,
         )
     };
     let cloned = Errno::result(pid);
@@ -262,20 +335,141 @@ pub fn vfork_exec(mut plan: Plan<'_>) -> Result<Started, Failure> {
     // SAFETY: clone succeeded with CLONE_PIDFD, so this number is a new
     // descriptor of ours that nobody else knows.
     let pidfd = unsafe { OwnedFd::from_raw_fd(raw_pidfd) };
-    if frame.failed_step == 0 {
-        // The child may have been killed (by its timer) before exec; then it
-        // has left neither a step nor a program behind, and is seen to be
-        // dead by whoever waits. Nothing to tell apart here.
-        return Ok(Started { pid, pidfd });
+    let mut starting = Starting {
+        pid,
+        pidfd: Some(pidfd),
+        since: Instant::now(),
+        memory: Some(memory),
+    };
+    match starting.wait(patience) {
+        Some(result) => result.map(Outcome::Started),
+        None => Ok(Outcome::Starting(starting)),
     }
-    while let Ok(None) = super::pidfd::wait_id(super::pidfd::Target::Pid(pid), false) {
-        // The child is between its failure note and its end: microseconds.
-        std::thread::yield_now();
+}
+
+impl Starting {
+    /// When the child is to be given up.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.since + EXEC_LIMIT
     }
-    Err(Failure {
-        step: step(frame.failed_step),
-        errno: Errno::from_raw(frame.failed_errno),
-    })
+
+    /// The handle to the child, until it is handed on with the result.
+    #[must_use]
+    pub fn pidfd(&self) -> Option<&OwnedFd> {
+        self.pidfd.as_ref()
+    }
+
+    /// Looks, without waiting, what came of the start; then this is not asked
+    /// again.
+    ///
+    /// # Errors
+    /// As [`start`].
+    pub fn look(&mut self) -> Option<Result<Started, Failure>> {
+        let memory = self.memory.as_ref()?;
+        if memory.frame.lives.load(Ordering::Acquire) != 0 {
+            return None;
+        }
+        let failed = memory.frame.failed_step.load(Ordering::Acquire);
+        let errno = Errno::from_raw(memory.frame.failed_errno.load(Ordering::Acquire));
+        self.memory = None;
+        let failure = if failed != 0 {
+            Some(Failure {
+                step: step(failed),
+                errno,
+            })
+        } else if is_dead(self.pid) && never_execed(self.pid) {
+            Some(Failure {
+                step: Step::Killed,
+                errno: Errno::EINTR,
+            })
+        } else {
+            None
+        };
+        if let Some(failure) = failure {
+            while let Ok(None) = wait_id(Target::Pid(self.pid), false) {
+                // The child is between its last words and its end: microseconds.
+                std::thread::yield_now();
+            }
+            return Some(Err(failure));
+        }
+        let pidfd = self.pidfd.take()?;
+        Some(Ok(Started {
+            pid: self.pid,
+            pidfd,
+        }))
+    }
+
+    /// Waits for what comes of the start: however long while the child needs
+    /// descriptors of ours, which takes no file system, and then `patience`.
+    ///
+    /// # Errors
+    /// As [`start`].
+    pub fn wait(&mut self, patience: Duration) -> Option<Result<Started, Failure>> {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(result) = self.look() {
+                return Some(result);
+            }
+            let frame = &self.memory.as_ref()?.frame;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() && frame.placed.load(Ordering::Acquire) != 0 {
+                return None;
+            }
+            let left = left.clamp(Duration::from_millis(1), Duration::from_secs(1));
+            let limit = libc::timespec {
+                tv_sec: left.as_secs().cast_signed() as _,
+                tv_nsec: i64::from(left.subsec_nanos()) as _,
+            };
+            // SAFETY: the word and the time live for the whole call. A word
+            // that has changed, a signal or the time ends it.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    frame.lives.as_ptr(),
+                    libc::FUTEX_WAIT,
+                    1,
+                    ptr::from_ref(&limit),
+                );
+            }
+        }
+    }
+
+    /// Kills a child that takes too long and gives its handle on: it may be
+    /// where not even that ends it at once.
+    pub fn give_up(&mut self) -> Option<OwnedFd> {
+        let pidfd = self.pidfd.take()?;
+        let _ = super::pidfd::pidfd_send_signal(&pidfd, libc::SIGKILL);
+        Some(pidfd)
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take()
+            && memory.frame.lives.load(Ordering::Acquire) != 0
+        {
+            // The child still uses it. A few KiB, of a start that hangs.
+            Box::leak(memory);
+        }
+    }
+}
+
+/// Whether a child of ours has ended.
+fn is_dead(pid: i32) -> bool {
+    matches!(wait_id(Target::Pid(pid), true), Ok(Some(_)))
+}
+
+/// Whether a process, which may be a zombie, has run no program of its own.
+/// Source: `proc_pid_stat(5)`, the ninth field; `PF_FORKNOEXEC`.
+fn never_execed(pid: i32) -> bool {
+    const FORK_NO_EXEC: u64 = 0x40;
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    text.rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok())
+        .is_some_and(|flags| flags & FORK_NO_EXEC != 0)
 }
 
 fn step(number: i32) -> Step {
@@ -290,6 +484,8 @@ fn step(number: i32) -> Step {
         Step::User,
         Step::Register,
         Step::Exec,
+        Step::Killed,
+        Step::Late,
     ]
     .into_iter()
     .find(|step| *step as i32 == number)
@@ -298,230 +494,269 @@ fn step(number: i32) -> Step {
 
 /// The child's whole life before exec.
 extern "C" fn child(argument: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: the parent passes its `Frame` and is suspended while we run.
+    // SAFETY: the parent passes its `Frame`, keeps it and reads only its atomics.
     let frame = unsafe { &mut *argument.cast::<Frame>() };
-    // SAFETY: only raw system calls on prepared memory; see `vfork_exec`.
+    // SAFETY: only raw system calls on prepared memory; see `start`.
     unsafe {
-        let step = prepare_and_exec(frame);
-        frame.failed_errno = *libc::__errno_location();
-        frame.failed_step = step as i32;
-        libc::syscall(libc::SYS_exit_group, 127);
+        let (step, errno) = prepare_and_exec(frame);
+        frame.failed_errno.store(errno, Ordering::Release);
+        frame.failed_step.store(step as i32, Ordering::Release);
+        call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]);
     }
     127
 }
 
-/// Returns the step that failed, its errno in `errno`.
+/// A pointer as a system call takes it.
+fn at<T>(pointer: *const T) -> usize {
+    pointer as usize
+}
+
+/// A number as a system call takes it: negative ones keep their sign.
+#[allow(clippy::cast_sign_loss, reason = "the bits are what counts")]
+fn int(number: i32) -> usize {
+    number as isize as usize
+}
+
+/// Makes a system call in the child; with its errno instead of a negative
+/// result.
 ///
 /// # Safety
-/// Runs in the vforked child only; every pointer in `frame` is valid.
-unsafe fn prepare_and_exec(frame: &mut Frame) -> Step {
-    // SAFETY: for the whole body: arguments are plain numbers or pointers into the
-    // suspended parent's memory, laid out by `vfork_exec`.
+/// As the call itself.
+unsafe fn ask(number: libc::c_long, arguments: [usize; 6]) -> Result<usize, i32> {
+    // SAFETY: the caller upholds it.
+    let result = unsafe { call(number, arguments) };
+    if result < 0 {
+        Err(i32::try_from(-result).unwrap_or(libc::EINVAL))
+    } else {
+        Ok(usize::try_from(result).unwrap_or(0))
+    }
+}
+
+/// Returns the step that failed, and its errno.
+///
+/// # Safety
+/// Runs in the child only; every pointer in `frame` is valid.
+unsafe fn prepare_and_exec(frame: &mut Frame) -> (Step, i32) {
+    // SAFETY: for the whole body: arguments are plain numbers or pointers into
+    // memory that the parent keeps, laid out by `start`.
+    unsafe {
+        if let Err(failed) = place(frame) {
+            return failed;
+        }
+        // The limits, the user and all that may hang come behind the
+        // registration: as a worker's user, or below its limits, too many
+        // descriptors may be on their way already (ETOOMANYREFS).
+        for (resource, limit) in &frame.rlimits {
+            let resource = *resource as usize;
+            if let Err(errno) = ask(
+                libc::SYS_prlimit64,
+                [0, resource, at(ptr::from_ref(limit)), 0, 0, 0],
+            ) {
+                return (Step::Limits, errno);
+            }
+        }
+        if let Some(mask) = frame.umask {
+            let _ = ask(libc::SYS_umask, [mask as usize, 0, 0, 0, 0, 0]);
+        }
+        if let Some(groups) = &frame.groups
+            && let Err(errno) = ask(
+                libc::SYS_setgroups,
+                [groups.len(), at(groups.as_ptr()), 0, 0, 0, 0],
+            )
+        {
+            return (Step::Group, errno);
+        }
+        if let Some(gid) = frame.gid.map(|gid| gid as usize)
+            && let Err(errno) = ask(libc::SYS_setresgid, [gid, gid, gid, 0, 0, 0])
+        {
+            return (Step::Group, errno);
+        }
+        if let Some(uid) = frame.uid.map(|uid| uid as usize)
+            && let Err(errno) = ask(libc::SYS_setresuid, [uid, uid, uid, 0, 0, 0])
+        {
+            return (Step::User, errno);
+        }
+        // As the user it will be, so that a directory only that user may
+        // enter works and one it may not enter is refused.
+        if !frame.directory.is_null()
+            && let Err(errno) = ask(libc::SYS_chdir, [at(frame.directory), 0, 0, 0, 0, 0])
+        {
+            return (Step::Directory, errno);
+        }
+        let empty = 0u64;
+        let _ = ask(
+            libc::SYS_rt_sigprocmask,
+            [int(libc::SIG_SETMASK), at(&raw const empty), 0, 8, 0, 0],
+        );
+        let mut last = libc::ENOENT;
+        let mut denied = false;
+        for candidate in &frame.candidates {
+            let arguments = [
+                at(*candidate),
+                at(frame.argv.as_ptr()),
+                at(frame.env.as_ptr()),
+                0,
+                0,
+                0,
+            ];
+            match ask(libc::SYS_execve, arguments) {
+                Ok(_) => {}
+                Err(errno @ (libc::ENOENT | libc::ENOTDIR)) => last = errno,
+                Err(libc::EACCES) => denied = true,
+                Err(errno) => return (Step::Exec, errno),
+            }
+        }
+        (Step::Exec, if denied { libc::EACCES } else { last })
+    }
+}
+
+/// What needs descriptors of the parent's, up to the registration; takes no
+/// file system that could hang.
+///
+/// # Safety
+/// Runs in the child only; every pointer in `frame` is valid.
+unsafe fn place(frame: &mut Frame) -> Result<(), (Step, i32)> {
+    // SAFETY: as in `prepare_and_exec`.
     unsafe {
         // A table of its own, first of all, and only as much of it as is
         // needed: a copy of all of a large one would stay with the process
         // for its whole life, 128 KiB of it where thousands are kept.
-        if libc::syscall(
+        let last = u32::MAX as usize;
+        ask(
             libc::SYS_close_range,
-            frame.cut,
-            u32::MAX,
-            libc::CLOSE_RANGE_UNSHARE,
-        ) < 0
-        {
-            return Step::Descriptors;
-        }
-        // A timer of its own kills the child if it hangs; exec deletes it.
+            [
+                frame.cut as usize,
+                last,
+                libc::CLOSE_RANGE_UNSHARE as usize,
+                0,
+                0,
+                0,
+            ],
+        )
+        .map_err(|errno| (Step::Descriptors, errno))?;
+        // A timer of its own kills the child if it hangs and nobody is left to
+        // do so; exec deletes it.
         let mut event: libc::sigevent = std::mem::zeroed();
         event.sigev_notify = libc::SIGEV_SIGNAL;
         event.sigev_signo = libc::SIGKILL;
         let mut timer: libc::c_int = 0;
-        if libc::syscall(
+        let made = ask(
             libc::SYS_timer_create,
-            libc::CLOCK_MONOTONIC,
-            &raw mut event,
-            &raw mut timer,
-        ) == 0
-        {
-            let mut limit: libc::itimerspec = std::mem::zeroed();
-            limit.it_value.tv_sec = EXEC_LIMIT_SECONDS;
-            libc::syscall(
-                libc::SYS_timer_settime,
-                timer,
+            [
+                int(libc::CLOCK_MONOTONIC),
+                at(&raw const event),
+                at(&raw mut timer),
                 0,
-                &raw const limit,
-                ptr::null_mut::<libc::itimerspec>(),
+                0,
+                0,
+            ],
+        );
+        if made.is_ok() {
+            let mut limit: libc::itimerspec = std::mem::zeroed();
+            limit.it_value.tv_sec = OWN_TIMER_SECONDS as _;
+            let _ = ask(
+                libc::SYS_timer_settime,
+                [int(timer), 0, at(&raw const limit), 0, 0, 0],
             );
         }
         // Belt and braces: everything of ours is close-on-exec already. Linux
         // before 5.11 refuses, and then the belt must do.
-        libc::syscall(
+        let _ = ask(
             libc::SYS_close_range,
-            3u32,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
+            [3, last, libc::CLOSE_RANGE_CLOEXEC as usize, 0, 0, 0],
         );
-        if libc::syscall(libc::SYS_setsid) < 0 {
-            return Step::Session;
-        }
+        ask(libc::SYS_setsid, [0; 6]).map_err(|errno| (Step::Session, errno))?;
         // Handlers are reset by exec, ignored signals are not.
         let default = [0u64; 4];
         for signal in frame.ignored {
-            libc::syscall(
+            let _ = ask(
                 libc::SYS_rt_sigaction,
-                *signal,
-                default.as_ptr(),
-                ptr::null_mut::<u64>(),
-                8usize,
+                [int(*signal), at(default.as_ptr()), 0, 8, 0, 0],
             );
         }
         // Sources first go above every target, so that no target is
         // overwritten before it has been moved.
-        let mut high_keeper = None;
-        if let Some(keeper) = frame.keeper {
-            let high = libc::syscall(libc::SYS_fcntl, keeper, libc::F_DUPFD_CLOEXEC, frame.base);
-            if high < 0 {
-                return Step::Descriptors;
-            }
-            high_keeper = Some(high);
-        }
+        let base = int(frame.base);
+        let raise = |from: RawFd| {
+            let arguments = [int(from), int(libc::F_DUPFD_CLOEXEC), base, 0, 0, 0];
+            ask(libc::SYS_fcntl, arguments).map_err(|errno| (Step::Descriptors, errno))
+        };
+        let keeper = frame.keeper.map(raise).transpose()?;
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_possible_wrap,
+            reason = "descriptors are ints"
+        )]
         for (from, _) in &mut frame.moves {
-            let high = libc::syscall(libc::SYS_fcntl, *from, libc::F_DUPFD_CLOEXEC, frame.base);
-            if high < 0 {
-                return Step::Descriptors;
-            }
-            #[allow(clippy::cast_possible_truncation, reason = "descriptors are ints")]
-            {
-                *from = high as RawFd;
-            }
+            *from = raise(*from)? as RawFd;
         }
         for (from, to) in &frame.moves {
-            if libc::syscall(libc::SYS_dup3, *from, *to, 0) < 0 {
-                return Step::Descriptors;
-            }
+            ask(libc::SYS_dup3, [int(*from), int(*to), 0, 0, 0, 0])
+                .map_err(|errno| (Step::Descriptors, errno))?;
         }
-        if let Some(nice) = frame.nice
-            && libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, nice) < 0
-        {
-            return Step::Priority;
+        if let Some(nice) = frame.nice {
+            ask(
+                libc::SYS_setpriority,
+                [libc::PRIO_PROCESS as usize, 0, int(nice), 0, 0, 0],
+            )
+            .map_err(|errno| (Step::Priority, errno))?;
         }
         if let Some((text, length)) = frame.oom_score_adj {
-            let file = libc::syscall(
+            let path = c"/proc/self/oom_score_adj".as_ptr();
+            let flags = int(libc::O_WRONLY | libc::O_CLOEXEC);
+            let file = ask(
                 libc::SYS_openat,
-                libc::AT_FDCWD,
-                c"/proc/self/oom_score_adj".as_ptr(),
-                libc::O_WRONLY | libc::O_CLOEXEC,
-                0,
+                [int(libc::AT_FDCWD), at(path), flags, 0, 0, 0],
             );
-            if file < 0 || libc::syscall(libc::SYS_write, file, text, length) < 0 {
-                return Step::Priority;
-            }
+            file.and_then(|file| ask(libc::SYS_write, [file, at(text), length, 0, 0, 0]))
+                .map_err(|errno| (Step::Priority, errno))?;
         }
-        // Last of what needs a descriptor: the limits may allow no more of them.
-        let pid = libc::syscall(libc::SYS_getpid);
-        let pidfd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-        if pidfd < 0 {
-            return Step::Register;
-        }
-        for (resource, limit) in &frame.rlimits {
-            if libc::syscall(
-                libc::SYS_prlimit64,
-                0,
-                *resource,
-                ptr::from_ref(limit),
-                ptr::null_mut::<libc::rlimit>(),
-            ) < 0
-            {
-                return Step::Limits;
-            }
-        }
-        if let Some(mask) = frame.umask {
-            libc::syscall(libc::SYS_umask, mask);
-        }
-        if let Some(groups) = &frame.groups
-            && libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) < 0
-        {
-            return Step::Group;
-        }
-        if let Some(gid) = frame.gid
-            && libc::syscall(libc::SYS_setresgid, gid, gid, gid) < 0
-        {
-            return Step::Group;
-        }
-        if let Some(uid) = frame.uid
-            && libc::syscall(libc::SYS_setresuid, uid, uid, uid) < 0
-        {
-            return Step::User;
-        }
-        // As the user it will be, so that a directory only that user may
-        // enter works and one it may not enter is refused.
-        if !frame.directory.is_null() && libc::syscall(libc::SYS_chdir, frame.directory) < 0 {
-            return Step::Directory;
-        }
+        let register_failed = |errno| (Step::Register, errno);
+        let pid = ask(libc::SYS_getpid, [0; 6]).map_err(register_failed)?;
+        let pidfd = ask(libc::SYS_pidfd_open, [pid, 0, 0, 0, 0, 0]).map_err(register_failed)?;
         if !frame.listen_pid.is_null() {
             write_digits(frame.listen_pid, pid);
         }
         stop_self(frame.stops[0], pid);
-        if let Some(keeper) = high_keeper
-            && !register(frame, keeper, pid, pidfd)
-        {
-            return Step::Register;
+        if let Some(keeper) = keeper {
+            register(frame, keeper, pid, pidfd).map_err(register_failed)?;
         }
-        stop_self(frame.stops[1], pid);
-        let empty = 0u64;
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const empty,
-            ptr::null_mut::<u64>(),
-            8usize,
-        );
-        let mut denied = false;
-        for candidate in &frame.candidates {
-            libc::syscall(
-                libc::SYS_execve,
-                *candidate,
-                frame.argv.as_ptr(),
-                frame.env.as_ptr(),
-            );
-            match *libc::__errno_location() {
-                libc::ENOENT | libc::ENOTDIR => {}
-                libc::EACCES => denied = true,
-                _ => return Step::Exec,
+        // A child that hangs must not keep the line of a kernel that has died
+        // open: the next one is started when that ends.
+        if let (Some(copy), Some(number)) = (keeper, frame.keeper) {
+            let _ = ask(libc::SYS_close, [copy, 0, 0, 0, 0, 0]);
+            if frame.moves.iter().all(|(_, to)| *to != number) {
+                let _ = ask(libc::SYS_close, [int(number), 0, 0, 0, 0, 0]);
             }
         }
-        if denied {
-            *libc::__errno_location() = libc::EACCES;
-        }
-        Step::Exec
+        stop_self(frame.stops[1], pid);
+        frame.placed.store(1, Ordering::Release);
+        Ok(())
     }
 }
 
 /// Stops this process where a test wants it to; see `papa_protocol::failpoint`.
 ///
 /// # Safety
-/// Runs in the vforked child only; `pid` is its own.
-unsafe fn stop_self(wanted: bool, pid: libc::c_long) {
+/// Runs in the child only; `pid` is its own.
+unsafe fn stop_self(wanted: bool, pid: usize) {
     if cfg!(debug_assertions) && wanted {
         // SAFETY: a system call on two numbers.
-        unsafe { libc::syscall(libc::SYS_kill, pid, libc::SIGSTOP) };
+        unsafe { call(libc::SYS_kill, [pid, int(libc::SIGSTOP), 0, 0, 0, 0]) };
     }
 }
 
 /// Sends serial, pid and pidfd to the keeper as one message.
 ///
 /// # Safety
-/// Runs in the vforked child only.
-unsafe fn register(
-    frame: &mut Frame,
-    keeper: libc::c_long,
-    pid: libc::c_long,
-    pidfd: libc::c_long,
-) -> bool {
+/// Runs in the child only.
+unsafe fn register(frame: &mut Frame, keeper: usize, pid: usize, pidfd: usize) -> Result<(), i32> {
     // SAFETY: the message, its control block and the descriptors live on this
     // stack or in `frame` for the whole call.
     unsafe {
         #[allow(
             clippy::cast_possible_truncation,
+            clippy::cast_possible_wrap,
             reason = "process and descriptor numbers are ints"
         )]
         let (pid, pidfd) = (pid as i32, pidfd as i32);
@@ -542,12 +777,18 @@ unsafe fn register(
         (*first).cmsg_type = libc::SCM_RIGHTS;
         (*first).cmsg_len = libc::CMSG_LEN(4) as _;
         libc::CMSG_DATA(first).cast::<i32>().write_unaligned(pidfd);
-        libc::syscall(
+        ask(
             libc::SYS_sendmsg,
-            keeper,
-            &raw const header,
-            libc::MSG_NOSIGNAL,
-        ) >= 0
+            [
+                keeper,
+                at(&raw const header),
+                int(libc::MSG_NOSIGNAL),
+                0,
+                0,
+                0,
+            ],
+        )
+        .map(drop)
     }
 }
 
@@ -556,9 +797,9 @@ unsafe fn register(
 ///
 /// # Safety
 /// `target` leads to ten writable bytes followed by a NUL.
-unsafe fn write_digits(target: *mut libc::c_char, number: libc::c_long) {
+unsafe fn write_digits(target: *mut libc::c_char, number: usize) {
     let mut digits = [0u8; 10];
-    let mut rest = number.unsigned_abs();
+    let mut rest = number;
     let mut count = 0;
     while count == 0 || (rest > 0 && count < digits.len()) {
         #[allow(clippy::cast_possible_truncation, reason = "below ten")]

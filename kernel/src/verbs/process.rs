@@ -22,10 +22,11 @@ use super::process_plan::Prepared;
 use super::{VerbError, fail, limit, not_recorded, refused, words};
 use crate::keeper::wire::{Key, Kind};
 use crate::live::{Live, SessionId, Source};
+use crate::owner::starting::{Asker, Streams};
 use crate::owner::{Owner, now_us};
 use crate::reel::Reel;
 use crate::sys::process::{descriptor_limit, move_up, set_owner};
-use crate::sys::spawn::{Failure, Started, Step, vfork_exec};
+use crate::sys::spawn::{self, Failure, Outcome, Started, Step};
 use crate::table::{Entry, Matcher, ProcessRow, known};
 
 /// Descriptors left free so that clients still get in and the kernel can be
@@ -44,7 +45,9 @@ pub(crate) struct Pipes {
 }
 
 impl Owner {
-    /// Starts a process, or answers the equal one there is (then `false`).
+    /// Starts a process, or answers the equal one there is (then `false`). None
+    /// if what the system does for it takes its time: then `asker` is answered
+    /// when that is over.
     ///
     /// # Errors
     /// One of that name is different, a parameter names nothing, or the
@@ -53,7 +56,8 @@ impl Owner {
         &mut self,
         session: SessionId,
         mut make: ProcessMake,
-    ) -> Result<(u64, bool), VerbError> {
+        asker: Asker,
+    ) -> Result<Option<(u64, bool)>, VerbError> {
         self.may_change(session, &make.name, make.force)?;
         make.force = false;
         let account = self.resolve_account(&mut make)?;
@@ -64,8 +68,17 @@ impl Owner {
             } == row.make;
             // One that was removed and still runs will be forgotten: it is not
             // what anybody asks for.
+            if self.starting.contains_key(&row.serial) {
+                return Err(fail(
+                    ErrorCode::Exists,
+                    &format!(
+                        "{} is being started: a file system its program is on does not answer yet",
+                        make.name
+                    ),
+                ));
+            }
             if same && !row.removing {
-                return Ok((row.serial, false));
+                return Ok(Some((row.serial, false)));
             }
             let line = self
                 .describe_process(row.serial)
@@ -90,7 +103,6 @@ impl Owner {
             .map_err(|errno| refused("make the reel", errno))?;
 
         let serial = self.table.next_serial.max(1);
-        let name = make.name.clone();
         let row = ProcessRow {
             serial,
             make,
@@ -114,7 +126,7 @@ impl Owner {
         if let Some(reel) = &reel {
             copies.push((Key::new(Kind::REEL, serial), reel.as_fd()));
         }
-        let started = match self.keep(&copies) {
+        let outcome = match self.keep(&copies) {
             Ok(()) => {
                 failpoint::reach("spawn.kept");
                 self.spawn(&prepared, serial, &pipes)
@@ -122,33 +134,64 @@ impl Owner {
             }
             Err(errno) => Err(refused("tell the keeper", errno)),
         };
-        let started = match started {
-            Ok(started) => started,
-            Err(error) => {
-                self.commit_fact(Entry::Forget {
-                    serial,
-                    ledger: papa_protocol::process::Ledger::default(),
-                });
-                self.unkeep(&[
-                    Key::new(Kind::PIDFD, serial),
-                    Key::new(Kind::OUT, serial),
-                    Key::new(Kind::ERR, serial),
-                    Key::new(Kind::REEL, serial),
-                ]);
-                return Err(error);
-            }
+        let streams = Streams {
+            out: pipes.out,
+            err: pipes.err,
+            reel,
         };
+        match outcome {
+            Ok(Outcome::Started(started)) => {
+                self.started(session, serial, started, streams);
+                Ok(Some((serial, true)))
+            }
+            Ok(Outcome::Starting(starting)) => {
+                self.start_later(serial, asker, session, starting, prepared, streams);
+                Ok(None)
+            }
+            Err(error) => {
+                self.undo_start(serial);
+                Err(error)
+            }
+        }
+    }
+
+    /// A process runs: it is recorded, watched and told of.
+    pub(crate) fn started(
+        &mut self,
+        session: SessionId,
+        serial: u64,
+        started: Started,
+        streams: Streams,
+    ) {
         let pid = started.pid.unsigned_abs();
         failpoint::reach("spawn.executed");
         self.commit_fact(Entry::Started { serial, pid });
-        tracing::info!(session, serial, pid, %name, "process made");
-        let live = Live::new(Some(move_up(started.pidfd)), pipes.out, pipes.err, reel);
+        let Some(row) = self.table.process(serial) else {
+            return;
+        };
+        tracing::info!(session, serial, pid, name = %row.make.name, "process made");
+        let Streams { out, err, reel } = streams;
+        let reel = reel.filter(|_| !row.removing);
+        let live = Live::new(Some(move_up(started.pidfd)), out, err, reel);
         self.watch_process(serial, &live);
         self.live.insert(serial, live);
         self.include_new(serial);
         self.announce(serial, EventType::Made);
         failpoint::reach("spawn.started");
-        Ok((serial, true))
+    }
+
+    /// Nothing is left of a start that failed.
+    pub(crate) fn undo_start(&mut self, serial: u64) {
+        self.commit_fact(Entry::Forget {
+            serial,
+            ledger: papa_protocol::process::Ledger::default(),
+        });
+        self.unkeep(&[
+            Key::new(Kind::PIDFD, serial),
+            Key::new(Kind::OUT, serial),
+            Key::new(Kind::ERR, serial),
+            Key::new(Kind::REEL, serial),
+        ]);
     }
 
     /// Starts what was prepared. A keeper that has died or is stuck is not the
@@ -159,8 +202,9 @@ impl Owner {
         prepared: &Prepared,
         serial: u64,
         pipes: &Pipes,
-    ) -> Result<Started, Failure> {
-        let failure = match vfork_exec(prepared.plan(self, serial, pipes)) {
+    ) -> Result<Outcome, Failure> {
+        let patience = self.start_patience();
+        let failure = match spawn::start(prepared.plan(self, serial, pipes), patience) {
             Err(failure) if failure.step == Step::Register && !self.link.is_lost() => failure,
             result => return result,
         };
@@ -168,7 +212,7 @@ impl Owner {
             return Err(failure);
         }
         self.lose_keeper("it cannot be reached");
-        vfork_exec(prepared.plan(self, serial, pipes))
+        spawn::start(prepared.plan(self, serial, pipes), patience)
     }
 
     fn watch_process(&self, serial: u64, live: &Live) {
@@ -351,7 +395,24 @@ pub(crate) fn explain(failure: Failure, command: &str, directory: &str) -> VerbE
                 Step::Group => "set the groups",
                 Step::User => "set the user",
                 Step::Register => "tell the keeper",
-                Step::Directory | Step::Exec | Step::Killed => "start",
+                Step::Killed => {
+                    return fail(
+                        ErrorCode::SpawnFailed,
+                        &format!(
+                            "it was killed before its program {command:?} started: by the system, which may be out of memory, or by somebody"
+                        ),
+                    );
+                }
+                Step::Late => {
+                    return fail(
+                        ErrorCode::SpawnFailed,
+                        &format!(
+                            "its program {command:?} did not start within {} s and was given up: does a file system it is on answer?",
+                            spawn::EXEC_LIMIT.as_secs()
+                        ),
+                    );
+                }
+                Step::Directory | Step::Exec => "start",
             };
             fail(
                 ErrorCode::SpawnFailed,

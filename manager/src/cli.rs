@@ -3,17 +3,20 @@
 //! Owns the flags and the help; what a verb does is in `commands`. Doc comments here are the help text.
 //! Source: manager/README.md, "papactl".
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 pub mod args;
+mod foreign;
 
 use args::{
     AddArgs, CheckArgs, CompletionsArgs, CountArgs, GetArgs, KernelVerb, KillArgs, ListenArgs,
-    LogsArgs, NameArg, OptionsArgs, ReloadArgs, ReloadConfigArgs, RmArgs, SelectArgs, SetArgs,
-    SignalArgs, StatsArgs, UpArgs,
+    LogsArgs, NameArg, NamesArg, OptionsArgs, ReloadArgs, ReloadConfigArgs, RmArgs, ScaleArgs,
+    SelectArgs, SetArgs, SignalArgs, StatsArgs, UpArgs,
 };
 
 /// Runs the watchers of an INI file through the papa kernel. May be stopped, upgraded or killed at any time: the
@@ -67,6 +70,30 @@ pub struct Papactl {
     #[command(subcommand)]
     pub verb: Verb,
 }
+
+impl Papactl {
+    /// Reads the command line. A mistake in it is said, and ends the program with status 2; for the words of other managers that is
+    /// what to type here.
+    #[must_use]
+    pub fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            if error.kind() == ErrorKind::InvalidSubcommand
+                && let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
+                && let Some(instead) = foreign::instead_of(word)
+            {
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "papactl: there is no {word:?}; here: {instead}"
+                );
+                std::process::exit(i32::from(EXIT_USAGE));
+            }
+            error.exit()
+        })
+    }
+}
+
+/// Usage is wrong.
+const EXIT_USAGE: u8 = 2;
 
 /// What every verb understands.
 #[derive(Debug, Clone, Args)]
@@ -127,6 +154,7 @@ Example:
   $ papactl down
   manager: ended
   kernel:  ended")]
+    #[command(visible_alias = "shutdown")]
     Down,
     /// Show watchers, their state and their workers' pids
     #[command(after_help = "\
@@ -134,13 +162,15 @@ Example:
   $ papactl status 'web*'
   web      active   2/2  4715 4716
   web-api  stopped  0/1")]
-    Status(NameArg),
+    #[command(visible_alias = "ps", alias = "ls")]
+    Status(NamesArg),
     /// Start a watcher, or all of them
     #[command(after_help = "Example:\n  $ papactl start web")]
     Start(SelectArgs),
     /// Stop a watcher, or all of them; it stays stopped until started
     #[command(after_help = "\
-Example: all whose name begins with web, without waiting for their end
+Examples: two watchers; all whose name begins with web, without waiting
+  $ papactl stop api worker
   $ papactl stop 'web*' --no-wait")]
     Stop(SelectArgs),
     /// Stop and start a watcher, or all of them
@@ -160,7 +190,14 @@ Example: look first, then do it
   roll     watcher:web  cmd: \"web -v1\" -> \"web -v2\"
   $ papactl reloadconfig"
     )]
+    #[command(visible_alias = "update")]
     ReloadConfig(ReloadConfigArgs),
+    /// Read the INI file and print what has changed in it: reloadconfig --plan
+    #[command(hide = true)]
+    Reread,
+    /// Set the number of a watcher's workers, until the file says another
+    #[command(after_help = "Example:\n  $ papactl scale web 4")]
+    Scale(ScaleArgs),
     /// More workers for a watcher
     #[command(after_help = "Example: two more\n  $ papactl incr web 2")]
     Incr(CountArgs),
@@ -191,6 +228,7 @@ Example:
     Add(AddArgs),
     /// Stop a watcher and forget it
     #[command(after_help = "Example:\n  $ papactl rm sleeper")]
+    #[command(visible_alias = "delete", alias = "remove")]
     Rm(RmArgs),
     /// Send a signal to workers
     #[command(after_help = "\
@@ -205,7 +243,7 @@ Example: one worker, which gets 5 seconds to end
     Kill(KillArgs),
     /// Print the watchers' names, or the pids of one
     #[command(after_help = "Example:\n  $ papactl list web\n  4715,4716")]
-    List(NameArg),
+    List(NamesArg),
     /// Print what workers use of CPU and memory
     #[command(after_help = "Example:\n  $ papactl stats web")]
     Stats(StatsArgs),
@@ -213,6 +251,7 @@ Example: one worker, which gets 5 seconds to end
     #[command(name = "dstats", after_help = "Example:\n  $ papactl dstats")]
     DStats,
     /// Print watchers' log files
+    #[command(visible_alias = "tail")]
     Logs(LogsArgs),
     /// Print what happens, as it happens: one line of JSON for each event
     #[command(after_help = "\
@@ -255,6 +294,11 @@ Example:
   notice   drift    web: numprocesses is 4, the file says 2
 Exit status 1 if there is a problem.")]
     Doctor,
+    /// Print the versions of papactl, the manager and the kernel
+    #[command(
+        after_help = "Example:\n  $ papactl version\n  papactl  0.1.0\n  manager  0.1.0\n  kernel   0.1.0"
+    )]
+    Version,
     /// Print a script that completes papactl's words in a shell
     #[command(after_help = "\
 Example:

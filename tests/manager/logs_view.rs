@@ -246,7 +246,7 @@ fn files_and_live_output_are_shown_together() {
     );
     wait_until("the file is written", || stack.log("out.log") == b"out\n");
     wait_until("everything is there", || {
-        logs(&stack, &[]) == "both | out\nlive.1 | one\nlive.1 | two\nlive.1 | three\n"
+        logs(&stack, &[]) == "both   | out\nlive.1 | one\nlive.1 | two\nlive.1 | three\n"
     });
     assert_eq!(logs(&stack, &["l*", "-n", "1"]), "three\n");
     let output = run(&stack, &["silent"]);

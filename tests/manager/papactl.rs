@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{binary, private_command, procfs, wait_until};
+use crate::harness::{binary, private_command, procfs, wait_for, wait_until};
 use crate::stack::Stack;
 
 const TWO: &str = "[watcher:Web]\ncmd = sleep 1000\nnumprocesses = 2\n[watcher:worker]\ncmd = sleep 1000\n\
@@ -89,7 +89,7 @@ fn what_runs_is_shown() {
     );
     assert_eq!(done(&stack, "numprocesses"), "3\n");
     assert_eq!(done(&stack, "numwatchers"), "2\n");
-    assert!(failed(&stack, "status nope", 1).contains("program nope not found"));
+    assert!(failed(&stack, "status nope", 1).contains("watcher nope not found"));
     assert!(failed(&stack, "list nope", 1).contains("not found"));
 }
 
@@ -122,10 +122,22 @@ fn statistics_and_sockets_have_the_shape_of_circus() {
     let stack = Stack::start(TWO);
     let pids = stack.wait_pids("web", 2);
     let printed = done(&stack, "stats");
-    assert!(printed.starts_with("Web:\n"), "{printed}");
-    assert!(
-        printed.contains(&format!("{}: {}  sleep ", pids[&1], pids[&1])),
-        "{printed}"
+    assert!(printed.starts_with("PID "), "{printed}");
+    let line = |pid: i32| -> Vec<String> {
+        let mut lines = printed.lines();
+        let line = lines.find(|line| line.starts_with(&format!("{pid} ")));
+        line.unwrap_or_else(|| panic!("no line of {pid}: {printed}"))
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect()
+    };
+    let words = line(pids[&1]);
+    assert_eq!(words.last().map(String::as_str), Some("sleep"));
+    let pid = pids[&1].to_string();
+    assert_eq!(
+        words.iter().filter(|word| **word == pid).count(),
+        1,
+        "{words:?}"
     );
     let info = json(&stack, &format!("stats web {}", pids[&2]))["info"].clone();
     assert_eq!((&info["pid"], &info["wid"]), (&json!(pids[&2]), &json!(2)));
@@ -137,7 +149,7 @@ fn statistics_and_sockets_have_the_shape_of_circus() {
         2
     );
     assert!(failed(&stack, "stats web 1", 1).contains("pid"));
-    assert!(done(&stack, "dstats").starts_with("Main Process:\n    "));
+    assert!(done(&stack, "dstats").starts_with("PID "));
     let path = stack.kernel.directory().join("api.sock");
     let sockets = json(&stack, "listsockets")["sockets"].clone();
     assert_eq!(
@@ -331,6 +343,17 @@ fn an_interrupted_wait_says_that_the_work_goes_on() {
 fn wrong_arguments_are_usage_errors_and_say_what_is_accepted() {
     let stack = Stack::start(TWO);
     for (line, expected) in [
+        ("signal web zero HUP", "watcher zero not found"),
+        ("incr web x", "watcher x not found"),
+        ("status web nope", "watcher nope not found"),
+        ("stop worker nope", "watcher nope not found"),
+        ("kill web:7", "these run: 1, 2"),
+    ] {
+        let said = failed(&stack, line, 1);
+        assert!(said.contains(expected), "papactl {line}: {said}");
+    }
+    assert_eq!(stack.state("worker"), "active", "nothing is done by halves");
+    for (line, expected) in [
         ("frobnicate", "frobnicate"),
         ("set web numprocesses many", "a whole number"),
         ("set web numproceses 2", "did you mean"),
@@ -338,10 +361,8 @@ fn wrong_arguments_are_usage_errors_and_say_what_is_accepted() {
         ("set web a b c", "has no value"),
         ("get web", "KEY"),
         ("signal web NOPE", "expected a signal"),
-        ("signal web zero HUP", "process id"),
         ("kill web --graceful-timeout -1", "graceful"),
         ("kill web --signum NOPE", "expected a signal"),
-        ("incr web x", "x"),
         ("reload --sequential --terminate", "terminate"),
         ("stop --match regex", "NAME"),
         ("add web", "CMD"),
@@ -355,6 +376,76 @@ fn wrong_arguments_are_usage_errors_and_say_what_is_accepted() {
         let said = failed(&stack, line, 2);
         assert!(said.contains(expected), "papactl {line}: {said}");
     }
+}
+
+#[test]
+fn several_names_all_and_single_workers_are_understood() {
+    let stack = Stack::start(TWO);
+    let web = stack.wait_pids("web", 2);
+    let worker = stack.wait_pids("worker", 1)[&1];
+    let names = |printed: &str| -> Vec<String> {
+        let firsts = printed
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        firsts.map(str::to_owned).collect()
+    };
+    assert_eq!(names(&done(&stack, "status worker web")), ["Web", "worker"]);
+    for line in ["status all", "ps", "ls", "status *"] {
+        assert_eq!(names(&done(&stack, line)), ["Web", "worker"], "{line}");
+    }
+    let one = done(&stack, "status web:2");
+    assert!(one.contains(&web[&2].to_string()) && !one.contains(&web[&1].to_string()));
+    assert_eq!(done(&stack, "list web:2"), format!("{}\n", web[&2]));
+    assert_eq!(
+        done(&stack, "list worker web"),
+        format!("worker: {worker}\nWeb: {},{}\n", web[&1], web[&2])
+    );
+    // One worker is ended and replaced; the other stays.
+    done(&stack, "restart web:2");
+    let pids = wait_for("another worker in its place", || {
+        let pids = stack.pids("web");
+        (pids.len() == 2 && !pids.values().any(|pid| *pid == web[&2])).then_some(pids)
+    });
+    assert_eq!(pids[&1], web[&1]);
+    assert!(failed(&stack, "stop web:1", 2).contains("papactl kill Web:1"));
+    done(&stack, "stop web worker");
+    assert!(stack.pids("web").is_empty() && stack.pids("worker").is_empty());
+    done(&stack, "start all");
+    stack.wait_pids("web", 2);
+    assert_eq!(done(&stack, "scale web 3"), "3\n");
+    stack.wait_pids("web", 3);
+    assert_eq!(done(&stack, "incr web worker 1"), "Web: 4\nworker: 2\n");
+    assert!(done(&stack, "version").contains("kernel   "));
+    assert!(
+        done(&stack, "reread").contains("numprocesses"),
+        "what was set at run time"
+    );
+    assert_eq!(
+        json(&stack, "options web worker")["watchers"]["worker"]["options"]["cmd"],
+        "sleep 1000"
+    );
+}
+
+#[test]
+fn words_of_other_managers_were_answered_with_wrong_guesses() {
+    let stack = Stack::start(TWO);
+    for (word, expected) in [
+        ("top", "papactl stats"),
+        ("avail", "papactl options"),
+        ("daemon-reload", "papactl reloadconfig"),
+        ("monit", "papactl stats"),
+        ("jlist", "papactl status --json"),
+    ] {
+        let said = failed(&stack, word, 2);
+        assert!(
+            said.contains(expected) && !said.contains("similar"),
+            "{word}: {said}"
+        );
+    }
+    assert!(
+        failed(&stack, "statsu", 2).contains("stat"),
+        "typing errors are clap's"
+    );
 }
 
 #[test]

@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use papa_manager::cli::Papactl;
 use papa_manager::commands;
 
 fn main() -> ExitCode {
-    commands::run(&Papactl::parse())
+    commands::run(&Papactl::read())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::control::message::{Matching, Selection, Since};
+use crate::control::message::{Matching, Since};
 
 /// Arguments of `up`.
 #[derive(Debug, Args)]
@@ -34,17 +34,27 @@ pub struct NameArg {
     pub name: Option<String>,
 }
 
+/// Watchers and workers, or all.
+#[derive(Debug, Args)]
+pub struct NamesArg {
+    /// Watchers' names; `*` and `?` stand for several, NAME:WID for one worker, `all`
+    /// for every watcher
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
 /// Watchers, or all.
 #[derive(Debug, Args)]
 pub struct SelectArgs {
-    /// A watcher's name; `*` and `?` stand for several
-    pub name: Option<String>,
+    /// Watchers' names; `*` and `?` stand for several, `all` for every watcher
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
     /// How NAME is compared
     #[arg(
         long = "match",
         value_name = "HOW",
         default_value = "glob",
-        requires = "name"
+        requires = "names"
     )]
     pub matching: MatchArg,
 }
@@ -60,17 +70,12 @@ pub enum MatchArg {
     Regex,
 }
 
-impl SelectArgs {
-    /// What is meant.
-    #[must_use]
-    pub fn selection(&self) -> Selection {
-        Selection {
-            name: self.name.clone(),
-            matching: match self.matching {
-                MatchArg::Glob => Matching::Glob,
-                MatchArg::Simple => Matching::Simple,
-                MatchArg::Regex => Matching::Regex,
-            },
+impl From<MatchArg> for Matching {
+    fn from(how: MatchArg) -> Self {
+        match how {
+            MatchArg::Glob => Self::Glob,
+            MatchArg::Simple => Self::Simple,
+            MatchArg::Regex => Self::Regex,
         }
     }
 }
@@ -100,11 +105,19 @@ pub struct ReloadConfigArgs {
 /// Arguments of `incr` and `decr`.
 #[derive(Debug, Args)]
 pub struct CountArgs {
-    /// The watcher
+    /// Watchers, then how many each if not one
+    #[arg(value_name = "NAME [N]", required = true)]
+    pub words: Vec<String>,
+}
+
+/// Arguments of `scale`.
+#[derive(Debug, Args)]
+pub struct ScaleArgs {
+    /// The watcher; NAME=N is taken as well
     pub name: String,
-    /// How many
-    #[arg(value_name = "N", default_value_t = 1)]
-    pub count: u32,
+    /// How many workers it is to have
+    #[arg(value_name = "N")]
+    pub count: Option<u32>,
 }
 
 /// Arguments of `set`.
@@ -130,8 +143,12 @@ pub struct GetArgs {
 /// Arguments of `options`.
 #[derive(Debug, Args)]
 pub struct OptionsArgs {
-    /// The watcher; without one, the options of the section circus
-    pub name: Option<String>,
+    /// Watchers; without one, the options of the section circus
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Show values that look like secrets
+    #[arg(long)]
+    pub reveal: bool,
 }
 
 /// Arguments of `add`.
@@ -159,8 +176,9 @@ pub struct AddArgs {
 /// Arguments of `rm`.
 #[derive(Debug, Args)]
 pub struct RmArgs {
-    /// The watcher
-    pub name: String,
+    /// Watchers; `*` and `?` stand for several
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
     /// Forget it only: its workers run on, managed by nobody
     #[arg(long)]
     pub nostop: bool,
@@ -169,10 +187,9 @@ pub struct RmArgs {
 /// Arguments of `signal`.
 #[derive(Debug, Args)]
 pub struct SignalArgs {
-    /// The watcher
-    pub name: String,
-    /// A worker's pid if only one is meant, then the signal: a name or a number
-    #[arg(value_name = "[PID] SIGNAL", required = true, num_args = 1..=2)]
+    /// Watchers, or one and a worker's pid, or NAME:WID; then the signal: a name or
+    /// a number
+    #[arg(value_names = ["NAME", "[PID] SIGNAL"], required = true, num_args = 2..)]
     pub words: Vec<String>,
     /// To the direct children of the workers, not to themselves
     #[arg(long, conflicts_with = "recursive")]
@@ -185,10 +202,9 @@ pub struct SignalArgs {
 /// Arguments of `kill`.
 #[derive(Debug, Args)]
 pub struct KillArgs {
-    /// The watcher
-    pub name: String,
-    /// Only this worker
-    pub pid: Option<u32>,
+    /// Watchers, or one and a worker's pid, or NAME:WID
+    #[arg(value_name = "NAME [PID]", required = true)]
+    pub words: Vec<String>,
     /// Instead of the watcher's `stop_signal`
     #[arg(long, value_name = "SIGNAL")]
     pub signum: Option<String>,
@@ -205,10 +221,9 @@ pub struct KillArgs {
 /// Arguments of `stats`.
 #[derive(Debug, Args)]
 pub struct StatsArgs {
-    /// The watcher
-    pub name: Option<String>,
-    /// Only this worker
-    pub pid: Option<u32>,
+    /// Watchers, or one and a worker's pid, or NAME:WID; `all` for every watcher
+    #[arg(value_name = "NAME [PID]")]
+    pub words: Vec<String>,
     /// What hooks add is shown too
     #[arg(long, hide = true)]
     pub extended: bool,
@@ -274,12 +289,14 @@ Examples: the last 50 lines of web, then what is added; two hours of everything
   $ papactl logs web -n 50 -f
   $ papactl logs --since 2h")]
 pub struct LogsArgs {
-    /// A watcher's name; `*` and `?` stand for several
-    pub name: Option<String>,
+    /// Watchers' names; `*` and `?` stand for several, NAME:WID for one worker, `all`
+    /// for every watcher
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
     /// How many of the last lines to print, of each file, or of each watcher without
-    /// one [default: 10, with --since all]
-    #[arg(short = 'n', long, value_name = "N")]
-    pub lines: Option<usize>,
+    /// one; `all` for all of them [default: 10, with --since all]
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_lines)]
+    pub lines: Option<Lines>,
     /// Go on printing what is added, across rotation
     #[arg(short, long)]
     pub follow: bool,
@@ -300,4 +317,22 @@ pub struct CheckArgs {
     /// Fail on warnings too
     #[arg(long)]
     pub strict: bool,
+}
+
+/// How many lines are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// Every line.
+    All,
+    /// So many of the last.
+    Last(usize),
+}
+
+fn parse_lines(text: &str) -> Result<Lines, String> {
+    if text.eq_ignore_ascii_case("all") {
+        return Ok(Lines::All);
+    }
+    text.parse()
+        .map(Lines::Last)
+        .map_err(|_| "expected a number of lines, or all".to_owned())
 }

@@ -8,5 +8,5 @@ use crate::control::message::Command;
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &GetArgs) -> Result<(), CommandError> {
     let (name, keys) = (args.name.clone(), args.keys.clone());
-    options::show(common, Command::Get { name, keys })
+    options::show_asked(common, Command::Get { name, keys })
 }

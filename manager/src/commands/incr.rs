@@ -7,6 +7,5 @@ use crate::control::message::Command;
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &CountArgs) -> Result<(), CommandError> {
-    let (name, by) = (args.name.clone(), args.count);
-    count(common, &args.name, Command::Incr { name, by })
+    count(common, &args.words, |name, by| Command::Incr { name, by })
 }

@@ -6,7 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::cli::Common;
 use crate::cli::args::KillArgs;
+use crate::commands::meant::{self, Target};
 use crate::commands::{CommandError, connect, done, signal, wait_for};
+use crate::control::client::ManagerClient;
 use crate::control::message::{Command, Kill, Selection};
 
 /// Runs the verb.
@@ -18,14 +20,34 @@ pub(super) fn run(common: &Common, args: &KillArgs) -> Result<(), CommandError> 
             ))
         })
     });
-    let command = Command::Kill(Kill {
-        name: args.name.clone(),
-        pid: args.pid,
+    let (names, pid) = meant::names_and_pid(&args.words);
+    let how = Kill {
+        name: String::new(),
+        pid,
         signal: args.signum.as_deref().map(signal::number).transpose()?,
         graceful_timeout: grace.transpose()?,
-    });
+    };
     let mut client = connect(common)?;
-    let selection = Selection::named(&args.name);
-    let _: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
+    let targets = meant::targets(common, &mut client, names)?;
+    each(common, &mut client, targets, &how)?;
     done(common)
+}
+
+/// Stops every target in the way `how` says, one after another; a worker that is named there goes before its pid.
+pub(super) fn each(
+    common: &Common,
+    client: &mut ManagerClient,
+    targets: Vec<Target>,
+    how: &Kill,
+) -> Result<(), CommandError> {
+    for target in targets {
+        let selection = Selection::named(&target.watcher);
+        let command = Command::Kill(Kill {
+            name: target.watcher,
+            pid: target.worker.map(|worker| worker.pid).or(how.pid),
+            ..how.clone()
+        });
+        let _: Map<String, Value> = wait_for(common, client, &selection, command)?;
+    }
+    Ok(())
 }

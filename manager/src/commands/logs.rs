@@ -13,7 +13,7 @@ mod sources;
 mod stamp;
 mod tail;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Local, Utc};
 
 use crate::cli::Common;
-use crate::cli::args::LogsArgs;
+use crate::cli::args::{Lines, LogsArgs};
 use crate::commands::{CommandError, connect, kernel, namespace, note, table};
 use crate::config::{self, Surroundings};
 use crate::control::client::ManagerError;
@@ -51,29 +51,24 @@ const QUEUED_NEWS: usize = 4;
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> {
     let mut reply = known_files(common)?;
-    let meant = Selection {
-        name: args.name.clone(),
-        ..Selection::default()
-    }
-    .matcher();
+    let known: Vec<String> = reply.logs.iter().map(|logs| logs.name.clone()).collect();
+    let (selection, wids) = named(&known, &args.names)?;
+    let meant = selection.matcher();
     reply
         .logs
         .retain(|logs| meant.matches(&logs.name.to_lowercase()));
-    if let Some(name) = &args.name
-        && reply.logs.is_empty()
-    {
-        return Err(ManagerError::from(RequestError::unknown_watcher(name)).into());
-    }
-    let sources = Sources::of(&reply);
+    let mut sources = Sources::of(&reply);
+    sources.only(&wids);
     if sources.is_empty() {
         return Err(CommandError::Failed(
             "nothing to show: the output of these watchers goes nowhere".to_owned(),
         ));
     }
     let wanted = Wanted {
-        lines: match args.since {
-            Some(_) => args.lines,
-            None => Some(args.lines.unwrap_or(DEFAULT_LINES)),
+        lines: match (args.lines, args.since) {
+            (Some(Lines::Last(lines)), _) => Some(lines),
+            (Some(Lines::All), _) | (None, Some(_)) => None,
+            (None, None) => Some(DEFAULT_LINES),
         },
         since: args.since,
     };
@@ -82,7 +77,11 @@ pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> 
         common,
         wanted,
         follow: args.follow,
-        style: Style::new(common.json, sources.are_several()),
+        style: Style::new(
+            common.json,
+            sources.are_several().then(|| sources.label_width()),
+        ),
+        label_width: sources.label_width(),
         files: Vec::new(),
         live: BTreeMap::new(),
         sender,
@@ -107,6 +106,8 @@ struct View<'a> {
     wanted: Wanted,
     follow: bool,
     style: Style,
+    /// Width of labels where there are any.
+    label_width: usize,
     files: Vec<(Tail, Printer)>,
     live: BTreeMap<String, LiveSource>,
     sender: SyncSender<News>,
@@ -118,6 +119,7 @@ impl View<'_> {
         let path = source.path.clone();
         let shown = path.display();
         let stamps = Stamps::of(source.form.as_ref());
+        let of_one_worker = source.of_one_worker;
         let mut printer = Printer::new(source, self.style);
         let mut printed = Ok(());
         let opened = Tail::open(path.clone(), &stamps, self.wanted, |bytes| {
@@ -131,6 +133,11 @@ impl View<'_> {
         printed?;
         let (tail, begun) =
             opened.map_err(|error| CommandError::Failed(format!("log {shown}: {error}")))?;
+        if of_one_worker {
+            note(&format!(
+                "papactl: log {shown}: all workers write to it, so the lines of all are shown"
+            ));
+        }
         if begun.absent {
             note(&format!("papactl: log {shown} does not exist yet"));
         }
@@ -221,7 +228,7 @@ impl View<'_> {
     }
 
     fn label(&mut self) {
-        self.style.labelled = true;
+        self.style.label_width = Some(self.label_width);
         for (_, printer) in &mut self.files {
             printer.set_style(self.style);
         }
@@ -286,6 +293,7 @@ impl View<'_> {
             !self.files.iter().any(known)
         });
         if !sources.is_empty() {
+            self.label_width = self.label_width.max(sources.label_width());
             self.label();
         }
         self.add_live(sources.live)?;
@@ -294,6 +302,55 @@ impl View<'_> {
         }
         Ok(())
     }
+}
+
+/// Which of the watchers `known` are meant by `words`, and of which only these workers.
+fn named(
+    known: &[String],
+    words: &[String],
+) -> Result<(Selection, BTreeMap<String, BTreeSet<u32>>), CommandError> {
+    let is_known = |name: &str| known.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let mut names = Vec::new();
+    let mut wids: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+    let mut whole = BTreeSet::new();
+    for word in words {
+        let of_worker = word.rsplit_once(':').and_then(|(name, wid)| {
+            let wid = wid.parse().ok()?;
+            is_known(name).then_some((name, wid))
+        });
+        match of_worker {
+            _ if is_known(word) => {
+                whole.insert(word.to_lowercase());
+                names.push(word.clone());
+            }
+            _ if word.eq_ignore_ascii_case("all") => {
+                return Ok((Selection::all(), BTreeMap::new()));
+            }
+            Some((name, wid)) => {
+                wids.entry(name.to_lowercase()).or_default().insert(wid);
+                names.push(name.to_owned());
+            }
+            None => {
+                let pattern = word.strip_suffix(":*").unwrap_or(word);
+                let matcher = Selection::named(pattern).matcher();
+                if !known
+                    .iter()
+                    .any(|name| matcher.matches(&name.to_lowercase()))
+                {
+                    return Err(ManagerError::from(RequestError::unknown_watcher(word)).into());
+                }
+                names.push(pattern.to_owned());
+            }
+        }
+    }
+    wids.retain(|name, _| !whole.contains(name));
+    let mut names = names.into_iter();
+    let selection = Selection {
+        name: names.next(),
+        names: names.collect(),
+        ..Selection::default()
+    };
+    Ok((selection, wids))
 }
 
 /// Asks the manager; without one, the file named by `--config` tells as well.

@@ -19,6 +19,7 @@ mod list;
 mod listen;
 mod listsockets;
 pub(crate) mod logs;
+mod meant;
 mod options;
 mod programs;
 mod progress;
@@ -28,6 +29,7 @@ mod reloadconfig;
 mod reopenlogs;
 mod restart;
 mod rm;
+mod scale;
 mod set;
 mod signal;
 mod start;
@@ -37,6 +39,7 @@ mod stop;
 pub mod table;
 mod up;
 mod upgrade;
+mod version;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -46,6 +49,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use crate::cli::args::{ReloadConfigArgs, SelectArgs};
 use crate::cli::{Common, Papactl, Verb};
 use crate::config::{self, ConfigErrors};
 use crate::control::client::{ManagerClient, ManagerError};
@@ -53,6 +57,7 @@ use crate::control::message::{Command, Errno, Request, Selection, StatusReply};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
 
 use kernel::KernelError;
+use meant::Target;
 use programs::ProgramError;
 
 /// Exit code for a usage or configuration error; 0 is done, 1 failed.
@@ -125,6 +130,9 @@ pub fn run(line: &Papactl) -> ExitCode {
         Verb::Restart(args) => restart::run(common, args),
         Verb::Reload(args) => reload::run(common, args),
         Verb::ReloadConfig(args) => reloadconfig::run(common, args),
+        Verb::Reread => reloadconfig::run(common, &ReloadConfigArgs { plan: true }),
+        Verb::Scale(args) => scale::run(common, args),
+        Verb::Version => version::run(common),
         Verb::Incr(args) => incr::run(common, args),
         Verb::Decr(args) => decr::run(common, args),
         Verb::Set(args) => set::run(common, args),
@@ -151,7 +159,7 @@ pub fn run(line: &Papactl) -> ExitCode {
         Verb::NumWatchers => circus::num_watchers(common),
         Verb::GlobalOptions(args) => {
             let option = args.name.clone();
-            options::show(common, Command::GlobalOptions { option })
+            options::run_global(common, option)
         }
     };
     match result {
@@ -282,10 +290,13 @@ fn wait_for<T: DeserializeOwned>(
 /// Start, stop, restart, reload: asks, waits, and prints what became of the watchers.
 fn change(
     common: &Common,
-    selection: &Selection,
+    select: &SelectArgs,
+    verb: &str,
     command: impl FnOnce(Selection) -> Command,
 ) -> Result<(), CommandError> {
     let mut client = connect(common)?;
+    let matching = select.matching.into();
+    let selection = &meant::selection(common, &mut client, &select.names, matching, verb)?;
     let outcome =
         wait_for::<Map<String, Value>>(common, &mut client, selection, command(selection.clone()));
     if let Err(error) = outcome {
@@ -302,20 +313,73 @@ fn change(
 }
 
 /// Incr, decr: asks, waits, and prints how many workers are wanted now.
-fn count(common: &Common, name: &str, command: Command) -> Result<(), CommandError> {
+fn count(
+    common: &Common,
+    words: &[String],
+    command: impl Fn(String, u32) -> Command,
+) -> Result<(), CommandError> {
+    // A last word that is a number says how many, unless it is the only one: a watcher may be called 8080.
+    let (names, by) = match words {
+        [names @ .., last] if !names.is_empty() && last.parse::<u32>().is_ok() => {
+            (names, last.parse().unwrap_or(1))
+        }
+        names => (names, 1),
+    };
+    each_watcher(
+        common,
+        names,
+        "incr and decr",
+        |name| command(name, by),
+        |reply| {
+            if reply.get("singleton") == Some(&Value::Bool(true)) {
+                return "this watcher is a singleton: it has one worker at most".to_owned();
+            }
+            let number = reply.get("numprocesses");
+            number.map_or("ok".to_owned(), ToString::to_string)
+        },
+    )
+}
+
+/// Asks for the same work on each watcher that `names` mean, after all names were found, and prints what `said` makes of each answer:
+/// with the name in front where there are several.
+fn each_watcher(
+    common: &Common,
+    names: &[String],
+    verb: &str,
+    command: impl Fn(String) -> Command,
+    said: impl Fn(&Map<String, Value>) -> String,
+) -> Result<(), CommandError> {
     let mut client = connect(common)?;
-    let selection = Selection::named(name);
-    let reply: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
+    let targets = meant::targets(common, &mut client, names)?;
+    if let Some(target) = targets.iter().find(|target| target.worker.is_some()) {
+        return Err(CommandError::Usage(format!(
+            "{verb}: expected whole watchers, and {} was given with the number of one worker",
+            table::printable(&target.watcher)
+        )));
+    }
+    let several = targets.len() > 1;
+    let mut replies = Map::new();
+    for target in targets {
+        let selection = Selection::named(&target.watcher);
+        let asked = command(target.watcher.clone());
+        let reply: Map<String, Value> = wait_for(common, &mut client, &selection, asked)?;
+        if !common.json {
+            let name = if several {
+                format!("{}: ", table::printable(&target.watcher))
+            } else {
+                String::new()
+            };
+            print(&format!("{name}{}\n", said(&reply)))?;
+        } else if several {
+            replies.insert(target.watcher, reply.into());
+        } else {
+            return print_json(&with_ok(reply));
+        }
+    }
     if common.json {
-        return print_json(&with_ok(reply));
+        return print_json(&with_ok(json!({ "watchers": replies })));
     }
-    if reply.get("singleton") == Some(&Value::Bool(true)) {
-        return print("this watcher is a singleton: it has one worker at most\n");
-    }
-    match reply.get("numprocesses") {
-        Some(number) => print(&format!("{number}\n")),
-        None => print("ok\n"),
-    }
+    Ok(())
 }
 
 /// `ok`, where there is nothing more to say.
@@ -324,6 +388,41 @@ fn done(common: &Common) -> Result<(), CommandError> {
         return print_json(&json!({"status": "ok"}));
     }
     print("ok\n")
+}
+
+/// What runs of `targets`: the whole watchers in the manager's order, of a watcher that is named only by workers those alone.
+fn print_targets(
+    common: &Common,
+    client: &mut ManagerClient,
+    targets: &[Target],
+) -> Result<(), CommandError> {
+    let mut status = status_of_all(common, client)?;
+    status.watchers.retain_mut(|watcher| {
+        let of_watcher = || {
+            targets
+                .iter()
+                .filter(|target| target.watcher == watcher.name)
+        };
+        if of_watcher().all(|target| target.worker.is_some()) {
+            let wids: Vec<u32> = of_watcher()
+                .filter_map(|target| target.worker)
+                .map(|worker| worker.wid)
+                .collect();
+            watcher.workers.retain(|worker| wids.contains(&worker.wid));
+            return !wids.is_empty();
+        }
+        true
+    });
+    let shown = |name: &String| {
+        let mut watchers = status.watchers.iter();
+        watchers.any(|watcher| watcher.name.to_lowercase() == name.to_lowercase())
+    };
+    let statuses = std::mem::take(&mut status.statuses);
+    status.statuses = statuses
+        .into_iter()
+        .filter(|(name, _)| shown(name))
+        .collect();
+    show_status(common, status)
 }
 
 fn print_selected(
@@ -336,8 +435,14 @@ fn print_selected(
     let meant = |name: &str| matcher.matches(&name.to_lowercase());
     status.watchers.retain(|watcher| meant(&watcher.name));
     status.statuses.retain(|name, _| meant(name));
+    show_status(common, status)
+}
+
+fn show_status(common: &Common, status: StatusReply) -> Result<(), CommandError> {
     if common.json {
         print_json(&with_ok(status))
+    } else if status.watchers.is_empty() {
+        print("no watchers\n")
     } else {
         print(&table::watchers(&status.watchers))
     }

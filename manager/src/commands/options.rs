@@ -1,24 +1,83 @@
-//! `papactl options`: all options of a watcher, or of `[circus]`, as `KEY: VALUE` lines.
+//! `papactl options`: all options of watchers, or of `[circus]`, as `KEY: VALUE` lines. Values that look like secrets are masked.
 
 use serde_json::Value;
 
 use crate::cli::Common;
 use crate::cli::args::OptionsArgs;
-use crate::commands::{CommandError, connect, print, print_json, table, with_ok};
+use crate::commands::{CommandError, connect, meant, print, print_json, table, with_ok};
+use crate::control::client::ManagerClient;
 use crate::control::message::{Command, OptionsReply, Request};
+
+/// What stands in the place of a secret.
+const MASK: &str = "****";
+/// A variable with one of these in its name holds a secret.
+const SECRET_NAMES: [&str; 8] = [
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "credential",
+    "apikey",
+    "private_key",
+];
+/// A variable whose name ends so holds a secret, too.
+const SECRET_ENDINGS: [&str; 4] = ["_key", "_pass", "_pwd", "_dsn"];
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &OptionsArgs) -> Result<(), CommandError> {
-    let command = match &args.name {
-        Some(name) => Command::Options { name: name.clone() },
-        None => Command::GlobalOptions { option: None },
-    };
-    show(common, command)
+    let mut client = connect(common)?;
+    if args.names.is_empty() {
+        let reply = ask(common, &mut client, Command::GlobalOptions { option: None })?;
+        return show(common, reply, args.reveal);
+    }
+    let targets = meant::targets(common, &mut client, &args.names)?;
+    let several = targets.len() > 1;
+    let mut replies = serde_json::Map::new();
+    for target in targets {
+        let name = target.watcher.clone();
+        let reply = ask(common, &mut client, Command::Options { name })?;
+        if several && common.json {
+            let reply = if args.reveal { reply } else { masked(reply) };
+            let reply = serde_json::to_value(reply).map_err(std::io::Error::other)?;
+            replies.insert(target.watcher, reply);
+            continue;
+        }
+        if several {
+            print(&format!("[{}]\n", table::printable(&target.watcher)))?;
+        }
+        show(common, reply, args.reveal)?;
+    }
+    if several && common.json {
+        return print_json(&with_ok(serde_json::json!({ "watchers": replies })));
+    }
+    Ok(())
 }
 
-/// Prints what `command` answers.
-pub(super) fn show(common: &Common, command: Command) -> Result<(), CommandError> {
-    let reply: OptionsReply = connect(common)?.ask(&Request::waiting(command), common.timeout())?;
+/// Runs `globaloptions`.
+pub(super) fn run_global(common: &Common, option: Option<String>) -> Result<(), CommandError> {
+    let mut client = connect(common)?;
+    let reply = ask(common, &mut client, Command::GlobalOptions { option })?;
+    show(common, reply, true)
+}
+
+/// Asks for options and prints them as they are: somebody asked for just these.
+pub(super) fn show_asked(common: &Common, command: Command) -> Result<(), CommandError> {
+    let mut client = connect(common)?;
+    let reply = ask(common, &mut client, command)?;
+    show(common, reply, true)
+}
+
+fn ask(
+    common: &Common,
+    client: &mut ManagerClient,
+    command: Command,
+) -> Result<OptionsReply, CommandError> {
+    Ok(client.ask(&Request::waiting(command), common.timeout())?)
+}
+
+fn show(common: &Common, reply: OptionsReply, reveal: bool) -> Result<(), CommandError> {
+    let reply = if reveal { reply } else { masked(reply) };
     if common.json {
         return print_json(&with_ok(reply));
     }
@@ -44,5 +103,82 @@ fn shown(value: &Value) -> String {
             entries.join(",")
         }
         Value::Bool(_) | Value::Number(_) | Value::Array(_) => value.to_string(),
+    }
+}
+
+fn masked(mut reply: OptionsReply) -> OptionsReply {
+    for (key, value) in &mut reply.options {
+        mask(key, value);
+    }
+    reply
+}
+
+fn mask(name: &str, value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                mask(name, value);
+            }
+        }
+        Value::String(text) if is_secret(name) && !text.is_empty() => MASK.clone_into(text),
+        Value::String(text) => *text = without_passwords(text),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {}
+    }
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_lowercase();
+    SECRET_NAMES.iter().any(|part| name.contains(part))
+        || SECRET_ENDINGS.iter().any(|end| name.ends_with(end))
+}
+
+/// `text` with the passwords of its addresses masked: `postgres://user:****@host`.
+fn without_passwords(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out.push_str(before);
+        let end = after
+            .find(|c: char| c == '/' || c.is_whitespace())
+            .unwrap_or(after.len());
+        let (authority, behind) = after.split_at(end);
+        match authority.rsplit_once('@').and_then(|(user, host)| {
+            let (user, _) = user.split_once(':')?;
+            Some((user, host))
+        }) {
+            Some((user, host)) => out.push_str(&format!("{user}:{MASK}@{host}")),
+            None => out.push_str(authority),
+        }
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn options_printed_passwords() {
+        let reply = |options: Value| OptionsReply {
+            options: serde_json::from_value(options).unwrap(),
+        };
+        let options = json!({
+            "cmd": "web --db postgres://app:pw@db/x http://host/a:b@c",
+            "numprocesses": 2,
+            "env": {"DB_PASSWORD": "x", "AWS_SECRET_ACCESS_KEY": "x", "API_KEY": "x", "GITHUB_TOKEN": "x", "EMPTY_TOKEN": "",
+                "PATH": "/bin", "KEYBOARD": "us"},
+        });
+        let expected = json!({
+            "cmd": "web --db postgres://app:****@db/x http://host/a:b@c",
+            "numprocesses": 2,
+            "env": {"DB_PASSWORD": "****", "AWS_SECRET_ACCESS_KEY": "****", "API_KEY": "****", "GITHUB_TOKEN": "****", "EMPTY_TOKEN": "",
+                "PATH": "/bin", "KEYBOARD": "us"},
+        });
+        assert_eq!(masked(reply(options)), reply(expected));
     }
 }

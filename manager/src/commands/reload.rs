@@ -12,7 +12,7 @@ pub(super) fn run(common: &Common, args: &ReloadArgs) -> Result<(), CommandError
         (false, true) => ReloadHow::Sequential,
         (false, false) => ReloadHow::Graceful,
     };
-    change(common, &args.select.selection(), |selection| {
+    change(common, &args.select, "reload", |selection| {
         Command::Reload { selection, how }
     })
 }

@@ -1,20 +1,13 @@
-//! `papactl rm`: stops a watcher and forgets it.
-
-use serde_json::{Map, Value};
+//! `papactl rm`: stops watchers and forgets them.
 
 use crate::cli::Common;
 use crate::cli::args::RmArgs;
-use crate::commands::{CommandError, connect, done, wait_for};
-use crate::control::message::{Command, Selection};
+use crate::commands::{CommandError, each_watcher};
+use crate::control::message::Command;
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &RmArgs) -> Result<(), CommandError> {
-    let command = Command::Rm {
-        name: args.name.clone(),
-        nostop: args.nostop,
-    };
-    let mut client = connect(common)?;
-    let selection = Selection::named(&args.name);
-    let _: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
-    done(common)
+    let nostop = args.nostop;
+    let command = |name| Command::Rm { name, nostop };
+    each_watcher(common, &args.names, "rm", command, |_| "ok".to_owned())
 }

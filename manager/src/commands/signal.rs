@@ -4,39 +4,35 @@ use serde_json::{Map, Value};
 
 use crate::cli::Common;
 use crate::cli::args::SignalArgs;
-use crate::commands::{CommandError, connect, done, wait_for};
+use crate::commands::{CommandError, connect, done, meant, wait_for};
 use crate::config::SignalNumber;
 use crate::control::message::{Command, Reach, Selection, Signal};
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &SignalArgs) -> Result<(), CommandError> {
-    let (pid, signal) = match args.words.as_slice() {
-        [pid, signal] => {
-            let number = pid.parse().ok().filter(|pid| *pid > 0).ok_or_else(|| {
-                CommandError::Usage(format!("pid {pid:?}: expected a worker's process id"))
-            })?;
-            (Some(number), signal)
-        }
-        [signal] => (None, signal),
-        _ => {
-            return Err(CommandError::Usage(
-                "expected a signal, with a pid before it if only one worker is meant".to_owned(),
-            ));
-        }
+    let [words @ .., signal] = args.words.as_slice() else {
+        return Err(CommandError::Usage(
+            "expected a watcher and a signal: papactl signal web HUP".to_owned(),
+        ));
     };
-    let command = Command::Signal(Signal {
-        name: args.name.clone(),
-        pid,
-        signal: number(signal)?,
-        reach: match (args.recursive, args.children) {
-            (true, _) => Reach::Tree,
-            (false, true) => Reach::Children,
-            (false, false) => Reach::Worker,
-        },
-    });
+    let (names, pid) = meant::names_and_pid(words);
+    let signal = number(signal)?;
+    let reach = match (args.recursive, args.children) {
+        (true, _) => Reach::Tree,
+        (false, true) => Reach::Children,
+        (false, false) => Reach::Worker,
+    };
     let mut client = connect(common)?;
-    let selection = Selection::named(&args.name);
-    let _: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
+    for target in meant::targets(common, &mut client, names)? {
+        let selection = Selection::named(&target.watcher);
+        let command = Command::Signal(Signal {
+            name: target.watcher,
+            pid: target.worker.map(|worker| worker.pid).or(pid),
+            signal,
+            reach,
+        });
+        let _: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
+    }
     done(common)
 }
 

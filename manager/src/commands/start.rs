@@ -7,5 +7,5 @@ use crate::control::message::Command;
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &SelectArgs) -> Result<(), CommandError> {
-    change(common, &args.selection(), Command::Start)
+    change(common, args, "start", Command::Start)
 }

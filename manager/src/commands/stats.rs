@@ -1,73 +1,97 @@
-//! `papactl stats` and `dstats`: CPU and memory, in circusctl's lines.
+//! `papactl stats` and `dstats`: CPU and memory, one line for each process, children below their parents.
 
 use std::fmt::Write;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::cli::Common;
 use crate::cli::args::StatsArgs;
-use crate::commands::{CommandError, connect, print, print_json, table, with_ok};
+use crate::commands::{CommandError, connect, meant, print, print_json, table, with_ok};
+use crate::control::client::ManagerClient;
 use crate::control::message::{Command, Request};
 
-/// The columns after the pid, in order.
-const COLUMNS: [&str; 9] = [
-    "pid",
-    "cmdline",
-    "username",
-    "nice",
-    "mem_info1",
-    "mem_info2",
-    "cpu",
-    "mem",
-    "ctime",
-];
+/// What stands above the columns.
+const HEADER: &str = "PID      CPU%   MEM%     RSS    VIRT       TIME  NI USER      COMMAND";
 
 /// Runs `stats`.
 pub(super) fn run(common: &Common, args: &StatsArgs) -> Result<(), CommandError> {
-    let command = Command::Stats {
-        name: args.name.clone(),
-        process: args.pid,
-        extended: args.extended,
-    };
-    let reply = ask(common, command)?;
-    if common.json {
-        return print_json(&with_ok(reply));
-    }
-    let mut text = String::new();
-    if let Some(watchers) = reply.get("infos").and_then(Value::as_object) {
-        for (name, processes) in watchers {
-            group(&mut text, name, processes);
+    let mut client = connect(common)?;
+    let (names, pid) = meant::names_and_pid(&args.words);
+    if names.is_empty() {
+        let command = Command::Stats {
+            name: None,
+            process: None,
+            extended: args.extended,
+        };
+        let reply = ask(common, &mut client, command)?;
+        if common.json {
+            return print_json(&with_ok(reply));
         }
-    } else if let Some(pid) = reply.get("process") {
-        let none = Value::Null;
-        process(
-            &mut text,
-            &pid.to_string(),
-            reply.get("info").unwrap_or(&none),
-            0,
-        );
-    } else {
-        let name = reply.get("name").and_then(Value::as_str).unwrap_or("?");
-        group(&mut text, name, reply.get("info").unwrap_or(&Value::Null));
+        let none = Map::new();
+        let watchers = reply.get("infos").and_then(Value::as_object);
+        return print(&table_of(watchers.unwrap_or(&none)));
     }
-    print(&text)
+    let targets = meant::targets(common, &mut client, names)?;
+    let several = targets.len() > 1;
+    let mut infos = Map::new();
+    for target in targets {
+        let command = Command::Stats {
+            name: Some(target.watcher.clone()),
+            process: target.worker.map(|worker| worker.pid).or(pid),
+            extended: args.extended,
+        };
+        let reply = ask(common, &mut client, command)?;
+        if common.json && !several {
+            return print_json(&with_ok(reply));
+        }
+        let info = reply.get("info").cloned().unwrap_or_default();
+        // Of one worker the information comes without its pid around it.
+        let processes = match reply.get("process") {
+            Some(pid) => json!({ plain(pid): info }),
+            None => info,
+        };
+        let known = infos
+            .entry(target.watcher)
+            .or_insert_with(|| Map::new().into());
+        if let (Some(known), Value::Object(processes)) = (known.as_object_mut(), processes) {
+            known.extend(processes);
+        }
+    }
+    if common.json {
+        return print_json(&with_ok(json!({ "infos": infos })));
+    }
+    print(&table_of(&infos))
 }
 
 /// Runs `dstats`.
 pub(super) fn run_manager(common: &Common) -> Result<(), CommandError> {
-    let reply = ask(common, Command::DStats)?;
+    let reply = ask(common, &mut connect(common)?, Command::DStats)?;
     if common.json {
         return print_json(&with_ok(reply));
     }
-    let mut text = "Main Process:\n".to_owned();
+    let mut text = format!("{HEADER}\n");
     let info = reply.get("info").unwrap_or(&Value::Null);
-    let _ = writeln!(text, "    {}", row(info));
-    children(&mut text, info, 4);
+    process(&mut text, "?", info, 0);
     print(&text)
 }
 
-fn ask(common: &Common, command: Command) -> Result<Map<String, Value>, CommandError> {
-    Ok(connect(common)?.ask(&Request::waiting(command), common.timeout())?)
+fn ask(
+    common: &Common,
+    client: &mut ManagerClient,
+    command: Command,
+) -> Result<Map<String, Value>, CommandError> {
+    Ok(client.ask(&Request::waiting(command), common.timeout())?)
+}
+
+fn table_of(watchers: &Map<String, Value>) -> String {
+    let mut text = String::new();
+    for (name, processes) in watchers {
+        group(&mut text, name, processes);
+    }
+    if text.is_empty() {
+        return "no watchers\n".to_owned();
+    }
+    format!("{HEADER}\n{text}")
 }
 
 fn group(text: &mut String, name: &str, processes: &Value) {
@@ -78,41 +102,39 @@ fn group(text: &mut String, name: &str, processes: &Value) {
         .flatten()
         .map(|(pid, info)| (pid.parse().unwrap_or(u64::MAX), pid, info))
         .collect();
+    if numbered.is_empty() {
+        let _ = writeln!(text, "no workers");
+    }
     numbered.sort_by_key(|(number, ..)| *number);
     for (_, pid, info) in numbered {
         process(text, pid, info, 0);
     }
 }
 
-fn process(text: &mut String, pid: &str, info: &Value, indent: usize) {
-    let _ = writeln!(
-        text,
-        "{:indent$}{}: {}",
-        "",
-        table::printable(pid),
-        row(info)
-    );
-    children(text, info, indent + 3);
-}
-
-fn children(text: &mut String, info: &Value, indent: usize) {
-    for child in info["children"].as_array().into_iter().flatten() {
-        process(text, &plain(&child["pid"]), child, indent);
-    }
-}
-
-fn row(info: &Value) -> String {
-    if !info.is_object() {
+/// A process and, indented below it, its children.
+fn process(text: &mut String, pid: &str, info: &Value, depth: usize) {
+    if info.is_object() {
+        let pid = format!("{:1$}{2}", "", 2 * depth, plain(&info["pid"]));
+        let value = |name: &str| plain(&info[name]);
+        let line = format!(
+            "{pid:8} {:>4} {:>6} {:>7} {:>7} {:>10} {:>3} {:9} {}",
+            value("cpu"),
+            value("mem"),
+            value("mem_info1"),
+            value("mem_info2"),
+            value("ctime"),
+            value("nice"),
+            value("username"),
+            value("cmdline"),
+        );
+        let _ = writeln!(text, "{}", table::fitted(line.trim_end()));
+    } else {
         // A process that went meanwhile is a text.
-        return plain(info);
+        let _ = writeln!(text, "{:8} {}", table::printable(pid), plain(info));
     }
-    let mut row = String::new();
-    for (index, column) in COLUMNS.iter().enumerate() {
-        // Two spaces after the pid, as circusctl had it.
-        row.push_str(["", "  ", " "][index.min(2)]);
-        row.push_str(&plain(&info[*column]));
+    for child in info["children"].as_array().into_iter().flatten() {
+        process(text, "?", child, depth + 1);
     }
-    row
 }
 
 fn plain(value: &Value) -> String {
@@ -140,8 +162,15 @@ mod tests {
         let mut text = String::new();
         group(&mut text, "web", &processes);
         assert_eq!(
-            text,
-            "web:\n9: 9  a b root 0 12B 1.50M 0.5 0.125 0:00.10\n   11: 11  a b root 0 12B 1.50M 0.5 0.125 0:00.10\n10: No such process (stopped?)\n"
+            format!("{HEADER}\n{text}"),
+            "\
+PID      CPU%   MEM%     RSS    VIRT       TIME  NI USER      COMMAND
+web:
+9         0.5  0.125     12B   1.50M    0:00.10   0 root      a b
+  11      0.5  0.125     12B   1.50M    0:00.10   0 root      a b
+10       No such process (stopped?)
+"
         );
+        assert_eq!(table_of(&Map::new()), "no watchers\n");
     }
 }

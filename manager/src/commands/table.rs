@@ -1,4 +1,4 @@
-//! What people see: one line per watcher, at most 80 columns, the same on a terminal and in a pipe.
+//! What people see: one line per watcher, as wide as the terminal; in a pipe 80 columns, where nothing is cut.
 //!
 //! Owns layout and the harmlessness of what is printed: names and messages come from files and programs, so control
 //! characters in them are shown, not obeyed.
@@ -7,12 +7,27 @@ use std::fmt::Write;
 
 use crate::control::message::WatcherStatus;
 
-/// Width of the output, in columns.
+/// Width of the output where there is no terminal, in columns.
 pub const COLUMNS: usize = 80;
+/// Narrowest and widest terminal that lines are laid out for.
+const TERMINALS: std::ops::RangeInclusive<usize> = 40..=500;
+
+/// Width of standard output, in columns.
+#[must_use]
+pub fn width() -> usize {
+    width_of(terminal_size::terminal_size_of(std::io::stdout()))
+}
+
+fn width_of(size: Option<(terminal_size::Width, terminal_size::Height)>) -> usize {
+    size.map_or(COLUMNS, |(width, _)| {
+        usize::from(width.0).clamp(*TERMINALS.start(), *TERMINALS.end())
+    })
+}
 
 /// One line per watcher: name, state, workers, pids; more lines where pids need them.
 #[must_use]
 pub fn watchers(watchers: &[WatcherStatus]) -> String {
+    let columns = width();
     let names: Vec<_> = watchers
         .iter()
         .map(|watcher| printable(&watcher.name))
@@ -34,7 +49,7 @@ pub fn watchers(watchers: &[WatcherStatus]) -> String {
             watcher.state.as_str()
         );
         // A very long name leaves no room beside it.
-        let indent = if line.chars().count() + 12 < COLUMNS {
+        let indent = if line.chars().count() + 12 < columns {
             line.chars().count()
         } else {
             4
@@ -58,7 +73,7 @@ pub fn watchers(watchers: &[WatcherStatus]) -> String {
             if index == pids.len() {
                 separator = "  ";
             }
-            if line.chars().count() + separator.len() + word.chars().count() > COLUMNS {
+            if line.chars().count() + separator.len() + word.chars().count() > columns {
                 let _ = writeln!(text, "{}", line.trim_end());
                 line = " ".repeat(indent);
                 separator = "  ";
@@ -75,13 +90,14 @@ pub fn watchers(watchers: &[WatcherStatus]) -> String {
 /// `said` after `start`, broken between words at the width of the output, the lines indented to where it began.
 #[must_use]
 pub fn wrapped(start: &str, said: &str) -> String {
-    let indent = (start.chars().count() + 2).min(COLUMNS / 2);
+    let columns = width();
+    let indent = (start.chars().count() + 2).min(columns / 2);
     let mut text = String::new();
     let mut line = start.to_owned();
     let mut separator = "  ";
     for word in said.split_whitespace() {
         let width = line.chars().count() + separator.len() + word.chars().count();
-        if width > COLUMNS && line.chars().count() > indent {
+        if width > columns && line.chars().count() > indent {
             let _ = writeln!(text, "{}", line.trim_end());
             line = " ".repeat(indent.saturating_sub(2));
             separator = "  ";
@@ -94,13 +110,29 @@ pub fn wrapped(start: &str, said: &str) -> String {
     text
 }
 
-/// `line` cut to the width of the output.
+/// `line` cut to the width of standard error, for a line that is drawn over.
 #[must_use]
 pub fn shortened(line: &str) -> String {
-    if line.chars().count() <= COLUMNS {
+    cut(
+        line,
+        width_of(terminal_size::terminal_size_of(std::io::stderr())),
+    )
+}
+
+/// `line` cut to the width of the terminal; in a pipe it stays whole.
+#[must_use]
+pub fn fitted(line: &str) -> String {
+    match terminal_size::terminal_size_of(std::io::stdout()) {
+        Some(size) => cut(line, width_of(Some(size))),
+        None => line.to_owned(),
+    }
+}
+
+fn cut(line: &str, columns: usize) -> String {
+    if line.chars().count() <= columns {
         return line.to_owned();
     }
-    let mut short: String = line.chars().take(COLUMNS - 1).collect();
+    let mut short: String = line.chars().take(columns - 1).collect();
     short.push('…');
     short
 }
@@ -208,7 +240,7 @@ dying    active     0/2  exited with 1, next try in 4 s
 
     #[test]
     fn long_lines_are_cut() {
-        assert_eq!(shortened("short"), "short");
-        assert_eq!(shortened(&"x".repeat(200)).chars().count(), COLUMNS);
+        assert_eq!(cut("short", 80), "short");
+        assert_eq!(cut(&"x".repeat(200), 80).chars().count(), 80);
     }
 }

@@ -49,7 +49,7 @@ impl RequestError {
     /// Circus's answer for a name no watcher has.
     #[must_use]
     pub fn unknown_watcher(name: &str) -> Self {
-        Self::new(Errno::Message, format!("program {name} not found"))
+        Self::new(Errno::Message, format!("watcher {name} not found"))
     }
 }
 
@@ -227,7 +227,7 @@ mod tests {
         let reply = Reply::error(Value::Null, 1.5, error.clone());
         assert_eq!(
             reply.to_value(),
-            serde_json::json!({"status":"error","reason":"program nope not found","errno":3,"tb":null,"time":1.5,"id":null})
+            serde_json::json!({"status":"error","reason":"watcher nope not found","errno":3,"tb":null,"time":1.5,"id":null})
         );
         let parsed = Reply::parse(reply.to_line().trim_ascii_end()).unwrap();
         assert_eq!(parsed.result, Err(error));

@@ -13,6 +13,8 @@ use crate::control::reply::{Errno, RequestError};
 const MAX_REGEX_BYTES: usize = 1024;
 /// Largest compiled expression, in bytes: `(a{99}){99}` is short and grows.
 const MAX_COMPILED_BYTES: usize = 256 * 1024;
+/// Most names in one selection.
+const MAX_NAMES: usize = 64;
 
 /// Which watchers a command is about.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -20,6 +22,9 @@ pub struct Selection {
     /// None means all (`start`, `restart`: all with `autostart`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// More names, compared the same way; nothing without `name` (not in Circus).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
     /// How `name` is compared.
     #[serde(default, rename = "match", skip_serializing_if = "Matching::is_glob")]
     pub matching: Matching,
@@ -57,6 +62,8 @@ pub enum Matcher {
     Glob(String),
     /// This expression.
     Regex(Box<Regex>),
+    /// Whatever one of these matches.
+    Any(Vec<Self>),
     /// No name.
     Nothing,
 }
@@ -71,6 +78,7 @@ impl Matcher {
             // A watcher may be called `a[1]`: its own name always matches.
             Self::Glob(name) => name == key || crate::config::fnmatch::matches(name, key),
             Self::Regex(regex) => regex.is_match(key),
+            Self::Any(matchers) => matchers.iter().any(|matcher| matcher.matches(key)),
             Self::Nothing => false,
         }
     }
@@ -92,15 +100,23 @@ impl Selection {
         }
     }
 
-    /// Whether the expression, if it is one, can be used.
+    /// Whether the names, and the expressions if they are such, can be used.
     ///
     /// # Errors
-    /// It is no regular expression, or too large.
+    /// One is no regular expression, or too large; there are too many.
     pub fn check(&self) -> Result<(), RequestError> {
-        match &self.name {
-            Some(name) if self.matching == Matching::Regex => regex(name).map(drop),
-            _ => Ok(()),
+        if self.names.len() >= MAX_NAMES {
+            return Err(RequestError::new(
+                Errno::Message,
+                format!("\"names\": at most {MAX_NAMES} names; a pattern means several"),
+            ));
         }
+        if self.matching == Matching::Regex {
+            for name in self.name.iter().chain(&self.names) {
+                regex(name)?;
+            }
+        }
+        Ok(())
     }
 
     /// The selection made ready for many names.
@@ -109,6 +125,14 @@ impl Selection {
         let Some(name) = &self.name else {
             return Matcher::All;
         };
+        if self.names.is_empty() {
+            return self.matcher_of(name);
+        }
+        let names = std::iter::once(name).chain(&self.names);
+        Matcher::Any(names.map(|name| self.matcher_of(name)).collect())
+    }
+
+    fn matcher_of(&self, name: &str) -> Matcher {
         match self.matching {
             Matching::Glob => Matcher::Glob(name.to_lowercase()),
             Matching::Simple => Matcher::Simple(name.to_lowercase()),
@@ -154,6 +178,7 @@ mod tests {
         let named = |name: &str, matching| Selection {
             name: Some(name.into()),
             matching,
+            ..Selection::default()
         };
         assert!(Selection::all().matches("web"));
         assert!(named("WEB", Matching::Simple).matches("web"));
@@ -172,6 +197,7 @@ mod tests {
             let selection = Selection {
                 name: Some(text.into()),
                 matching: Matching::Regex,
+                ..Selection::default()
             };
             assert_eq!(selection.check().unwrap_err().errno, Errno::Message);
             assert!(!selection.matches("a"), "{text}");

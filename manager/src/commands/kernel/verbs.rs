@@ -72,6 +72,12 @@ fn with_kernel<T>(
     })
 }
 
+/// Version of the kernel that runs, if one does.
+pub(in crate::commands) fn version(common: &Common) -> Option<String> {
+    let (_, status) = ask_status(&places(common).ok()?).ok()?;
+    Some(status.version)
+}
+
 pub(super) fn ask_status(addresses: &[Address]) -> Result<(Address, StatusReply), CommandError> {
     with_kernel(addresses, &async |client: &Client| {
         client.call(ops::Status {}).await

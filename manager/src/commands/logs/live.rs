@@ -189,6 +189,9 @@ impl Live {
     fn worker(&self, process: &Process) -> Option<Worker> {
         let (watcher, wid) = worker_of(&self.wanted.namespace, process.name.as_str())?;
         let source = self.wanted.watchers.get(watcher)?;
+        if !source.wids.is_empty() && !source.wids.contains(&wid) {
+            return None;
+        }
         Some(Worker {
             watcher: watcher.to_owned(),
             wid,

@@ -22,24 +22,25 @@ pub(super) const MAX_LINE_BYTES: usize = 1024 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Style {
     pub(super) json: bool,
-    pub(super) labelled: bool,
+    /// Width of the label before each line, in columns; none: no label.
+    pub(super) label_width: Option<usize>,
     pub(super) terminal: bool,
 }
 
 impl Style {
     /// For what standard output is.
-    pub(super) fn new(json: bool, labelled: bool) -> Self {
+    pub(super) fn new(json: bool, label_width: Option<usize>) -> Self {
         Self {
             json,
-            labelled,
+            label_width,
             terminal: io::stdout().is_terminal(),
         }
     }
 
     fn text(self, label: &str, line: &[u8], out: &mut Vec<u8>) {
-        if self.labelled {
-            out.extend_from_slice(table::printable(label).as_bytes());
-            out.extend_from_slice(b" | ");
+        if let Some(width) = self.label_width {
+            let label = table::printable(label);
+            out.extend_from_slice(format!("{label:width$} | ").as_bytes());
         }
         if self.terminal {
             out.extend_from_slice(table::printable_bytes(line).as_bytes());
@@ -201,7 +202,7 @@ mod tests {
 
     const PIPE: Style = Style {
         json: false,
-        labelled: false,
+        label_width: None,
         terminal: false,
     };
 
@@ -215,10 +216,10 @@ mod tests {
         assert_eq!(plain(terminal, b"\x1b[2J\n"), b"^[[2J\n");
         assert_eq!(plain(PIPE, b"\x1b\xff\n"), b"\x1b\xff\n");
         let labelled = Style {
-            labelled: true,
+            label_width: Some(3),
             ..PIPE
         };
-        assert_eq!(plain(labelled, b"x"), b"a^[ | x\n");
+        assert_eq!(plain(labelled, b"x"), b"a^[ | x\n", "as wide as asked");
         let json = Style {
             json: true,
             ..terminal

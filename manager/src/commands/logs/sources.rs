@@ -2,13 +2,15 @@
 //!
 //! Owns the grouping: every file once, whoever shares it, and for each watcher the streams that are in no file. Opens nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use crate::control::message::{LineForm, LogsReply, WatcherLogs};
 
 /// Names before a label says "and more".
 const MAX_LABEL_NAMES: usize = 3;
+/// Labels are lined up as far as this; a longer one pushes its line to the right.
+const MAX_LABEL_COLUMNS: usize = 24;
 
 /// What is to be shown.
 #[derive(Debug, Default)]
@@ -28,6 +30,8 @@ pub(super) struct FileSource {
     pub(super) form: Option<LineForm>,
     /// Whether its watcher's other stream goes elsewhere.
     divided: bool,
+    /// Only one worker's lines are wanted; the file does not tell them apart.
+    pub(super) of_one_worker: bool,
 }
 
 /// A watcher with output in no file.
@@ -36,6 +40,8 @@ pub(super) struct LiveSource {
     pub(super) name: String,
     pub(super) stdout: bool,
     pub(super) stderr: bool,
+    /// Only these workers; empty: all.
+    pub(super) wids: BTreeSet<u32>,
 }
 
 impl Sources {
@@ -56,6 +62,7 @@ impl Sources {
                 name: logs.name.clone(),
                 stdout: is_live(logs.stdout.as_ref(), logs.stdout_lines.as_ref()),
                 stderr: is_live(logs.stderr.as_ref(), logs.stderr_lines.as_ref()),
+                wids: BTreeSet::new(),
             };
             if live.stdout || live.stderr {
                 sources.live.insert(logs.name.to_lowercase(), live);
@@ -89,8 +96,30 @@ impl Sources {
             watchers: vec![logs.name.clone()],
             stream: Some(stream),
             form: form.cloned(),
+            of_one_worker: false,
             divided: logs.stdout.is_some() && logs.stderr.is_some() && logs.stdout != logs.stderr,
         });
+    }
+
+    /// Leaves of these watchers, by lower-case name, only these workers.
+    pub(super) fn only(&mut self, wids: &BTreeMap<String, BTreeSet<u32>>) {
+        for (name, wids) in wids {
+            if let Some(live) = self.live.get_mut(name) {
+                live.wids.clone_from(wids);
+            }
+            for file in &mut self.files {
+                let mut watchers = file.watchers.iter();
+                file.of_one_worker |= watchers.any(|watcher| watcher.to_lowercase() == *name);
+            }
+        }
+    }
+
+    /// Width of the widest label, in columns, as far as labels are lined up.
+    pub(super) fn label_width(&self) -> usize {
+        let files = self.files.iter().map(|file| file.label().chars().count());
+        // Behind the name come a dot and the worker's number.
+        let live = self.live.values().map(|live| live.name.chars().count() + 2);
+        files.chain(live).max().unwrap_or(0).min(MAX_LABEL_COLUMNS)
     }
 
     /// Whether lines come from nowhere.

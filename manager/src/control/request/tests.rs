@@ -25,6 +25,7 @@ fn every_command_survives_the_wire() {
     let some = || Some(name());
     let selection = Selection {
         name: some(),
+        names: vec!["api".into()],
         matching: Matching::Simple,
     };
     let kill = SignalNumber::TERM;
@@ -45,6 +46,7 @@ fn every_command_survives_the_wire() {
         Command::Stop(selection.clone()),
         Command::Restart(Selection {
             name: Some("w.*".into()),
+            names: Vec::new(),
             matching: Matching::Regex,
         }),
         Command::ReloadConfig { plan: true },

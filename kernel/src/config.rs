@@ -71,6 +71,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where this kernel is found: its port, else the path of its socket.
+    #[must_use]
+    pub fn place(&self) -> String {
+        if self.port != 0 {
+            return self.port.to_string();
+        }
+        let path = self.socket_paths.first();
+        path.map_or_else(String::new, |path| path.display().to_string())
+    }
+
     /// Writes the settings into a memory file.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ use crate::config::{
     Identity, Readiness, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig,
     WorkerInput, WorkerOutput, WorkerSpec, render_worker, scalar,
 };
+use crate::mark::{Lineage, Mark};
 use crate::probe::ready::Means;
 use crate::state;
 use crate::sys;
@@ -362,6 +363,17 @@ impl KernelLink {
         let spec = render_worker(watcher, &self.namespace, wid);
         let mut request = process_request(watcher, spec)?;
         let settings = digest(watcher, &request);
+        // Not part of the settings: what an older manager started has no mark, and is the same worker still.
+        let mark = Mark {
+            namespace: self.namespace.clone(),
+            watcher: watcher.key.clone(),
+            wid,
+            lineage: self.lineage().await?,
+        };
+        for (variable, value) in mark.variables() {
+            let environment = &mut request.env.0;
+            environment.insert(variable.to_owned(), ByteString::from(value));
+        }
         if let Some((variable, value)) = means.variable {
             let environment = &mut request.env.0;
             environment.insert(variable.to_owned(), ByteString::from(value));
@@ -395,6 +407,22 @@ impl KernelLink {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Which line of kernels the one we speak to belongs to.
+    ///
+    /// # Errors
+    /// A kernel that does not say it in `hello` did not answer.
+    pub async fn lineage(&self) -> Result<Lineage, LinkError> {
+        let hello = self.client.hello();
+        let started_us = match hello.lineage {
+            0 => self.client.call(ops::Status {}).await?.started_us,
+            started_us => started_us,
+        };
+        Ok(Lineage {
+            started_us,
+            place: hello.place.clone(),
+        })
     }
 
     /// A pidfd for a process whose exit we have not acknowledged.

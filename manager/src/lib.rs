@@ -5,6 +5,7 @@
 //! | `config` | the INI file: lines, sections, typed values, one worker's command |
 //! | `supervisor`, `watcher`, `worker`, `backoff` | wanted state against actual state |
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
+//! | `mark` | what a worker's environment says of whose it is |
 //! | `logs` | captured output to files, exactly once |
 //! | `probe` | readiness, health checks, starts on demand |
 //! | `procinfo` | what processes use of the machine |
@@ -22,6 +23,7 @@ pub mod control;
 pub mod error;
 pub mod kernel_link;
 pub mod logs;
+pub mod mark;
 pub mod own_log;
 pub mod pidfd;
 pub mod pidfile;

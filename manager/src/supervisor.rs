@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use papa_protocol::client::Address;
+use papa_protocol::json::status::HelloReply;
 use papa_protocol::process::Exit;
 use tokio::sync::{mpsc, oneshot};
 
@@ -116,8 +117,8 @@ pub struct Supervisor {
     gated: bool,
     /// Highest serial known when the list under way was asked for.
     known_until: u64,
-    /// The kernel we speak to: its place in its line, and its process.
-    incarnation: (u64, u32),
+    /// The kernel we speak to, or spoke to last.
+    kernel: Option<Arc<HelloReply>>,
     /// Exits that were told before the start was answered.
     early_exits: BTreeMap<u64, Exit>,
     /// Ended processes whose output is still on its way to the log files.
@@ -190,7 +191,7 @@ impl Supervisor {
             discards: Vec::new(),
             gated: false,
             known_until: 0,
-            incarnation: (0, 0),
+            kernel: None,
             early_exits: BTreeMap::new(),
             draining: HashSet::new(),
             unacknowledged: Vec::new(),

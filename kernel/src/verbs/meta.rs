@@ -26,6 +26,8 @@ impl Owner {
             pid: std::process::id(),
             keeper: self.keeper_pid.unsigned_abs(),
             incarnation: self.table.incarnation,
+            lineage: self.table.first_started_us,
+            place: self.config.place(),
             features,
             limits: advertised(),
         }

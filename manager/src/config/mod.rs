@@ -28,7 +28,9 @@ pub mod variables;
 pub mod words;
 
 pub use problem::{ConfigErrors, Origin, Problem};
-pub use render::{WorkerInput, WorkerOutput, WorkerSpec, render_text, render_worker};
+pub use render::{
+    NUMBER_VARIABLE, WorkerInput, WorkerOutput, WorkerSpec, render_text, render_worker,
+};
 pub use resolve::{Surroundings, load, load_kept};
 pub use signal::SignalNumber;
 pub use types::{

@@ -44,7 +44,7 @@ impl Supervisor {
             self.config = config.clone();
         }
         self.insert_all(&mut inventory.kept, &inventory.processes, resumed.as_ref());
-        self.incarnation = incarnation(&link);
+        self.kernel = Some(link.client().hello());
         self.link = Some(link);
         self.settle_umask(inventory.umask);
         self.take_over(inventory.added, inventory.kept);
@@ -200,13 +200,9 @@ impl Supervisor {
             Push::Reconnected(new) => {
                 tracing::info!(incarnation = new.hello.incarnation, "the kernel is back");
                 self.kernel_trouble = None;
-                if let Some(link) = &self.link {
-                    let now = incarnation(link);
-                    let before = std::mem::replace(&mut self.incarnation, now);
-                    // Its number never falls while processes live, so this one has never heard of ours.
-                    if now != before && now.0 <= before.0 {
-                        self.forget_kernel();
-                    }
+                let before = self.kernel.replace(new.hello.clone());
+                if before.is_some_and(|before| !new.hello.continues(&before)) {
+                    self.forget_kernel();
                 }
                 let workers = self
                     .watchers
@@ -406,11 +402,6 @@ pub(super) fn with_what_was_set(
             (config.clone(), kept)
         }
     }
-}
-
-fn incarnation(link: &KernelLink) -> (u64, u32) {
-    let hello = link.client().hello();
-    (hello.incarnation, hello.pid)
 }
 
 fn running(process: &Process, at: &Moment) -> Running {

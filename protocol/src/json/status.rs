@@ -19,10 +19,31 @@ pub struct HelloReply {
     pub keeper: u32,
     /// How often this kernel has been started, crashes and upgrades included; never falls while its processes live.
     pub incarnation: u64,
+    /// When the first kernel of this one's line started, in microseconds since the epoch: the same after every crash, upgrade and
+    /// recovery, another in a fresh kernel. 0: the kernel is older than this field.
+    #[serde(default)]
+    pub lineage: u64,
+    /// The port it serves, or the path of its socket. Empty: the kernel is older than this field.
+    #[serde(default)]
+    pub place: String,
     /// What this kernel and system can do.
     pub features: Vec<String>,
     /// The bounds a client should know, as [`crate::limits::advertised`] lists them.
     pub limits: BTreeMap<String, u64>,
+}
+
+impl HelloReply {
+    /// Whether this kernel knows what the one that said `before` knew: it is the same, or its successor after a crash or an upgrade.
+    /// Otherwise it is a fresh kernel, whose serials mean other processes.
+    #[must_use]
+    pub fn continues(&self, before: &Self) -> bool {
+        if self.lineage != 0 && before.lineage != 0 {
+            return self.lineage == before.lineage;
+        }
+        // Kernels without a lineage count their starts, and the count never falls.
+        self.incarnation > before.incarnation
+            || (self.incarnation == before.incarnation && self.pid == before.pid)
+    }
 }
 
 /// Of `status`.
@@ -130,4 +151,43 @@ pub struct UpgradeCheck {
     pub reels: u64,
     /// Reels it cannot read.
     pub unreadable_reels: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(incarnation: u64, pid: u32, lineage: u64) -> HelloReply {
+        HelloReply {
+            papa: String::new(),
+            protocol: 1,
+            pid,
+            keeper: 1,
+            incarnation,
+            lineage,
+            place: String::new(),
+            features: Vec::new(),
+            limits: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_fresh_kernel_is_told_from_a_successor() {
+        let first = hello(1, 10, 500);
+        assert!(hello(2, 11, 500).continues(&first), "after a crash");
+        assert!(
+            !hello(1, 12, 900).continues(&first),
+            "as young as the first"
+        );
+        assert!(!hello(7, 12, 900).continues(&first), "started more often");
+    }
+
+    #[test]
+    fn a_kernel_without_a_lineage_is_told_by_its_count_and_pid() {
+        let first = hello(3, 10, 500);
+        assert!(hello(4, 11, 0).continues(&first));
+        assert!(hello(3, 10, 0).continues(&first), "the same one");
+        assert!(!hello(3, 11, 0).continues(&first));
+        assert!(!hello(1, 11, 0).continues(&first));
+    }
 }

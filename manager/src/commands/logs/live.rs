@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use papa_protocol::client::{Address, Client, ClientError, Options, Push, Pushes};
 use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request::ops::{self, FollowFrom};
+use papa_protocol::json::status::HelloReply;
 use papa_protocol::name::NamePattern;
 use papa_protocol::process::Process;
 use papa_protocol::record::{Serial, Stream};
@@ -116,7 +117,7 @@ async fn run(wanted: Wanted, news: &SyncSender<News>) -> Result<(), ClientError>
         .await
         .map_err(|_| ClientError::Timeout(PATIENCE))??;
     let mut live = Live {
-        incarnation: client.hello().incarnation,
+        kernel: client.hello(),
         wanted,
         asking,
         workers: HashMap::new(),
@@ -152,7 +153,8 @@ async fn run(wanted: Wanted, news: &SyncSender<News>) -> Result<(), ClientError>
 struct Live {
     wanted: Wanted,
     asking: Client,
-    incarnation: u64,
+    /// The kernel whose serials `workers` has.
+    kernel: std::sync::Arc<HelloReply>,
     workers: HashMap<u64, Worker>,
     /// Those of whose kept output some has not come yet.
     missing: BTreeSet<u64>,
@@ -299,12 +301,12 @@ impl Live {
                 }
             }
             Push::Reconnected(new) => {
-                if new.hello.incarnation < self.incarnation {
+                if !new.hello.continues(&self.kernel) {
                     // Another kernel altogether: its numbers mean other processes.
                     self.workers.clear();
                     self.missing.clear();
                 }
-                self.incarnation = new.hello.incarnation;
+                self.kernel = new.hello;
             }
             Push::Exit(_)
             | Push::Lost(_)

@@ -1,0 +1,150 @@
+//! The mark: what each worker's environment says of whose it is.
+//!
+//! Owns the names of its variables, their forms, and reading them of a running process. A mark is found in whatever a worker starts, as
+//! long as that keeps the environment. It names the line of kernels it was started by, so that workers of a manager which itself runs
+//! below a worker are not taken for that worker's.
+//! Invariant: anybody may write any mark into the environment of a process of their own, so a mark counts only for processes of the
+//! users the caller names.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::str::FromStr;
+
+/// The namespace of the manager.
+pub const NAMESPACE: &str = "PAPA_NAMESPACE";
+/// The watcher's name, in lower case.
+pub const WATCHER: &str = "PAPA_WATCHER";
+/// The number of the worker.
+pub const WID: &str = crate::config::NUMBER_VARIABLE;
+/// The line of kernels.
+pub const LINEAGE: &str = "PAPA_LINEAGE";
+
+/// Longest environment that is read: the system lets a program start with 6 MiB at most.
+const MAX_ENVIRONMENT_BYTES: u64 = 6 * 1024 * 1024;
+
+/// A line of kernels: the first, and all that took its place after a crash or an upgrade.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lineage {
+    /// When the first started, in microseconds since the epoch.
+    pub started_us: u64,
+    /// The port it serves, or the path of its socket; empty where the kernel does not say.
+    pub place: String,
+}
+
+impl Lineage {
+    /// Whether both serve the same place. One that is not known may be any.
+    #[must_use]
+    pub fn is_at(&self, other: &Self) -> bool {
+        self.place == other.place || self.place.is_empty() || other.place.is_empty()
+    }
+}
+
+impl std::fmt::Display for Lineage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.started_us, self.place)
+    }
+}
+
+impl FromStr for Lineage {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (started_us, place) = text.split_once('@').unwrap_or((text, ""));
+        Ok(Self {
+            started_us: started_us.parse()?,
+            place: place.to_owned(),
+        })
+    }
+}
+
+/// Whose a process is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The namespace of the manager.
+    pub namespace: String,
+    /// The watcher's name, in lower case.
+    pub watcher: String,
+    /// The number of the worker.
+    pub wid: u32,
+    /// The kernels it was started by.
+    pub lineage: Lineage,
+}
+
+impl Mark {
+    /// The variables of the environment that make the mark.
+    #[must_use]
+    pub fn variables(&self) -> [(&'static str, String); 4] {
+        [
+            (NAMESPACE, self.namespace.clone()),
+            (WATCHER, self.watcher.clone()),
+            (WID, self.wid.to_string()),
+            (LINEAGE, self.lineage.to_string()),
+        ]
+    }
+
+    /// Reads the mark in an environment, as `/proc/PID/environ` has it.
+    #[must_use]
+    pub fn parse(environment: &[u8]) -> Option<Self> {
+        let variable = |name: &str| {
+            let mut entries = environment.split(|byte| *byte == 0);
+            let value = entries
+                .find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+            std::str::from_utf8(value).ok()
+        };
+        Some(Self {
+            lineage: variable(LINEAGE)?.parse().ok()?,
+            namespace: variable(NAMESPACE)?.to_owned(),
+            watcher: variable(WATCHER)?.to_owned(),
+            wid: variable(WID)?.parse().ok()?,
+        })
+    }
+
+    /// The mark of a running process, and the user it runs as; none if it has no mark, or is not ours to read.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<(Self, u32)> {
+        let file = File::open(format!("/proc/{pid}/environ")).ok()?;
+        let owner = std::fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+        let mut environment = Vec::new();
+        file.take(MAX_ENVIRONMENT_BYTES)
+            .read_to_end(&mut environment)
+            .ok()?;
+        Some((Self::parse(&environment)?, owner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        let mark = Mark {
+            namespace: "circus".into(),
+            watcher: "web.api".into(),
+            wid: 3,
+            lineage: Lineage {
+                started_us: 1_795_376_225_030_000,
+                place: "/run/a@b.sock".into(),
+            },
+        };
+        let mut environment = b"A=1\0PAPA_NAMESPACES=x\0".to_vec();
+        for (name, value) in mark.variables() {
+            environment.extend_from_slice(format!("{name}={value}\0").as_bytes());
+        }
+        assert_eq!(Mark::parse(&environment), Some(mark));
+    }
+
+    #[test]
+    fn an_environment_with_half_a_mark_has_none() {
+        for text in [
+            "",
+            "PAPA_WID=1",
+            "PAPA_NAMESPACE=a\0PAPA_WATCHER=b\0PAPA_WID=1",
+            "PAPA_NAMESPACE=a\0PAPA_WATCHER=b\0PAPA_WID=x\0PAPA_LINEAGE=1@20202",
+            "PAPA_NAMESPACE=a\0PAPA_WATCHER=b\0PAPA_WID=1\0PAPA_LINEAGE=x@20202",
+        ] {
+            assert_eq!(Mark::parse(text.as_bytes()), None, "{text:?}");
+        }
+    }
+}

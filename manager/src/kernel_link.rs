@@ -33,6 +33,9 @@ use crate::sys;
 const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;
 
 /// Why the kernel did not do what was asked.
+/// Names the worker in the environment of everything it starts, so that what leaves its session is still known to be its own.
+pub const WORKER_VARIABLE: &str = "PAPA_WORKER";
+
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The kernel or the connection.
@@ -361,6 +364,7 @@ impl KernelLink {
         means: Means,
     ) -> Result<Process, LinkError> {
         let spec = render_worker(watcher, &self.namespace, wid);
+        let spec_name = spec.name.clone();
         let mut request = process_request(watcher, spec)?;
         let settings = digest(watcher, &request);
         // Not part of the settings: what an older manager started has no mark, and is the same worker still.
@@ -383,6 +387,8 @@ impl KernelLink {
         if request.umask.is_none() {
             request.umask = self.umask.and_then(|bits| Umask::new(bits.into()));
         }
+        let mark = ByteString::from(spec_name.clone());
+        request.env.0.insert(WORKER_VARIABLE.to_owned(), mark);
         let note = Note {
             generation,
             settings,

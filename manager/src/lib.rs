@@ -33,6 +33,7 @@ pub mod runtime_dir;
 pub mod state;
 pub mod supervisor;
 pub mod sys;
+pub mod tree;
 mod walk;
 pub mod watcher;
 pub mod worker;

@@ -84,6 +84,9 @@ pub struct Kept {
     /// By serial of such a worker: the signal's number, where it was asked with another than the configured one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub signals: BTreeMap<u64, i32>,
+    /// By serial of a worker that has ended and left something running: what that is.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub left: BTreeMap<u64, KeptRemains>,
     /// Options set at run time, as typed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub set: BTreeMap<String, String>,
@@ -110,6 +113,32 @@ pub struct KeptRemoval {
     /// Its options as written that say where output goes.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub streams: BTreeMap<String, String>,
+}
+
+/// What a worker that has ended left running.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeptRemains {
+    /// The worker's number, which is not free yet.
+    pub wid: u32,
+    /// The process id it had.
+    pub pid: i32,
+    /// When it was started, in microseconds since the epoch.
+    pub started_us: u64,
+    /// When what is left is killed, in milliseconds since the epoch.
+    pub kill_at_ms: u64,
+    /// The worker had been asked to end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub asked: bool,
+    /// What is left may run on: the worker went into the background.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub may_stay: bool,
+    /// The signal's number, where it is not the configured one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// At most [`MAX_LEFT_MEMBERS`] processes by number and start, in ticks since boot.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<(i32, u64)>,
 }
 
 /// A worker's restart record.

@@ -23,10 +23,10 @@ use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
 use crate::kernel_link::KernelLink;
 use crate::logs::thread::{LogReport, LogThread};
-use crate::pidfd::Members;
 use crate::probe::ready::Gate;
 use crate::procinfo::Statistics;
-use crate::state::{Kept, KeptLeft};
+use crate::state::Kept;
+use crate::tree::TreeThread;
 use crate::watcher::{Action, Moment, Watcher};
 
 mod announce;
@@ -125,16 +125,10 @@ pub struct Supervisor {
     draining: HashSet<u64>,
     /// Exits the kernel is to be told are dealt with, and whose they were.
     unacknowledged: Vec<(WatcherId, u64)>,
-    /// Sessions of workers that ended when asked, and when what is left of them is killed.
-    orphans: BTreeSet<(Instant, i32)>,
-    /// Who was found in those sessions when their leader ended.
-    orphan_members: Members,
-    /// Workers that were asked to end in this turn, by pid.
-    asked_to_end: BTreeSet<i32>,
-    /// Descendants of workers that were asked to end, which had left their sessions by then.
-    escaped: Members,
-    /// Sessions whose leader ended, and the signal for what is left of them.
-    sweeps: BTreeMap<i32, i32>,
+    /// Looks for workers' processes and ends them; none before the first question.
+    trees: Option<TreeThread>,
+    /// Workers that have ended and of which nobody has looked yet what they left.
+    unlooked: HashSet<u64>,
     /// Until then workers wait for their output to have a consumer: what they write before could be dropped if we were killed.
     logs_due: Option<Instant>,
     kernel_trouble: Option<String>,
@@ -149,7 +143,6 @@ pub struct Supervisor {
     receiver: mpsc::Receiver<Event>,
     /// What was last given to the kernel to keep.
     saved: HashMap<WatcherId, Kept>,
-    saved_left: KeptLeft,
     /// Watchers that are gone and whose ended workers the kernel still lists, by lower-case name; see `undrained`.
     undrained: BTreeMap<String, (Arc<WatcherConfig>, BTreeSet<u64>)>,
     /// Watchers that went, by lower-case name; see `back`.
@@ -195,18 +188,14 @@ impl Supervisor {
             early_exits: BTreeMap::new(),
             draining: HashSet::new(),
             unacknowledged: Vec::new(),
-            orphans: BTreeSet::new(),
-            orphan_members: Members::new(),
-            asked_to_end: BTreeSet::new(),
-            escaped: Members::new(),
-            sweeps: BTreeMap::new(),
+            trees: None,
+            unlooked: HashSet::new(),
             logs_due: None,
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
             log_troubles: Vec::new(),
             events,
             receiver,
             saved: HashMap::new(),
-            saved_left: KeptLeft::default(),
             undrained: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             started: epoch_seconds(),
@@ -357,6 +346,7 @@ impl Supervisor {
             }
             Event::Read(read) => self.read(*read),
             Event::SocketsChanged(result) => self.sockets_changed(result),
+            Event::Left(answers) => self.left_found(answers),
             Event::ReloadAll => self.reload_all(),
             Event::Upgrade => self.ask_for_upgrade(None),
             Event::UpgradeExamined(fits, asker) => self.upgrade_examined(fits, *asker),
@@ -366,9 +356,6 @@ impl Supervisor {
     /// Asks everybody what to do now, and does it.
     fn advance(&mut self) {
         let now = Instant::now();
-        self.kill_orphans(now);
-        self.send_sweeps();
-        self.keep_left();
         // What a change of the configuration does next gives watchers something to do, and the other way round.
         loop {
             if let Some(link) = self.link.clone() {
@@ -405,7 +392,7 @@ impl Supervisor {
                 break;
             }
         }
-        self.note_escaped();
+        self.tell_freed();
         self.drop_removed();
         self.tend_probes(link);
         self.save(link);
@@ -440,7 +427,6 @@ impl Supervisor {
                 tasks::start(link.clone(), config, order, self.events.clone());
             }
             Action::Stop(process) => {
-                self.asked_to_end.insert(process.pid);
                 let own = self.watchers.get(&id);
                 let own = own.and_then(|watcher| watcher.own_signal(process.serial));
                 let stop_signal = own.unwrap_or(config.stop_signal);
@@ -448,13 +434,11 @@ impl Supervisor {
                 let pid = process.pid.unsigned_abs();
                 self.publish(id, &EventKind::Kill { pid, signal });
                 tracing::info!(watcher = config.name, pid = process.pid, signal = %stop_signal, "stopping worker");
-                tasks::signal(
-                    link.clone(),
-                    process,
-                    signal,
-                    tasks::stop_reach(config.stop_children),
-                );
+                let noted = self.note_tree(id, &process);
+                let reach = tasks::stop_reach(config.stop_children);
+                tasks::stop(link.clone(), process, signal, reach, noted);
             }
+            Action::Left(process, due) => self.order_left(id, process, due),
             Action::Kill(process) => {
                 let (pid, signal) = (process.pid.unsigned_abs(), nix::libc::SIGKILL);
                 self.publish(id, &EventKind::Kill { pid, signal });
@@ -463,7 +447,7 @@ impl Supervisor {
                     pid = process.pid,
                     "killing worker and everything it started"
                 );
-                tasks::kill(link.clone(), process);
+                self.kill_tree(id, process);
             }
         }
     }
@@ -536,12 +520,10 @@ impl Supervisor {
             .link
             .iter()
             .flat_map(|_| self.watchers.values().filter_map(Watcher::deadline));
-        let orphans = self.orphans.first().map(|(kill_at, _)| *kill_at);
         watchers
             .chain(self.next_release)
             .chain(self.logs_due)
             .chain(drained)
-            .chain(orphans)
             .min()
     }
 

@@ -15,6 +15,9 @@ use nix::libc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// `linux/pidfd.h`, since Linux 6.9.
+const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+
 /// A pidfd for a running process, or a zombie. The caller knows why `pid` cannot have been given to somebody else.
 ///
 /// # Errors
@@ -35,6 +38,18 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 /// # Errors
 /// `ESRCH` when it has been waited for, `EPERM`, or `EINVAL` for an unknown signal.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    send_signal(pidfd, signal, 0)
+}
+
+/// Sends a signal to the whole group that the process leads, in one step that nobody in it can fork past.
+///
+/// # Errors
+/// The same, and `EINVAL` before Linux 6.9.
+pub fn pidfd_send_signal_to_group(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    send_signal(pidfd, signal, PIDFD_SIGNAL_PROCESS_GROUP)
+}
+
+fn send_signal(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: the descriptor is open for the length of the call; the info pointer may be null.
     let result = unsafe {
         libc::syscall(
@@ -42,7 +57,7 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
             pidfd.as_raw_fd(),
             signal,
             std::ptr::null::<libc::siginfo_t>(),
-            0,
+            flags,
         )
     };
     if result < 0 {

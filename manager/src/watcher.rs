@@ -8,6 +8,7 @@
 //! | `steps` | what is to be done now: grow, replace, shrink, stop |
 //! | `ends` | what an end, a failed start or a missed readiness means: back-off, flapping, giving up |
 //! | `found` | workers that were there already: a predecessor's, or of a start whose answer was lost |
+//! | `left` | what workers leave behind, and when their numbers are free again |
 //! | `roll` | the rolling reload and its way back |
 //! | `pauses` | when each worker may be started again |
 //! | `view` | what others are told of it |
@@ -22,16 +23,19 @@ use std::time::{Duration, Instant};
 use crate::config::known::is_stream_key;
 use crate::config::{Readiness, SignalNumber, WatcherConfig};
 use crate::state::{Kept, KeptCount, KeptRemoval};
-use crate::worker::{Running, State, Worker};
+use crate::tree::Member;
+use crate::worker::{LeftDue, Running, State, Worker};
 
 mod ends;
 mod found;
+mod left;
 mod pauses;
 mod roll;
 mod steps;
 mod view;
 
 pub use ends::Unseen;
+pub use left::WENT_TO_BACKGROUND;
 use pauses::Pauses;
 use roll::Roll;
 
@@ -61,6 +65,8 @@ pub enum Action {
     Stop(Running),
     /// Kill the tree.
     Kill(Running),
+    /// Deal with what the worker of that process left behind.
+    Left(Running, LeftDue),
 }
 
 /// What happened to a watcher that others may want to know.
@@ -153,6 +159,10 @@ pub struct Watcher {
     /// Waits for the first connection.
     dormant: bool,
     workers: BTreeMap<u32, Worker>,
+    /// By serial of a worker that has ended: who was found of what it left.
+    left_members: BTreeMap<u64, Vec<Member>>,
+    /// Serials of workers of which nothing is left any more, not told yet.
+    freed: Vec<u64>,
     pauses: Pauses,
     /// The pause between two starts ends here.
     next_start: Option<Instant>,
@@ -187,7 +197,7 @@ impl Watcher {
             .flapping
             .map_or(Duration::ZERO, |flapping| flapping.retry_in);
         let flapping_left = Duration::from_millis(flapping_ms).min(longest);
-        Self {
+        let mut watcher = Self {
             wanted: match stopped {
                 true => Wanted::Stopped,
                 false if kept.restarting => Wanted::Restarting,
@@ -197,6 +207,8 @@ impl Watcher {
             gate: Gate::default(),
             dormant: config.on_demand && !kept.demanded,
             workers: BTreeMap::new(),
+            left_members: BTreeMap::new(),
+            freed: Vec::new(),
             pauses: Pauses::from_kept(&kept.backoff, &config.backoff, at),
             next_start: None,
             ends: ends::kept_ends(&kept.flapping, at),
@@ -210,8 +222,11 @@ impl Watcher {
             message: kept.message.clone(),
             notices: Vec::new(),
             config,
-            kept,
-        }
+            kept: Kept::default(),
+        };
+        watcher.resume_left(&kept, at);
+        watcher.kept = kept;
+        watcher
     }
 
     /// Its section of the configuration, as its next worker will have it.
@@ -359,7 +374,7 @@ impl Watcher {
 
     /// The kernel that knew our workers is gone, and another has their names: nothing that was is any more.
     pub fn forget_kernel(&mut self) {
-        self.workers.clear();
+        self.workers.retain(|_, worker| worker.left().is_some());
         self.cancel_roll();
         for serials in [
             &mut self.kept.finished,

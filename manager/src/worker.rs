@@ -10,6 +10,10 @@ use papa_protocol::failpoint;
 
 use crate::config::SignalNumber;
 
+mod left;
+
+pub use left::{Left, LeftDue, LeftNow};
+
 /// A tree that survives SIGKILL is stuck in the system; it is killed again this often, in case it forked away.
 pub const KILL_AGAIN: Duration = Duration::from_secs(1);
 
@@ -67,6 +71,8 @@ pub enum State {
         /// When it is killed, or killed again.
         kill_at: Instant,
     },
+    /// It has ended, and what it left behind perhaps has not.
+    Left(Left),
 }
 
 /// What is due to a worker that is stopping.
@@ -76,6 +82,8 @@ pub enum Due {
     Signal(Running),
     /// The end of its tree.
     Kill(Running),
+    /// Something about what it left behind.
+    Left(Running, LeftDue),
 }
 
 impl Worker {
@@ -90,11 +98,26 @@ impl Worker {
         }
     }
 
-    /// The process, once there is one.
+    /// What it left behind, once it has ended.
+    #[must_use]
+    pub fn left(&self) -> Option<&Left> {
+        match &self.state {
+            State::Left(left) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// It ended by itself, and its number is not free yet.
+    #[must_use]
+    pub fn blocks(&self) -> bool {
+        self.left().is_some_and(|left| !left.asked)
+    }
+
+    /// The process, once there is one, and until it has ended.
     #[must_use]
     pub fn process(&self) -> Option<&Running> {
         match &self.state {
-            State::Starting { .. } => None,
+            State::Starting { .. } | State::Left(_) => None,
             State::Waiting { process, .. }
             | State::Serving(process)
             | State::Stopping { process, .. } => Some(process),
@@ -122,12 +145,12 @@ impl Worker {
         matches!(self.state, State::Serving(_))
     }
 
-    /// It was asked to end.
+    /// It was asked to end, or has ended and is not all gone.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         matches!(
             self.state,
-            State::Stopping { .. } | State::Starting { unwanted: true }
+            State::Stopping { .. } | State::Starting { unwanted: true } | State::Left(_)
         )
     }
 
@@ -147,6 +170,10 @@ impl Worker {
                 Some(process)
             }
             State::Stopping { .. } => None,
+            State::Left(ref mut left) => {
+                left.stop(grace, now);
+                None
+            }
         }
     }
 
@@ -158,6 +185,10 @@ impl Worker {
         {
             *kill_at = (*kill_at).min(now + grace);
             return Some(*process);
+        }
+        if let State::Left(left) = &mut self.state {
+            left.hasten(grace, now);
+            return None;
         }
         self.stop(grace, now)
     }
@@ -180,12 +211,16 @@ impl Worker {
             State::Waiting { settles, limit, .. } => {
                 Some(settles.map_or(limit, |at| at.min(limit)))
             }
+            State::Left(left) => Some(left.deadline()),
             State::Starting { .. } | State::Serving(_) => None,
         }
     }
 
-    /// What is due to it now if it is stopping.
+    /// What is due to it now if it is stopping, or left something behind.
     pub fn due(&mut self, now: Instant) -> Option<Due> {
+        if let State::Left(left) = &mut self.state {
+            return left.due(now).map(|due| Due::Left(left.process, due));
+        }
         let State::Stopping {
             process,
             signalled,

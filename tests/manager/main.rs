@@ -33,4 +33,5 @@ mod stuck;
 mod successor;
 mod watchers;
 mod web_stack;
+mod whole_stop;
 mod zero_downtime;

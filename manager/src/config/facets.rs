@@ -168,6 +168,7 @@ fn policy_of(watcher: &WatcherConfig) -> Vec<Facet> {
         in_place("singleton", yes_no(watcher.singleton)),
         in_place("stop_signal", watcher.stop_signal),
         in_place("stop_children", yes_no(watcher.stop_children)),
+        in_place("leave_children", yes_no(watcher.leave_children)),
         in_place("graceful_timeout", seconds(watcher.graceful_timeout)),
         in_place("send_hup", yes_no(watcher.send_hup)),
         in_place("respawn", yes_no(watcher.respawn)),

@@ -174,6 +174,8 @@ pub struct WatcherConfig {
     pub stop_signal: SignalNumber,
     /// Also ask the worker's direct children.
     pub stop_children: bool,
+    /// What a worker leaves running when it ends runs on, and is nobody's.
+    pub leave_children: bool,
     /// How long a worker may take to end before it is killed.
     pub graceful_timeout: Duration,
     /// Reload by sending SIGHUP instead of replacing workers.

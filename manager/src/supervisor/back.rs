@@ -74,7 +74,6 @@ impl Supervisor {
             let name = state::change_value(link.namespace());
             tasks::keep_own(link, name, None);
         }
-        self.saved_left = inventory.left.clone();
     }
 }
 

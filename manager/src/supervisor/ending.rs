@@ -95,10 +95,6 @@ impl Supervisor {
             return;
         }
         *cleaning = true;
-        // Whoever keeps a pipe open now has had the grace period, or the drain limit: everything is to stop.
-        let latest = self.orphans.last().map_or(now, |(kill_at, _)| *kill_at);
-        self.kill_orphans(latest);
-        self.send_sweeps();
         match self.link.clone() {
             Some(link) => {
                 let left = self.draining.iter().copied().collect();

@@ -16,6 +16,7 @@ use crate::kernel_link::{Inventory, KernelLink};
 use crate::logs::thread::LogReport;
 use crate::supervisor::probes::Finding;
 use crate::supervisor::upgrade::Asker;
+use crate::tree::Answer;
 use crate::watcher::StartFailure;
 
 /// A watcher's number; never used twice by one manager, so that what comes late for a removed one meets nobody.
@@ -64,6 +65,8 @@ pub enum Event {
     Read(Box<Result<Config, String>>),
     /// The sockets of a change are there, or nothing was changed.
     SocketsChanged(Result<(), String>),
+    /// Who is left of workers that have ended, or were killed.
+    Left(Vec<Answer>),
     /// Reload every watcher that runs.
     ReloadAll,
     /// Replace ourselves by what our path holds now.

@@ -166,28 +166,28 @@ impl Supervisor {
         }
         let how = process.exit.as_ref().map_or(Ended::Unknown, ended);
         let worker = watcher.ended(running.serial, how, &at);
-        if let Some((wid, worker)) = worker {
+        if let Some((wid, _)) = worker {
             self.publish_reap(id, &running, how);
-            self.sweep(id, wid, &worker);
+            self.discard_gate(id, wid);
         } else {
             let ran = process
                 .exit
                 .as_ref()
                 .map_or(0, |exit| exit.stamp_us.saturating_sub(process.started_us));
-            self.sweep_unseen(id, running.serial, running.pid, &at);
             let Some(watcher) = self.watchers.get_mut(&id) else {
                 return;
             };
             let unseen = Unseen {
                 wid,
                 serial: running.serial,
+                process: running,
                 generation: Note::of(process).map_or(0, |note| note.generation),
                 ran: Duration::from_micros(ran),
                 how,
             };
             watcher.ended_unseen(&unseen, &at);
         }
-        self.acknowledge(id, running.serial);
+        self.dealt_with(id, running.serial);
     }
 
     pub(super) fn told(&mut self, push: Push) {
@@ -280,8 +280,8 @@ impl Supervisor {
                 if let Some(process) = worker.process() {
                     self.publish_reap(id, process, ended(&exit));
                 }
-                self.sweep(id, wid, &worker);
-                self.acknowledge(id, serial);
+                self.discard_gate(id, wid);
+                self.dealt_with(id, serial);
             }
             // Perhaps of a start whose answer is still on its way.
             None if self.early_exits.len() < MAX_EARLY_EXITS => {

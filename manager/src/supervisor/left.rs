@@ -1,154 +1,250 @@
-//! What workers that ended have left behind: it gets the same signal and the same time as they had.
+//! What workers that ended have left behind: who looks for it, and who is told.
 //!
-//! Owns who is left of which worker and when that is killed, and keeps both for a successor. Leaves to others: finding and signalling
-//! (`pidfd`). Invariant: nobody is signalled but members of a worker's session, and descendants that were seen to leave it.
+//! Owns the orders to the thread that looks (`tree`), and when the kernel may forget a worker: after somebody has looked, because until
+//! then its number is its own. Leaves to others: what is due when (`watcher`), finding and signalling (`tree`).
+//! Invariant: an exit is acknowledged exactly when its worker's number is free, or it is kept what it left.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::libc::SIGKILL;
+use tokio::sync::oneshot;
 
 use crate::pidfd;
-use crate::state::{self, KeptLeft, KeptSession, MAX_LEFT, MAX_LEFT_MEMBERS};
+use crate::state::{self, KeptLeft, MAX_LEFT};
 use crate::supervisor::probes::{gate, held_gate};
-use crate::supervisor::{Supervisor, WatcherId, tasks};
-use crate::watcher::Moment;
-use crate::worker::{State, Worker};
+use crate::supervisor::{Event, Supervisor, WatcherId, tasks};
+use crate::tree::{Answer, Deed, Order, Target, TargetId, TreeThread};
+use crate::worker::{LeftDue, Running};
 
 impl Supervisor {
-    /// A worker that was asked to end may leave processes behind: they are asked too, and killed when its grace period is over.
-    pub(super) fn sweep(&mut self, id: WatcherId, wid: u32, worker: &Worker) {
+    /// The thread that looks, started when it is first needed.
+    fn trees(&mut self) -> Option<TreeThread> {
+        if self.trees.is_none() {
+            let events = self.events.clone();
+            let report = move |answers| {
+                // The loop is gone only when the manager ends.
+                let _ = events.blocking_send(Event::Left(answers));
+            };
+            match TreeThread::start(report) {
+                Ok(thread) => self.trees = Some(thread),
+                Err(error) => {
+                    tracing::error!(%error, "Processes cannot be looked for; what workers leave behind runs on");
+                }
+            }
+        }
+        self.trees.clone()
+    }
+
+    /// Its readiness descriptor is of no use any more.
+    pub(super) fn discard_gate(&mut self, id: WatcherId, wid: u32) {
         if let (Some(link), Some(watcher)) = (&self.link, self.watchers.get(&id))
             && held_gate(watcher.config())
         {
             self.discards.push(gate(link, watcher.config(), wid));
         }
-        if let (
-            State::Stopping {
-                process, kill_at, ..
-            },
-            Some(watcher),
-        ) = (&worker.state, self.watchers.get(&id))
-        {
-            let signal = worker.own_signal.unwrap_or(watcher.config().stop_signal);
-            self.leave(process.pid, signal.number(), *kill_at);
+    }
+
+    /// A worker has ended: its exit is acknowledged when somebody has looked what it left.
+    pub(super) fn dealt_with(&mut self, id: WatcherId, serial: u64) {
+        let left = self
+            .watchers
+            .get(&id)
+            .and_then(|watcher| watcher.left(serial));
+        if left.is_none() {
+            self.forget_tree(id, serial);
+            self.acknowledge(id, serial);
+        } else {
+            self.unlooked.insert(serial);
         }
     }
 
-    /// Notes who of the workers that were just asked to end has left its worker's session: the signals go out after this. One look at
-    /// all processes serves all of them.
-    pub(super) fn note_escaped(&mut self) {
-        if !self.asked_to_end.is_empty() {
-            let found = pidfd::escaped(&std::mem::take(&mut self.asked_to_end));
-            self.escaped.extend(found);
+    fn forget_tree(&mut self, id: WatcherId, serial: u64) {
+        if let Some(trees) = &self.trees {
+            trees.order(Order {
+                target: Target {
+                    id: target_id(id, serial),
+                    leader: 0,
+                    leads: false,
+                    known: Vec::new(),
+                    mark: Vec::new(),
+                },
+                deed: Deed::Forget,
+                kernel: None,
+            });
         }
     }
 
-    /// Kills what workers left behind, where the grace period is over by `limit`.
-    pub(super) fn kill_orphans(&mut self, limit: Instant) {
-        while let Some((kill_at, leader)) = self.orphans.pop_first() {
-            if kill_at > limit {
-                self.orphans.insert((kill_at, leader));
-                return;
+    /// Somebody has looked.
+    pub(super) fn left_found(&mut self, answers: Vec<Answer>) {
+        let at = self.moment();
+        for answer in answers {
+            let id = WatcherId(answer.id.owner);
+            let serial = answer.id.serial;
+            let Some(watcher) = self.watchers.get_mut(&id) else {
+                continue;
+            };
+            if watcher.left(serial).is_none() {
+                continue;
             }
-            if let Some(members) = self.escaped.remove(&leader) {
-                pidfd::signal_members(&members, SIGKILL);
+            let action = watcher.found_left(serial, &answer.members, &at);
+            if let (Some(action), Some(link)) = (action, self.link.clone()) {
+                self.perform(id, action, &link);
             }
-            // The session's number is ours only as long as one of those found in it lives.
-            if let Some(members) = self.orphan_members.remove(&leader)
-                && pidfd::any_lives(&members)
-            {
-                self.sweeps.insert(leader, SIGKILL);
+            // From here on it is kept what it left, or nothing is.
+            if self.unlooked.remove(&serial) {
+                self.acknowledge(id, serial);
             }
         }
     }
 
-    /// One look at all processes serves all sessions that ended since the last.
-    pub(super) fn send_sweeps(&mut self) {
-        if !self.sweeps.is_empty() {
-            let found = pidfd::signal_orphans(&std::mem::take(&mut self.sweeps));
-            self.orphan_members.extend(found);
+    /// Numbers of workers that are free now.
+    pub(super) fn tell_freed(&mut self) {
+        let ids: Vec<WatcherId> = self.watchers.keys().copied().collect();
+        for id in ids {
+            let freed = self
+                .watchers
+                .get_mut(&id)
+                .map(crate::watcher::Watcher::take_freed);
+            for serial in freed.unwrap_or_default() {
+                if self.unlooked.remove(&serial) {
+                    self.acknowledge(id, serial);
+                }
+                self.forget_tree(id, serial);
+            }
         }
     }
 
-    /// Its session gets this signal now, and is killed then.
-    fn leave(&mut self, leader: i32, signal: i32, kill_at: Instant) {
-        self.sweeps.insert(leader, signal);
-        if let Some(members) = self.escaped.get(&leader) {
-            pidfd::signal_members(members, signal);
-        }
-        self.orphans.insert((kill_at, leader));
-    }
-
-    /// A worker a predecessor asked to end has ended unseen: what it left is asked, too.
-    pub(super) fn sweep_unseen(&mut self, id: WatcherId, serial: u64, pid: i32, at: &Moment) {
+    /// Looks for what a worker left behind, and does what is due about it.
+    pub(super) fn order_left(&mut self, id: WatcherId, process: Running, due: LeftDue) {
         let Some(watcher) = self.watchers.get(&id) else {
             return;
         };
-        if let Some(kill_at_ms) = watcher.kept().stopping.get(&serial) {
-            let left = Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms));
-            let own = watcher.kept().own_signal(serial);
-            let signal = own.unwrap_or(watcher.config().stop_signal).number();
-            let longest = watcher.config().graceful_timeout;
-            self.leave(pid, signal, at.now + left.min(longest));
+        let Some((wid, known)) = watcher.left(process.serial) else {
+            return;
+        };
+        let deed = match due {
+            LeftDue::Look => Deed::Look,
+            LeftDue::Signal => Deed::Signal(watcher.left_signal(process.serial)),
+            LeftDue::Kill => {
+                tracing::warn!(
+                    watcher = watcher.config().name,
+                    wid,
+                    "Killing what a worker has left behind"
+                );
+                Deed::Kill(None)
+            }
+            LeftDue::GiveUp => return,
+        };
+        let target = Target {
+            id: target_id(id, process.serial),
+            leader: process.pid,
+            leads: false,
+            known,
+            mark: mark(&watcher.config().worker_name(&self.config.namespace, wid)),
+        };
+        self.order(target, deed);
+    }
+
+    fn order(&mut self, target: Target, deed: Deed) {
+        let (Some(trees), Some(link)) = (self.trees(), self.link.clone()) else {
+            return;
+        };
+        tasks::order_tree(trees, link, target, deed);
+    }
+
+    /// The whole of a worker that runs, as its processes are looked for. None if no such worker is there.
+    fn target_of(&self, id: WatcherId, process: &Running) -> Option<Target> {
+        let watcher = self.watchers.get(&id)?;
+        let mut workers = watcher.workers().iter();
+        let (wid, _) = workers.find(|(_, worker)| {
+            worker
+                .process()
+                .is_some_and(|known| known.serial == process.serial)
+        })?;
+        Some(Target {
+            id: target_id(id, process.serial),
+            leader: process.pid,
+            leads: true,
+            known: Vec::new(),
+            mark: mark(&watcher.config().worker_name(&self.config.namespace, *wid)),
+        })
+    }
+
+    /// Has it noted who belongs to a worker that is about to be asked to end: some would not be recognised afterwards. The signal goes
+    /// out when the answer is told.
+    pub(super) fn note_tree(
+        &mut self,
+        id: WatcherId,
+        process: &Running,
+    ) -> Option<oneshot::Receiver<()>> {
+        if self.watchers.get(&id)?.config().leave_children {
+            return None;
+        }
+        let target = self.target_of(id, process)?;
+        let (told, noted) = oneshot::channel();
+        self.order(target, Deed::Note(told));
+        Some(noted)
+    }
+
+    /// Kills a worker and everything it started.
+    pub(super) fn kill_tree(&mut self, id: WatcherId, process: Running) {
+        let (Some(target), Some(trees)) = (self.target_of(id, &process), self.trees()) else {
+            return;
+        };
+        if let Some(link) = self.link.clone() {
+            tasks::kill(link, trees, target, process);
         }
     }
 
-    /// What ended workers of a predecessor have left behind.
+    /// What ended workers of a predecessor that knew no better have left behind: it is killed when its time is over.
     pub(super) fn take_over_left(&mut self, left: KeptLeft) {
+        if left.sessions.is_empty() {
+            return;
+        }
         let at = self.moment();
-        self.saved_left = left.clone();
+        let longest = self.watchers.values();
+        let longest = longest
+            .map(|watcher| watcher.config().graceful_timeout)
+            .max();
         for (leader, session) in left.sessions.into_iter().take(MAX_LEFT) {
-            if !pidfd::any_lives(&session.members) && !pidfd::any_lives(&session.escaped) {
+            let known = [session.members, session.escaped].concat();
+            if !pidfd::any_lives(&known) {
                 continue;
             }
-            let left = Duration::from_millis(session.kill_at_ms.saturating_sub(at.epoch_ms));
+            let time = Duration::from_millis(session.kill_at_ms.saturating_sub(at.epoch_ms));
             // A clock that was set back must not keep it for ever.
-            let longest = self.watchers.values();
-            let longest = longest.map(|watcher| watcher.config().graceful_timeout);
-            let left = left.min(longest.max().unwrap_or(left));
-            self.orphans.insert((at.now + left, leader));
-            self.orphan_members.insert(leader, session.members);
-            self.escaped.insert(leader, session.escaped);
-        }
-    }
-
-    /// Has the kernel keep who is left, if that is others than before.
-    pub(super) fn keep_left(&mut self) {
-        if self.orphans.is_empty() && self.saved_left.sessions.is_empty() {
-            return;
-        }
-        let at = self.moment();
-        let members = |all: &pidfd::Members, leader: &i32| -> Vec<(i32, u64)> {
-            let all = all.get(leader).into_iter().flatten();
-            all.take(MAX_LEFT_MEMBERS).copied().collect()
-        };
-        let mut left = KeptLeft::default();
-        for (kill_at, leader) in self.orphans.iter().take(MAX_LEFT) {
-            let session = KeptSession {
-                // The first reckoning counts: read again, the clocks would differ by a little each time.
-                kill_at_ms: self.saved_left.sessions.get(leader).map_or_else(
-                    || {
-                        let left = kill_at.saturating_duration_since(at.now).as_millis();
-                        let left = u64::try_from(left).unwrap_or(u64::MAX);
-                        at.epoch_ms.saturating_add(left)
-                    },
-                    |known| known.kill_at_ms,
-                ),
-                members: members(&self.orphan_members, leader),
-                escaped: members(&self.escaped, leader),
+            let time = time.min(longest.unwrap_or(time));
+            let target = Target {
+                // No watcher has this number.
+                id: TargetId {
+                    owner: u32::MAX,
+                    serial: u64::from(leader.unsigned_abs()),
+                },
+                leader,
+                leads: false,
+                known,
+                mark: Vec::new(),
             };
-            if !(session.members.is_empty() && session.escaped.is_empty()) {
-                left.sessions.insert(*leader, session);
+            if let (Some(trees), Some(link)) = (self.trees(), self.link.clone()) {
+                tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    tasks::order_tree(trees, link, target, Deed::Kill(None));
+                });
             }
         }
-        if left == self.saved_left {
-            return;
-        }
         if let Some(link) = &self.link {
-            let text = serde_json::to_string(&left).ok();
-            let text = text.filter(|_| !left.sessions.is_empty());
-            tasks::keep_own(link.clone(), state::left_value(link.namespace()), text);
-            self.saved_left = left;
+            tasks::keep_own(link.clone(), state::left_value(link.namespace()), None);
         }
     }
+}
+
+fn target_id(id: WatcherId, serial: u64) -> TargetId {
+    TargetId {
+        owner: id.0,
+        serial,
+    }
+}
+
+/// What the environment of a worker's processes has and nobody else's; see `KernelLink::start`.
+fn mark(worker: &str) -> Vec<Vec<u8>> {
+    vec![format!("{}={worker}", crate::kernel_link::WORKER_VARIABLE).into_bytes()]
 }

@@ -368,7 +368,8 @@ impl Supervisor {
         for process in asked {
             let pid = process.pid.unsigned_abs();
             self.publish(id, &EventKind::Kill { pid, signal });
-            tasks::signal(link.clone(), process, signal, reach);
+            let noted = self.note_tree(id, &process);
+            tasks::stop(link.clone(), process, signal, reach, noted);
         }
         self.wait(request, reply, vec![id], Goal::Settled);
     }

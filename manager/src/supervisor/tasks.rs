@@ -11,7 +11,7 @@ use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 
 use crate::config::{Config, SocketConfig, WatcherConfig};
@@ -23,6 +23,7 @@ use crate::probe::ready::{self, Means};
 use crate::state;
 use crate::supervisor::probes::{gate, held_gate};
 use crate::supervisor::{Event, WatcherId};
+use crate::tree::{self, Deed, Target, TreeThread};
 use crate::watcher::StartFailure;
 use crate::worker::Running;
 
@@ -34,6 +35,10 @@ const CONNECT_AGAIN_MAX: Duration = Duration::from_secs(1);
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between attempts at what somebody else has to make possible: a port in use, a directory missing.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// How long a stop signal waits until it is noted who belongs to the worker.
+const NOTE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the kernel gets to say which process it is.
+const STATUS_PATIENCE: Duration = Duration::from_millis(500);
 /// A signal whose way was cut by a dying kernel is sent again, so often.
 const SIGNAL_ATTEMPTS: usize = 5;
 
@@ -273,6 +278,49 @@ pub(super) fn stop_reach(stop_children: bool) -> Whom {
     }
 }
 
+/// Asks a worker to end, once it is noted who belongs to it.
+pub(super) fn stop(
+    link: KernelLink,
+    process: Running,
+    signal: i32,
+    whom: Whom,
+    noted: Option<oneshot::Receiver<()>>,
+) {
+    tokio::spawn(async move {
+        if let Some(noted) = noted {
+            // Who cannot be told in time is recognised by parent, session and mark afterwards.
+            let _ = tokio::time::timeout(NOTE_PATIENCE, noted).await;
+        }
+        send(&link, process, |fd| {
+            pidfd::signal(fd, process.pid, signal, whom)
+        })
+        .await;
+        failpoint::reach("reload.stopping");
+    });
+}
+
+/// Has processes looked for and dealt with.
+pub(super) fn order_tree(trees: TreeThread, link: KernelLink, target: Target, deed: Deed) {
+    tokio::spawn(async move {
+        let kernel = Some(kernel_now(&link).await);
+        trees.order(tree::Order {
+            target,
+            deed,
+            kernel,
+        });
+    });
+}
+
+/// The kernel's process: after its upgrade it may be another than the one that was connected to.
+async fn kernel_now(link: &KernelLink) -> i32 {
+    let asked = tokio::time::timeout(STATUS_PATIENCE, link.client().call(ops::Status {})).await;
+    let pid = match asked {
+        Ok(Ok(status)) => status.pid,
+        _ => link.client().hello().pid,
+    };
+    i32::try_from(pid).unwrap_or(0)
+}
+
 /// Sends a signal to one process, or to others of its tree.
 pub(super) fn signal(link: KernelLink, process: Running, signal: i32, whom: Whom) {
     tokio::spawn(async move {
@@ -284,10 +332,19 @@ pub(super) fn signal(link: KernelLink, process: Running, signal: i32, whom: Whom
     });
 }
 
-/// Kills one process and everything it started.
-pub(super) fn kill(link: KernelLink, process: Running) {
+/// Kills one worker and everything it started.
+pub(super) fn kill(link: KernelLink, trees: TreeThread, target: Target, process: Running) {
     tokio::spawn(async move {
-        send(&link, process, |fd| pidfd::kill_tree(fd, process.pid)).await;
+        let kernel = Some(kernel_now(&link).await);
+        send(&link, process, |leader| {
+            trees.order(tree::Order {
+                target: target.clone(),
+                deed: Deed::Kill(Some(leader)),
+                kernel,
+            });
+            Ok(())
+        })
+        .await;
     });
 }
 

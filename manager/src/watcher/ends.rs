@@ -20,6 +20,8 @@ pub struct Unseen {
     pub wid: u32,
     /// The kernel's number for its process.
     pub serial: u64,
+    /// The process it was.
+    pub process: Running,
     /// Which reload had started it.
     pub generation: u64,
     /// For how long.
@@ -86,6 +88,7 @@ impl Watcher {
         let process = *worker.process()?;
         let asked = worker.is_stopping();
         self.workers.remove(&wid);
+        self.leave(wid, &worker, how, at);
         self.outdated.remove(&serial);
         self.kept.ended.insert(serial);
         tracing::info!(
@@ -117,12 +120,22 @@ impl Watcher {
             generation,
             ran,
             how,
+            ..
         } = *unseen;
+        if self.left(serial).is_some() {
+            return;
+        }
         // Whoever asked it to end, or dealt with its end already, needs no second reckoning.
+        let kill_at_ms = self.kept.stopping.remove(&serial);
         let dealt_with = self.kept.finished.contains(&serial)
-            || self.kept.stopping.remove(&serial).is_some()
+            || kill_at_ms.is_some()
             || self.kept.ended.contains(&serial);
         self.kept.ended.insert(serial);
+        let asked = kill_at_ms.map(|kill_at_ms| {
+            let left = Duration::from_millis(kill_at_ms.saturating_sub(at.epoch_ms));
+            at.now + left.min(self.config.graceful_timeout)
+        });
+        self.leave_unseen(wid, unseen.process, asked, (how, ran), at);
         if !dealt_with && !self.fail_roll(generation, &format!("worker {wid} {how}")) {
             self.ended_by_itself(wid, serial, ran, how, at);
         }

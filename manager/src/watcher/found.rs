@@ -43,6 +43,13 @@ impl Watcher {
                     worker.retiring = true;
                 }
             }
+            // The number was given to another process, which a predecessor did not live to note down.
+            Some(worker) if worker.left().is_some() => {
+                let generation = generation.unwrap_or(0);
+                worker.generation = generation;
+                worker.own_signal = own_signal;
+                worker.state = state;
+            }
             Some(_) => {
                 tracing::warn!(
                     watcher = self.config.name,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::state::MAX_MESSAGE_CHARS;
 use crate::watcher::{Action, Moment, Notice, Wanted, Watcher};
-use crate::worker::{Due, State, Worker};
+use crate::worker::{Due, LeftDue, State, Worker};
 
 impl Watcher {
     /// What is to be done now.
@@ -34,8 +34,16 @@ impl Watcher {
             actions.extend(worker.due(at.now).map(|due| match due {
                 Due::Signal(process) => Action::Stop(process),
                 Due::Kill(process) => Action::Kill(process),
+                Due::Left(process, due) => Action::Left(process, due),
             }));
         }
+        actions.retain(|action| match action {
+            Action::Left(process, LeftDue::GiveUp) => {
+                self.give_up_left(process.serial);
+                false
+            }
+            _ => true,
+        });
         self.sync_kept(at);
         actions
     }
@@ -109,7 +117,9 @@ impl Watcher {
             there
         };
         let room = (self.target() + surge).saturating_sub(taken);
-        self.missing().min(room)
+        // Whoever ended by itself has its place until nothing of it is left.
+        let blocked = self.workers.values().filter(|worker| worker.blocks());
+        self.missing().saturating_sub(blocked.count()).min(room)
     }
 
     /// What must survive us follows from what is.
@@ -117,9 +127,13 @@ impl Watcher {
         let stopping = &mut self.kept.stopping;
         if !stopping.is_empty() {
             let is_stopping = |serial: u64| {
-                self.workers.values().any(|worker| {
-                    worker.is_stopping()
-                        && worker.process().is_some_and(|known| known.serial == serial)
+                self.workers.values().any(|worker| match &worker.state {
+                    // Until somebody has looked what it left, its end is not dealt with.
+                    State::Left(left) => left.asked && left.process.serial == serial,
+                    _ => {
+                        worker.is_stopping()
+                            && worker.process().is_some_and(|known| known.serial == serial)
+                    }
                 })
             };
             stopping.retain(|serial, _| is_stopping(*serial));
@@ -137,6 +151,7 @@ impl Watcher {
                     .or_insert(at.epoch_ms.saturating_add(left_ms));
             }
         }
+        self.sync_left(at);
         let asked = self.workers.values().filter(|worker| worker.is_stopping());
         self.kept.signals = asked
             .filter_map(|worker| Some((worker.process()?.serial, worker.own_signal?.number())))

@@ -44,7 +44,7 @@ impl Watcher {
             Wanted::Running if self.is_up() || self.is_dormant() => Some(Ok(())),
             Wanted::Running if self.pauses.worst() >= HOPELESS => Some(Err(message())),
             Wanted::Running if self.flapping_until.is_some() => Some(Err(message())),
-            Wanted::Running => None,
+            Wanted::Running => self.background().map(Err),
             Wanted::Stopped if self.gave_up => Some(Err(message())),
             Wanted::Stopped if !self.kept.finished.is_empty() => Some(Ok(())),
             Wanted::Stopped => Some(Err("it was stopped by a later request".to_owned())),
@@ -145,6 +145,9 @@ impl Watcher {
     fn current_message(&self) -> Option<String> {
         if self.is_dormant() {
             return Some("is started by the first connection".to_owned());
+        }
+        if let Some(left) = self.left_text() {
+            return Some(left);
         }
         match &self.gate.start_after {
             Some(other) if self.is_coming_up() => Some(format!("waits for {other}")),

@@ -239,6 +239,13 @@ pub const WATCHER: &[Key] = &[
         "yes",
     ),
     key(
+        "leave_children",
+        YES_NO,
+        Value("no"),
+        "what a worker leaves running when it ends runs on; otherwise it is ended before the worker's number is used again (not in Circus)",
+        "yes",
+    ),
+    key(
         "graceful_timeout",
         SECONDS,
         Value("30"),

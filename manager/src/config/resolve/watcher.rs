@@ -134,6 +134,7 @@ pub(super) fn resolve(
             })
             .unwrap_or(SignalNumber::TERM),
         stop_children: fields.boolean("stop_children", false),
+        leave_children: fields.boolean("leave_children", false),
         graceful_timeout: fields.seconds("graceful_timeout", DEFAULT_GRACEFUL_TIMEOUT),
         send_hup: fields.boolean("send_hup", false),
         respawn: fields.boolean("respawn", true),

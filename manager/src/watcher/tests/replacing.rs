@@ -293,6 +293,7 @@ fn an_end_is_counted_once_however_often_the_manager_starts() {
         let unseen = Unseen {
             wid: 1,
             serial: 7,
+            process: gone(7, &bench.at),
             generation: 0,
             ran: Duration::ZERO,
             how,
@@ -497,6 +498,7 @@ fn ends_counted_before_us_count() {
             &Unseen {
                 wid: 1,
                 serial: 3,
+                process: gone(3, &at),
                 generation: 0,
                 ran: Duration::from_secs(1),
                 how: Ended::Code(1),
@@ -504,5 +506,14 @@ fn ends_counted_before_us_count() {
             &at,
         );
         assert_eq!(next.kept().flapping.until_ms > 0, flaps, "{later} s later");
+    }
+}
+
+fn gone(serial: u64, at: &Moment) -> Running {
+    Running {
+        serial,
+        pid: 100,
+        started_us: serial,
+        started: at.now,
     }
 }

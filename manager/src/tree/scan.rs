@@ -1,0 +1,267 @@
+//! One pass over `/proc`, and who belongs to a worker by what it shows.
+//!
+//! Owns the syntax of `/proc/PID/stat` as far as it is needed here. Reads environments only of processes that have lost their parents,
+//! and of none that stands in the system uninterruptibly: reading that one's memory could wait with it.
+//! Source: `proc_pid_stat(5)`, `proc_pid_environ(5)`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use crate::tree::memory::Memory;
+use crate::tree::{Member, Target};
+
+/// How often what was started while we looked is looked at too.
+const CATCH_UP_ROUNDS: usize = 8;
+/// So many numbers at a time.
+const MAX_CATCH_UP: i32 = 1024;
+
+/// What `/proc/PID/stat` says about one process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// The name of its command.
+    pub command: String,
+    /// Its state, as the system's letter.
+    pub state: u8,
+    /// Process id of its parent.
+    pub parent: i32,
+    /// Number of its session.
+    pub session: i32,
+    /// In ticks since boot: with the pid it names one process for ever.
+    pub started: u64,
+}
+
+impl Stat {
+    /// It has ended, and was not waited for.
+    #[must_use]
+    pub fn is_zombie(&self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
+
+    pub(super) fn member(&self, pid: i32) -> Member {
+        Member {
+            pid,
+            started: self.started,
+            command: self.command.clone(),
+        }
+    }
+}
+
+/// Every process there was at one moment, and who lives from whom.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    all: BTreeMap<i32, Stat>,
+    children: BTreeMap<i32, Vec<i32>>,
+    /// Never to be signalled, nor followed to their children.
+    protected: BTreeSet<i32>,
+    /// Who adopts what has lost its parent, and nobody but descendants of the kernel's: the keeper, and a kernel that became one.
+    adopters: BTreeSet<i32>,
+    /// Processes were started while we looked: somebody who replaces itself faster than that may have been missed.
+    moved: bool,
+}
+
+impl Snapshot {
+    /// Looks at everything. `kernel` is the kernel's process.
+    pub(super) fn take(kernel: Option<i32>) -> Self {
+        let before = last_pid();
+        let mut all = processes();
+        let moved = catch_up(before, &mut all);
+        let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        for (pid, stat) in &all {
+            children.entry(stat.parent).or_default().push(*pid);
+        }
+        let mut adopters = BTreeSet::new();
+        let mut protected = BTreeSet::from([1, nix::unistd::getpid().as_raw()]);
+        let mut ancestor = kernel.unwrap_or(0);
+        while ancestor > 1 && protected.insert(ancestor) {
+            let parent = all.get(&ancestor).map_or(0, |stat| stat.parent);
+            // Below the kernel and below its keeper.
+            if adopters.len() < 2 {
+                adopters.insert(ancestor);
+            }
+            ancestor = parent;
+        }
+        Self {
+            all,
+            children,
+            protected,
+            adopters,
+            moved,
+        }
+    }
+
+    /// Whether somebody may have been missed.
+    pub(super) fn moved(&self) -> bool {
+        self.moved
+    }
+
+    pub(super) fn get(&self, pid: i32) -> Option<&Stat> {
+        self.all.get(&pid)
+    }
+
+    /// Everybody alive that belongs to `target`, but its leader; what was seen before is looked up and renewed.
+    pub(super) fn members(&self, target: &Target, memory: &mut Memory) -> BTreeMap<i32, Stat> {
+        memory.drop_reused_sessions(target, &self.all);
+        let mut found: BTreeMap<i32, Stat> = BTreeMap::new();
+        let mut waiting: Vec<i32> = Vec::new();
+        if target.leads {
+            waiting.extend(self.children.get(&target.leader).into_iter().flatten());
+        }
+        for (pid, stat) in &self.all {
+            if *pid != target.leader && self.is_root(*pid, stat, target, memory) {
+                waiting.push(*pid);
+            }
+        }
+        while let Some(pid) = waiting.pop() {
+            let Some(stat) = self.all.get(&pid) else {
+                continue;
+            };
+            let leads = target.leads && pid == target.leader;
+            if self.protected.contains(&pid) || leads || found.contains_key(&pid) {
+                continue;
+            }
+            // Of what has ended the children are somebody else's by now.
+            if !stat.is_zombie() {
+                found.insert(pid, stat.clone());
+                waiting.extend(self.children.get(&pid).into_iter().flatten());
+            }
+        }
+        memory.remember(&found);
+        found
+    }
+
+    fn is_root(&self, pid: i32, stat: &Stat, target: &Target, memory: &Memory) -> bool {
+        if stat.is_zombie() {
+            return false;
+        }
+        memory.knows(pid, stat)
+            || memory.has_session(stat.session)
+            || self.is_marked(stat, pid, target)
+    }
+
+    /// Whether it carries the target's mark and has lost its parent. Only descendants of the kernel's processes come to have the kernel
+    /// or its keeper for a parent; anybody else's mark counts for nothing, since everybody can write what they like into an
+    /// environment, and another kernel's workers may have the same names.
+    pub(super) fn is_marked(&self, stat: &Stat, pid: i32, target: &Target) -> bool {
+        !target.mark.is_empty()
+            && stat.state != b'D'
+            && self.adopters.contains(&stat.parent)
+            && has_entries(pid, &target.mark)
+    }
+
+    pub(super) fn is_protected(&self, pid: i32) -> bool {
+        self.protected.contains(&pid)
+    }
+}
+
+fn has_entries(pid: i32, entries: &[Vec<u8>]) -> bool {
+    let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else {
+        return false;
+    };
+    let there: BTreeSet<&[u8]> = environ.split(|byte| *byte == 0).collect();
+    entries.iter().all(|entry| there.contains(entry.as_slice()))
+}
+
+/// The process number that was given away last in our namespace.
+pub(super) fn last_pid() -> Option<i32> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_ascii_whitespace().last()?.parse().ok()
+}
+
+/// Reads those that were started since. Answers whether there were any.
+fn catch_up(before: Option<i32>, all: &mut BTreeMap<i32, Stat>) -> bool {
+    let Some(mut known) = before else {
+        return false;
+    };
+    let mut moved = false;
+    for _ in 0..CATCH_UP_ROUNDS {
+        let Some(last) = last_pid().filter(|last| *last != known) else {
+            break;
+        };
+        moved = true;
+        // When the numbers begin anew, those before are in the directory.
+        for pid in known.saturating_add(1)..=last.min(known.saturating_add(MAX_CATCH_UP)) {
+            if let Some(stat) = stat(pid) {
+                all.insert(pid, stat);
+            }
+        }
+        known = last;
+    }
+    moved
+}
+
+/// The direct children of a process.
+#[must_use]
+pub fn children(pid: i32) -> BTreeMap<i32, Stat> {
+    let mut all = processes();
+    all.retain(|_, stat| stat.parent == pid);
+    all
+}
+
+/// Everything below `root` and everything in its session, without `root` itself.
+#[must_use]
+pub fn descendants(root: i32) -> BTreeMap<i32, Stat> {
+    let target = Target {
+        id: crate::tree::TargetId {
+            owner: 0,
+            serial: 0,
+        },
+        leader: root,
+        leads: true,
+        known: Vec::new(),
+        mark: Vec::new(),
+    };
+    Snapshot::take(None).members(&target, &mut Memory::of(&target))
+}
+
+fn processes() -> BTreeMap<i32, Stat> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return BTreeMap::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, stat(pid)?)))
+        .collect()
+}
+
+/// One process; none if it is gone.
+#[must_use]
+pub fn stat(pid: i32) -> Option<Stat> {
+    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Reads the fields around the command name, which may hold anything, parentheses included.
+fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+    let begin = bytes.iter().position(|byte| *byte == b'(')?;
+    let end = bytes.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(bytes.get(end + 1..)?).ok()?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let command = String::from_utf8_lossy(bytes.get(begin + 1..end)?);
+    Some(Stat {
+        command: command.replace(char::is_control, "?"),
+        state: *fields.first()?.as_bytes().first()?,
+        parent: fields.get(1)?.parse().ok()?,
+        session: fields.get(3)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_cannot_forge_fields() {
+        let line = b"42 (a) R 1 1 ( x)) S 7 8 9 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 123 0";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!(
+            (stat.parent, stat.session, stat.started, stat.is_zombie()),
+            (7, 9, 123, false)
+        );
+        assert_eq!(stat.command, "a) R 1 1 ( x)");
+        assert_eq!(parse_stat(b"42 (a"), None);
+        assert_eq!(parse_stat(b"42 (a) S 1"), None);
+        let rude = parse_stat(b"1 (\x1b[2J) S 7 8 9 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 123 0");
+        assert_eq!(rude.unwrap().command, "?[2J");
+    }
+}

@@ -8,7 +8,7 @@
 //! | `mark` | what a worker's environment says of whose it is |
 //! | `logs` | captured output to files, exactly once |
 //! | `probe` | readiness, health checks, starts on demand |
-//! | `procinfo` | what processes use of the machine |
+//! | `procinfo`, `holder` | what processes use of the machine; who has a port |
 //! | `control` | the socket `papactl` speaks to |
 //! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
 //! | `runtime_dir`, `own_log`, `pidfile` | where sockets and the manager's log live; that log; the file with its pid |
@@ -21,6 +21,7 @@ pub mod commands;
 pub mod config;
 pub mod control;
 pub mod error;
+pub mod holder;
 pub mod kernel_link;
 pub mod logs;
 pub mod mark;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use papa_protocol::client::Address;
 use papa_protocol::json::status::HelloReply;
 use papa_protocol::process::Exit;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Config, WatcherConfig};
 use crate::control::events::{EventKind, EventLog};
@@ -47,6 +47,7 @@ mod queries;
 mod requests;
 mod resume;
 mod shown_options;
+mod sockets;
 mod tasks;
 mod tickets;
 mod undrained;
@@ -132,6 +133,12 @@ pub struct Supervisor {
     /// Until then workers wait for their output to have a consumer: what they write before could be dropped if we were killed.
     logs_due: Option<Instant>,
     kernel_trouble: Option<String>,
+    /// Sockets that cannot be made, and what is in their way, for people.
+    socket_troubles: BTreeMap<String, String>,
+    /// Unix sockets and their paths, for the task that looks whether these are there.
+    paths: watch::Sender<Vec<(String, std::path::PathBuf)>>,
+    /// The configuration they are from.
+    paths_of: Option<Arc<Config>>,
     log_troubles: Vec<String>,
     /// Looks into `/proc`; none before the first question.
     statistics: Option<Statistics>,
@@ -192,6 +199,9 @@ impl Supervisor {
             unlooked: HashSet::new(),
             logs_due: None,
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
+            socket_troubles: BTreeMap::new(),
+            paths: watch::Sender::default(),
+            paths_of: None,
             log_troubles: Vec::new(),
             events,
             receiver,
@@ -247,6 +257,7 @@ impl Supervisor {
     /// # Errors
     /// The namespace belongs to somebody else.
     pub async fn run(mut self) -> Result<Outcome, ManagerError> {
+        tasks::watch_paths(self.events.clone(), self.paths.subscribe());
         tasks::attach(
             self.config.clone(),
             self.addresses.clone(),
@@ -300,6 +311,9 @@ impl Supervisor {
         match event {
             Event::Attached(link, inventory) => self.attached(*link, inventory),
             Event::Trouble(trouble) => self.kernel_trouble = trouble,
+            Event::Sockets(troubles) => self.sockets_told(troubles),
+            Event::PathGone(name) => self.path_gone(&name),
+            Event::BoundAnew(name, result) => self.bound_anew(&name, result),
             Event::Listed(inventory) => self.listed(inventory),
             Event::Kernel(push) => self.told(push),
             Event::Started {
@@ -380,6 +394,7 @@ impl Supervisor {
         // Before a start may leave another descriptor under the same name.
         self.send_discards();
         self.send_acknowledgements(link);
+        self.tell_paths();
         self.set_gates();
         self.release(now);
         loop {

@@ -144,6 +144,8 @@ pub enum StartFailure {
 pub struct Gate {
     /// It waits for this watcher to serve before it is started.
     pub start_after: Option<String>,
+    /// It waits for a socket: which, and what is in its way, for people.
+    pub socket: Option<String>,
     /// Watchers that depend on it are still stopping.
     pub stop_later: bool,
 }

@@ -28,6 +28,7 @@ mod probes;
 mod reload;
 mod security;
 mod slow_disk;
+mod sockets;
 mod stack;
 mod stuck;
 mod successor;

@@ -22,11 +22,18 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
         let fd = socket
             .fd
             .map_or_else(|| "-".to_owned(), |fd| fd.to_string());
+        let trouble = match &socket.trouble {
+            Some(trouble) => format!("  not there: {trouble}"),
+            None => String::new(),
+        };
         text.push_str(&table::printable(&format!(
-            "{fd}:socket '{}' at {place}",
+            "{fd}:socket '{}' at {place}{trouble}",
             socket.name
         )));
         text.push('\n');
+    }
+    if text.is_empty() {
+        text.push_str("no sockets\n");
     }
     print(&text)
 }

@@ -246,6 +246,14 @@ impl WatcherConfig {
         }
     }
 
+    /// Names of the sockets its workers are given, each once.
+    #[must_use]
+    pub fn used_sockets(&self) -> BTreeSet<String> {
+        let mut used: BTreeSet<String> = self.demand_sockets().into_iter().collect();
+        used.extend(self.sockets.iter().cloned());
+        used
+    }
+
     /// Name in the kernel of worker number `wid`.
     #[must_use]
     pub fn worker_name(&self, namespace: &str, wid: u32) -> String {
@@ -505,7 +513,7 @@ pub struct SocketConfig {
     pub reuseport: bool,
     /// Replace an existing unix path that is in nobody's use.
     pub replace: bool,
-    /// Set `O_NONBLOCK` on the shared socket: only when `blocking = false` is written.
+    /// Set `O_NONBLOCK` on the shared socket, as Circus does unless `blocking` or, as papa's were, `use_papa` is written.
     pub nonblocking: bool,
     /// False: removed when the manager quits.
     pub use_papa: bool,
@@ -516,6 +524,18 @@ impl SocketConfig {
     #[must_use]
     pub fn kernel_name(&self, namespace: &str) -> String {
         socket_name(namespace, &self.name)
+    }
+
+    /// Where it is bound, for people.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let host = self.host.as_deref().unwrap_or_default();
+        let port = self.port.unwrap_or_default();
+        match &self.path {
+            Some(path) => path.display().to_string(),
+            None if host.contains(':') => format!("[{host}]:{port}"),
+            None => format!("{host}:{port}"),
+        }
     }
 }
 

@@ -331,6 +331,9 @@ pub struct SocketEntry {
     /// Where a unix socket is bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// Why it is not there, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// Answer to `doctor`.

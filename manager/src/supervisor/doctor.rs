@@ -29,6 +29,8 @@ const MAX_LEDGERS: usize = 256;
 pub(super) struct Seen {
     pub(super) config: Arc<Config>,
     pub(super) kernel_trouble: Option<String>,
+    /// Sockets that cannot be made, and why.
+    pub(super) socket_troubles: BTreeMap<String, String>,
     pub(super) log_troubles: Vec<String>,
     pub(super) watchers: Vec<SeenWatcher>,
 }
@@ -67,6 +69,10 @@ pub(super) async fn examine(seen: Seen, link: Option<KernelLink>) -> DoctorReply
             Ok(kernel) => judge_kernel(&seen, &kernel, &mut findings),
             Err(error) => findings.push(problem("kernel", format!("it does not answer: {error}"))),
         },
+    }
+    for (socket, reason) in &seen.socket_troubles {
+        let text = format!("{socket}: {reason}; its watchers wait until it can be made");
+        findings.push(problem("socket", text));
     }
     judge_watchers(&seen, &mut findings);
     let path = seen.config.path.clone();

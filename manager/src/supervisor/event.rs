@@ -3,6 +3,7 @@
 //! Owns the closed list of everything that can happen to a manager. Leaves to others: what is done about it (`supervisor`).
 //! Invariant: a new kind of event makes `Supervisor::handle` speak; nothing reaches the loop by another way.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -30,6 +31,12 @@ pub enum Event {
     Attached(Box<KernelLink>, Inventory),
     /// The kernel cannot be reached, or something there is not as it should be; for people, `None` when it is over.
     Trouble(Option<String>),
+    /// Which sockets cannot be made, and why, for people; the others are there.
+    Sockets(BTreeMap<String, String>),
+    /// The path of a unix socket that the kernel holds is gone: nobody can reach it.
+    PathGone(String),
+    /// A socket whose path was gone is bound anew, or why not.
+    BoundAnew(String, Result<(), String>),
     /// What there is, after a reconnection.
     Listed(Inventory),
     /// The kernel said something.

@@ -12,10 +12,11 @@ impl Supervisor {
     /// Tells every watcher what it has to wait for. True if that is something else than before for one of them.
     pub(super) fn set_gates(&mut self) -> bool {
         let depends = |watcher: &Watcher| !watcher.config().depends_on.is_empty();
-        if !self.gated && !self.watchers.values().any(depends) {
+        let any = !self.socket_troubles.is_empty() || self.watchers.values().any(depends);
+        if !self.gated && !any {
             return false;
         }
-        self.gated = self.watchers.values().any(depends);
+        self.gated = any;
         // Looked up once: asking each about each of the others would take long where there are many.
         let needed: HashSet<&String> = self
             .watchers
@@ -50,8 +51,22 @@ impl Supervisor {
         let stop_later = !watcher.is_running_wanted() && needed.contains(&config.key);
         Gate {
             start_after,
+            socket: self.missing_socket(watcher),
             stop_later,
         }
+    }
+
+    /// The first socket of a watcher that cannot be made, with what is in its way.
+    fn missing_socket(&self, watcher: &Watcher) -> Option<String> {
+        if self.socket_troubles.is_empty() {
+            return None;
+        }
+        let used = watcher.config().used_sockets();
+        let (name, reason) = self
+            .socket_troubles
+            .iter()
+            .find(|(name, _)| used.contains(*name))?;
+        Some(format!("socket {name}: {reason}"))
     }
 
     fn dependencies(&self, watcher: &Watcher) -> impl Iterator<Item = &Watcher> {
@@ -64,6 +79,9 @@ impl Supervisor {
     pub(super) fn start_hindrance(&self, watcher: &Watcher) -> Option<String> {
         if !watcher.is_coming_up() {
             return None;
+        }
+        if let Some(socket) = self.missing_socket(watcher) {
+            return Some(format!("waits for {socket}"));
         }
         self.dependencies(watcher).find_map(|other| {
             let name = &other.config().name;

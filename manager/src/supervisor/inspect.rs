@@ -28,10 +28,38 @@ impl Supervisor {
             return answer::<()>(request, reply, Err(&error));
         };
         let namespace = self.config.namespace.clone();
+        let missing = self.missing_sockets();
         tokio::spawn(async move {
-            let sockets = sockets(&link, &namespace).await;
+            let sockets = sockets(&link, &namespace).await.map(|mut reply| {
+                let there = std::mem::take(&mut reply.sockets);
+                let is_there =
+                    |entry: &SocketEntry| there.iter().any(|other| other.name == entry.name);
+                let missing = missing.into_iter().filter(|entry| !is_there(entry));
+                let missing: Vec<SocketEntry> = missing.collect();
+                reply.sockets = there.into_iter().chain(missing).collect();
+                reply
+            });
             answer(request, reply, sockets.as_ref());
         });
+    }
+
+    /// Those of the file that could not be made.
+    fn missing_sockets(&self) -> Vec<SocketEntry> {
+        let sockets = self.config.sockets.iter();
+        sockets
+            .filter_map(|socket| {
+                let trouble = self.socket_troubles.get(&socket.name)?.clone();
+                Some(SocketEntry {
+                    fd: None,
+                    name: socket.name.clone(),
+                    backlog: socket.backlog,
+                    host: socket.host.clone(),
+                    port: socket.port,
+                    path: socket.path.as_ref().map(|path| path.display().to_string()),
+                    trouble: Some(trouble),
+                })
+            })
+            .collect()
     }
 
     /// Answers with what workers use.
@@ -107,6 +135,7 @@ impl Supervisor {
             config: self.config.clone(),
             kernel_trouble: self.kernel_trouble.clone(),
             log_troubles: self.log_troubles.clone(),
+            socket_troubles: self.socket_troubles.clone(),
             watchers: self.watchers.values().map(seen).collect(),
         };
         let link = self.link.clone().filter(|_| self.kernel_trouble.is_none());
@@ -156,6 +185,7 @@ async fn sockets(link: &KernelLink, namespace: &str) -> Result<SocketsReply, Req
                 path: socket
                     .path
                     .map(|path| String::from_utf8_lossy(path.as_bytes()).into_owned()),
+                trouble: None,
             }
         })
         .collect();

@@ -247,7 +247,7 @@ impl Supervisor {
         chosen
     }
 
-    fn reload_one(&mut self, id: WatcherId, how: ReloadHow) {
+    pub(super) fn reload_one(&mut self, id: WatcherId, how: ReloadHow) {
         let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
         };

@@ -3,6 +3,8 @@
 //! Owns no state. Invariant: every task ends by itself, and a request the kernel did not answer is asked again only where repeating it
 //! is harmless.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +13,12 @@ use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::config::{Config, SocketConfig, WatcherConfig};
+use crate::config::{Config, SocketConfig, SocketType, WatcherConfig};
 use crate::error::ManagerError;
+use crate::holder;
 use crate::kernel_link::{Inventory, KernelLink, LinkError};
 use crate::pidfd::{self, Whom};
 use crate::probe::ProbeError;
@@ -39,6 +42,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 const NOTE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the kernel gets to say which process it is.
 const STATUS_PATIENCE: Duration = Duration::from_millis(500);
+/// Pause between two looks at the paths of unix sockets.
+const PATHS_AGAIN: Duration = Duration::from_secs(2);
 /// A signal whose way was cut by a dying kernel is sent again, so often.
 const SIGNAL_ATTEMPTS: usize = 5;
 
@@ -148,6 +153,8 @@ async fn settle(
     let failed = make_sockets(link, config).await;
     if !failed.is_empty() {
         keep_making_sockets(link.clone(), config.clone(), events.clone(), failed);
+    } else {
+        let _ = events.send(Event::Sockets(failed)).await;
     }
     loop {
         let listed = async {
@@ -166,40 +173,111 @@ async fn settle(
     }
 }
 
-/// Makes all sockets; answers what hindered those that could not be made.
-async fn make_sockets(link: &KernelLink, config: &Config) -> Vec<String> {
-    let mut failed = Vec::new();
+/// Makes all sockets; answers what hindered those that could not be made, by name.
+async fn make_sockets(link: &KernelLink, config: &Config) -> BTreeMap<String, String> {
+    let mut failed = BTreeMap::new();
     if let Err(error) = link.forget_trial().await {
         tracing::debug!(%error, "a socket made on trial may be left");
     }
     for socket in &config.sockets {
         if let Err(error) = link.make_socket(socket).await {
-            tracing::warn!(socket = socket.name, %error, "the socket cannot be made");
-            failed.push(format!("socket {}: {error}", socket.name));
+            let reason = hindrance(socket, &error).await;
+            failed.insert(socket.name.clone(), reason);
         }
     }
     failed
+}
+
+/// Why a socket cannot be made, with whoever has its address.
+async fn hindrance(socket: &SocketConfig, error: &LinkError) -> String {
+    let asked = socket.clone();
+    let found = tokio::task::spawn_blocking(move || match (&asked.path, asked.port) {
+        (Some(path), _) => holder::of_path(path),
+        (None, Some(port)) if port > 0 => holder::of_port(port, asked.kind == SocketType::Datagram),
+        _ => None,
+    });
+    match (error.code(), found.await) {
+        (Some(ErrorCode::BindFailed), Ok(Some(holder))) => {
+            format!("{} is taken by {holder}", socket.place())
+        }
+        _ => error.to_string(),
+    }
 }
 
 fn keep_making_sockets(
     link: KernelLink,
     config: Arc<Config>,
     events: mpsc::Sender<Event>,
-    mut failed: Vec<String>,
+    mut failed: BTreeMap<String, String>,
 ) {
     tokio::spawn(async move {
-        while !failed.is_empty() {
-            if events
-                .send(Event::Trouble(Some(failed.join("; "))))
-                .await
-                .is_err()
-            {
+        loop {
+            let over = failed.is_empty();
+            if events.send(Event::Sockets(failed.clone())).await.is_err() || over {
                 return;
             }
             sleep(TRY_AGAIN).await;
             failed = make_sockets(&link, &config).await;
         }
-        let _ = events.send(Event::Trouble(None)).await;
+    });
+}
+
+/// Tries again until every socket is there.
+pub(super) fn make_sockets_again(
+    link: &Option<KernelLink>,
+    config: &Arc<Config>,
+    events: &mpsc::Sender<Event>,
+) {
+    if let Some(link) = link.clone() {
+        let (config, events) = (config.clone(), events.clone());
+        tokio::spawn(async move {
+            let failed = make_sockets(&link, &config).await;
+            keep_making_sockets(link, config, events, failed);
+        });
+    }
+}
+
+/// Looks every now and then whether the paths of the unix sockets are there: workers remove them as they end, and so do cleaners of
+/// temporary directories. Ends with the supervisor.
+pub(super) fn watch_paths(
+    events: mpsc::Sender<Event>,
+    mut paths: watch::Receiver<Vec<(String, PathBuf)>>,
+) {
+    tokio::spawn(async move {
+        let mut gone: BTreeSet<String> = BTreeSet::new();
+        loop {
+            // Without a unix socket nothing wakes up.
+            let watched = paths.wait_for(|paths| !paths.is_empty()).await;
+            let Ok(watched) = watched.map(|paths| paths.clone()) else {
+                return;
+            };
+            sleep(PATHS_AGAIN).await;
+            for (name, path) in watched {
+                let missing = matches!(
+                    tokio::fs::symlink_metadata(&path).await,
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound
+                );
+                if !missing {
+                    gone.remove(&name);
+                } else if gone.insert(name.clone())
+                    && events.send(Event::PathGone(name)).await.is_err()
+                {
+                    return;
+                }
+            }
+        }
+    });
+}
+
+/// Has the kernel bind a unix socket anew whose path is gone. Workers that have the old one keep it until they are replaced.
+pub(super) fn bind_anew(link: KernelLink, socket: SocketConfig, events: mpsc::Sender<Event>) {
+    tokio::spawn(async move {
+        let bound = async {
+            link.remove_socket(&socket).await?;
+            link.make_socket(&socket).await
+        };
+        let result = bound.await.map_err(|error| error.to_string());
+        let _ = events.send(Event::BoundAnew(socket.name, result)).await;
     });
 }
 

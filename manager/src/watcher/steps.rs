@@ -79,6 +79,7 @@ impl Watcher {
         self.wanted != Wanted::Running
             || self.dormant
             || self.gate.start_after.is_some()
+            || self.gate.socket.is_some()
             || self.startable() == 0
             || self.pauses.any_paused()
             || self.flapping_until.is_some()
@@ -351,7 +352,10 @@ impl Watcher {
 
     pub(super) fn may_start(&self) -> bool {
         // Once it is up, what it depended on may come and go.
-        self.released && !self.dormant && (self.gate.start_after.is_none() || self.came_up)
+        self.released
+            && !self.dormant
+            && self.gate.socket.is_none()
+            && (self.gate.start_after.is_none() || self.came_up)
     }
 
     /// How many workers may be there beyond the wanted number while some are replaced.

@@ -149,6 +149,16 @@ impl Watcher {
         if let Some(left) = self.left_text() {
             return Some(left);
         }
+        if let Some(socket) = &self.gate.socket
+            && self.wanted == Wanted::Running
+        {
+            let starts = if self.workers.is_empty() {
+                "waits for"
+            } else {
+                "starts no more workers without"
+            };
+            return Some(format!("{starts} {socket}"));
+        }
         match &self.gate.start_after {
             Some(other) if self.is_coming_up() => Some(format!("waits for {other}")),
             _ if self.message.is_none() && self.outdated() > 0 => Some(format!(

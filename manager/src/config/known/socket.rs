@@ -84,14 +84,14 @@ pub const SOCKET: &[Key] = &[
     key(
         "blocking",
         YES_NO,
-        Value("yes"),
-        "no: sets `O_NONBLOCK` on the socket, which all its holders share",
-        "no",
+        Words("`no`; `yes` where `use_papa = yes` is written, as papa's were"),
+        "no: `O_NONBLOCK` is set on the socket, for all its holders",
+        "yes",
     ),
     key(
         "use_papa",
         YES_NO,
-        Value("yes"),
+        Words("`yes`, and `blocking` is `no`"),
         "no: given up when the manager quits",
         "no",
     ),

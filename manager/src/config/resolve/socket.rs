@@ -1,8 +1,8 @@
 //! `[socket:NAME]`.
 //!
-//! Owns a socket's keys and defaults; the kernel makes the socket. Two differences from Circus: a mask with a
-//! leading 0 is octal, and the shared socket becomes non-blocking only where `blocking = false` is written, because
-//! every holder shares that flag.
+//! Owns a socket's keys and defaults; the kernel makes the socket. One difference from Circus: a mask with a
+//! leading 0 is octal. The shared socket is non-blocking as Circus's are: asyncio and tornado trust the flag they
+//! inherit. Those that papa held were blocking, so they are where the section says `use_papa`.
 //! Source: Circus 0.17.2's `CircusSocket`.
 
 use crate::config::environment::Lookup;
@@ -63,6 +63,9 @@ pub(super) fn resolve(
     let port = fields
         .whole("port", 0, i64::from(u16::MAX))
         .unwrap_or(DEFAULT_PORT);
+    let use_papa = fields.boolean("use_papa", true);
+    let as_papa = fields.origin("use_papa").is_some() && use_papa;
+    let blocking = fields.boolean("blocking", as_papa);
     Some(SocketConfig {
         family,
         kind,
@@ -75,8 +78,8 @@ pub(super) fn resolve(
             .unwrap_or(DEFAULT_BACKLOG),
         reuseport: fields.boolean("so_reuseport", false),
         replace: fields.boolean("replace", false),
-        nonblocking: !fields.boolean("blocking", true),
-        use_papa: fields.boolean("use_papa", true),
+        nonblocking: !blocking,
+        use_papa,
         path,
         name,
         origin: section.origin.clone(),

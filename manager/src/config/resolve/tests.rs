@@ -240,7 +240,7 @@ fn socket_keys_arrive() {
         ("a", SocketFamily::Unix, Some(0o22))
     );
     assert_eq!(a.path.as_deref(), Some(Path::new("/srv/s/a")));
-    assert!(a.replace && !a.nonblocking && a.use_papa && a.port.is_none());
+    assert!(a.replace && a.nonblocking && a.use_papa && a.port.is_none());
     assert_eq!(
         (b.family, b.kind, b.backlog),
         (SocketFamily::Inet6, SocketType::Datagram, 7)
@@ -251,8 +251,24 @@ fn socket_keys_arrive() {
     );
     assert!(b.reuseport && b.nonblocking && !b.use_papa);
     assert_eq!((c.host.as_deref(), c.port), (Some("127.0.0.1"), Some(8080)));
+    assert!(c.nonblocking);
     assert_eq!(lines(&config.warnings).len(), 1);
     assert!(config.warnings[0].message.contains("leading 0"));
+}
+
+#[test]
+fn sockets_were_blocking_where_circus_has_them_non_blocking() {
+    for (lines, nonblocking) in [
+        ("", true),
+        ("blocking = yes", false),
+        ("blocking = no", true),
+        ("use_papa = yes", false),
+        ("use_papa = no", true),
+        ("use_papa = yes\nblocking = no", true),
+    ] {
+        let config = config(&format!("[socket:a]\nbacklog = 9\n{lines}\n"));
+        assert_eq!(config.sockets[0].nonblocking, nonblocking, "{lines}");
+    }
 }
 
 #[test]

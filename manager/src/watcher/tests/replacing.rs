@@ -417,6 +417,7 @@ fn a_gate_holds_the_start_and_the_stop() {
     let mut bench = Bench::new("");
     bench.watcher.set_gate(Gate {
         start_after: Some("db".into()),
+        socket: None,
         stop_later: false,
     });
     assert_eq!(bench.step(), []);
@@ -430,6 +431,7 @@ fn a_gate_holds_the_start_and_the_stop() {
     bench.watcher.stop();
     bench.watcher.set_gate(Gate {
         start_after: None,
+        socket: None,
         stop_later: true,
     });
     assert_eq!(bench.step(), []);

@@ -1,0 +1,85 @@
+//! Sockets in trouble: an address that somebody has, a path that somebody removes; and the flag that workers inherit.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+
+use crate::harness::{procfs, wait_until};
+use crate::journal::worker;
+use crate::stack::Stack;
+
+#[test]
+fn a_taken_port_gave_its_watcher_up_and_named_nobody() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let own = std::process::id();
+    let stack = Stack::start(&format!(
+        "[watcher:web]\ncmd = sleep 1000\nuse_sockets = yes\nmax_retry = 0\n[socket:api]\nhost = 127.0.0.1\nport = {port}\n\
+         [watcher:free]\ncmd = sleep 1000\n",
+    ));
+    stack.wait_pids("free", 1);
+    wait_until("the holder is named", || {
+        stack.message("web").contains(&format!("(pid {own})"))
+    });
+    let said = stack.message("web");
+    let expected = format!("waits for socket api: 127.0.0.1:{port} is taken by ");
+    assert!(said.starts_with(&expected), "{said}");
+    assert_eq!(stack.state("web"), "starting");
+    assert_eq!(stack.message("free"), "", "only those who use it wait");
+    let listed = stack.request("listsockets", "");
+    let trouble = listed["sockets"][0]["trouble"].as_str().unwrap_or_default();
+    assert!(trouble.contains(&own.to_string()), "{listed}");
+    let found = stack.request("doctor", "");
+    assert!(found.to_string().contains("is taken by"), "{found}");
+    drop(taken);
+    // Not one attempt was counted: with max_retry = 0 a single one would have given it up.
+    stack.wait_pids("web", 1);
+    assert_eq!(stack.message("web"), "");
+    let listed = stack.request("listsockets", "");
+    assert!(listed["sockets"][0]["fd"].is_number(), "{listed}");
+    assert!(!stack.request("doctor", "").to_string().contains("taken"));
+}
+
+#[test]
+fn a_held_socket_whose_path_was_removed_stayed_unreachable() {
+    let stack = Stack::start(&format!(
+        "[watcher:web]\ncmd = {}\ncopy_env = true\nuse_sockets = yes\nready = notify\n[socket:web]\npath = DIR/web.sock\n",
+        worker("DIR/web 1 notify $(circus.sockets.web)"),
+    ));
+    let before = stack.wait_pids("web", 1);
+    let path = stack.kernel.directory().join("web.sock");
+    UnixStream::connect(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    wait_until("the path is back", || UnixStream::connect(&path).is_ok());
+    // Who serves it now is another worker: the one before has a socket that nobody can reach.
+    wait_until("the worker is replaced", || {
+        let pids = stack.pids("web");
+        pids.len() == 1
+            && pids
+                .values()
+                .all(|pid| !before.values().any(|old| old == pid))
+    });
+    assert!(stack.manager_log().contains("somebody removed the path"));
+}
+
+#[test]
+fn workers_inherited_blocking_sockets_which_circus_does_not_give() {
+    let stack = Stack::start(
+        "[watcher:w]\ncmd = sleep 1000\nuse_sockets = yes\n[socket:a]\nhost = 127.0.0.1\nport = 0\n\
+         [socket:b]\nhost = 127.0.0.1\nport = 0\nblocking = yes\n",
+    );
+    let pid = stack.wait_pids("w", 1)[&1];
+    let listed = stack.request("listsockets", "");
+    for (name, nonblocking) in [("a", true), ("b", false)] {
+        let sockets = listed["sockets"].as_array().unwrap();
+        let entry = sockets.iter().find(|entry| entry["name"] == name).unwrap();
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", entry["fd"])).unwrap();
+        let flags = info
+            .lines()
+            .find_map(|line| line.strip_prefix("flags:"))
+            .unwrap();
+        let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
+        assert_eq!(flags & 0o4000 != 0, nonblocking, "{name}: {flags:o}");
+    }
+    assert!(procfs::alive(pid));
+}

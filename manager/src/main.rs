@@ -34,6 +34,9 @@ fn main() -> ExitCode {
     failpoint::start("manager", || {
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
     });
+    if let Err(error) = papa_manager::sys::ignore_file_size_signal() {
+        say(&format!("papa-manager: ignoring SIGXFSZ: {error}"));
+    }
     let args = ManagerArgs::parse();
     if args.own_session {
         // Fails only for who leads a session already, which is as good.

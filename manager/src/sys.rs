@@ -18,6 +18,19 @@ use tokio::io::unix::AsyncFd;
 /// `linux/pidfd.h`, since Linux 6.9.
 const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
 
+/// A file that would grow beyond `RLIMIT_FSIZE` is an error (`EFBIG`), not the end of the process.
+///
+/// # Errors
+/// What `signal(2)` answers.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // SAFETY: no handler is installed, so no code of ours runs in a signal's context.
+    let before = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    if before == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// A pidfd for a running process, or a zombie. The caller knows why `pid` cannot have been given to somebody else.
 ///
 /// # Errors

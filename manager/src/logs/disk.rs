@@ -2,13 +2,11 @@
 //!
 //! Owns no state. Invariant: no path is followed to where a stranger's symbolic link points.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-
-use nix::fcntl::OFlag;
 
 use crate::logs::layout::{FileId, MAX_BATCH_BYTES};
 use crate::logs::routes::OWN_STDOUT;
@@ -79,38 +77,64 @@ pub(super) fn file_id(metadata: &fs::Metadata) -> FileId {
     }
 }
 
-/// Finds the file an interrupted write went to, and how much of `bytes` it has.
+/// The file in which an interrupted write is to be finished.
+#[derive(Debug)]
+pub(super) struct Resumed {
+    pub(super) handle: Handle,
+    /// Bytes of the write that are in it, or were until somebody truncated it.
+    pub(super) written: usize,
+    /// It is not the file the write had begun in, which is gone: all of the write goes to this one.
+    pub(super) is_another: bool,
+}
+
+/// Finds the file an interrupted write went to, and how much of `bytes` it has. `known` bytes were in it before, even if it has been truncated
+/// since: whoever copied and truncated it has them.
 pub(super) fn resume(
     path: &Path,
     id: FileId,
     start: u64,
     bytes: &[u8],
-) -> io::Result<(File, bool, usize)> {
+    known: usize,
+) -> io::Result<Resumed> {
+    let known = known.min(bytes.len());
     if path == Path::new(OWN_STDOUT) {
         // What of it got through nobody can tell.
-        return Ok((open(path, false)?.file, false, 0));
+        return Ok(Resumed {
+            handle: open(path, false)?,
+            written: known,
+            is_another: false,
+        });
     }
     let Some(found) = find(path, id) else {
         tracing::warn!(path = %path.display(), "the file of an interrupted log write is gone; the write goes to a new one");
-        let handle = open(path, false)?;
-        return Ok((handle.file, handle.regular, 0));
+        return Ok(Resumed {
+            handle: open(path, false)?,
+            written: 0,
+            is_another: true,
+        });
     };
     let handle = open(&found, false)?;
     if !handle.regular {
-        return Ok((handle.file, false, 0));
+        return Ok(Resumed {
+            handle,
+            written: known,
+            is_another: false,
+        });
     }
-    let reader = OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(&found);
-    let written = match reader {
+    // The very file that was opened, whatever its path leads to by now.
+    let opened = format!("/proc/self/fd/{}", handle.file.as_raw_fd());
+    let written = match File::open(opened) {
         Ok(reader) => common_prefix(&reader, start, bytes)?,
         // Writable but not readable: the length is the best there is.
         Err(_) => usize::try_from(handle.size.saturating_sub(start))
             .unwrap_or(usize::MAX)
             .min(bytes.len()),
     };
-    Ok((handle.file, true, written))
+    Ok(Resumed {
+        handle,
+        written: written.max(known),
+        is_another: false,
+    })
 }
 
 /// The path, or one beside it with something added, that is the file meant: `.1`, or `-20261122` as logrotate's `dateext` has it.

@@ -6,6 +6,8 @@
 //! record from which the rest is written. One `LogFile` exists per path, however many streams name it.
 //! Source: design.md, "Logs exactly once"; reference/circus.md section 4 for names and moment of a rotation.
 
+#[cfg(test)]
+mod cut;
 mod turning;
 mod write;
 
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 use papa_protocol::failpoint;
 
 use crate::config::RotationConfig;
-use crate::logs::disk::{Handle, file_id, open, resume, split_lines};
+use crate::logs::disk::{Handle, Resumed, file_id, find, open, resume, split_lines};
 use crate::logs::file::write::{Attempt, Pending, Stuck};
 use crate::logs::layout::{Delta, MAX_BATCH_BYTES, MAX_DELTAS, Slot, Source, Unfinished, Work};
 use crate::logs::rotate::turn;
@@ -67,6 +69,8 @@ pub struct LogFile {
     trouble: Option<Trouble>,
     /// Grows with failures in a row.
     retry_delay: Duration,
+    /// The log has a line about its trouble, and none yet that a write succeeded since.
+    said: bool,
     rotation_paused_until: Option<Instant>,
     /// When the period of the open file ends, in seconds since the epoch.
     period_end: Option<i64>,
@@ -96,6 +100,7 @@ impl LogFile {
             pending: Pending::default(),
             trouble: None,
             retry_delay: RETRY_MIN,
+            said: false,
             rotation_paused_until: None,
             period_end: None,
             ticked: false,
@@ -114,24 +119,43 @@ impl LogFile {
         let path = self.path.display();
         match &unfinished.work {
             Work::Write { start, bytes, .. } => {
-                let (file, regular, written) = match resume(
+                let found = resume(
                     &self.path,
                     unfinished.file,
                     *start,
                     bytes,
-                ) {
+                    unfinished.written,
+                )
+                .and_then(|found| {
+                    if found.is_another {
+                        // Before a byte is in it: a successor must find it there.
+                        let Handle { id, size, .. } = found.handle;
+                        store.retarget(unfinished.slot, id, size)?;
+                    }
+                    Ok(found)
+                });
+                let Resumed {
+                    handle,
+                    written,
+                    is_another,
+                } = match found {
                     Ok(found) => found,
                     Err(error) => {
-                        tracing::warn!(%path, %error, "an interrupted log write cannot be finished yet");
-                        return self.suspend(&error, now, Some(Stuck::Predecessor(unfinished)));
+                        if !self.said {
+                            tracing::warn!(%path, %error, "an interrupted log write cannot be finished yet");
+                        }
+                        return self.suspend(&error, now, Some(Stuck::Unopened(unfinished)));
                     }
                 };
                 tracing::info!(%path, bytes = bytes.len(), written, "finishing an interrupted log write");
+                let start = if is_another { handle.size } else { *start };
                 if let Work::Write { bytes, deltas, .. } = unfinished.work {
                     let attempt = Attempt {
                         slot: unfinished.slot,
-                        file,
-                        regular,
+                        id: handle.id,
+                        start,
+                        file: handle.file,
+                        regular: handle.regular,
                         bytes,
                         written,
                         deltas,
@@ -141,9 +165,12 @@ impl LogFile {
             }
             Work::Rotate(plan) => {
                 tracing::info!(%path, "finishing an interrupted log rotation");
-                let turned = turn(&self.path, unfinished.file, plan);
-                if let Err(error) = turned.and_then(|()| store.release(unfinished.slot)) {
-                    self.suspend(&error, now, Some(Stuck::Predecessor(unfinished)));
+                if let Err(error) = turn(&self.path, unfinished.file, plan) {
+                    // As when it is ours: a line is worth more than a size, and the next turn fills what this one left.
+                    self.pause_rotation(&error, now);
+                }
+                if let Err(error) = store.release(unfinished.slot) {
+                    self.suspend(&error, now, Some(Stuck::Unopened(unfinished)));
                 }
             }
         }
@@ -203,9 +230,22 @@ impl LogFile {
         self.trouble.as_ref().is_some_and(|t| t.stuck.is_some())
     }
 
-    /// Closes the file; the next byte opens the path anew.
+    /// Closes the file; the next byte opens the path anew. A file in which half a write stands is let go too, if it is deleted or can be found
+    /// again; it is tried at once.
     pub fn reopen(&mut self) {
         self.handle = None;
+        let Some(trouble) = &mut self.trouble else {
+            return;
+        };
+        trouble.retry_at = Instant::now();
+        trouble.stuck = match trouble.stuck.take() {
+            Some(Stuck::Write(attempt))
+                if attempt.is_deleted() || find(&self.path, attempt.id).is_some() =>
+            {
+                Some(Stuck::Unopened(attempt.let_go(&self.path)))
+            }
+            stuck => stuck,
+        };
     }
 
     /// Adds one unit that must not be torn by a rotation, given in parts; `delta` holds once it is in the file.
@@ -290,14 +330,15 @@ impl LogFile {
             return false;
         };
         match trouble.stuck {
+            Some(Stuck::Write(attempt)) if attempt.is_deleted() => {
+                let unfinished = attempt.let_go(&self.path);
+                self.take_over(store, unfinished, now);
+            }
             Some(Stuck::Write(attempt)) => self.finish(store, attempt, now),
-            Some(Stuck::Predecessor(unfinished)) => self.take_over(store, unfinished, now),
+            Some(Stuck::Unopened(unfinished)) => self.take_over(store, unfinished, now),
             None => {
                 let _ = self.ready(now);
             }
-        }
-        if self.trouble.is_none() {
-            tracing::info!(path = %self.path.display(), "the log file can be written again");
         }
         self.trouble.is_none()
     }
@@ -356,9 +397,17 @@ impl LogFile {
         failpoint::reach("log.after_write");
         store.finish_write(slot, &self.pending.deltas)?;
         handle.size += *written as u64;
-        self.retry_delay = RETRY_MIN;
         self.pending.clear();
+        self.is_well();
         Ok(())
+    }
+
+    /// A write has succeeded.
+    fn is_well(&mut self) {
+        self.retry_delay = RETRY_MIN;
+        if std::mem::take(&mut self.said) {
+            tracing::info!(path = %self.path.display(), "the log file can be written again");
+        }
     }
 
     /// Suspends the file after a recorded write that failed.
@@ -380,8 +429,13 @@ impl LogFile {
             mut bytes, deltas, ..
         } = std::mem::take(&mut self.pending);
         bytes.extend_from_slice(more);
+        if let Err(error) = store.note_written(slot, written) {
+            tracing::warn!(path = %self.path.display(), %error, "the log state cannot note how far a write came");
+        }
         let attempt = Attempt {
             slot,
+            id: handle.id,
+            start: handle.size,
             file: handle.file,
             regular: handle.regular,
             bytes,
@@ -395,6 +449,9 @@ impl LogFile {
     fn finish(&mut self, store: &mut Store, mut attempt: Attempt, now: Now) {
         if let Err(error) = attempt.proceed() {
             if attempt.written > 0 {
+                if let Err(error) = store.note_written(attempt.slot, attempt.written) {
+                    tracing::warn!(path = %self.path.display(), %error, "the log state cannot note how far a write came");
+                }
                 return self.suspend(&error, now, Some(Stuck::Write(attempt)));
             }
             let released = store.release(attempt.slot);
@@ -404,11 +461,11 @@ impl LogFile {
         if let Err(error) = store.finish_write(attempt.slot, &attempt.deltas) {
             return self.suspend(&error, now, Some(Stuck::Write(attempt)));
         }
-        self.retry_delay = RETRY_MIN;
+        self.is_well();
     }
 
     fn suspend(&mut self, error: &io::Error, now: Now, stuck: Option<Stuck>) {
-        if self.retry_delay == RETRY_MIN {
+        if !std::mem::replace(&mut self.said, true) {
             tracing::warn!(path = %self.path.display(), %error, "the log file cannot be written; its output waits in the kernel");
         }
         self.pending = Pending::default();

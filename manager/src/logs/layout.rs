@@ -139,6 +139,8 @@ pub struct Unfinished {
     pub file: FileId,
     /// What was going on.
     pub work: Work,
+    /// Bytes of a write that are known to have reached the file, whatever became of it since.
+    pub written: usize,
 }
 
 /// The two things that are not one system call.
@@ -179,6 +181,8 @@ pub(super) struct Record {
     pub(super) backup_count: u32,
     /// Of the bytes of the path, those at the end that are the new name's ending.
     pub(super) suffix_length: usize,
+    /// Bytes of a write that failed half way which had reached the file by then.
+    pub(super) written: usize,
 }
 
 impl Record {
@@ -194,6 +198,7 @@ impl Record {
         deltas: 0,
         backup_count: 0,
         suffix_length: 0,
+        written: 0,
     };
 
     pub(super) fn encode(&self) -> [u8; RECORD_BYTES] {
@@ -213,6 +218,7 @@ impl Record {
             self.deltas as u64,
             u64::from(self.backup_count),
             self.suffix_length as u64,
+            self.written as u64,
         ];
         let mut bytes = [0; RECORD_BYTES];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -245,6 +251,7 @@ impl Record {
             deltas: bounded(word(6)?, MAX_DELTAS)?,
             backup_count: u32::try_from(word(7)?).ok()?,
             suffix_length: bounded(word(8)?, MAX_PATH_BYTES)?,
+            written: bounded(word(9)?, MAX_BATCH_BYTES)?,
         })
     }
 }

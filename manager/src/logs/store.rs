@@ -212,6 +212,34 @@ impl Store {
         )
     }
 
+    /// Records that the first `written` bytes of a write that failed are in the file: the file may be truncated before the rest follows.
+    ///
+    /// # Errors
+    /// When the memfd cannot be written.
+    pub fn note_written(&self, slot: Slot, written: usize) -> io::Result<()> {
+        self.change(slot, |record| record.written = written)
+    }
+
+    /// Records that a write goes to another file, all of it, at `start`: the one it had begun in is gone.
+    ///
+    /// # Errors
+    /// When the memfd cannot be written.
+    pub fn retarget(&self, slot: Slot, file: FileId, start: u64) -> io::Result<()> {
+        self.change(slot, |record| {
+            record.file = file;
+            record.start = start;
+            record.written = 0;
+        })
+    }
+
+    fn change(&self, slot: Slot, change: impl FnOnce(&mut Record)) -> io::Result<()> {
+        let Some(mut record) = self.record(slot)? else {
+            return Err(of_a_later_version("a write has become of an unknown kind"));
+        };
+        change(&mut record);
+        self.commit(slot, &record)
+    }
+
     /// Records that a write is complete: the `deltas` it was begun with hold from here on.
     ///
     /// # Errors
@@ -359,6 +387,7 @@ impl Store {
             path,
             file: record.file,
             work,
+            written: record.written,
         }))
     }
 }

@@ -165,7 +165,7 @@ impl LogFile {
         })
     }
 
-    fn pause_rotation(&mut self, error: &io::Error, now: Now) {
+    pub(super) fn pause_rotation(&mut self, error: &io::Error, now: Now) {
         tracing::warn!(path = %self.path.display(), %error, "the log file cannot be rotated and grows on");
         self.rotation_paused_until = Some(now.at + ROTATION_RETRY);
     }

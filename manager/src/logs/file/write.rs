@@ -8,11 +8,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papa_protocol::failpoint;
 
-use crate::logs::layout::{Delta, Slot, Source, Unfinished};
+use crate::logs::layout::{Delta, FileId, Slot, Source, Unfinished, Work};
 use crate::logs::pulse;
 
 /// What a pipe that is writable at all takes without waiting, by POSIX at least 512, on Linux this.
@@ -63,8 +65,8 @@ impl Pending {
 pub(super) enum Stuck {
     /// Our own write, begun and not complete.
     Write(Attempt),
-    /// A predecessor's, not even looked at with success.
-    Predecessor(Unfinished),
+    /// One whose file is not open: a predecessor's, or ours whose file was deleted or let go.
+    Unopened(Unfinished),
 }
 
 /// A write recorded in the store and not complete.
@@ -72,6 +74,9 @@ pub(super) enum Stuck {
 pub(super) struct Attempt {
     pub(super) slot: Slot,
     pub(super) file: File,
+    pub(super) id: FileId,
+    /// Length of the file when the write began.
+    pub(super) start: u64,
     /// Not a pipe or terminal.
     pub(super) regular: bool,
     pub(super) bytes: Vec<u8>,
@@ -80,6 +85,27 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
+    /// Whether somebody has deleted the file: what is written there is lost, and its space stays taken as long as it is open.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.regular && self.file.metadata().is_ok_and(|data| data.nlink() == 0)
+    }
+
+    /// The same work without the open file, to be looked for by `path`.
+    pub(super) fn let_go(self, path: &Path) -> Unfinished {
+        let written = if self.is_deleted() { 0 } else { self.written };
+        Unfinished {
+            slot: self.slot,
+            path: path.to_owned(),
+            file: self.id,
+            work: Work::Write {
+                start: self.start,
+                bytes: self.bytes,
+                deltas: self.deltas,
+            },
+            written,
+        }
+    }
+
     /// Writes what is left.
     pub(super) fn proceed(&mut self) -> io::Result<()> {
         write(

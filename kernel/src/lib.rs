@@ -16,6 +16,7 @@
 //! | `live.rs`, `reel.rs` | a process's descriptors and its output |
 //! | `alarm.rs` | wakes the event loop at its deadlines |
 //! | `takeover.rs`, `succession.rs` | changing the program or the role; the keeper before goes |
+//! | `understudy.rs` | the second holder while a keeper is missing |
 //! | `patience.rs` | shortens for tests how long others are waited for |
 //! | `check.rs`, `handover.rs` | a new program's dry run, and how it finds the client sessions |
 //! | `sys/` | the system, and the only `unsafe` |
@@ -42,4 +43,5 @@ pub mod succession;
 pub mod sys;
 pub mod table;
 pub mod takeover;
+pub mod understudy;
 mod verbs;

@@ -10,7 +10,7 @@ use papa_protocol::failpoint;
 use tokio::runtime::LocalOptions;
 
 use crate::keeper::link::KeeperLink;
-use crate::keeper::wire::{ToKeeper, ToKernel, Verdict};
+use crate::keeper::wire::{ABLE_TO_INHERIT, ToKeeper, ToKernel, Verdict};
 use crate::owner::resume::Resumption;
 use crate::owner::shared::Shared;
 use crate::owner::{Owner, Parts};
@@ -21,6 +21,7 @@ use crate::succession::{Predecessor, Stays};
 use crate::sys::process;
 use crate::sys::socket::local_port;
 use crate::takeover::Started;
+use crate::understudy::{kernel_may_go_on, may_go_on};
 
 /// How long the keeper may take for each part of what a program that was
 /// started anew fetches, though it does nothing else that takes time.
@@ -54,6 +55,9 @@ fn take_up(first: OwnedFd) -> anyhow::Result<Parts> {
     let verdict = fetch(&link, &mut started)?;
     failpoint::reach("recover.fetched");
     let mut kept = started.kept;
+    if !kernel_may_go_on(&mut kept, link.keeper()) {
+        bail!("the keeper has died, and another process goes on");
+    }
     let before = Predecessor::take(&mut kept);
     let is_new = before.is_some();
     if let Some(before) = before {
@@ -80,10 +84,10 @@ fn take_up(first: OwnedFd) -> anyhow::Result<Parts> {
     Ok(parts)
 }
 
-/// Fetches everything. A program that was started anew has it already: where
+/// Fetches everything. A program that was started with it has it already: where
 /// the keeper has died meanwhile, or stands still, it takes its place.
 fn fetch(link: &KeeperLink, started: &mut Started) -> anyhow::Result<Option<Verdict>> {
-    if !started.is_anew() {
+    if !started.has_everything() {
         return link
             .fetch_into(&mut started.kept)
             .context("fetch from the keeper");
@@ -100,8 +104,12 @@ fn fetch(link: &KeeperLink, started: &mut Started) -> anyhow::Result<Option<Verd
             Err(errno) => return Err(errno).context("fetch from the keeper"),
         }
     };
-    // Ending now would take every process's last holder away.
+    // Ending now would take every process's last holder away, unless there is
+    // another one that goes on.
     link.end_keeper();
+    if !may_go_on(&mut started.kept) {
+        bail!("the keeper has died, and another process goes on");
+    }
     let why = started.become_keeper();
     bail!("cannot take the place of the keeper ({errno}): {why}");
 }
@@ -143,7 +151,10 @@ async fn serve(mut parts: Parts) -> Error {
 fn begin(owner: &mut Owner, server: Server, findings: Findings, resumption: Resumption) {
     failpoint::reach("recover.serving");
     // Whatever it is told that cannot be: the sessions are for the next kernel then.
-    let told = owner.link.tell(&ToKeeper::Serving);
+    let told = owner
+        .link
+        .tell(&ToKeeper::Able(ABLE_TO_INHERIT))
+        .and_then(|()| owner.link.tell(&ToKeeper::Serving));
     owner.check_keeper_with(told, &resumption.kept);
     failpoint::reach("recover.served");
     // From now on the one to start is the one that runs; until now it was the

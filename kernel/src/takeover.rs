@@ -20,6 +20,7 @@ use crate::launcher::title;
 use crate::owner::Owner;
 use crate::succession::Predecessor;
 use crate::sys::process;
+use crate::understudy::RIGHT;
 
 /// Execs into the keeper's role with every descriptor there is, and what is
 /// `handed` over beside. Children stay children, since the process stays.
@@ -28,7 +29,8 @@ pub fn become_keeper(owner: &Owner, handed: &[(Key, OwnedFd)]) -> Errno {
     let go = || -> Result<Errno, Errno> {
         // From here on orphans come to us, not to process 1.
         process::set_child_subreaper()?;
-        exec_keeper(owner, handed, &[])
+        let right = owner.understudy.as_ref().map(|both| (RIGHT, &both.right));
+        exec_keeper(owner, handed, right.as_slice())
     };
     go().unwrap_or_else(|errno| errno)
 }
@@ -109,6 +111,8 @@ fn hand_over(
     kept.extend(handed.iter().map(|(key, fd)| (*key, fd)));
     kept.extend(before);
     kept.push((Key::new(Kind::JOURNAL, 0), journal));
+    // Only the process that goes on keeps its copy waiting.
+    let understudy = owner.understudy.as_ref().map(|both| &both.line);
     let workers = owner
         .table
         .processes()
@@ -126,6 +130,7 @@ fn hand_over(
         served: true,
         line,
         notify_socket: owner.config.notify_socket.clone(),
+        understudy,
         ..Beside::default()
     };
     manifest::write(kept.into_iter(), beside)
@@ -170,6 +175,12 @@ impl Started {
     /// Whether the program was started anew in a kernel's process.
     #[must_use]
     pub fn is_anew(&self) -> bool {
+        self.list.as_ref().is_some_and(|list| !list.inherited)
+    }
+
+    /// Whether it has everything already.
+    #[must_use]
+    pub fn has_everything(&self) -> bool {
         self.list.is_some()
     }
 

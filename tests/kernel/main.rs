@@ -8,6 +8,7 @@ mod harness;
 mod crash;
 mod crash_loop;
 mod dialect;
+mod double_death;
 mod fixtures;
 mod hanging;
 mod hardship;

@@ -40,6 +40,12 @@ pub struct Manifest {
     /// Where a service manager wants to be told who its main process is.
     #[serde(default)]
     pub notify_socket: Option<String>,
+    /// It comes from the keeper, for a kernel it has started.
+    #[serde(default)]
+    pub inherited: bool,
+    /// What the process that would go on in this one's place waits for the end of.
+    #[serde(default)]
+    pub understudy: Option<RawFd>,
 }
 
 /// What goes into a manifest besides the kept descriptors.
@@ -55,6 +61,10 @@ pub struct Beside<'a> {
     pub line: Option<&'a OwnedFd>,
     /// As [`Manifest::notify_socket`].
     pub notify_socket: Option<String>,
+    /// As [`Manifest::inherited`].
+    pub inherited: bool,
+    /// As [`Manifest::understudy`].
+    pub understudy: Option<&'a OwnedFd>,
 }
 
 /// Opens every descriptor of `kept` for the coming exec and writes the
@@ -66,13 +76,20 @@ pub fn write<'a>(
     kept: impl Iterator<Item = (Key, &'a OwnedFd)>,
     beside: Beside<'_>,
 ) -> Result<OwnedFd, Errno> {
-    let Beside { ready, line, .. } = beside;
+    let Beside {
+        ready,
+        line,
+        understudy,
+        ..
+    } = beside;
     let mut manifest = Manifest {
         workers: beside.workers,
         ready: ready.map(AsRawFd::as_raw_fd),
         served: beside.served,
         line: line.map(AsRawFd::as_raw_fd),
         notify_socket: beside.notify_socket,
+        inherited: beside.inherited,
+        understudy: understudy.map(AsRawFd::as_raw_fd),
         ..Manifest::default()
     };
     for (key, fd) in kept {
@@ -85,7 +102,7 @@ pub fn write<'a>(
         };
         manifest.descriptors.push((key.kind.0, key.id, number));
     }
-    for fd in [ready, line].into_iter().flatten() {
+    for fd in [ready, line, understudy].into_iter().flatten() {
         process::set_inheritable(fd, true)?;
     }
     let text = serde_json::to_vec(&manifest).map_err(|_| Errno::EINVAL)?;
@@ -108,7 +125,7 @@ pub fn read(file: impl AsFd) -> Result<(Manifest, Vec<(Key, OwnedFd)>), Errno> {
     memfd::read_at(&file, &mut text, 0)?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|_| Errno::EBADMSG)?;
     // A number must not get two owners, whatever a predecessor wrote.
-    let mut taken: BTreeSet<RawFd> = [manifest.ready, manifest.line]
+    let mut taken: BTreeSet<RawFd> = [manifest.ready, manifest.line, manifest.understudy]
         .into_iter()
         .flatten()
         .chain([file.as_fd().as_raw_fd()])

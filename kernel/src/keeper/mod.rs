@@ -104,6 +104,11 @@ struct Keeper {
     /// Nothing is sent before: the system had no room for the last message.
     mute_until: Option<Instant>,
     exit_code: Option<u8>,
+    /// A program that takes what is left open for it.
+    able: Option<OwnedFd>,
+    /// Held open until a kernel serves: its end tells the process that would
+    /// go on in this one's place that this one has died, or needs it no more.
+    understudy: Option<OwnedFd>,
     /// The next keeper's kernel has everything: the line to answer it on, and
     /// who the next keeper is while it lives.
     dismissed: Option<(OwnedFd, Option<Pid>)>,
@@ -152,6 +157,10 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         announced: false,
         mute_until: None,
         exit_code: None,
+        able: None,
+        understudy: manifest
+            .understudy
+            .and_then(|number| process::take_inherited(number).ok()),
         dismissed: None,
         successor: None,
         deaf_until: None,
@@ -449,13 +458,17 @@ impl Keeper {
                 });
             }
             Ok(ForkResult::Child) => {
+                // From here on two processes hold everything.
+                failpoint::reach("keeper.forked");
                 // Off the terminal: a Ctrl-C is for the keeper alone.
                 let _ = nix::unistd::setsid();
                 let mut argv = vec![CString::from(KERNEL_C_TITLE)];
                 argv.extend(self.arguments.iter().cloned());
+                let list = self.list_for_kernel(binary, &theirs);
+                let first = list.as_ref().unwrap_or(&theirs);
                 let errno = process::exec(
                     binary.as_fd(),
-                    theirs.as_fd(),
+                    first.as_fd(),
                     &argv,
                     &environment_for_kernel(),
                 );
@@ -463,6 +476,34 @@ impl Keeper {
                 process::exit_forked(1);
             }
         }
+    }
+
+    /// What the next kernel inherits, if its program is known to take that:
+    /// then it has everything before this process could be killed, and needs
+    /// the copies it fetches only for what it fetches with them. None if it is
+    /// to fetch everything.
+    fn list_for_kernel(&self, binary: &OwnedFd, line: &OwnedFd) -> Option<OwnedFd> {
+        let own = process::own_binary().ok()?;
+        let able = self.able.as_ref();
+        if !program::is_same_file(binary, &own)
+            && !able.is_some_and(|able| program::is_same_file(binary, able))
+        {
+            return None;
+        }
+        let beside = manifest::Beside {
+            workers: self
+                .pids
+                .iter()
+                .map(|(serial, pid)| (*serial, *pid))
+                .collect(),
+            served: self.served,
+            line: Some(line),
+            inherited: true,
+            notify_socket: self.notify_socket.clone(),
+            ..manifest::Beside::default()
+        };
+        let kept = self.kept.iter().map(|(key, fd)| (*key, fd));
+        manifest::write(kept, beside).ok()
     }
 
     /// Asks a quiet kernel whether it is there and replaces a stuck one.

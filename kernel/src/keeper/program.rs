@@ -277,7 +277,7 @@ impl Keeper {
     }
 }
 
-fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
+pub(super) fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
     let file = |fd| fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
     file(one).is_some() && file(one) == file(other)
 }

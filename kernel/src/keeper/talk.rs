@@ -12,11 +12,14 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use papa_protocol::failpoint;
 
-use super::wire::{ABLE_TO_LEAVE, Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict};
+use super::wire::{
+    ABLE_TO_INHERIT, ABLE_TO_LEAVE, Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict,
+};
 use super::{KERNEL_TITLE, Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, how, notify, say};
 use crate::patience::scaled;
 use crate::sys::pidfd::{Outcome, Target, wait_id};
 use crate::sys::{message, process};
+use crate::understudy;
 
 /// How long a kernel's line may be closed before its end is known: the two
 /// come together, unless it lives on in another role.
@@ -233,6 +236,10 @@ impl Keeper {
                     self.signals.retain(|number| heard.insert(*number));
                     self.failures = 0;
                     self.served = true;
+                    // Nobody goes on in this one's place any more, not even
+                    // where the kernel's program knows nothing of that.
+                    understudy::may_go_on(&mut self.kept);
+                    self.understudy = None;
                     if let Some(program) = self.program.serves() {
                         let before = self.kept.remove(&PROGRAM);
                         self.program.keep_for_probation(before, &program);
@@ -290,6 +297,12 @@ impl Keeper {
                 self.exits.insert(serial, (status, false));
             }
             ToKeeper::Signal(number) => self.signals.push(number),
+            ToKeeper::Able(bits) => {
+                if live && bits & ABLE_TO_INHERIT != 0 {
+                    let program = self.program.tried().or(self.kept.get(&PROGRAM));
+                    self.able = program.and_then(|program| program.try_clone().ok());
+                }
+            }
         }
     }
 

@@ -45,6 +45,9 @@ impl Kind {
     /// to it (0), and its handle (1).
     pub const PREDECESSOR: Self = Self(50);
 
+    /// The right to go on where a keeper that took over may have died; see `understudy.rs`.
+    pub const RIGHT: Self = Self(51);
+
     /// Whether this version knows what it is.
     #[must_use]
     pub fn is_known(self) -> bool {
@@ -62,6 +65,7 @@ impl Kind {
             Self::HANDOVER,
             Self::SESSION,
             Self::PREDECESSOR,
+            Self::RIGHT,
         ];
         known.contains(&self)
     }
@@ -69,7 +73,7 @@ impl Kind {
     /// Whether every daemon has such a descriptor from its start.
     #[must_use]
     pub fn is_basic(self) -> bool {
-        self <= Self::BINARY || self == Self::PREDECESSOR
+        self <= Self::BINARY || self == Self::PREDECESSOR || self == Self::RIGHT
     }
 }
 
@@ -147,7 +151,12 @@ pub enum ToKeeper {
     },
     /// The same, of a signal the keeper before was sent.
     Signal(u8),
+    /// What the kernel's program can do beyond its first version, in bits.
+    Able(u8),
 }
+
+/// The program can be started with every descriptor at once.
+pub const ABLE_TO_INHERIT: u8 = 1;
 
 /// Why a program that was tried is not the one that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -304,6 +313,7 @@ impl ToKeeper {
                 put_exit(&mut bytes, *serial, *status);
             }
             Self::Signal(number) => bytes.extend([14, *number]),
+            Self::Able(bits) => bytes.extend([15, *bits]),
         }
         bytes
     }
@@ -334,6 +344,7 @@ impl ToKeeper {
                 Self::Exit { serial, status }
             }
             14 => Self::Signal(take::<1>(rest)?[0]),
+            15 => Self::Able(take::<1>(rest)?[0]),
             _ => return None,
         })
     }
@@ -419,6 +430,7 @@ mod tests {
             ToKeeper::Succeed,
             ToKeeper::Dismiss,
             ToKeeper::Signal(15),
+            ToKeeper::Able(ABLE_TO_INHERIT),
         ] {
             assert_eq!(ToKeeper::decode(&message.encode()), Some(message));
         }

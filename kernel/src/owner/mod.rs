@@ -52,6 +52,7 @@ use crate::patience::scaled;
 use crate::recover::Findings;
 use crate::server::Server;
 use crate::table::{Entry, Record, Table};
+use crate::understudy::Understudy;
 
 /// How long to wait when no descriptor is left for another caller.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -143,6 +144,10 @@ pub struct Owner {
     last_term: Option<(Instant, bool)>,
     /// The program this one has replaced, until the keeper is replaced too.
     program_before: Option<OwnedFd>,
+    /// A copy of this process waits beside while there is no keeper.
+    pub(crate) understudy: Option<Understudy>,
+    /// Such a copy has been made, or this is one.
+    doubled: bool,
     /// Processes whose program does not run yet, by serial.
     pub(crate) starting: BTreeMap<u64, starting::Start>,
     /// A client asked for the end: until when sessions may read that.
@@ -232,6 +237,8 @@ impl Owner {
             keeper_suspected: false,
             last_term: None,
             program_before: None,
+            understudy: None,
+            doubled: false,
             starting: BTreeMap::new(),
             ending: None,
             ends_as_init: None,

@@ -17,6 +17,7 @@ use crate::live::SessionId;
 use crate::patience::scaled;
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 use crate::takeover;
+use crate::understudy::{self, Side};
 
 /// How long the keeper may say nothing before it is taken to be stuck: it
 /// asks every ten seconds.
@@ -106,12 +107,36 @@ impl Owner {
         if self.link.is_lost() {
             return;
         }
+        // Before anything else: from now on two processes hold everything.
+        if self.double() {
+            self.take_keepers_place("the process that was to has died as well", &[]);
+        }
         warn!(keeper = self.keeper_pid, why, "losing the keeper");
         self.link.end_keeper();
         self.link.lose();
         self.hear_last_words();
         self.poller.get_ref().remove(self.link.as_fd());
         self.freeze_orphaned();
+    }
+
+    /// Has a copy of this process wait beside while there is no keeper. True in
+    /// the copy, when this process has died.
+    fn double(&mut self) -> bool {
+        if std::mem::replace(&mut self.doubled, true) {
+            return false;
+        }
+        match understudy::prepare() {
+            Ok(Side::Original(understudy)) => {
+                self.understudy = Some(understudy);
+                failpoint::reach("understudy.waits");
+                false
+            }
+            Ok(Side::Copy) => true,
+            Err(errno) => {
+                error!(%errno, "no second process holds everything until there is a keeper");
+                false
+            }
+        }
     }
 
     /// What the keeper had still said when it ended: only it may know of an
@@ -128,6 +153,8 @@ impl Owner {
     /// Execs into the keeper's role; every descriptor goes along, and what is
     /// `handed` over beside.
     pub(crate) fn take_keepers_place(&mut self, why: &str, handed: &[(Key, OwnedFd)]) -> ! {
+        // In the copy there is nothing else to do than in the original.
+        let _ = self.double();
         warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
         self.link.end_keeper();
         self.spare.clear();

@@ -334,6 +334,23 @@ pub fn is_traced(pid: Pid) -> bool {
     })
 }
 
+/// Whether `pid` has begun to end: it may have closed what it had, and be its
+/// children's parent still. One that is gone has, too.
+/// Source: `proc_pid_stat(5)`, the ninth field; `PF_EXITING`.
+#[must_use]
+pub fn is_exiting(pid: Pid) -> bool {
+    const EXITING: u64 = 0x4;
+    flags_of(pid.as_raw()).is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// The system's own flags of a process, also of one that was not waited for.
+#[must_use]
+pub fn flags_of(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    rest.split_whitespace().nth(6)?.parse().ok()
+}
+
 /// The number of the parent of `pid`, if the process exists.
 #[must_use]
 pub fn parent_of(pid: i32) -> Option<i32> {

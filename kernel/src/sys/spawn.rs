@@ -464,12 +464,7 @@ fn is_dead(pid: i32) -> bool {
 /// Source: `proc_pid_stat(5)`, the ninth field; `PF_FORKNOEXEC`.
 fn never_execed(pid: i32) -> bool {
     const FORK_NO_EXEC: u64 = 0x40;
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return false;
-    };
-    text.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok())
-        .is_some_and(|flags| flags & FORK_NO_EXEC != 0)
+    process::flags_of(pid).is_some_and(|flags| flags & FORK_NO_EXEC != 0)
 }
 
 fn step(number: i32) -> Step {

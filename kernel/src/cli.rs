@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use papa_protocol::size::ByteSize;
 
 use crate::config::TcpAccess;
 
@@ -39,6 +40,10 @@ pub struct Args {
     /// Append the log to this file instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
+
+    /// Put the log file aside as PATH.1 when it is this large; 0 for never
+    #[arg(long, value_name = "SIZE", default_value = "4m")]
+    pub log_bytes: ByteSize,
 
     /// What callers over TCP may do; the unix socket may do everything
     #[arg(long, value_enum, default_value_t, value_name = "ACCESS")]

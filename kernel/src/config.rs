@@ -47,6 +47,12 @@ pub struct Config {
     /// File with the keeper's process number.
     #[serde(default)]
     pub pid_file: Option<PathBuf>,
+    /// The log, where it is a file of ours.
+    #[serde(default)]
+    pub log_file: Option<PathBuf>,
+    /// Size in bytes from which on it is put aside; 0 is never.
+    #[serde(default)]
+    pub log_bytes: u64,
     /// Log everything.
     #[serde(default)]
     pub debug: bool,

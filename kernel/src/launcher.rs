@@ -53,6 +53,12 @@ pub fn launch(args: &Args) -> anyhow::Result<std::convert::Infallible> {
     };
     process::inherit_no_further();
     let log = args.log_file.as_deref().map(open_log).transpose()?;
+    if let (Some(log), Some(path)) = (&log, &args.log_file)
+        && is_file(log)
+    {
+        config.log_file = Some(std::path::absolute(path)?);
+        config.log_bytes = args.log_bytes.0;
+    }
     let mut controls = inherited_listeners();
     if controls.is_empty() {
         bind_public(args, &mut config, &mut controls)?;
@@ -65,6 +71,9 @@ pub fn launch(args: &Args) -> anyhow::Result<std::convert::Infallible> {
     let detached = private_and_detached(args, &mut config, &mut controls, log.as_ref());
     let ready = detached.inspect_err(|_| config.remove_files())?;
     config.original_limits = process::raise_limits();
+    if let Some(limit) = process::file_size_limit() {
+        complain_of_limit(limit);
+    }
     let become_keeper = || -> Result<Errno, Errno> {
         let binary = process::own_binary()?;
         let mut kept = vec![
@@ -96,6 +105,17 @@ pub fn launch(args: &Args) -> anyhow::Result<std::convert::Infallible> {
     let errno = become_keeper().unwrap_or_else(|errno| errno);
     config.remove_files();
     Err(anyhow!("cannot start the keeper: {errno}"))
+}
+
+/// Says what a limit on file size that cannot be raised means.
+fn complain_of_limit(limit: u64) {
+    use std::io::Write;
+    let text = format!(
+        "papa: files may have {limit} bytes at most (ulimit -f) and this user cannot raise that: \
+         a process that has written about as much is not read any more, and waits; start papa with ulimit -f unlimited\n"
+    );
+    // If anybody is there to read it.
+    let _ = crate::logging::Log.write_all(text.as_bytes());
 }
 
 /// What comes between the port and the keeper's role: the private socket, the
@@ -331,6 +351,11 @@ fn open_log(path: &Path) -> anyhow::Result<OwnedFd> {
         .open(path)
         .map(OwnedFd::from)
         .with_context(|| format!("open the log {}", path.display()))
+}
+
+/// Whether it can be put aside and opened anew.
+fn is_file(log: &OwnedFd) -> bool {
+    nix::sys::stat::fstat(log).is_ok_and(|status| status.st_mode & libc::S_IFMT == libc::S_IFREG)
 }
 
 /// Leaves the terminal. The parent waits here until the daemon serves and

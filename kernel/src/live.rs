@@ -187,6 +187,8 @@ pub struct Live {
     pub stalled: bool,
     /// The pipes are not watched.
     pub paused: bool,
+    /// Why output could not be stored, since it last was.
+    pub trouble: Option<Errno>,
 }
 
 impl Live {
@@ -224,6 +226,7 @@ impl Live {
             stall_at: None,
             stalled: false,
             paused: false,
+            trouble: None,
         }
     }
 

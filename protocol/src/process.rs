@@ -426,6 +426,9 @@ pub struct Process {
     pub reel_bytes: u64,
     /// Whether a consumer is connected.
     pub consumer: bool,
+    /// Why its output cannot be stored at the moment, where it cannot: it stays in the pipe, and the process waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 impl Serialize for Sockets {

@@ -274,6 +274,7 @@ fn process() -> Process {
         overflow: Overflow::Auto,
         reel_bytes: 1 << 20,
         consumer: false,
+        trouble: None,
     }
 }
 

@@ -14,6 +14,7 @@ mod hanging;
 mod hardship;
 mod lifecycle;
 mod output;
+mod own_log;
 mod processes;
 mod safety;
 mod security;

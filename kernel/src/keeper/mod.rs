@@ -169,6 +169,10 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
         arguments,
         program: Program::default(),
     };
+    let config = keeper.kept.get(&Key::new(Kind::CONFIG, 0));
+    if let Some(Ok(config)) = config.map(crate::config::Config::read) {
+        crate::logging::set_file(&config);
+    }
     let before = keeper.kept.remove(&PROGRAM_BEFORE);
     if let Some(now) = keeper.kept.get(&PROGRAM) {
         keeper.program.keep_for_probation(before, now);
@@ -231,6 +235,7 @@ impl Keeper {
         while let Ok(Some(info)) = signals.read_signal() {
             match Signal::try_from(info.ssi_signo.cast_signed()) {
                 Ok(Signal::SIGCHLD) => self.reap(),
+                Ok(Signal::SIGUSR1) => crate::logging::reopen(),
                 Ok(signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGUSR2)) => {
                     #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
                     self.signals.push((signal as i32).cast_unsigned() as u8);

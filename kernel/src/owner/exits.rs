@@ -311,6 +311,7 @@ impl Owner {
             let waits = live.waits_until(overflow, Instant::now()) != Waits::No;
             match live.capture(stream, waits, now_us) {
                 Ok(Capture::Bytes(bytes)) => {
+                    live.trouble = None;
                     if bytes >= LOUD_BYTES && !live.large_pipe {
                         live.large_pipe = true;
                         if let Some(pipe) = live.pipe(stream) {
@@ -346,7 +347,10 @@ impl Owner {
                     return;
                 }
                 Err(errno) => {
-                    warn!(serial, %errno, "output stays in the pipe for now");
+                    // Once, not at each try.
+                    if live.trouble.replace(errno) != Some(errno) {
+                        warn!(serial, %errno, "output cannot be stored; it stays in the pipe, and its writer waits");
+                    }
                     self.pause(serial);
                     self.deadlines
                         .insert((Instant::now() + RETRY_INTERVAL, Deadline::Retry(serial)));

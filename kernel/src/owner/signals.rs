@@ -182,6 +182,10 @@ impl Owner {
             Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => {
                 self.on_terminate(signal, passed_on);
             }
+            Ok(Signal::SIGUSR1) => {
+                crate::logging::reopen();
+                info!("the log was opened anew, as asked");
+            }
             Ok(Signal::SIGUSR2) => {
                 if let Err(error) = self.ask_upgrade(None, KernelUpgrade::default()) {
                     error!(%error, "the program is not changed");

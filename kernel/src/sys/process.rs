@@ -28,11 +28,10 @@ const LAST_SIGNAL: i32 = 64;
 /// # Errors
 /// The errno of the call that failed.
 pub fn settle(role: bool) -> Result<(), Errno> {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    reset_dispositions();
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     // SAFETY: no Rust handler is installed or replaced, only dispositions.
     unsafe {
-        sigaction(Signal::SIGCHLD, &default)?;
         // Writes to a closed peer are answered with EPIPE, reels past a file
         // size limit with EFBIG; children get the defaults back.
         sigaction(Signal::SIGPIPE, &ignore)?;
@@ -54,6 +53,26 @@ pub fn settle(role: bool) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Whoever started this may have ignored anything (SIGCHLD, with which no end of
+/// a child is ever told; SIGHUP; the rest): all are as the system has them, but
+/// for those the language's runtime handles.
+fn reset_dispositions() {
+    let default = [0u64; 4];
+    for signal in ignored() {
+        // SAFETY: only sets a disposition; reads `default`, which is as long as
+        // the system's structure.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                8usize,
+            );
+        }
+    }
 }
 
 /// The signals keeper and kernel read from a descriptor.
@@ -84,20 +103,32 @@ pub fn set_name(name: &CStr) {
     let _ = nix::sys::prctl::set_name(name);
 }
 
-/// Raises the soft limits on descriptors and file size to the hard ones and
-/// returns what they were, to be given back to children.
+/// Raises the soft limits on descriptors and file size to the hard ones, and
+/// that on file size to none where this user may: a reel's offsets grow with
+/// all a process ever writes. Returns what they were, to be given back to
+/// children.
 #[must_use]
 pub fn raise_limits() -> Vec<(u32, u64, u64)> {
     [Resource::RLIMIT_NOFILE, Resource::RLIMIT_FSIZE]
         .into_iter()
         .filter_map(|resource| {
             let (soft, hard) = getrlimit(resource).ok()?;
-            if soft != hard {
+            let none = libc::RLIM_INFINITY;
+            let freed =
+                resource == Resource::RLIMIT_FSIZE && setrlimit(resource, none, none).is_ok();
+            if soft != hard && !freed {
                 setrlimit(resource, hard, hard).ok()?;
             }
             Some((resource as u32, soft, hard))
         })
         .collect()
+}
+
+/// The limit on file size there is, in bytes.
+#[must_use]
+pub fn file_size_limit() -> Option<u64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_FSIZE).ok()?;
+    (soft != libc::RLIM_INFINITY).then_some(soft)
 }
 
 /// The hard limit on descriptors, or the soft one where that is all there is.
@@ -125,27 +156,29 @@ pub fn take_inherited(number: RawFd) -> Result<OwnedFd, Errno> {
 #[must_use]
 pub fn ignored_signals() -> &'static [i32] {
     static IGNORED: OnceLock<Vec<i32>> = OnceLock::new();
-    IGNORED.get_or_init(|| {
-        (1..=LAST_SIGNAL)
-            .filter(|signal| {
-                // The handler comes first. Not through libc, which hides the
-                // signals it uses itself.
-                let mut action = [0u64; 4];
-                // SAFETY: changes nothing, and writes to `action`, which is as
-                // long as the system's structure.
-                let asked = unsafe {
-                    libc::syscall(
-                        libc::SYS_rt_sigaction,
-                        *signal,
-                        ptr::null::<u64>(),
-                        action.as_mut_ptr(),
-                        8usize,
-                    )
-                };
-                asked == 0 && action[0] == libc::SIG_IGN as u64
-            })
-            .collect()
-    })
+    IGNORED.get_or_init(ignored)
+}
+
+fn ignored() -> Vec<i32> {
+    (1..=LAST_SIGNAL)
+        .filter(|signal| {
+            // The handler comes first. Not through libc, which hides the
+            // signals it uses itself.
+            let mut action = [0u64; 4];
+            // SAFETY: changes nothing, and writes to `action`, which is as
+            // long as the system's structure.
+            let asked = unsafe {
+                libc::syscall(
+                    libc::SYS_rt_sigaction,
+                    *signal,
+                    ptr::null::<u64>(),
+                    action.as_mut_ptr(),
+                    8usize,
+                )
+            };
+            asked == 0 && action[0] == libc::SIG_IGN as u64
+        })
+        .collect()
 }
 
 /// Numbers below this are left to what processes are given, so that the table

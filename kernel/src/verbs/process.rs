@@ -253,6 +253,9 @@ impl Owner {
             overflow: row.make.overflow,
             reel_bytes: row.make.reel_bytes.map_or(REEL_BYTES, |size| size.0),
             consumer: live.is_some_and(|live| live.consumer.is_some()),
+            trouble: live
+                .and_then(|live| live.trouble)
+                .map(|errno| format!("its output cannot be stored: {}", words(errno))),
         })
     }
 

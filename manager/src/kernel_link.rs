@@ -395,7 +395,17 @@ impl KernelLink {
         };
         request.tag = note.to_tag();
         let name = request.name.clone();
-        match self.client.call(request).await {
+        let mut made = self.client.call(request.clone()).await;
+        if let Err(error) = &made
+            && error.code() != Some(ErrorCode::Exists)
+            && error.code().is_some()
+            && as_written(watcher, &mut request)
+        {
+            // The release it was read with is gone: what has taken its place is better than nothing.
+            tracing::warn!(process = %name, %error, "cannot be started where its directory was; tries where it is now");
+            made = self.client.call(request).await;
+        }
+        match made {
             Ok(made) => Ok(made.process),
             Err(error) if error.code() == Some(ErrorCode::Exists) => {
                 // The configuration changed while the worker ran: it is kept until it is restarted.
@@ -500,6 +510,22 @@ impl KernelLink {
 pub fn settings(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Option<u64> {
     let request = process_request(watcher, render_worker(watcher, namespace, wid)).ok()?;
     digest(watcher, &request)
+}
+
+/// Puts directory and program back to what the file says, links and all. False if that is nothing else.
+fn as_written(watcher: &WatcherConfig, request: &mut ops::ProcessMake) -> bool {
+    if watcher.resolved_dir == watcher.working_dir && watcher.resolved_program.is_none() {
+        return false;
+    }
+    let directory = watcher.working_dir.clone().into_os_string();
+    request.working_dir = Some(ByteString::from(directory));
+    if watcher.resolved_program.is_some()
+        && let (Some(word), Some(program)) =
+            (request.argv.first_mut(), watcher.argv_template.first())
+    {
+        *word = ByteString::from(program.clone());
+    }
+    true
 }
 
 /// FNV-1a, which is the same in every build.

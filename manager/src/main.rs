@@ -52,6 +52,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };
+    let around = config.base.around.clone();
     // The command line wins, as in Circus.
     let output = args
         .log_file
@@ -80,9 +81,10 @@ fn main() -> ExitCode {
         let mut result = Err(anyhow::anyhow!("our own path is unknown"));
         // Should it be replaced at this very moment, better the program we are than none.
         for program in program.into_iter().chain([PathBuf::from(OURSELVES)]) {
-            let error = Command::new(&program)
-                .args(std::env::args_os().skip(1))
-                .exec();
+            let mut command = Command::new(&program);
+            command.args(std::env::args_os().skip(1));
+            around.enter(&mut command);
+            let error = command.exec();
             tracing::error!(%error, program = %program.display(), "cannot be started anew");
             result = Err(error).with_context(|| format!("starting {} anew", program.display()));
         }

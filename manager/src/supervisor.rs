@@ -44,6 +44,7 @@ mod membership;
 mod plan;
 mod probes;
 mod queries;
+mod removal;
 mod requests;
 mod resume;
 mod shown_options;

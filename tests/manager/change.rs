@@ -243,7 +243,10 @@ fn sockets_come_move_and_go() {
     // Somebody else has the port: nothing changes.
     let taken = TcpListener::bind(("127.0.0.1", second)).unwrap();
     stack.rewrite(&format!("{}[watcher:new]\ncmd = sleep 1000\n", web(second)));
-    let reply = stack.ask("reloadconfig", &json!({"waiting": true}));
+    let reply = stack.ask(
+        "reloadconfig",
+        &json!({"waiting": true, "accept_removal": true}),
+    );
     let text = reason(&reply);
     assert!(
         text.contains("nothing was changed") && text.contains(&second.to_string()),
@@ -254,7 +257,10 @@ fn sockets_come_move_and_go() {
     assert_eq!(stack.request("status", "new")["status"], "error");
     drop(taken);
 
-    ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+    ok(&stack.ask(
+        "reloadconfig",
+        &json!({"waiting": true, "accept_removal": true}),
+    ));
     let pid = visit(second).unwrap();
     let after = stack.pids("web");
     assert!(after.values().any(|now| *now == pid), "{pid} {after:?}");
@@ -267,13 +273,19 @@ fn sockets_come_move_and_go() {
         "[watcher:new]\ncmd = sleep 1000\n"
     ));
     let new = stack.pids("new");
-    ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+    ok(&stack.ask(
+        "reloadconfig",
+        &json!({"waiting": true, "accept_removal": true}),
+    ));
     wait_closed(second);
     let path = stack.kernel.directory().join("more.sock");
     std::os::unix::net::UnixStream::connect(&path).unwrap();
     assert_eq!(stack.pids("new"), new, "it uses no sockets");
     stack.rewrite("[watcher:new]\ncmd = sleep 1000\n");
-    ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+    ok(&stack.ask(
+        "reloadconfig",
+        &json!({"waiting": true, "accept_removal": true}),
+    ));
     assert!(!path.exists());
     assert_eq!(stack.ask("listsockets", &json!({}))["sockets"], json!([]));
 }
@@ -321,7 +333,10 @@ fn what_was_set_is_drift_and_survives_the_manager() {
     }
     // The file says something else now: that holds, for these keys only.
     stack.rewrite(&PLAIN.replace("graceful_timeout = 5", "graceful_timeout = 8"));
-    ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+    ok(&stack.ask(
+        "reloadconfig",
+        &json!({"waiting": true, "accept_removal": true}),
+    ));
     assert_eq!(
         option(&stack, "place", "graceful_timeout")
             .to_string()
@@ -341,7 +356,10 @@ fn what_was_set_is_drift_and_survives_the_manager() {
     // One that is in the file comes back with it.
     ok(&stack.ask("rm", &json!({"name": "gone", "waiting": true})));
     assert_eq!(stack.request("status", "gone")["status"], "error");
-    ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+    ok(&stack.ask(
+        "reloadconfig",
+        &json!({"waiting": true, "accept_removal": true}),
+    ));
     assert_eq!(stack.pids("gone").len(), 1);
 }
 
@@ -408,7 +426,7 @@ fn a_removed_watcher_ends_under_a_successor() {
     let up = stack.kernel.directory().join("up");
     wait_until("it ignores signals", || up.exists());
     stack.rewrite(PLAIN);
-    ok(&stack.ask("reloadconfig", &json!({})));
+    ok(&stack.ask("reloadconfig", &json!({"accept_removal": true})));
     wait_until("it is on its way out", || {
         stack
             .manager_log()
@@ -445,7 +463,7 @@ fn a_manager_killed_in_the_middle_of_a_change_leaves_what_serves() {
         "{}[env:web]\nNEW = yes\n[watcher:more]\ncmd = sleep 1000\n",
         site("web", "notify", "notify", "")
     ));
-    ok(&stack.ask("reloadconfig", &json!({})));
+    ok(&stack.ask("reloadconfig", &json!({"accept_removal": true})));
     stack.wait_pids("web", 3);
     stack.kill_manager();
     stack.start_manager();

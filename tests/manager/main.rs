@@ -9,6 +9,7 @@ mod harness;
 mod accounts;
 mod age_and_demand;
 mod change;
+mod configuration;
 mod control;
 mod crash;
 mod from_circusd;

@@ -350,7 +350,7 @@ fn a_change_of_the_configuration_is_finished() {
         stack.wait_pids("earlier", 1);
         set_mode(&stack, "web", "gate");
         stack.rewrite(&new);
-        ok(&stack.ask("reloadconfig", &json!({})));
+        ok(&stack.ask("reloadconfig", &json!({"accept_removal": true})));
         wait_until("a newcomer runs", || count(&stack, "web", "start") == 3);
         ok(&stack.ask("add", &add("later")));
         let later = stack.wait_pids("later", 1);
@@ -397,7 +397,7 @@ fn what_a_change_has_stopped_is_not_started_again() {
         let quick = stack.wait_pids("quick", 1)[&1];
         wait_until("all run", || exists(&stack, "up") && runs(&stack) == 1);
         stack.rewrite(stays);
-        ok(&stack.ask("reloadconfig", &json!({})));
+        ok(&stack.ask("reloadconfig", &json!({"accept_removal": true})));
         wait_until("one has gone, the other not", || {
             !procfs::alive(quick)
                 && stack.request("status", "quick")["status"] == "error"
@@ -423,7 +423,7 @@ fn a_change_that_fails_later_is_taken_back() {
         let added = stack.wait_pids("added", 1);
         set_mode(&stack, "web", "never");
         stack.rewrite(&new);
-        ok(&stack.ask("reloadconfig", &json!({})));
+        ok(&stack.ask("reloadconfig", &json!({"accept_removal": true})));
         wait_until("a newcomer runs", || count(&stack, "web", "start") == 3);
         stack.replace_manager(how);
         wait_until("it is taken back", || {
@@ -466,7 +466,7 @@ fn what_is_removed_while_a_change_is_taken_back_stays_removed() {
         let added = stack.wait_pids("added", 1)[&1];
         set_mode(&stack, "web", "never");
         stack.rewrite(&new);
-        ok(&stack.ask("reloadconfig", &json!({})));
+        ok(&stack.ask("reloadconfig", &json!({"accept_removal": true})));
         wait_until("it is taken back", || {
             stack.kept_value("change")["undoing"].is_string()
         });
@@ -481,7 +481,10 @@ fn what_is_removed_while_a_change_is_taken_back_stays_removed() {
         });
         // Nor does another change bring it back.
         set_mode(&stack, "web", "");
-        ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+        ok(&stack.ask(
+            "reloadconfig",
+            &json!({"waiting": true, "accept_removal": true}),
+        ));
         assert_eq!(
             stack.request("status", "added")["status"],
             "error",
@@ -502,7 +505,7 @@ fn a_reload_that_was_only_decided_returns_to_the_settings_before() {
     wait_up(&stack, "web");
     set_mode(&stack, "web", "never");
     stack.rewrite(&new);
-    ok(&stack.ask("reloadconfig", &json!({})));
+    ok(&stack.ask("reloadconfig", &json!({"accept_removal": true})));
     wait_until("it is decided", || {
         stack.failpoints().hit("reload.decided").is_some()
     });
@@ -532,7 +535,10 @@ fn what_a_removed_watcher_wrote_last_gets_to_its_file() {
         );
         wait_until("it has spoken", || exists(&stack, "up"));
         stack.rewrite("[circus]\n");
-        ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+        ok(&stack.ask(
+            "reloadconfig",
+            &json!({"waiting": true, "accept_removal": true}),
+        ));
         assert_eq!(stack.request("status", "w")["status"], "error");
         assert!(stack.kept_value("change").is_null());
         stack.replace_manager(how);

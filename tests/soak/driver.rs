@@ -435,7 +435,10 @@ impl Soak {
         let sections = sections(crowd, generation, extra, &self.disk_path);
         let ini = format!("{}\n{sections}", self.base);
         self.whole.write_ini(&ini);
-        let output = self.whole.papactl(&["reloadconfig"]).output();
+        let output = self
+            .whole
+            .papactl(&["reloadconfig", "--accept-removal"])
+            .output();
         let output = output.map_err(|error| error.to_string())?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         // Another reload that is under way may be in its place.

@@ -100,6 +100,10 @@ pub struct ReloadConfigArgs {
     /// Only print what would be done, and why
     #[arg(long)]
     pub plan: bool,
+    /// Go on even if more than half of what runs would be stopped, or an included
+    /// file is no longer there
+    #[arg(long, visible_alias = "accept_removal")]
+    pub accept_removal: bool,
 }
 
 /// Arguments of `incr` and `decr`.

@@ -130,7 +130,13 @@ pub fn run(line: &Papactl) -> ExitCode {
         Verb::Restart(args) => restart::run(common, args),
         Verb::Reload(args) => reload::run(common, args),
         Verb::ReloadConfig(args) => reloadconfig::run(common, args),
-        Verb::Reread => reloadconfig::run(common, &ReloadConfigArgs { plan: true }),
+        Verb::Reread => reloadconfig::run(
+            common,
+            &ReloadConfigArgs {
+                plan: true,
+                accept_removal: false,
+            },
+        ),
         Verb::Scale(args) => scale::run(common, args),
         Verb::Version => version::run(common),
         Verb::Incr(args) => incr::run(common, args),

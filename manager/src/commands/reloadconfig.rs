@@ -8,7 +8,10 @@ use crate::control::message::{Command, PlanReply, PlanStep, Selection};
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &ReloadConfigArgs) -> Result<(), CommandError> {
     let mut client = connect(common)?;
-    let command = Command::ReloadConfig { plan: args.plan };
+    let command = Command::ReloadConfig {
+        plan: args.plan,
+        accept_removal: args.accept_removal,
+    };
     let reply: PlanReply = wait_for(common, &mut client, &Selection::all(), command)?;
     if common.json {
         return print_json(&with_ok(reply));
@@ -23,7 +26,14 @@ pub(super) fn run(common: &Common, args: &ReloadConfigArgs) -> Result<(), Comman
             "nothing to do: the file and what runs agree\n"
         });
     }
-    print(&rendered(&reply.plan))
+    print(&rendered(&reply.plan))?;
+    if let Some(why) = reply
+        .needs_acceptance
+        .filter(|_| args.plan && !args.accept_removal)
+    {
+        note(&format!("papactl: {}", table::printable(&why)));
+    }
+    Ok(())
 }
 
 /// One line per step and reason.

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::diff::Apply;
-use crate::config::render::render_worker;
+use crate::config::render::{WorkerOutput, render_worker};
+use crate::config::resolve::{color_name, facility_name};
 use crate::config::types::{
-    Config, HealthProbe, Identity, LogOutput, Readiness, RlimitValue, SocketConfig, StreamConfig,
-    WatcherConfig,
+    Config, FileStreamConfig, HealthProbe, Identity, LogOutput, Readiness, RlimitValue, RotateWhen,
+    SocketConfig, StreamConfig, WatcherConfig,
 };
 use crate::config::{scalar, words};
 
@@ -110,7 +111,8 @@ fn spec_of(watcher: &WatcherConfig) -> Vec<Facet> {
     let use_sockets = watcher.options.get("use_sockets");
     let mut facets = vec![
         spec("cmd", words::join(&watcher.argv_template)),
-        spec("working_dir", watcher.working_dir.display()),
+        spec("working_dir", watcher.resolved_dir.display()),
+        spec("program", text(watcher.resolved_program.as_ref())),
         spec("uid", identity(watcher.uid.as_ref())),
         spec("gid", identity(watcher.gid.as_ref())),
         spec("umask", mask(watcher.umask)),
@@ -119,8 +121,14 @@ fn spec_of(watcher: &WatcherConfig) -> Vec<Facet> {
             yes_no(use_sockets.is_some_and(|text| scalar::boolean(text) == Ok(true))),
         ),
         spec("stdin_socket", text(watcher.stdin_socket.as_ref())),
-        spec("close_child_stdout", format!("{:?}", worker.stdout)),
-        spec("close_child_stderr", format!("{:?}", worker.stderr)),
+        spec(
+            "close_child_stdout",
+            yes_no(worker.stdout == WorkerOutput::Null),
+        ),
+        spec(
+            "close_child_stderr",
+            yes_no(worker.stderr == WorkerOutput::Null),
+        ),
         Facet {
             apply: if in_environment(watcher.ready.as_ref()) {
                 Apply::Roll
@@ -186,9 +194,9 @@ fn policy_of(watcher: &WatcherConfig) -> Vec<Facet> {
         in_place("backoff_reset", seconds(watcher.backoff.reset)),
         in_place("depends_on", watcher.depends_on.join(", ")),
         in_place("use_papa", yes_no(watcher.use_papa)),
-        in_place("stdout_stream", stream(&watcher.stdout)),
-        in_place("stderr_stream", stream(&watcher.stderr)),
     ];
+    facets.extend(stream("stdout_stream", &watcher.stdout));
+    facets.extend(stream("stderr_stream", &watcher.stderr));
     if let Some(health) = &watcher.health {
         facets.extend([
             in_place("health", probe(&health.probe)),
@@ -227,7 +235,13 @@ fn log_output(output: Option<&LogOutput>) -> String {
     match output {
         None => String::new(),
         Some(LogOutput::File(path)) => path.display().to_string(),
-        Some(LogOutput::Syslog(syslog)) => format!("{syslog:?}"),
+        Some(LogOutput::Syslog(syslog)) => {
+            format!(
+                "syslog {}?{}",
+                syslog.address,
+                facility_name(syslog.facility)
+            )
+        }
     }
 }
 
@@ -274,10 +288,92 @@ fn probe(probe: &HealthProbe) -> String {
     }
 }
 
-/// Long for the wide variants, but exact; people see only that it changed.
-fn stream(stream: &StreamConfig) -> String {
-    match stream {
-        StreamConfig::Unset => String::new(),
-        other => format!("{other:?}"),
+/// One facet for each option, as a file has it.
+fn stream(prefix: &str, stream: &StreamConfig) -> Vec<Facet> {
+    let mut options: Vec<(&str, String)> = Vec::new();
+    let class = match stream {
+        StreamConfig::Unset => "",
+        StreamConfig::Null => "null",
+        StreamConfig::Stdout => "StdoutStream",
+        StreamConfig::Fancy(fancy) => {
+            options.extend([
+                ("color", fancy.color.map_or(String::new(), color_name)),
+                ("time_format", fancy.time_format.clone()),
+            ]);
+            "FancyStdoutStream"
+        }
+        StreamConfig::Syslog(syslog) => {
+            let format = if syslog.rfc5424 { "rfc5424" } else { "rfc3164" };
+            options.extend([
+                ("address", syslog.address.to_string()),
+                ("facility", facility_name(syslog.facility)),
+                ("format", format.to_owned()),
+            ]);
+            "syslog"
+        }
+        StreamConfig::File(file) => {
+            options.extend(file_options(file));
+            match (file.json, file.watch_path, &file.rotation) {
+                (true, _, _) => "json",
+                (_, true, _) => "WatchedFileStream",
+                (_, _, Some(_)) => "TimedRotatingFileStream",
+                _ => "FileStream",
+            }
+        }
+    };
+    options.push(("class", class.to_owned()));
+    // So that going from no file to one shows only what is written.
+    for (option, default) in [
+        ("max_bytes", "0"),
+        ("backup_count", "0"),
+        ("time_format", ""),
+        ("compress", "no"),
+        ("mkdir", "no"),
+    ] {
+        if !options.iter().any(|(known, _)| *known == option) {
+            options.push((option, default.to_owned()));
+        }
     }
+    options
+        .into_iter()
+        .map(|(option, value)| in_place(format!("{prefix}.{option}"), value))
+        .collect()
+}
+
+fn file_options(file: &FileStreamConfig) -> Vec<(&'static str, String)> {
+    let FileStreamConfig {
+        filename,
+        max_bytes,
+        backup_count,
+        time_format,
+        watch_path: _,
+        rotation,
+        compress,
+        mkdir,
+        json: _,
+    } = file;
+    let mut options = vec![
+        ("filename", filename.display().to_string()),
+        ("max_bytes", max_bytes.to_string()),
+        ("backup_count", backup_count.to_string()),
+        ("time_format", time_format.clone().unwrap_or_default()),
+        ("compress", if *compress { "gzip" } else { "no" }.to_owned()),
+        ("mkdir", yes_no(*mkdir).to_owned()),
+    ];
+    if let Some(rotation) = rotation {
+        let when = match rotation.when {
+            RotateWhen::Second => "S".to_owned(),
+            RotateWhen::Minute => "M".to_owned(),
+            RotateWhen::Hour => "H".to_owned(),
+            RotateWhen::Day => "D".to_owned(),
+            RotateWhen::Midnight => "MIDNIGHT".to_owned(),
+            RotateWhen::Weekday(day) => format!("W{day}"),
+        };
+        options.extend([
+            ("rotate_when", when),
+            ("rotate_interval", rotation.interval.to_string()),
+            ("utc", yes_no(rotation.utc).to_owned()),
+        ]);
+    }
+    options
 }

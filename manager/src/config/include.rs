@@ -28,6 +28,19 @@ pub struct Loaded {
     pub document: Document,
     /// Every file read, the main one first, named as in problems.
     pub files: Vec<PathBuf>,
+    /// Those of them in which no section has a key.
+    pub empty: Vec<PathBuf>,
+    /// What `include` and `include_dir` ask for.
+    pub patterns: Vec<Pattern>,
+}
+
+/// A pattern of `include` or `include_dir`, variables replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    /// `include conf.d/*.ini`.
+    pub text: String,
+    /// So many files.
+    pub matches: usize,
 }
 
 /// Reads `path` and what it includes; a relative `path` begins at `directory` and is named in problems as it was
@@ -53,7 +66,17 @@ pub fn load(
             if key == "include_dir" {
                 path.push("*.ini");
             }
-            let matches = expand_pattern(&path, directory);
+            let matches = match expand_pattern(&path, directory) {
+                Ok(matches) => matches,
+                Err(why) => {
+                    findings.error(&entry.value_origin, format!("{key} {pattern:?}: {why}"));
+                    continue;
+                }
+            };
+            loaded.patterns.push(Pattern {
+                text: format!("{key} {pattern}"),
+                matches: matches.len(),
+            });
             if matches.is_empty() {
                 findings.warn(
                     &entry.value_origin,
@@ -95,6 +118,9 @@ fn read_into(loaded: &mut Loaded, path: &Path, directory: &Path, findings: &mut 
             }
             loaded.document.read(path, &bytes, findings);
             loaded.files.push(path.to_owned());
+            if is_empty(&bytes) {
+                loaded.empty.push(path.to_owned());
+            }
             true
         }
         Err(error) => {
@@ -119,36 +145,58 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Every existing path `pattern` matches, in name order; a relative one begins at `start`. A wildcard does not match
-/// a leading dot.
-fn expand_pattern(pattern: &Path, start: &Path) -> Vec<PathBuf> {
+/// Nothing but comments and white space.
+fn is_empty(bytes: &[u8]) -> bool {
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    lines.all(|line| {
+        line.trim_ascii().is_empty() || line.starts_with(b"#") || line.starts_with(b";")
+    })
+}
+
+/// Every path `pattern` matches, in name order; a relative one begins at `start`. A wildcard does not match a leading
+/// dot. A name without wildcards is taken as it is: whether it can be read shows when it is.
+///
+/// # Errors
+/// A directory named without wildcards cannot be listed: what is in it is unknown, which is not the same as nothing.
+fn expand_pattern(pattern: &Path, start: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = vec![PathBuf::new()];
+    let mut guessed = false;
     for component in pattern.components() {
         let wanted = component.as_os_str().to_string_lossy();
         let literal = !matches!(component, Component::Normal(_)) || !fnmatch::is_pattern(&wanted);
-        found = found
-            .into_iter()
-            .flat_map(|directory| {
-                if literal {
-                    vec![directory.join(component)]
-                } else {
-                    let names = list_matching(&start.join(&directory), &wanted);
-                    names.into_iter().map(|name| directory.join(name)).collect()
+        let mut next = Vec::new();
+        for directory in found {
+            if literal {
+                next.push(directory.join(component));
+                continue;
+            }
+            match list_matching(&start.join(&directory), &wanted) {
+                Ok(names) => next.extend(names.into_iter().map(|name| directory.join(name))),
+                // One of several that a wildcard has found may be a file, or not ours.
+                Err(_) if guessed => {}
+                Err(error) => {
+                    let shown = start.join(&directory);
+                    return Err(format!(
+                        "the directory {} cannot be read: {error}",
+                        shown.display()
+                    ));
                 }
-            })
-            .take(MAX_FILES + 1)
-            .collect();
+            }
+        }
+        guessed |= !literal;
+        next.truncate(MAX_FILES + 1);
+        found = next;
     }
-    found.retain(|path| start.join(path).exists());
-    found
+    if guessed {
+        // A dangling link stays: it is named, and cannot be read.
+        found.retain(|path| start.join(path).symlink_metadata().is_ok());
+    }
+    Ok(found)
 }
 
 /// Names in `directory` that match, sorted.
-fn list_matching(directory: &Path, pattern: &str) -> Vec<OsString> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let mut names: Vec<_> = entries
+fn list_matching(directory: &Path, pattern: &str) -> io::Result<Vec<OsString>> {
+    let mut names: Vec<_> = fs::read_dir(directory)?
         .filter_map(Result::ok)
         .map(|entry| entry.file_name())
         .filter(|name| {
@@ -157,7 +205,7 @@ fn list_matching(directory: &Path, pattern: &str) -> Vec<OsString> {
         })
         .collect();
     names.sort();
-    names
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -205,6 +253,38 @@ mod tests {
         assert_eq!(names, ["main.ini", "sub/a.ini", "sub/b.ini", "d1/c.ini"]);
         let get = |key| loaded.document.get("s", key).unwrap().value.as_str();
         assert_eq!([get("k"), get("l"), get("m")], ["main", "a", "c"]);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_read_is_a_mistake_and_not_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        write(base, "conf.d/a.ini", "[s]\nk = 1");
+        std::os::unix::fs::symlink("nowhere", base.join("conf.d/b.ini")).unwrap();
+        for (include, part) in [
+            ("include = conf.d/*.ini", "b.ini: cannot be read"),
+            ("include = gone.ini", "gone.ini: cannot be read"),
+            ("include = gone/*.ini", "gone cannot be read"),
+            ("include_dir = gone", "gone cannot be read"),
+        ] {
+            write(base, "main.ini", &format!("[circus]\n{include}\n"));
+            let mut findings = Findings::default();
+            load(Path::new("main.ini"), base, str::to_owned, &mut findings);
+            assert_eq!(findings.errors.len(), 1, "{include}: {findings:?}");
+            let said = findings.errors[0].to_string();
+            assert!(said.contains(part), "{part:?} in {said:?}");
+        }
+        // What only a wildcard guessed may be missing.
+        write(base, "main.ini", "[circus]\ninclude = */x.ini none-*.ini\n");
+        let mut findings = Findings::default();
+        let loaded = load(Path::new("main.ini"), base, str::to_owned, &mut findings);
+        assert_eq!(findings.errors, []);
+        let matches: Vec<_> = loaded
+            .patterns
+            .iter()
+            .map(|pattern| pattern.matches)
+            .collect();
+        assert_eq!(matches, [0, 0]);
     }
 
     #[test]

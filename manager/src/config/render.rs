@@ -88,9 +88,10 @@ pub fn render_worker(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Work
     let mut verbatim = true;
     let mut env = watcher.env.clone();
     env.insert(NUMBER_VARIABLE.into(), wid.to_string().into());
-    let argv = watcher
-        .argv_template
-        .iter()
+    let program = watcher.resolved_program.iter();
+    let given = watcher.argv_template.iter();
+    let words = program.chain(given.skip(usize::from(watcher.resolved_program.is_some())));
+    let argv = words
         .map(|word| {
             variables::replace(word, |key| {
                 if key == "wid" {
@@ -110,7 +111,7 @@ pub fn render_worker(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Work
         argv,
         verbatim,
         env,
-        working_dir: watcher.working_dir.clone(),
+        working_dir: watcher.resolved_dir.clone(),
         uid: watcher.uid.clone(),
         gid: watcher.gid.clone(),
         umask: watcher.umask,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::environment::Variables;
+use crate::config::include::Pattern;
 use crate::config::ini::{Document, Entry};
 use crate::config::problem::{ConfigErrors, Origin, Problem};
 use crate::config::resolve::Surroundings;
@@ -29,6 +30,10 @@ pub struct Config {
     pub path: PathBuf,
     /// Every file read, the main one first.
     pub files: Vec<PathBuf>,
+    /// Those of them that have no key.
+    pub empty_files: Vec<PathBuf>,
+    /// What the main file includes, and how many files that is.
+    pub patterns: Vec<Pattern>,
     /// The kernel to use; none means: look in the usual places.
     pub kernel: Option<KernelEndpoint>,
     /// First part of every name in the kernel.
@@ -65,7 +70,7 @@ pub struct Base {
     /// `[env]` and `[env:…]`.
     pub(crate) variables: Variables,
     /// Where the manager was started.
-    pub(crate) around: Surroundings,
+    pub around: Surroundings,
     /// What the flapping plugin's section says.
     pub(crate) flapping: FlappingDefaults,
     /// A plugin may read keys of watchers that nobody here knows.
@@ -156,6 +161,11 @@ pub struct WatcherConfig {
     pub singleton: bool,
     /// Where workers start, absolute.
     pub working_dir: PathBuf,
+    /// Where that was when the file was read, links followed: workers start there until it is read again, so that one that is
+    /// replaced meanwhile is of the same release.
+    pub resolved_dir: PathBuf,
+    /// The program likewise, if a link leads to its directory.
+    pub resolved_program: Option<String>,
     /// The workers' environment, complete.
     pub env: BTreeMap<OsString, OsString>,
     /// Names in `env` that were set because of `uid`: those of `identity::ACCOUNT_VARIABLES` that the file does not set.

@@ -173,6 +173,9 @@ pub struct StartedReply {
 pub struct PlanReply {
     /// In the order of doing; empty when file and running state agree.
     pub plan: Vec<PlanStep>,
+    /// Why it is only done with `accept_removal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs_acceptance: Option<String>,
     /// Warnings of the file, one line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

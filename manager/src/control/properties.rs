@@ -41,6 +41,8 @@ pub(super) struct Rm {
 pub(super) struct ReloadConfig {
     #[serde(default)]
     pub(super) plan: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) accept_removal: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -61,6 +61,8 @@ pub enum Command {
     ReloadConfig {
         /// Only say what would be done.
         plan: bool,
+        /// What runs may be stopped, however much it is.
+        accept_removal: bool,
     },
     /// Ends the manager; workers stay.
     Quit,
@@ -370,9 +372,16 @@ impl Command {
                 let selection = selection(given)?;
                 Self::Reload { selection, how }
             }
-            "reloadconfig" => Self::ReloadConfig {
-                plan: read::<wire::ReloadConfig>(given)?.plan,
-            },
+            "reloadconfig" => {
+                let wire::ReloadConfig {
+                    plan,
+                    accept_removal,
+                } = read(given)?;
+                Self::ReloadConfig {
+                    plan,
+                    accept_removal,
+                }
+            }
             "quit" => Self::Quit,
             "shutdown" | "down" => Self::Shutdown,
             "upgrade" => Self::Upgrade,
@@ -440,7 +449,13 @@ impl Command {
                 value.extend(wire::write(&wire::Reload::from_how(how)));
                 value
             }
-            Self::ReloadConfig { plan } => wire::write(&wire::ReloadConfig { plan }),
+            Self::ReloadConfig {
+                plan,
+                accept_removal,
+            } => wire::write(&wire::ReloadConfig {
+                plan,
+                accept_removal,
+            }),
             Self::Incr { name, by } | Self::Decr { name, by } => {
                 wire::write(&wire::Count { name, nb: by })
             }

@@ -48,7 +48,7 @@ pub async fn command(
             .into_iter()
             .chain([("PAPA_PID".into(), pid.to_string().into())])
             .collect(),
-        working_dir: watcher.working_dir.clone(),
+        working_dir: watcher.resolved_dir.clone(),
         uid: watcher.uid.clone(),
         gid: watcher.gid.clone(),
     };

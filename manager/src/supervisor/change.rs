@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::config::diff::{Apply, Plan, diff_watcher};
-use crate::config::{Config, SocketConfig, Surroundings, WatcherConfig, load};
+use crate::config::{Config, Readiness, SocketConfig, WatcherConfig, load};
 use crate::control::message::{Command, Errno, PlanReply, Reply, Request, RequestError};
 use crate::state::Kept;
 use crate::supervisor::compare::{Next, Overrides};
@@ -50,6 +50,11 @@ pub(super) enum Stage {
     Reading,
     /// Sockets are being made.
     Sockets(Box<Next>),
+    /// Watchers that come back under another name are being stopped: two of them cannot have what they bind.
+    Vacating {
+        leaving: Vec<WatcherId>,
+        next: Box<Next>,
+    },
     /// New and different watchers are on their way.
     Watchers {
         waiting: Vec<(WatcherId, Goal)>,
@@ -93,10 +98,9 @@ impl Supervisor {
             undoing: None,
         });
         let (path, events) = (self.config.path.clone(), self.events.clone());
+        let around = self.config.base.around.clone();
         tokio::task::spawn_blocking(move || {
-            let read = Surroundings::current()
-                .map_err(|error| format!("where we are is unknown: {error}"))
-                .and_then(|around| load(&path, &around).map_err(|errors| errors.to_string()));
+            let read = load(&path, &around.again()).map_err(|errors| errors.to_string());
             let _ = events.blocking_send(Event::Read(Box::new(read)));
         });
     }
@@ -118,19 +122,28 @@ impl Supervisor {
         };
         let next = self.compare(config);
         change.reply = PlanReply {
-            plan: plan::steps(&next.plan, &self.drift()),
-            warnings: next
-                .config
-                .warnings
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            plan: plan::steps(&next.plan, &self.drift(&next)),
+            needs_acceptance: self.needs_acceptance(&next),
+            warnings: self.new_warnings(&next.config),
         };
         let only_asking = change.asker.as_ref().is_some_and(|(request, _)| {
-            matches!(request.command, Command::ReloadConfig { plan: true })
+            matches!(request.command, Command::ReloadConfig { plan: true, .. })
         });
         if only_asking {
             return self.end_change(change, &Ok(()));
+        }
+        let accepted = change.asker.as_ref().is_some_and(|(request, _)| {
+            matches!(
+                request.command,
+                Command::ReloadConfig {
+                    accept_removal: true,
+                    ..
+                }
+            )
+        });
+        if let Some(why) = change.reply.needs_acceptance.clone().filter(|_| !accepted) {
+            let reason = format!("nothing was changed: {why}");
+            return self.end_change(change, &Err(RequestError::new(Errno::Command, reason)));
         }
         if self.link.is_none() {
             return self.end_change(change, &Err(not_connected()));
@@ -147,6 +160,18 @@ impl Supervisor {
         change.rolls = self.rolls(&next.plan);
         self.keep_change(&mut change);
         self.change_sockets(change, next);
+    }
+
+    /// Warnings that the file did not give when it was read last; the others have been said.
+    fn new_warnings(&self, next: &Config) -> Vec<String> {
+        let known = |message: &str| {
+            let mut said = self.config.warnings.iter();
+            said.any(|warning| warning.message == message)
+        };
+        let new = next.warnings.iter();
+        new.filter(|warning| !known(&warning.message))
+            .map(ToString::to_string)
+            .collect()
     }
 
     /// Of watchers whose workers are to be replaced one by one, which they have now.
@@ -202,6 +227,19 @@ impl Supervisor {
         };
         match &change.stage {
             Stage::Reading | Stage::Sockets(_) | Stage::Closing => false,
+            Stage::Vacating { leaving, .. } => {
+                let gone = leaving.iter().all(|id| !self.watchers.contains_key(id));
+                if gone && let Some(mut change) = self.change.take() {
+                    match std::mem::replace(&mut change.stage, Stage::Reading) {
+                        Stage::Vacating { next, .. } => self.change_all_watchers(change, *next),
+                        stage => {
+                            change.stage = stage;
+                            self.change = Some(change);
+                        }
+                    }
+                }
+                gone
+            }
             Stage::Watchers { waiting, .. } => {
                 let mut failures = Vec::new();
                 for (id, goal) in waiting {
@@ -245,7 +283,18 @@ impl Supervisor {
             return;
         };
         if !failures.is_empty() {
-            let reason = failures.join("; ");
+            let mut reason = failures.join("; ");
+            let staying: Vec<&str> = leaving
+                .iter()
+                .filter_map(|id| self.watchers.get(id))
+                .map(|watcher| watcher.config().name.as_str())
+                .collect();
+            if change.undoing.is_none() && !staying.is_empty() {
+                let names = staying.join(", ");
+                reason.push_str(&format!(
+                    "; {names} would have been stopped only after that: if an address of theirs is in the way, `papactl stop` them first"
+                ));
+            }
             if change.undoing.is_none() {
                 tracing::error!(reason, "the configuration is taken back");
                 change.undoing = Some(reason);
@@ -395,7 +444,50 @@ impl Supervisor {
         )
     }
 
+    /// Stops what only changes its name, then goes on with the watchers.
     fn change_watchers(&mut self, mut change: Change, next: Next) {
+        let vacating = self.renamed(&next);
+        if vacating.is_empty() {
+            return self.change_all_watchers(change, next);
+        }
+        for id in &vacating {
+            if let Some(watcher) = self.watchers.get_mut(id) {
+                tracing::info!(
+                    watcher = watcher.config().name,
+                    "has another name now and is stopped first"
+                );
+                watcher.remove();
+            }
+        }
+        change.stage = Stage::Vacating {
+            leaving: vacating,
+            next: Box::new(next),
+        };
+        self.change = Some(change);
+    }
+
+    /// Watchers that are to go while another with their very command comes that could not serve beside them.
+    fn renamed(&self, next: &Next) -> Vec<WatcherId> {
+        let added: Vec<&WatcherConfig> = next
+            .plan
+            .watchers
+            .added
+            .iter()
+            .filter_map(|name| next.effective.watcher(name))
+            .collect();
+        let removed = next.plan.watchers.removed.iter();
+        removed
+            .filter_map(|name| self.keys.get(&name.to_lowercase()).copied())
+            .filter(|id| {
+                self.watchers.get(id).is_some_and(|watcher| {
+                    let old = watcher.config();
+                    !watcher.is_removed() && added.iter().any(|new| is_successor(old, new))
+                })
+            })
+            .collect()
+    }
+
+    fn change_all_watchers(&mut self, mut change: Change, next: Next) {
         let Next {
             from,
             config,
@@ -453,6 +545,17 @@ impl Supervisor {
             return Some((id, Goal::Up));
         }
         let running = watcher.is_wanted();
+        if watcher.has_given_up() && apply.is_some() && change.undoing.is_none() {
+            // The trouble may have been mended. It is not waited for: others are not to suffer if it was not.
+            tracing::info!(
+                watcher = config.name,
+                "was given up; tries again with its new settings"
+            );
+            watcher.configure(config);
+            watcher.set_options(overrides.options, overrides.env);
+            watcher.start();
+            return None;
+        }
         let goal = match apply {
             _ if change.restart && watcher.config().autostart => {
                 watcher.configure(config);
@@ -490,4 +593,14 @@ impl Supervisor {
         watcher.set_options(overrides.options, overrides.env);
         goal.map(|goal| (id, goal))
     }
+}
+
+/// Its command and the address it is known to serve by are the same, and that address is no socket of ours that both could have.
+fn is_successor(old: &WatcherConfig, new: &WatcherConfig) -> bool {
+    let by_address = matches!(new.ready, Some(Readiness::Tcp(_) | Readiness::Http(_)));
+    by_address
+        && new.sockets.is_empty()
+        && new.stdin_socket.is_none()
+        && new.ready == old.ready
+        && new.argv_template == old.argv_template
 }

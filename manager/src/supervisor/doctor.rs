@@ -15,7 +15,7 @@ use papa_protocol::process::{Ledger, Process};
 
 use crate::config::change::is_added;
 use crate::config::diff::diff;
-use crate::config::{self, Config, ConfigErrors, Surroundings, WatcherConfig};
+use crate::config::{self, Config, ConfigErrors, WatcherConfig};
 use crate::control::message::{DoctorReply, Finding, Level};
 use crate::kernel_link::KernelLink;
 
@@ -76,13 +76,10 @@ pub(super) async fn examine(seen: Seen, link: Option<KernelLink>) -> DoctorReply
     }
     judge_watchers(&seen, &mut findings);
     let path = seen.config.path.clone();
+    let around = seen.config.base.around.clone();
     // Reading may take long where files are far away.
     let read = tokio::task::spawn_blocking(move || {
-        Surroundings::current()
-            .map_err(|error| error.to_string())
-            .and_then(|around| {
-                config::load(&path, &around).map_err(|errors: ConfigErrors| errors.to_string())
-            })
+        config::load(&path, &around.again()).map_err(|errors: ConfigErrors| errors.to_string())
     });
     let read = match read.await {
         Ok(read) => read,

@@ -5,10 +5,11 @@
 use crate::config::diff::{Apply, KeyChange, Plan};
 use crate::control::message::{PlanAction, PlanStep};
 use crate::supervisor::Supervisor;
+use crate::supervisor::compare::Next;
 
 impl Supervisor {
-    /// What was set at run time and differs from the file.
-    pub(super) fn drift(&self) -> Vec<PlanStep> {
+    /// What was set at run time, differs from the file and stays when `next` is applied.
+    pub(super) fn drift(&self, next: &Next) -> Vec<PlanStep> {
         let watchers = self
             .watchers
             .values()
@@ -16,24 +17,26 @@ impl Supervisor {
         watchers
             .filter_map(|watcher| {
                 let config = watcher.config();
-                let kept = watcher.kept();
-                let file = self.config.watcher(&config.name);
+                let file = next.config.watcher(&config.name)?;
+                let stays = next.set.get(&config.key);
                 let mut why = Vec::new();
-                if watcher.count() != config.numprocesses {
+                if watcher.count() != config.numprocesses
+                    && next.effective.watcher(&config.name)?.numprocesses == config.numprocesses
+                {
                     why.push(format!(
                         "numprocesses: {} at run time, {} in the file",
                         watcher.count(),
                         config.numprocesses
                     ));
                 }
-                for (key, value) in &kept.set {
-                    let before = file.and_then(|file| file.options.get(key));
+                for (key, value) in stays.iter().flat_map(|stays| &stays.options) {
+                    let before = file.options.get(key);
                     let before = before.map_or("not set", String::as_str);
                     why.push(format!(
                         "{key}: {value:?} at run time, {before:?} in the file"
                     ));
                 }
-                if kept.env.is_some() {
+                if stays.is_some_and(|stays| stays.env.is_some()) {
                     why.push("env: set at run time".to_owned());
                 }
                 (!why.is_empty()).then(|| PlanStep {

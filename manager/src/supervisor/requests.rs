@@ -397,7 +397,7 @@ fn acts(command: &Command) -> bool {
             | Command::Stop(_)
             | Command::Restart(_)
             | Command::Reload { .. }
-            | Command::ReloadConfig { plan: false }
+            | Command::ReloadConfig { plan: false, .. }
             | Command::Add(_)
             | Command::Rm { .. }
             | Command::Incr { .. }

@@ -249,8 +249,8 @@ impl Supervisor {
             begun,
             rolls,
             reply: PlanReply {
-                plan: plan::steps(&next.plan, &self.drift()),
-                warnings: Vec::new(),
+                plan: plan::steps(&next.plan, &self.drift(&next)),
+                ..PlanReply::default()
             },
             stage: Stage::Reading,
             undoing,

@@ -51,10 +51,11 @@ impl Supervisor {
         let program = self.program.clone();
         let arguments = self.arguments.clone();
         let events = self.events.clone();
+        let around = self.config.base.around.again();
         tokio::task::spawn_blocking(move || {
             let fits = match program {
-                Some(program) => fits(&program, &arguments, &path, &namespace),
-                None => readable(&path, &namespace),
+                Some(program) => fits(&program, &arguments, &path, &namespace, &around),
+                None => readable(&path, &namespace, &around),
             };
             // Nobody is there any more if the manager has ended meanwhile.
             let _ = events.blocking_send(Event::UpgradeExamined(fits, Box::new(asker)));
@@ -99,9 +100,11 @@ fn fits(
     arguments: &[OsString],
     file: &Path,
     namespace: &str,
+    around: &Surroundings,
 ) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(arguments).arg(CHECK);
+    around.enter(&mut command);
     let said =
         say(&mut command).map_err(|reason| format!("{} {CHECK}: {reason}", program.display()))?;
     if said.success {
@@ -124,14 +127,12 @@ fn fits(
         return Err(format!("{} --version: {}", program.display(), said.status));
     }
     tracing::info!(program = %program.display(), version = said.output.trim(), "does not know {CHECK}; its version is all that was asked for");
-    readable(file, namespace)
+    readable(file, namespace, around)
 }
 
 /// Whether we would take the file again.
-fn readable(file: &Path, namespace: &str) -> Result<(), String> {
-    let around =
-        Surroundings::current().map_err(|error| format!("where we are is unknown: {error}"))?;
-    let config = load(file, &around).map_err(|errors| errors.to_string())?;
+fn readable(file: &Path, namespace: &str, around: &Surroundings) -> Result<(), String> {
+    let config = load(file, around).map_err(|errors| errors.to_string())?;
     same_namespace(file, &config.namespace, namespace)
 }
 
@@ -226,7 +227,13 @@ mod tests {
             std::fs::write(&fresh, format!("#!/bin/sh\n{script}\n")).unwrap();
             std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o755)).unwrap();
             std::fs::rename(&fresh, &program).unwrap();
-            fits(&program, &["c.ini".into()], &file, "circus")
+            fits(
+                &program,
+                &["c.ini".into()],
+                &file,
+                "circus",
+                &Surroundings::current().unwrap(),
+            )
         };
         let answer = |namespace: &str| {
             format!(

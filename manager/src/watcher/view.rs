@@ -87,6 +87,12 @@ impl Watcher {
         self.wanted == Wanted::Running
     }
 
+    /// It was stopped because going on had no prospect.
+    #[must_use]
+    pub fn has_given_up(&self) -> bool {
+        self.wanted == Wanted::Stopped && (self.gave_up || self.kept.gave_up)
+    }
+
     /// An operator stopped it.
     #[must_use]
     pub fn is_stopped_on_request(&self) -> bool {

@@ -65,7 +65,11 @@ fn policy_changes_in_place() {
             "ready = tcp:h:2",
             "ready tcp:h:1 -> tcp:h:2",
         ),
-        ("", "stdout_stream.filename = x", "stdout_stream changed"),
+        (
+            "",
+            "stdout_stream.filename = x",
+            "stdout_stream.class changed, stdout_stream.filename changed",
+        ),
         ("max_retry = -1", "", "max_retry -1 -> 5"),
         ("free = 1", "free = 2", "free 1 -> 2"),
         ("", "use_papa = no", "use_papa yes -> no"),
@@ -94,7 +98,7 @@ fn what_a_worker_is_started_with_rolls() {
         (
             "",
             "stdout_stream.class = null",
-            "close_child_stdout Pipe -> Null, stdout_stream changed",
+            "close_child_stdout no -> yes, stdout_stream.class changed",
         ),
         ("", "copy_env = yes", "env.HOME changed"),
     ] {

@@ -91,6 +91,8 @@ fn file(section: &str, key: &str, value: &str) -> String {
 fn load(text: &str) -> Result<crate::config::Config, crate::config::ConfigErrors> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t.ini");
+    // The directory that the examples of `include` and `include_dir` name.
+    std::fs::create_dir(dir.path().join("conf.d")).unwrap();
     std::fs::write(&path, text).unwrap();
     let around = crate::config::Surroundings {
         environment: [("HOME".into(), "/root".into())].into(),

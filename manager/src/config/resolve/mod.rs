@@ -16,10 +16,15 @@ mod socket;
 mod stream;
 mod watcher;
 
+pub(crate) use stream::{color_name, facility_name};
+
 use std::collections::BTreeMap;
 use std::env;
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,16 +63,77 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Those of this process.
+    /// Those of this process. The directory is the one whoever started us went into, through links: a release directory's link
+    /// leads somewhere else tomorrow.
     ///
     /// # Errors
-    /// The working directory is gone or cannot be entered.
+    /// The working directory is gone or cannot be entered, and `PWD` does not say where it was.
     pub fn current() -> io::Result<Self> {
+        let logical = env::var_os("PWD").map(PathBuf::from);
         Ok(Self {
             environment: env::vars_os().collect(),
-            directory: env::current_dir()?,
+            directory: directory(logical, env::current_dir())?,
         })
     }
+
+    /// Has a program start where we were started, by that name; wherever it is if that is gone.
+    pub fn enter(&self, command: &mut Command) {
+        if self.directory.is_dir() {
+            command
+                .current_dir(&self.directory)
+                .env("PWD", &self.directory);
+        }
+    }
+
+    /// The same directory with this process's environment, wherever its working directory is by now.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
+            environment: env::vars_os().collect(),
+            directory: self.directory.clone(),
+        }
+    }
+}
+
+/// The working directory by its logical name, if that leads there still. A working directory that is gone has only that name.
+fn directory(logical: Option<PathBuf>, physical: io::Result<PathBuf>) -> io::Result<PathBuf> {
+    let logical = logical.filter(|path| path.is_absolute());
+    let physical = match (physical, logical.as_ref()) {
+        (Ok(physical), _) => physical,
+        (Err(_), Some(logical)) => return Ok(logical.clone()),
+        (Err(error), None) => return Err(error),
+    };
+    let place = |path: &Path| {
+        fs::metadata(path)
+            .map(|found| (found.dev(), found.ino()))
+            .ok()
+    };
+    let here = place(&physical);
+    Ok(logical
+        .filter(|logical| here.is_some() && place(logical) == here)
+        .unwrap_or(physical))
+}
+
+/// Where `path` is now, links followed; as it is written if nobody can say.
+fn resolved(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A program that is reached through a link to a directory: where it is now. Its own name stays, because programs look at it.
+/// None for a program that is looked for in `PATH` or in the working directory, and for the system's own.
+fn resolved_program(program: &str) -> Option<String> {
+    let path = Path::new(program);
+    let (parent, name) = (path.parent()?, path.file_name()?);
+    // /bin is a link on most systems, and where it leads does not change.
+    let system = ["/bin", "/sbin", "/lib", "/lib64", "/usr"];
+    if !path.is_absolute() || system.iter().any(|start| path.starts_with(start)) {
+        return None;
+    }
+    let there = fs::canonicalize(parent).ok()?;
+    if there == parent {
+        return None;
+    }
+    there.join(name).into_os_string().into_string().ok()
 }
 
 /// Reads the configuration in `path`.
@@ -91,6 +157,7 @@ pub fn load_kept(
     let loaded = Loaded {
         document: kept.to_document(path),
         files: vec![path.to_owned()],
+        ..Loaded::default()
     };
     resolve(path, around, &loaded, Findings::default())
 }
@@ -150,11 +217,13 @@ fn resolve(
             warnings: findings.warnings,
         });
     }
-    config.files = loaded
-        .files
-        .iter()
-        .map(|file| around.directory.join(file))
-        .collect();
+    let absolute = |files: &[PathBuf]| {
+        let files = files.iter();
+        files.map(|file| around.directory.join(file)).collect()
+    };
+    config.files = absolute(&loaded.files);
+    config.empty_files = absolute(&loaded.empty);
+    config.patterns.clone_from(&loaded.patterns);
     config.warnings = findings.warnings;
     Ok(config)
 }
@@ -299,6 +368,8 @@ fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) ->
     Config {
         path: PathBuf::new(),
         files: Vec::new(),
+        empty_files: Vec::new(),
+        patterns: Vec::new(),
         kernel: fields
             .filled("papa_endpoint")
             .and_then(|_| fields.parsed("papa_endpoint", kernel_endpoint)),

@@ -284,6 +284,20 @@ fn color(text: &str) -> Result<Option<u8>, String> {
         .ok_or_else(|| format!("expected {}", COLORS.join(", ")))
 }
 
+/// A colour's word.
+pub(crate) fn color_name(number: u8) -> String {
+    let index = usize::from(number).saturating_sub(1);
+    COLORS
+        .get(index)
+        .map_or(String::new(), |name| (*name).to_owned())
+}
+
+/// A facility's word.
+pub(crate) fn facility_name(number: u8) -> String {
+    let name = FACILITIES.get(usize::from(number));
+    name.map_or_else(|| number.to_string(), |name| (*name).to_owned())
+}
+
 pub(super) fn facility(text: &str) -> Result<u8, String> {
     let text = text.trim().to_lowercase();
     FACILITIES

@@ -13,8 +13,8 @@ use crate::config::problem::Findings;
 use crate::config::raw::RawSection;
 use crate::config::resolve::restarts::FlappingDefaults;
 use crate::config::resolve::{
-    Surroundings, command, depends, hooks, identity, keys, name_fault, probe, python, restarts,
-    stream,
+    Surroundings, command, depends, hooks, identity, keys, name_fault, probe, python, resolved,
+    resolved_program, restarts, stream,
 };
 use crate::config::scalar;
 use crate::config::signal::{SignalNumber, UnknownSignal};
@@ -113,9 +113,12 @@ pub(super) fn resolve(
     let watcher = WatcherConfig {
         key: name.to_lowercase(),
         origin: section.origin.clone(),
-        argv_template: argv_template.unwrap_or_default(),
         numprocesses,
         singleton,
+        resolved_dir: resolved(&working_dir),
+        resolved_program: argv_template
+            .as_ref()
+            .and_then(|argv| resolved_program(argv.first()?)),
         working_dir,
         env: environment,
         env_given: env_given.cloned(),
@@ -173,6 +176,7 @@ pub(super) fn resolve(
         stdin_socket: stdin_socket(&mut fields, context.sockets),
         stdout: stream::resolve(&mut fields, "stdout", context.around),
         stderr: stream::resolve(&mut fields, "stderr", context.around),
+        argv_template: argv_template.unwrap_or_default(),
         hooks: hooks(&mut fields),
         options: fields.options(),
         entries: section.entries.clone(),

@@ -49,7 +49,10 @@ fn every_command_survives_the_wire() {
             names: Vec::new(),
             matching: Matching::Regex,
         }),
-        Command::ReloadConfig { plan: true },
+        Command::ReloadConfig {
+            plan: true,
+            accept_removal: true,
+        },
         Command::Quit,
         Command::Shutdown,
         Command::Upgrade,

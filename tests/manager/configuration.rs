@@ -1,0 +1,272 @@
+//! The file and what it names are changed under a running manager: moved, emptied, linked elsewhere, mended.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::harness::{free_port, procfs, wait_for, wait_until};
+use crate::journal::wait_up;
+use crate::stack::Stack;
+
+#[track_caller]
+fn refused(reply: &Value) -> &str {
+    assert_eq!(reply["status"], "error", "{reply}");
+    reply["reason"].as_str().unwrap()
+}
+
+#[track_caller]
+fn reload(stack: &Stack) -> Value {
+    stack.ask("reloadconfig", &json!({"waiting": true}))
+}
+
+#[track_caller]
+fn ok(reply: &Value) {
+    assert_eq!(reply["status"], "ok", "{reply}");
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// A stack whose watchers a and b come from `conf.d/`.
+fn with_includes() -> Stack {
+    let main = "[circus]\ninclude = DIR/conf.d/*.ini\n[watcher:main]\ncmd = sleep 1000\n";
+    let stack = Stack::start_after(main, |kernel| {
+        for name in ["a", "b"] {
+            write(
+                &kernel.directory().join(format!("conf.d/{name}.ini")),
+                &format!("[watcher:{name}]\ncmd = sleep 1000\n"),
+            );
+        }
+    });
+    for name in ["main", "a", "b"] {
+        wait_up(&stack, name);
+    }
+    stack
+}
+
+#[test]
+fn an_include_that_is_gone_for_a_moment_stops_nobody() {
+    let stack = with_includes();
+    let directory = stack.kernel.directory().join("conf.d");
+    let away = stack.kernel.directory().join("away");
+    let before = stack.pids("a");
+
+    fs::rename(&directory, &away).unwrap();
+    let reply = reload(&stack);
+    assert!(refused(&reply).contains("conf.d cannot be read"), "{reply}");
+
+    fs::create_dir(&directory).unwrap();
+    let reply = reload(&stack);
+    let reason = refused(&reply);
+    assert!(reason.contains("matches no file any more"), "{reason}");
+    assert!(reason.contains("--accept-removal"), "{reason}");
+    fs::remove_dir(&directory).unwrap();
+    fs::rename(&away, &directory).unwrap();
+
+    let file = directory.join("a.ini");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    symlink("nowhere", &file).unwrap();
+    let reply = reload(&stack);
+    assert!(refused(&reply).contains("a.ini: cannot be read"), "{reply}");
+    fs::remove_file(&file).unwrap();
+
+    fs::write(&file, "").unwrap();
+    let plan = stack.ask("reloadconfig", &json!({"plan": true}));
+    ok(&plan);
+    let needs = plan["needs_acceptance"].as_str().unwrap();
+    assert!(needs.contains("a.ini has become empty"), "{needs}");
+    let reply = reload(&stack);
+    assert!(refused(&reply).contains("1 of 3 workers (a)"), "{reply}");
+    assert_eq!(stack.pids("a"), before, "nobody was stopped");
+
+    let accept = json!({"waiting": true, "accept_removal": true});
+    ok(&stack.ask("reloadconfig", &accept));
+    assert_eq!(stack.request("status", "a")["status"], "error");
+    fs::write(&file, text).unwrap();
+    ok(&reload(&stack));
+    wait_up(&stack, "a");
+}
+
+#[test]
+fn a_file_that_would_stop_most_of_what_runs_is_asked_about() {
+    let one = "[watcher:a]\ncmd = sleep 1000\n";
+    let all = format!("{one}[watcher:b]\ncmd = sleep 1000\nnumprocesses = 3\n");
+    let stack = Stack::start(&all);
+    stack.wait_pids("b", 3);
+    wait_up(&stack, "a");
+    let before = stack.pids("b");
+    for less in [
+        "",
+        one,
+        &all.replace("numprocesses = 3", "numprocesses = 0"),
+    ] {
+        stack.rewrite(less);
+        let reply = reload(&stack);
+        assert!(refused(&reply).contains("--accept-removal"), "{reply}");
+        let reply = stack.request_all("restart");
+        assert!(refused(&reply).contains("--accept-removal"), "{reply}");
+    }
+    assert_eq!(stack.pids("b"), before);
+    // Less than half needs no word.
+    stack.rewrite(&all.replace("numprocesses = 3", "numprocesses = 2"));
+    ok(&reload(&stack));
+    stack.wait_pids("b", 2);
+}
+
+#[test]
+fn a_corrected_file_brings_back_a_watcher_that_was_given_up() {
+    let broken = "[watcher:fine]\ncmd = sleep 1000\n\
+        [watcher:bad]\ncmd = /no/such/program\nmax_retry = 1\nbackoff_first = 0.01\nbackoff_max = 0.01\n";
+    let stack = Stack::start(broken);
+    wait_up(&stack, "fine");
+    wait_until("it is given up", || stack.state("bad") == "stopped");
+    // A change elsewhere is no reason to try again, one of its own is.
+    stack.rewrite(&broken.replace("/no/such/program", "sleep 1000"));
+    ok(&reload(&stack));
+    wait_up(&stack, "bad");
+
+    // An operator's stop is not giving up.
+    ok(&stack.request("stop", "bad"));
+    stack.rewrite(&broken.replace("/no/such/program", "sleep 1001"));
+    ok(&reload(&stack));
+    assert_eq!(stack.state("bad"), "stopped");
+}
+
+#[test]
+fn a_renamed_watcher_that_binds_its_own_port_can_be_renamed() {
+    let port = free_port();
+    let section = |name: &str| {
+        format!(
+            "[watcher:other]\ncmd = sleep 1000\n[watcher:third]\ncmd = sleep 1000\n[watcher:{name}]\ncmd = python3 -m http.server --bind 127.0.0.1 {port}\n\
+             ready = http://127.0.0.1:{port}/\nready_timeout = 20\nmax_retry = 1\nbackoff_first = 0.05\n"
+        )
+    };
+    let stack = Stack::start(&section("web"));
+    wait_up(&stack, "web");
+    stack.rewrite(&section("site"));
+    ok(&reload(&stack));
+    assert_eq!(stack.state("site"), "active");
+    assert_eq!(stack.request("status", "web")["status"], "error");
+}
+
+#[test]
+fn a_plan_shows_values_as_a_file_has_them_and_no_key_twice() {
+    let first = "[watcher:a]\ncmd = sleep 1000\nstdout_stream.filename = DIR/a.log\n\
+        stderr_stream.class = syslog\n";
+    let stack = Stack::start(first);
+    wait_up(&stack, "a");
+    ok(&stack.ask(
+        "set",
+        &json!({"name": "a", "options": {"max_age": 200.5, "graceful_timeout": 4}, "waiting": true}),
+    ));
+    stack.rewrite(&format!(
+        "{first}stdout_stream.max_bytes = 1000\nstderr_stream.facility = local3\ngraceful_timeout = 7\n"
+    ));
+    let plan = stack.ask("reloadconfig", &json!({"plan": true}));
+    ok(&plan);
+    let text = plan["plan"].to_string();
+    for sign in ["{ ", "File(", "Syslog", "Some(", "PathBuf", "StreamConfig"] {
+        assert!(!text.contains(sign), "{sign:?} in {text}");
+    }
+    for line in [
+        r#"stdout_stream.max_bytes: \"0\" -> \"1000\""#,
+        r#"stderr_stream.facility: \"daemon\" -> \"local3\""#,
+        r#"graceful_timeout: \"4\" -> \"7\""#,
+        r#"max_age: \"200.5\" at run time"#,
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    assert_eq!(text.matches("graceful_timeout").count(), 1, "{text}");
+}
+
+/// Makes `DIR/NAME` a release whose program writes its name and sleeps, or ends at once.
+fn release(stack: &Path, name: &str, ends: bool) {
+    let what = if ends { "exit 1" } else { "exec sleep 1000" };
+    let program = stack.join(name).join("run");
+    write(&program, &format!("#!/bin/sh\n{what}\n"));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&program, mode).unwrap();
+}
+
+fn point(directory: &Path, name: &str) {
+    let new = directory.join("new-link");
+    symlink(directory.join(name), &new).unwrap();
+    fs::rename(new, directory.join("current")).unwrap();
+}
+
+fn place(pid: i32) -> String {
+    let link = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+    link.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_release_link_that_moved_is_a_difference_and_a_rolled_back_one_is_not_taken() {
+    let ini = "[watcher:a]\ncmd = ./run\nworking_dir = DIR/current\nbackoff_first = 0.05\n\
+        [watcher:b]\ncmd = DIR/current/run\n";
+    let stack = Stack::start_after(ini, |kernel| {
+        let directory = kernel.directory();
+        release(directory, "r1", false);
+        release(directory, "r2", true);
+        release(directory, "r3", false);
+        point(directory, "r1");
+    });
+    let directory = stack.kernel.directory().to_owned();
+    wait_up(&stack, "a");
+    wait_up(&stack, "b");
+    let first = stack.wait_pids("a", 1)[&1];
+    assert_eq!(place(first), "r1");
+
+    point(&directory, "r2");
+    let plan = stack.ask("reloadconfig", &json!({"plan": true}));
+    let text = plan["plan"].to_string();
+    for part in ["watcher:a", "watcher:b", "working_dir", "r1", "r2"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let reply = reload(&stack);
+    assert!(
+        refused(&reply).contains("everything was put back"),
+        "{reply}"
+    );
+    // Who is replaced now is of the release that served.
+    for name in ["a", "b"] {
+        let old = wait_for("it runs", || stack.pids(name).values().next().copied());
+        procfs_kill(old);
+        let new = wait_for("another runs", || {
+            let pids = stack.pids(name);
+            pids.values().find(|pid| **pid != old).copied()
+        });
+        wait_until("it is what served", || {
+            fs::read(format!("/proc/{new}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"))
+        });
+    }
+    point(&directory, "r3");
+    ok(&reload(&stack));
+    let pid = wait_for("the new release runs", || {
+        stack.pids("a").values().next().copied()
+    });
+    assert_eq!(place(pid), "r3");
+    // A release that is gone is no reason not to run.
+    point(&directory, "r1");
+    fs::remove_dir_all(directory.join("r3")).unwrap();
+    procfs_kill(pid);
+    let new = wait_for("another runs", || {
+        let pids = stack.pids("a");
+        pids.values().find(|other| **other != pid).copied()
+    });
+    wait_until("it runs where the link leads", || {
+        procfs::alive(new) && place(new) == "r1"
+    });
+}
+
+fn procfs_kill(pid: i32) {
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+}

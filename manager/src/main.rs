@@ -18,6 +18,7 @@ use papa_manager::own_log::{self, OwnLog};
 use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
 use papa_manager::supervisor::{Checked, Event, Outcome, Setup, Supervisor, own_program};
+use papa_manager::sys;
 use papa_protocol::client::Address;
 use papa_protocol::failpoint;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     if let Err(error) = papa_manager::sys::ignore_file_size_signal() {
         say(&format!("papa-manager: ignoring SIGXFSZ: {error}"));
     }
+    sys::notice_children();
     let args = ManagerArgs::parse();
     if args.own_session {
         // Fails only for who leads a session already, which is as good.

@@ -7,12 +7,14 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use chrono::Local;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
@@ -22,6 +24,8 @@ use crate::walk::{check_append, open_append};
 
 /// Only we read it: it names commands and files.
 const MODE: u32 = 0o600;
+/// Most bytes of one line on standard error: what a pipe that says it has room has room for.
+const STDERR_LINE_BYTES: usize = 4096;
 
 /// A handle to the log in use.
 #[derive(Debug, Clone)]
@@ -67,6 +71,7 @@ impl OwnLog {
             .with_max_level(level)
             .with_ansi(false)
             .with_target(false)
+            .log_internal_errors(false)
             .with_writer(log.clone())
             .try_init()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -161,21 +166,36 @@ pub struct Line {
 }
 
 impl Write for Line {
+    /// Never fails: a line that cannot be written (full disk, closed terminal, a reader that went) is lost, and nothing else.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let sent = match &*self.sink.lock().unwrap_or_else(PoisonError::into_inner) {
-            Sink::File(file) => return (&mut &*file).write(bytes),
-            Sink::StandardError => return io::stderr().write(bytes),
+            Sink::File(file) => {
+                let _ = (&mut &*file).write_all(bytes);
+                return Ok(bytes.len());
+            }
+            Sink::StandardError => Err(io::ErrorKind::NotConnected.into()),
             Sink::Unix(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
             Sink::Udp(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
         };
-        match sent {
-            Ok(_) => Ok(bytes.len()),
-            Err(_) => io::stderr().write(bytes),
+        if sent.is_err() {
+            to_standard_error(bytes);
         }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Writes what standard error takes at once; a reader that stands still must not stop the manager.
+fn to_standard_error(bytes: &[u8]) {
+    let stderr = io::stderr();
+    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    let takes = poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        && polled[0].revents() == Some(PollFlags::POLLOUT);
+    if takes {
+        let _ = nix::unistd::write(stderr.as_fd(), &bytes[..bytes.len().min(STDERR_LINE_BYTES)]);
     }
 }
 

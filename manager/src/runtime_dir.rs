@@ -74,6 +74,13 @@ impl RuntimeDir {
         Self { path }
     }
 
+    /// The directory a socket of ours is in.
+    #[must_use]
+    pub fn of_socket(socket: &Path) -> Self {
+        let path = socket.parent().unwrap_or(Path::new("/")).to_owned();
+        Self { path }
+    }
+
     /// Creates the directory if it is missing and checks that it is private.
     ///
     /// # Errors

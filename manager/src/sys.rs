@@ -79,6 +79,13 @@ fn send_signal(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::R
     Ok(())
 }
 
+/// Gives SIGCHLD its default disposition back. Whoever started us may have had it ignored, which is inherited: the system then throws
+/// the exit status of our children away, so that starts seem never to end and every health check fails.
+pub fn notice_children() {
+    // SAFETY: sets a default disposition, before there is a second thread; no handler of ours is involved.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Has `command` start in a session of its own, with no descriptor but those it is given: not even what whoever started us let us
 /// inherit.
 pub fn detach(command: &mut Command) {

@@ -33,6 +33,7 @@ mod sockets;
 mod stack;
 mod stuck;
 mod successor;
+mod surroundings;
 mod watchers;
 mod web_stack;
 mod whole_stop;

@@ -19,4 +19,5 @@ pub mod reply;
 pub mod request;
 pub mod selection;
 pub mod server;
+mod sessions;
 pub(crate) mod stuck;

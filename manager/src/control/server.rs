@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -24,15 +25,18 @@ use tokio::sync::{mpsc, oneshot};
 use crate::control::message::{
     Command, Errno, EventsReply, Listen, MAX_REQUEST_BYTES, Reply, Request, RequestError, Since,
 };
+use crate::control::sessions::{MAX_LISTENERS, Session, Sessions};
 use crate::control::stuck::{Found, end_if_stuck};
 use crate::error::ManagerError;
+use crate::runtime_dir::RuntimeDir;
 
-/// Connections served at once; more wait in the accept queue.
-const MAX_CONNECTIONS: usize = 128;
 /// Only the owner may connect; the directory is private too.
 const SOCKET_MODE: u32 = 0o600;
 /// Pause when no descriptor is left for a new connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often the socket's path is looked for: a runtime directory may be cleaned up under a manager that runs for months.
+const LOOK_FOR_PATH: Duration = Duration::from_secs(5);
 
 /// How often an asker that has finished asking is looked for while its answer is worked on.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -50,10 +54,17 @@ pub struct Asked {
 #[derive(Debug)]
 pub struct ControlServer {
     path: PathBuf,
+    bound: Arc<Mutex<Bound>>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+/// What we have at the path.
+#[derive(Debug)]
+struct Bound {
     /// Of the socket we bound there.
     inode: Option<(u64, u64)>,
-    accepting: tokio::task::JoinHandle<()>,
-    /// Held for as long as we live: two that start at once cannot both find the socket dead and replace it.
+    /// Held for as long as we live: two that start at once cannot both find the socket dead and replace it. When the file is gone with its
+    /// directory, the kernel's claim is what keeps a second manager out.
     _lock: Flock<fs::File>,
 }
 
@@ -86,15 +97,16 @@ impl ControlServer {
             // It is starting, or ending.
             return Err(running(holder(&path)));
         };
-        // For whoever comes while the socket does not answer.
-        let _ = lock.set_len(0);
-        let _ = (&*lock).write_all(std::process::id().to_string().as_bytes());
+        note_holder(&lock);
         let listener = listen(&path).map_err(failed)?;
-        Ok(Self {
+        let bound = Arc::new(Mutex::new(Bound {
             inode: inode(&path),
-            path,
-            accepting: tokio::spawn(accept(listener, asked)),
             _lock: lock,
+        }));
+        Ok(Self {
+            accepting: tokio::spawn(accept(listener, asked, path.clone(), bound.clone())),
+            path,
+            bound,
         })
     }
 }
@@ -103,8 +115,9 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         self.accepting.abort();
         // Another manager may have bound the path meanwhile: its socket stays.
-        if self.inode.is_some()
-            && self.inode == inode(&self.path)
+        let bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        if bound.inode.is_some()
+            && bound.inode == inode(&self.path)
             && let Err(error) = fs::remove_file(&self.path)
         {
             tracing::debug!(%error, "the control socket's path stays");
@@ -126,6 +139,32 @@ fn lock(socket: &Path) -> io::Result<Option<Flock<fs::File>>> {
         Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(errno.into()),
     }
+}
+
+/// For whoever comes while the socket does not answer.
+fn note_holder(lock: &Flock<fs::File>) {
+    let _ = lock.set_len(0);
+    let _ = (&**lock).write_all(std::process::id().to_string().as_bytes());
+}
+
+/// Makes directory, lock and socket anew where somebody removed them. None if they are there, or another manager is at the path.
+fn listen_again(path: &Path) -> io::Result<Option<(UnixListener, Bound)>> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(None);
+    }
+    RuntimeDir::of_socket(path)
+        .ensure()
+        .map_err(io::Error::other)?;
+    let Some(lock) = lock(path)? else {
+        return Ok(None);
+    };
+    note_holder(&lock);
+    let listener = listen(path)?;
+    let bound = Bound {
+        inode: inode(path),
+        _lock: lock,
+    };
+    Ok(Some((listener, bound)))
 }
 
 /// Who wrote itself into the lock.
@@ -153,29 +192,62 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, asked: mpsc::Sender<Asked>) {
-    let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+async fn accept(
+    mut listener: UnixListener,
+    asked: mpsc::Sender<Asked>,
+    path: PathBuf,
+    bound: Arc<Mutex<Bound>>,
+) {
+    let sessions = Sessions::default();
+    let mut trouble = None;
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) if is_trusted(&stream) => {
-                let asked = asked.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = converse(stream, &asked).await {
-                        tracing::debug!(%error, "a control connection ended");
-                    }
-                    drop(permit);
-                });
-            }
-            Ok(_) => tracing::warn!("a control connection of another user was refused"),
-            Err(error) => {
+        let accepted = tokio::time::timeout(LOOK_FOR_PATH, listener.accept()).await;
+        match accepted {
+            Ok(Ok((stream, _))) if is_trusted(&stream) => serve(stream, &sessions, &asked),
+            Ok(Ok(_)) => tracing::warn!("a control connection of another user was refused"),
+            Ok(Err(error)) => {
                 tracing::warn!(%error, "cannot accept a control connection");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
+            Err(_) => match listen_again(&path) {
+                Ok(None) => {}
+                Ok(Some((again, now))) => {
+                    tracing::warn!(path = %path.display(), "the control socket was removed and is made anew");
+                    *bound.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                    listener = again;
+                    trouble = None;
+                }
+                // Once for each reason, not every time.
+                Err(error) if trouble.as_ref() != Some(&error.to_string()) => {
+                    tracing::warn!(path = %path.display(), %error, "the control socket was removed and cannot be made anew");
+                    trouble = Some(error.to_string());
+                }
+                Err(_) => {}
+            },
         }
     }
+}
+
+fn serve(stream: UnixStream, sessions: &Sessions, asked: &mpsc::Sender<Asked>) {
+    let Some(session) = sessions.enter() else {
+        tokio::spawn(refuse(stream));
+        return;
+    };
+    let (number, asked) = (session.number(), asked.clone());
+    let task = tokio::spawn(async move {
+        if let Err(error) = converse(stream, &asked, &session).await {
+            tracing::debug!(%error, "a control connection ended");
+        }
+    });
+    sessions.set_task(number, task.abort_handle());
+}
+
+/// Tells a connection for which there is no room; whoever only wants to know whether we live knows it then.
+async fn refuse(mut stream: UnixStream) {
+    let reason = "as many requests are under way as this manager takes; try again when one is done";
+    let error = RequestError::new(Errno::Command, reason);
+    let line = Reply::error(serde_json::Value::Null, now(), error).to_line();
+    let _ = tokio::time::timeout(LOOK_AGAIN, stream.write_all(&line)).await;
 }
 
 fn is_trusted(stream: &UnixStream) -> bool {
@@ -185,7 +257,11 @@ fn is_trusted(stream: &UnixStream) -> bool {
         .is_ok_and(|peer| peer.uid() == ours || peer.uid() == 0)
 }
 
-async fn converse(stream: UnixStream, asked: &mpsc::Sender<Asked>) -> io::Result<()> {
+async fn converse(
+    stream: UnixStream,
+    asked: &mpsc::Sender<Asked>,
+    session: &Session,
+) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
@@ -209,12 +285,19 @@ async fn converse(stream: UnixStream, asked: &mpsc::Sender<Asked>) -> io::Result
                     .await;
             }
         }
+        session.asks();
         let reply = match Request::parse(&line) {
             Ok(Request {
                 id,
                 command: Command::Listen(listen),
                 ..
-            }) => return stream_events(reader, writer, asked, id, listen).await,
+            }) => {
+                if session.listens() {
+                    return stream_events(reader, writer, asked, id, listen).await;
+                }
+                let reason = format!("{MAX_LISTENERS} connections listen already; end one first");
+                Reply::error(id, now(), RequestError::new(Errno::Command, reason))
+            }
             Ok(request) => {
                 let cast = request.cast;
                 let (sender, receiver) = oneshot::channel();
@@ -226,6 +309,7 @@ async fn converse(stream: UnixStream, asked: &mpsc::Sender<Asked>) -> io::Result
                     return Ok(());
                 }
                 if cast {
+                    session.is_answered();
                     continue;
                 }
                 match unless_gone(&mut reader, receiver).await {
@@ -236,6 +320,7 @@ async fn converse(stream: UnixStream, asked: &mpsc::Sender<Asked>) -> io::Result
             Err((id, error)) => Reply::error(id, now(), error),
         };
         writer.write_all(&reply.to_line()).await?;
+        session.is_answered();
     }
 }
 

@@ -33,9 +33,6 @@ use crate::sys;
 const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;
 
 /// Why the kernel did not do what was asked.
-/// Names the worker in the environment of everything it starts, so that what leaves its session is still known to be its own.
-pub const WORKER_VARIABLE: &str = "PAPA_WORKER";
-
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The kernel or the connection.
@@ -364,16 +361,10 @@ impl KernelLink {
         means: Means,
     ) -> Result<Process, LinkError> {
         let spec = render_worker(watcher, &self.namespace, wid);
-        let spec_name = spec.name.clone();
         let mut request = process_request(watcher, spec)?;
         let settings = digest(watcher, &request);
         // Not part of the settings: what an older manager started has no mark, and is the same worker still.
-        let mark = Mark {
-            namespace: self.namespace.clone(),
-            watcher: watcher.key.clone(),
-            wid,
-            lineage: self.lineage().await?,
-        };
+        let mark = self.mark(&watcher.key, wid).await?;
         for (variable, value) in mark.variables() {
             let environment = &mut request.env.0;
             environment.insert(variable.to_owned(), ByteString::from(value));
@@ -387,8 +378,6 @@ impl KernelLink {
         if request.umask.is_none() {
             request.umask = self.umask.and_then(|bits| Umask::new(bits.into()));
         }
-        let mark = ByteString::from(spec_name.clone());
-        request.env.0.insert(WORKER_VARIABLE.to_owned(), mark);
         let note = Note {
             generation,
             settings,
@@ -423,6 +412,19 @@ impl KernelLink {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// What the environment of worker `wid` of the watcher `key` says of whose it is.
+    ///
+    /// # Errors
+    /// See [`Self::lineage`].
+    pub async fn mark(&self, key: &str, wid: u32) -> Result<Mark, LinkError> {
+        Ok(Mark {
+            namespace: self.namespace.clone(),
+            watcher: key.to_owned(),
+            wid,
+            lineage: self.lineage().await?,
+        })
     }
 
     /// Which line of kernels the one we speak to belongs to.

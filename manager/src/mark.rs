@@ -20,6 +20,9 @@ pub const WID: &str = crate::config::NUMBER_VARIABLE;
 /// The line of kernels.
 pub const LINEAGE: &str = "PAPA_LINEAGE";
 
+/// All variables of a mark.
+pub const VARIABLES: [&str; 4] = [NAMESPACE, WATCHER, WID, LINEAGE];
+
 /// Longest environment that is read: the system lets a program start with 6 MiB at most.
 const MAX_ENVIRONMENT_BYTES: u64 = 6 * 1024 * 1024;
 

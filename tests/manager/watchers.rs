@@ -364,7 +364,6 @@ fn an_environment_arrives_as_it_was_written() {
             "EMPTY=".to_owned(),
             "LINES=one\ntwo".to_owned(),
             format!("PAPA_WID={wid}"),
-            format!("PAPA_WORKER=circus.bare.{wid}"),
         ];
         wait_until("the worker has been executed", || {
             let environment = procfs::environment(*pid);

@@ -70,12 +70,9 @@ fn wait_children(stack: &Stack, count: usize) -> Vec<i32> {
 
 /// Everybody alive that a worker of this watcher has started.
 fn marked(watcher: &str) -> BTreeSet<i32> {
-    let own = format!(".{watcher}.");
+    let own = format!("PAPA_WATCHER={watcher}");
     let is_its = |pid: &i32| {
-        procfs::alive(*pid)
-            && procfs::environment(*pid)
-                .iter()
-                .any(|entry| entry.starts_with("PAPA_WORKER=") && entry.contains(&own))
+        procfs::alive(*pid) && procfs::environment(*pid).iter().any(|entry| *entry == own)
     };
     procfs::pids().into_iter().filter(is_its).collect()
 }

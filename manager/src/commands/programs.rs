@@ -124,7 +124,12 @@ impl Background {
         let output = open_log(log).map_err(log_failed)?;
         let offset = output.metadata().map_err(log_failed)?.size();
         let errors = output.try_clone().map_err(log_failed)?;
-        let child = Command::new(&program)
+        let mut command = Command::new(&program);
+        for variable in crate::mark::VARIABLES {
+            // Typed by a worker, `up` starts something of its own: it is not to go when that worker does.
+            command.env_remove(variable);
+        }
+        let child = command
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(output)

@@ -139,20 +139,21 @@ impl Supervisor {
             leader: process.pid,
             leads: false,
             known,
-            mark: mark(&watcher.config().worker_name(&self.config.namespace, wid)),
+            mark: Vec::new(),
         };
-        self.order(target, deed);
+        let worker = Some((watcher.config().key.clone(), wid));
+        self.order(target, worker, deed);
     }
 
-    fn order(&mut self, target: Target, deed: Deed) {
+    fn order(&mut self, target: Target, worker: Option<(String, u32)>, deed: Deed) {
         let (Some(trees), Some(link)) = (self.trees(), self.link.clone()) else {
             return;
         };
-        tasks::order_tree(trees, link, target, deed);
+        tasks::order_tree(trees, link, target, worker, deed);
     }
 
     /// The whole of a worker that runs, as its processes are looked for. None if no such worker is there.
-    fn target_of(&self, id: WatcherId, process: &Running) -> Option<Target> {
+    fn target_of(&self, id: WatcherId, process: &Running) -> Option<(Target, (String, u32))> {
         let watcher = self.watchers.get(&id)?;
         let mut workers = watcher.workers().iter();
         let (wid, _) = workers.find(|(_, worker)| {
@@ -160,13 +161,14 @@ impl Supervisor {
                 .process()
                 .is_some_and(|known| known.serial == process.serial)
         })?;
-        Some(Target {
+        let target = Target {
             id: target_id(id, process.serial),
             leader: process.pid,
             leads: true,
             known: Vec::new(),
-            mark: mark(&watcher.config().worker_name(&self.config.namespace, *wid)),
-        })
+            mark: Vec::new(),
+        };
+        Some((target, (watcher.config().key.clone(), *wid)))
     }
 
     /// Has it noted who belongs to a worker that is about to be asked to end: some would not be recognised afterwards. The signal goes
@@ -179,19 +181,20 @@ impl Supervisor {
         if self.watchers.get(&id)?.config().leave_children {
             return None;
         }
-        let target = self.target_of(id, process)?;
+        let (target, worker) = self.target_of(id, process)?;
         let (told, noted) = oneshot::channel();
-        self.order(target, Deed::Note(told));
+        self.order(target, Some(worker), Deed::Note(told));
         Some(noted)
     }
 
     /// Kills a worker and everything it started.
     pub(super) fn kill_tree(&mut self, id: WatcherId, process: Running) {
-        let (Some(target), Some(trees)) = (self.target_of(id, &process), self.trees()) else {
+        let (Some((target, worker)), Some(trees)) = (self.target_of(id, &process), self.trees())
+        else {
             return;
         };
         if let Some(link) = self.link.clone() {
-            tasks::kill(link, trees, target, process);
+            tasks::kill(link, trees, target, worker, process);
         }
     }
 
@@ -227,7 +230,7 @@ impl Supervisor {
             if let (Some(trees), Some(link)) = (self.trees(), self.link.clone()) {
                 tokio::spawn(async move {
                     tokio::time::sleep(time).await;
-                    tasks::order_tree(trees, link, target, Deed::Kill(None));
+                    tasks::order_tree(trees, link, target, None, Deed::Kill(None));
                 });
             }
         }
@@ -242,9 +245,4 @@ fn target_id(id: WatcherId, serial: u64) -> TargetId {
         owner: id.0,
         serial,
     }
-}
-
-/// What the environment of a worker's processes has and nobody else's; see `KernelLink::start`.
-fn mark(worker: &str) -> Vec<Vec<u8>> {
-    vec![format!("{}={worker}", crate::kernel_link::WORKER_VARIABLE).into_bytes()]
 }

@@ -378,8 +378,17 @@ pub(super) fn stop(
 }
 
 /// Has processes looked for and dealt with.
-pub(super) fn order_tree(trees: TreeThread, link: KernelLink, target: Target, deed: Deed) {
+pub(super) fn order_tree(
+    trees: TreeThread,
+    link: KernelLink,
+    mut target: Target,
+    worker: Option<(String, u32)>,
+    deed: Deed,
+) {
     tokio::spawn(async move {
+        if let Some(worker) = worker {
+            target.mark = mark(&link, &worker).await;
+        }
         let kernel = Some(kernel_now(&link).await);
         trees.order(tree::Order {
             target,
@@ -387,6 +396,16 @@ pub(super) fn order_tree(trees: TreeThread, link: KernelLink, target: Target, de
             kernel,
         });
     });
+}
+
+/// What a worker's environment has and nobody else's; nothing where the kernel does not say which it is.
+async fn mark(link: &KernelLink, (key, wid): &(String, u32)) -> Vec<Vec<u8>> {
+    let asked = tokio::time::timeout(STATUS_PATIENCE, link.mark(key, *wid)).await;
+    let Ok(Ok(mark)) = asked else {
+        return Vec::new();
+    };
+    let entry = |(name, value)| format!("{name}={value}").into_bytes();
+    mark.variables().into_iter().map(entry).collect()
 }
 
 /// The kernel's process: after its upgrade it may be another than the one that was connected to.
@@ -411,8 +430,15 @@ pub(super) fn signal(link: KernelLink, process: Running, signal: i32, whom: Whom
 }
 
 /// Kills one worker and everything it started.
-pub(super) fn kill(link: KernelLink, trees: TreeThread, target: Target, process: Running) {
+pub(super) fn kill(
+    link: KernelLink,
+    trees: TreeThread,
+    mut target: Target,
+    worker: (String, u32),
+    process: Running,
+) {
     tokio::spawn(async move {
+        target.mark = mark(&link, &worker).await;
         let kernel = Some(kernel_now(&link).await);
         send(&link, process, |leader| {
             trees.order(tree::Order {

@@ -1,7 +1,8 @@
 //! Everything a worker has started: who that is, and how it is ended as a whole.
 //!
 //! A process belongs to a worker when it descends from it, is in a session the worker or one of its processes leads, was seen to belong
-//! to it before, or carries its mark in the environment. One pass over `/proc` serves every worker that is asked about. Every signal goes
+//! to it before, or carries its mark in the environment (see `mark`) and
+//! has lost its parent. One pass over `/proc` serves every worker that is asked about. Every signal goes
 //! through a pidfd whose process was checked after it was opened.
 //!
 //! | module | what it owns |

@@ -71,9 +71,7 @@ fn wait_children(stack: &Stack, count: usize) -> Vec<i32> {
 /// Everybody alive that a worker of this watcher has started.
 fn marked(watcher: &str) -> BTreeSet<i32> {
     let own = format!("PAPA_WATCHER={watcher}");
-    let is_its = |pid: &i32| {
-        procfs::alive(*pid) && procfs::environment(*pid).iter().any(|entry| *entry == own)
-    };
+    let is_its = |pid: &i32| procfs::alive(*pid) && procfs::environment(*pid).contains(&own);
     procfs::pids().into_iter().filter(is_its).collect()
 }
 

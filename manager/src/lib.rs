@@ -5,6 +5,7 @@
 //! | `config` | the INI file: lines, sections, typed values, one worker's command |
 //! | `supervisor`, `watcher`, `worker`, `backoff` | wanted state against actual state |
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
+//! | `orphan` | workers that earlier kernels left running |
 //! | `mark` | what a worker's environment says of whose it is |
 //! | `logs` | captured output to files, exactly once |
 //! | `probe` | readiness, health checks, starts on demand |
@@ -25,6 +26,7 @@ pub mod holder;
 pub mod kernel_link;
 pub mod logs;
 pub mod mark;
+pub mod orphan;
 pub mod own_log;
 pub mod pidfd;
 pub mod pidfile;

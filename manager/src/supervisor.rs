@@ -41,6 +41,7 @@ mod inspect;
 mod kernel;
 mod left;
 mod membership;
+mod orphans;
 mod plan;
 mod probes;
 mod queries;
@@ -108,7 +109,7 @@ pub struct Supervisor {
     phase: Phase,
     tickets: Vec<Ticket>,
     /// What was asked before the kernel had told what it keeps.
-    early: Vec<Asked>,
+    early: Vec<(Instant, Asked)>,
     change: Option<Change>,
     /// Changes that wait for the one under way.
     changes: VecDeque<(Request, oneshot::Sender<Reply>)>,
@@ -121,6 +122,10 @@ pub struct Supervisor {
     known_until: u64,
     /// The kernel we speak to, or spoke to last.
     kernel: Option<Arc<HelloReply>>,
+    /// Since when there has been no connection to a kernel; none: there is one.
+    lost_since: Option<Instant>,
+    /// What earlier kernels left running.
+    orphans_of_kernels: orphans::Orphans,
     /// Exits that were told before the start was answered.
     early_exits: BTreeMap<u64, Exit>,
     /// Ended processes whose output is still on its way to the log files.
@@ -193,6 +198,8 @@ impl Supervisor {
             gated: false,
             known_until: 0,
             kernel: None,
+            lost_since: Some(Instant::now()),
+            orphans_of_kernels: orphans::Orphans::default(),
             early_exits: BTreeMap::new(),
             draining: HashSet::new(),
             unacknowledged: Vec::new(),
@@ -371,6 +378,8 @@ impl Supervisor {
     /// Asks everybody what to do now, and does it.
     fn advance(&mut self) {
         let now = Instant::now();
+        self.refuse_late(now);
+        self.tend_orphans(now);
         // What a change of the configuration does next gives watchers something to do, and the other way round.
         loop {
             if let Some(link) = self.link.clone() {
@@ -505,6 +514,11 @@ impl Supervisor {
         }
     }
 
+    /// Whether a kernel is connected.
+    fn connected(&self) -> bool {
+        self.link.is_some() && self.lost_since.is_none()
+    }
+
     /// All is given back: nothing is kept any more.
     fn is_cleaning_up(&self) -> bool {
         matches!(self.phase, Phase::ShuttingDown { cleaning: true, .. })
@@ -540,6 +554,8 @@ impl Supervisor {
             .chain(self.next_release)
             .chain(self.logs_due)
             .chain(drained)
+            .chain(self.orphans_of_kernels.deadline())
+            .chain(self.late_deadline())
             .min()
     }
 

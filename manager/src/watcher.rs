@@ -148,6 +148,8 @@ pub struct Gate {
     pub socket: Option<String>,
     /// Watchers that depend on it are still stopping.
     pub stop_later: bool,
+    /// What an earlier kernel's workers that still run have to do with its start, for people.
+    pub orphans: Option<String>,
 }
 
 /// One watcher.

@@ -22,6 +22,7 @@ mod logs;
 mod logs_killed;
 mod logs_streams;
 mod logs_view;
+mod orphans;
 mod outdated;
 mod own_files;
 mod papactl;

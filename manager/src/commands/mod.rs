@@ -44,6 +44,7 @@ mod version;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -260,6 +261,26 @@ fn status_of_all(common: &Common, client: &mut ManagerClient) -> Result<StatusRe
         &Request::waiting(Command::Status { name: None }),
         common.timeout(),
     )
+}
+
+/// How long a kernel may be away without being called gone: one that was killed is back sooner.
+const KERNEL_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// What runs now; where the manager has no kernel, it is asked again for a moment.
+fn status_with_kernel(
+    common: &Common,
+    client: &mut ManagerClient,
+) -> Result<StatusReply, ManagerError> {
+    let deadline = Instant::now() + KERNEL_PATIENCE;
+    loop {
+        let status = status_of_all(common, client)?;
+        let manager = status.manager.as_ref();
+        let connected = manager.is_none_or(|manager| manager.kernel_pid.is_some());
+        if connected || Instant::now() >= deadline {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Asks for work on `selection` and waits until it is done, visibly.

@@ -204,6 +204,7 @@ mod tests {
                 })
                 .collect(),
             message: message.map(str::to_owned),
+            orphans: Vec::new(),
         }
     }
 

@@ -18,7 +18,9 @@ use crate::cli::args::UpArgs;
 use crate::commands::kernel::{self, Kernel};
 use crate::commands::programs::{self, Background};
 use crate::commands::progress::{self, ProgressLine};
-use crate::commands::{CommandError, check, print, print_json, status_of_all, table};
+use crate::commands::{
+    CommandError, check, print, print_json, status_of_all, status_with_kernel, table,
+};
 use crate::config::{self, Config, LogOutput, Surroundings};
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{ManagerStatus, Selection, StatusReply, WatcherState, WatcherStatus};
@@ -55,7 +57,7 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     let deadline = Instant::now() + common.timeout();
 
     if let Some((client, status)) = running_manager(common, &directory, &config)? {
-        return report_running(common, args, &config, client, status);
+        return report_running(common, args, &directory, &config, client, status);
     }
     let (kernel, kernel_started) = provide_kernel(common, &directory, &config)?;
     if !common.json {
@@ -111,7 +113,7 @@ fn running_manager(
         }
         return Ok(None);
     }
-    match status_of_all(common, &mut client) {
+    match status_with_kernel(common, &mut client) {
         Ok(status) => Ok(Some((client, status))),
         // It was just ending.
         Err(ManagerError::Gone) => Ok(None),
@@ -122,6 +124,7 @@ fn running_manager(
 fn report_running(
     common: &Common,
     args: &UpArgs,
+    directory: &RuntimeDir,
     config: &Config,
     mut client: ManagerClient,
     mut status: StatusReply,
@@ -143,24 +146,59 @@ fn report_running(
             config.namespace, manager.pid, manager.config
         )));
     }
+    // The manager lives and has no kernel: keeper and kernel are gone. It finds the one that is started here.
+    let provided = match manager.kernel_pid {
+        Some(_) => None,
+        None => Some(provide_kernel(common, directory, config)?),
+    };
+    let deadline = Instant::now() + common.timeout();
+    if provided.is_some() {
+        wait_until_connected(common, &mut client, deadline)?;
+    }
     if !common.json {
-        print(&running_lines(&manager))?;
+        let kernel = match &provided {
+            Some((kernel, started)) => kernel_line(kernel, *started),
+            None => running_line(&manager),
+        };
+        print(&kernel)?;
+        print(&format!("manager: already running, pid {}\n", manager.pid))?;
     }
     if !common.no_wait {
-        status = wait_until_up(common, &mut client, Instant::now() + common.timeout())?;
+        status = wait_until_up(common, &mut client, deadline)?;
     }
-    let kernel = json!({"address": manager.kernel, "pid": manager.kernel_pid, "started": false});
+    let kernel = match provided {
+        Some((kernel, started)) => {
+            json!({"address": kernel.address.to_string(), "pid": kernel.pid, "started": started})
+        }
+        None => json!({"address": manager.kernel, "pid": manager.kernel_pid, "started": false}),
+    };
     finish(common, config, common.no_wait, &status, &kernel)
 }
 
-fn running_lines(manager: &ManagerStatus) -> String {
-    let pid = manager
-        .kernel_pid
-        .map_or_else(|| "not connected".to_owned(), |pid| format!("pid {pid}"));
-    format!(
-        "kernel:  running, {pid}, {}\nmanager: already running, pid {}\n",
-        manager.kernel, manager.pid
-    )
+fn running_line(manager: &ManagerStatus) -> String {
+    let pid = manager.kernel_pid.unwrap_or_default();
+    format!("kernel:  running, pid {pid}, {}\n", manager.kernel)
+}
+
+/// Waits until the manager that runs has found the kernel.
+fn wait_until_connected(
+    common: &Common,
+    client: &mut ManagerClient,
+    deadline: Instant,
+) -> Result<(), CommandError> {
+    loop {
+        let status = status_of_all(common, client)?;
+        let manager = status.manager.as_ref();
+        if manager.is_some_and(|manager| manager.kernel_pid.is_some()) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(CommandError::Failed(
+                "a kernel runs, and the manager has not found it; its log says why".to_owned(),
+            ));
+        }
+        thread::sleep(POLL);
+    }
 }
 
 fn provide_kernel(
@@ -257,7 +295,8 @@ fn wait_until_up(
             if is_settled(watcher) {
                 continue;
             }
-            if watcher.message.is_none() {
+            // Orphans are given their grace period; that is no trouble.
+            if watcher.message.is_none() || !watcher.orphans.is_empty() {
                 troubled.remove(&watcher.name);
                 waiting = true;
             } else {

@@ -186,6 +186,7 @@ fn policy_of(watcher: &WatcherConfig) -> Vec<Facet> {
         in_place("warmup_delay", seconds(watcher.warmup_delay)),
         in_place("ready_timeout", seconds(watcher.ready_timeout)),
         in_place("max_surge", watcher.max_surge),
+        in_place("orphans", watcher.orphans),
         in_place("max_age", seconds(watcher.max_age.unwrap_or_default())),
         in_place("max_age_variance", seconds(watcher.max_age_variance)),
         in_place("on_demand", yes_no(watcher.on_demand)),

@@ -35,7 +35,7 @@ pub use resolve::{Surroundings, load, load_kept};
 pub use signal::SignalNumber;
 pub use types::{
     BackoffConfig, Config, FancyConfig, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe,
-    HookConfig, Identity, KernelEndpoint, LogOutput, PluginConfig, Readiness, RlimitValue,
-    RotateWhen, RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig,
+    HookConfig, Identity, KernelEndpoint, LogOutput, OrphanPolicy, PluginConfig, Readiness,
+    RlimitValue, RotateWhen, RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig,
     SyslogAddress, SyslogConfig, WatcherConfig, socket_name,
 };

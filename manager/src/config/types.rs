@@ -206,6 +206,8 @@ pub struct WatcherConfig {
     pub ready_timeout: Duration,
     /// How many workers beyond `numprocesses` a rolling reload has at most; 0: one goes before one comes.
     pub max_surge: u32,
+    /// What becomes of workers an earlier kernel left running.
+    pub orphans: OrphanPolicy,
     /// Age at which a worker is replaced; none: never.
     pub max_age: Option<Duration>,
     /// Random time added to `max_age`, drawn once for each worker.
@@ -656,4 +658,39 @@ pub struct PluginConfig {
     pub options: BTreeMap<String, String>,
     /// The section's first line.
     pub origin: Origin,
+}
+
+/// What becomes of workers that a kernel left running which was lost together with its keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OrphanPolicy {
+    /// They are ended before others are started.
+    #[default]
+    End,
+    /// Others are started when they have ended by themselves.
+    Wait,
+    /// Others are started beside them.
+    Leave,
+}
+
+impl std::str::FromStr for OrphanPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "end" => Ok(Self::End),
+            "wait" => Ok(Self::Wait),
+            "leave" => Ok(Self::Leave),
+            _ => Err("expected end, wait or leave".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for OrphanPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::End => "end",
+            Self::Wait => "wait",
+            Self::Leave => "leave",
+        })
+    }
 }

@@ -72,6 +72,22 @@ pub struct WatcherStatus {
     /// What hinders it, for people: `exited with 1 five times, next try in 8 s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Workers of it that an earlier kernel left running.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub orphans: Vec<OrphanStatus>,
+}
+
+/// A worker that an earlier kernel left running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrphanStatus {
+    /// Its number within the watcher.
+    pub wid: u32,
+    /// Process id.
+    pub pid: u32,
+    /// How long it had been running when it was found, in seconds.
+    pub age: u64,
+    /// What it runs.
+    pub command: String,
 }
 
 /// One worker.

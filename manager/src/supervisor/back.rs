@@ -30,6 +30,7 @@ impl Supervisor {
         self.keep_again(&inventory);
         self.settle_umask(inventory.umask);
         self.reconcile(inventory.processes);
+        self.ask_early();
     }
 
     /// Takes over the mask a predecessor has kept for workers, or keeps ours for successors. Without it, a manager that somebody starts

@@ -18,6 +18,7 @@ use crate::config::diff::diff;
 use crate::config::{self, Config, ConfigErrors, WatcherConfig};
 use crate::control::message::{DoctorReply, Finding, Level};
 use crate::kernel_link::KernelLink;
+use crate::orphan::Orphan;
 
 /// Most findings of one kind that are told one by one.
 const MAX_ALIKE: usize = 20;
@@ -32,6 +33,8 @@ pub(super) struct Seen {
     /// Sockets that cannot be made, and why.
     pub(super) socket_troubles: BTreeMap<String, String>,
     pub(super) log_troubles: Vec<String>,
+    /// What earlier kernels left running.
+    pub(super) orphans: Vec<Orphan>,
     pub(super) watchers: Vec<SeenWatcher>,
 }
 
@@ -74,6 +77,7 @@ pub(super) async fn examine(seen: Seen, link: Option<KernelLink>) -> DoctorReply
         let text = format!("{socket}: {reason}; its watchers wait until it can be made");
         findings.push(problem("socket", text));
     }
+    judge_orphans(&seen, &mut findings);
     judge_watchers(&seen, &mut findings);
     let path = seen.config.path.clone();
     let around = seen.config.base.around.clone();
@@ -137,6 +141,27 @@ fn judge_kernel(seen: &Seen, kernel: &Kernel, findings: &mut Vec<Finding>) {
         .collect();
     let count = held.len();
     findings.push(ok("held", format!("{count} descriptors{}", listed(&held))));
+}
+
+fn judge_orphans(seen: &Seen, findings: &mut Vec<Finding>) {
+    for orphan in seen.orphans.iter().take(MAX_ALIKE) {
+        let name = format!("orphan {}.{}", orphan.mark.watcher, orphan.mark.wid);
+        let text = format!(
+            "pid {}, {} s old, was started by an earlier kernel and runs on: {}; `papactl down` ends it",
+            orphan.pid,
+            orphan.age.as_secs(),
+            orphan.command
+        );
+        findings.push(problem(&name, text));
+    }
+    if let Some(more) = seen
+        .orphans
+        .len()
+        .checked_sub(MAX_ALIKE)
+        .filter(|more| *more > 0)
+    {
+        findings.push(problem("orphans", format!("{more} more")));
+    }
 }
 
 fn judge_claims(seen: &Seen, claims: &[ClaimInfo], findings: &mut Vec<Finding>) {

@@ -65,6 +65,7 @@ impl Supervisor {
             return;
         }
         tracing::info!("shutting everything down");
+        self.orphans_of_kernels.look(Instant::now());
         for watcher in self.watchers.values_mut() {
             watcher.halt();
         }
@@ -78,7 +79,7 @@ impl Supervisor {
     }
 
     pub(super) fn advance_shutdown(&mut self, now: Instant) {
-        if !self.watchers.values().all(Watcher::is_stopped) {
+        if !self.watchers.values().all(Watcher::is_stopped) || self.awaits_orphans(now) {
             return;
         }
         let drained = self.draining.is_empty();

@@ -12,7 +12,9 @@ impl Supervisor {
     /// Tells every watcher what it has to wait for. True if that is something else than before for one of them.
     pub(super) fn set_gates(&mut self) -> bool {
         let depends = |watcher: &Watcher| !watcher.config().depends_on.is_empty();
-        let any = !self.socket_troubles.is_empty() || self.watchers.values().any(depends);
+        let any = !self.socket_troubles.is_empty()
+            || !self.orphans_of_kernels.is_empty()
+            || self.watchers.values().any(depends);
         if !self.gated && !any {
             return false;
         }
@@ -53,6 +55,7 @@ impl Supervisor {
             start_after,
             socket: self.missing_socket(watcher),
             stop_later,
+            orphans: self.orphan_hindrance(config),
         }
     }
 

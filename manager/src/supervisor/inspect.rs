@@ -136,6 +136,7 @@ impl Supervisor {
             kernel_trouble: self.kernel_trouble.clone(),
             log_troubles: self.log_troubles.clone(),
             socket_troubles: self.socket_troubles.clone(),
+            orphans: self.orphans_of_kernels.all().cloned().collect(),
             watchers: self.watchers.values().map(seen).collect(),
         };
         let link = self.link.clone().filter(|_| self.kernel_trouble.is_none());

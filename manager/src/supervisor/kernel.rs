@@ -45,6 +45,8 @@ impl Supervisor {
         }
         self.insert_all(&mut inventory.kept, &inventory.processes, resumed.as_ref());
         self.kernel = Some(link.client().hello());
+        self.lost_since = None;
+        self.orphans_of_kernels.look(Instant::now());
         self.link = Some(link);
         self.settle_umask(inventory.umask);
         self.take_over(inventory.added, inventory.kept);
@@ -60,9 +62,7 @@ impl Supervisor {
         if let (Some(resumed), Some(config)) = (resumed, config) {
             self.resume_change(resumed, &config);
         }
-        for asked in std::mem::take(&mut self.early) {
-            self.asked(asked);
-        }
+        self.ask_early();
     }
 
     pub(super) fn start_logs(&mut self) {
@@ -196,10 +196,13 @@ impl Supervisor {
             Push::Disconnected { reason } => {
                 tracing::warn!(reason, "the kernel is gone; waiting for it");
                 self.kernel_trouble = Some(format!("the kernel is not connected: {reason}"));
+                self.lost_since.get_or_insert(Instant::now());
             }
             Push::Reconnected(new) => {
                 tracing::info!(incarnation = new.hello.incarnation, "the kernel is back");
                 self.kernel_trouble = None;
+                self.lost_since = None;
+                self.orphans_of_kernels.look(Instant::now());
                 let before = self.kernel.replace(new.hello.clone());
                 if before.is_some_and(|before| !new.hello.continues(&before)) {
                     self.forget_kernel();
@@ -294,7 +297,7 @@ impl Supervisor {
     /// Keeper and kernel are gone together, and with them everything they knew.
     fn forget_kernel(&mut self) {
         tracing::error!(
-            "the kernel was lost with everything it held; what it had started may run on unmanaged, and is started again"
+            "the kernel was lost with everything it held; what it had started runs on as orphans"
         );
         for watcher in self.watchers.values_mut() {
             watcher.forget_kernel();

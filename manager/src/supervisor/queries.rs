@@ -123,10 +123,14 @@ impl Supervisor {
         };
         let mut watchers: Vec<_> = shown.iter().map(|watcher| watcher.status()).collect();
         for status in &mut watchers {
-            if self.link.is_none() && status.state != WatcherState::Stopped {
+            if !self.connected() && status.state != WatcherState::Stopped {
                 status.state = WatcherState::Starting;
             }
-            if status.message.is_none() {
+            let key = status.name.to_lowercase();
+            status.orphans = self.orphans_of_kernels.statuses(&key);
+            if let Some(orphans) = self.orphans_of_kernels.told(&key, self.orphan_policy(&key)) {
+                status.message = Some(orphans);
+            } else if status.message.is_none() || !self.connected() {
                 status.message = self.trouble_of(&status.name);
             }
         }

@@ -3,7 +3,7 @@
 //! Owns the requests that act on watchers there are. Leaves to others: what only looks (`queries`), what changes the configuration
 //! (`change`), the answer to who waits (`tickets`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -25,12 +25,18 @@ const MAX_WORKERS: u32 = 10_000;
 /// Requests that wait for the kernel; more than people and scripts have open.
 const MAX_EARLY: usize = 256;
 
+/// How long they wait: a kernel that was killed is back sooner, and whoever asks is to know that there is none.
+const KERNEL_PATIENCE: Duration = Duration::from_millis(1500);
+
 impl Supervisor {
     pub(super) fn asked(&mut self, asked: Asked) {
-        if matches!(self.phase, Phase::Attaching) && acts(&asked.request.command) {
+        let kernel_needed = acts(&asked.request.command)
+            || (self.lost_since.is_some() && needs_kernel(&asked.request.command));
+        let unready = matches!(self.phase, Phase::Attaching) || self.lost_since.is_some();
+        if unready && kernel_needed {
             // What the kernel keeps comes first: this is asked of what there was.
             if self.early.len() < MAX_EARLY {
-                self.early.push(asked);
+                self.early.push((Instant::now(), asked));
             } else {
                 refuse(asked.request, asked.reply, &not_connected());
             }
@@ -389,6 +395,39 @@ impl Supervisor {
     }
 }
 
+impl Supervisor {
+    /// Does what was asked while there was no kernel.
+    pub(super) fn ask_early(&mut self) {
+        for (_, asked) in std::mem::take(&mut self.early) {
+            self.asked(asked);
+        }
+    }
+
+    /// Refuses what has waited for the kernel for long enough; nothing of it was begun.
+    pub(super) fn refuse_late(&mut self, now: Instant) {
+        let late = |at: &Instant| now >= *at + KERNEL_PATIENCE;
+        let (gone, open): (Vec<_>, Vec<_>) = std::mem::take(&mut self.early)
+            .into_iter()
+            .partition(|(at, _)| late(at));
+        self.early = open;
+        for (_, asked) in gone {
+            refuse(asked.request, asked.reply, &not_connected());
+        }
+    }
+
+    pub(super) fn late_deadline(&self) -> Option<Instant> {
+        self.early.first().map(|(at, _)| *at + KERNEL_PATIENCE)
+    }
+}
+
+/// Whether a command cannot be done without the kernel, besides those that act on watchers.
+fn needs_kernel(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Signal(_) | Command::Kill(_) | Command::Shutdown
+    )
+}
+
 /// Whether a command is about watchers and what they are to do.
 fn acts(command: &Command) -> bool {
     matches!(
@@ -409,6 +448,6 @@ fn acts(command: &Command) -> bool {
 pub(super) fn not_connected() -> RequestError {
     RequestError::new(
         Errno::Command,
-        "the kernel is not connected; try again when `status` shows it",
+        "no kernel is connected, so nothing was done; `papactl up FILE` starts one, `papactl quit` ends the manager",
     )
 }

@@ -80,6 +80,7 @@ impl Watcher {
             || self.dormant
             || self.gate.start_after.is_some()
             || self.gate.socket.is_some()
+            || self.gate.orphans.is_some()
             || self.startable() == 0
             || self.pauses.any_paused()
             || self.flapping_until.is_some()
@@ -355,6 +356,7 @@ impl Watcher {
         self.released
             && !self.dormant
             && self.gate.socket.is_none()
+            && self.gate.orphans.is_none()
             && (self.gate.start_after.is_none() || self.came_up)
     }
 

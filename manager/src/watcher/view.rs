@@ -139,6 +139,7 @@ impl Watcher {
                 .collect(),
             dormant: self.is_dormant(),
             message: self.current_message(),
+            orphans: Vec::new(),
         }
     }
 
@@ -164,6 +165,9 @@ impl Watcher {
                 "starts no more workers without"
             };
             return Some(format!("{starts} {socket}"));
+        }
+        if let Some(orphans) = &self.gate.orphans {
+            return Some(orphans.clone());
         }
         match &self.gate.start_after {
             Some(other) if self.is_coming_up() => Some(format!("waits for {other}")),

@@ -273,6 +273,13 @@ pub const WATCHER: &[Key] = &[
         "no: this watcher's workers are stopped when the manager quits",
         "no",
     ),
+    key(
+        "orphans",
+        "`end`, `wait` or `leave`",
+        Value("end"),
+        "workers that a kernel lost together with its keeper left running: end them before new ones start, wait for their end, or start beside them (not in Circus)",
+        "wait",
+    ),
     // When workers end, age or fall ill.
     key(
         "respawn",

@@ -155,6 +155,9 @@ pub(super) fn resolve(
         warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
         ready,
         ready_timeout,
+        orphans: fields
+            .parsed("orphans", |text| text.parse())
+            .unwrap_or_default(),
         max_surge: fields.whole("max_surge", 0, MAX_WORKERS).unwrap_or(1),
         max_age,
         max_age_variance,

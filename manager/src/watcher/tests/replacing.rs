@@ -416,6 +416,7 @@ fn who_waits_for_a_connection_is_started_by_it_and_waits_again() {
 fn a_gate_holds_the_start_and_the_stop() {
     let mut bench = Bench::new("");
     bench.watcher.set_gate(Gate {
+        orphans: None,
         start_after: Some("db".into()),
         socket: None,
         stop_later: false,
@@ -430,6 +431,7 @@ fn a_gate_holds_the_start_and_the_stop() {
     assert_eq!(starts(&bench.step()), [1]);
     bench.watcher.stop();
     bench.watcher.set_gate(Gate {
+        orphans: None,
         start_after: None,
         socket: None,
         stop_later: true,

@@ -1,0 +1,233 @@
+//! Keeper and kernel are both gone: nothing runs twice, nothing is hidden, nothing hangs, and `up` leads out of it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::{Scratch, binary, private_command, procfs, wait_for, wait_until};
+
+/// What a verb may take that finds no kernel; the promise is two seconds, and this machine may be busy.
+const SOON: Duration = Duration::from_secs(6);
+
+/// An installation that `papactl up` started, with a kernel behind a socket of its own.
+struct Site {
+    scratch: Scratch,
+}
+
+impl Site {
+    fn new(ini: &str) -> Self {
+        let site = Self {
+            scratch: Scratch::new(),
+        };
+        let directory = site.scratch.path("").trim_end_matches('/').to_owned();
+        let text = format!("[circus]\npapa_endpoint = unix:{directory}/k.sock\n{ini}");
+        fs::write(
+            site.scratch.directory().join("site.ini"),
+            text.replace("DIR", &directory),
+        )
+        .unwrap();
+        site
+    }
+
+    fn papactl(&self, line: &str) -> Output {
+        let mut command: Command = private_command(&binary("papactl"), self.scratch.directory());
+        command
+            .current_dir(self.scratch.directory())
+            .args(line.split_whitespace())
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn done(&self, line: &str) -> String {
+        let output = self.papactl(line);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "papactl {line}: {printed}{said}"
+        );
+        printed
+    }
+
+    /// What it says on standard error; it fails, and does so soon.
+    #[track_caller]
+    fn fails_soon(&self, line: &str) -> String {
+        let begun = Instant::now();
+        let output = self.papactl(line);
+        let took = begun.elapsed();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "papactl {line}: {said}");
+        assert!(took < SOON, "papactl {line} took {took:?}");
+        said
+    }
+
+    fn status(&self) -> Value {
+        let output = self.papactl("status --json");
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    fn pids(&self, name: &str) -> BTreeSet<i32> {
+        let status = self.status();
+        let watchers = status["watchers"].as_array().cloned().unwrap_or_default();
+        watchers
+            .iter()
+            .filter(|watcher| watcher["name"] == name)
+            .flat_map(|watcher| watcher["workers"].as_array().cloned().unwrap_or_default())
+            .filter_map(|worker| i32::try_from(worker["pid"].as_i64()?).ok())
+            .collect()
+    }
+
+    #[track_caller]
+    fn wait_pids(&self, name: &str, count: usize) -> BTreeSet<i32> {
+        wait_for("the workers run", || {
+            Some(self.pids(name)).filter(|pids| pids.len() == count)
+        })
+    }
+
+    fn manager(&self) -> i32 {
+        i32::try_from(self.status()["manager"]["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Ends keeper and kernel in the same instant.
+    fn kill_kernels(&self) {
+        let status: Value = serde_json::from_str(&self.done("kernel status --json")).unwrap();
+        let kernel = &status["kernel"];
+        for role in ["keeper", "pid"] {
+            let pid = i32::try_from(kernel[role].as_i64().unwrap()).unwrap();
+            procfs::signal(pid, Signal::SIGSTOP);
+        }
+        for role in ["keeper", "pid"] {
+            let pid = i32::try_from(kernel[role].as_i64().unwrap()).unwrap();
+            procfs::signal(pid, Signal::SIGKILL);
+            wait_until("it is gone", || !procfs::alive(pid));
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.papactl("down --timeout 10");
+    }
+}
+
+const TWO: &str = "[watcher:web]\ncmd = sleep 1000\nnumprocesses = 2\ncopy_env = true\n\
+    [watcher:one]\ncmd = sleep 1000\nsingleton = true\ncopy_env = true\n";
+
+#[test]
+fn workers_of_a_lost_kernel_are_ended_before_others_start_in_their_place() {
+    for manager_lives in [true, false] {
+        let site = Site::new(TWO);
+        site.done("up site.ini");
+        let mut before = site.wait_pids("web", 2);
+        before.extend(site.wait_pids("one", 1));
+        let manager = site.manager();
+        site.kill_kernels();
+        if !manager_lives {
+            procfs::signal(manager, Signal::SIGKILL);
+            wait_until("the manager is gone", || !procfs::alive(manager));
+        }
+        assert!(
+            before.iter().all(|pid| procfs::alive(*pid)),
+            "orphans run on"
+        );
+        let printed = site.done("up site.ini");
+        assert!(printed.contains("kernel:  started"), "{printed}");
+        let mut after = site.wait_pids("web", 2);
+        after.extend(site.wait_pids("one", 1));
+        assert!(before.is_disjoint(&after), "{before:?} {after:?}");
+        for pid in &before {
+            assert!(!procfs::alive(*pid), "{pid} runs beside its successor");
+        }
+        assert_eq!(site.manager() == manager, manager_lives);
+        site.done("down");
+    }
+}
+
+#[test]
+fn without_a_kernel_nothing_lies_and_nothing_hangs() {
+    let site = Site::new(TWO);
+    site.done("up site.ini");
+    let before = site.wait_pids("web", 2);
+    site.kill_kernels();
+    for line in [
+        "status",
+        "stop web",
+        "start web",
+        "restart web",
+        "reload web",
+        "signal web HUP",
+        "kill web",
+        "incr web",
+        "down",
+    ] {
+        let said = site.fails_soon(line);
+        assert!(said.contains("papactl up"), "papactl {line}: {said}");
+    }
+    let printed = String::from_utf8(site.papactl("status").stdout).unwrap();
+    assert!(!printed.contains("active"), "{printed}");
+    assert!(
+        before.iter().all(|pid| procfs::alive(*pid)),
+        "nothing was done"
+    );
+    site.done("up site.ini");
+    assert!(site.wait_pids("web", 2).is_disjoint(&before));
+    assert!(site.done("status").contains("active"));
+}
+
+#[test]
+fn an_orphan_that_ignores_the_stop_signal_is_shown_then_killed() {
+    let deaf = "[watcher:deaf]\ncmd = sh -c 'trap \"\" TERM; echo up > DIR/up; while :; do sleep 0.2; done'\n\
+        copy_env = true\ngraceful_timeout = 3\n";
+    let site = Site::new(deaf);
+    site.done("up site.ini");
+    let old = *site.wait_pids("deaf", 1).first().unwrap();
+    let ready = site.scratch.directory().join("up");
+    wait_until("it ignores TERM", || ready.exists());
+    site.kill_kernels();
+    site.done("up site.ini --no-wait");
+    let shown = wait_for("status shows the orphan", || {
+        let status = site.status();
+        let orphan = status["watchers"][0]["orphans"][0].clone();
+        (orphan["pid"] == old).then_some(orphan)
+    });
+    assert_eq!(shown["wid"], 1);
+    let said = String::from_utf8(site.papactl("doctor").stdout).unwrap();
+    assert!(
+        said.contains("orphan deaf.1") && said.contains(&old.to_string()),
+        "{said}"
+    );
+    let new = *site.wait_pids("deaf", 1).first().unwrap();
+    assert!(!procfs::alive(old) && old != new);
+}
+
+#[test]
+fn orphans_are_waited_for_or_left_where_the_file_says_so() {
+    let site = Site::new(
+        "[watcher:waits]\ncmd = sleep 1000\ncopy_env = true\norphans = wait\n\
+         [watcher:leaves]\ncmd = sleep 1000\ncopy_env = true\norphans = leave\n",
+    );
+    site.done("up site.ini");
+    let waited = *site.wait_pids("waits", 1).first().unwrap();
+    let left = *site.wait_pids("leaves", 1).first().unwrap();
+    site.kill_kernels();
+    site.done("up site.ini --no-wait");
+    site.wait_pids("leaves", 1);
+    let printed = String::from_utf8(site.papactl("status").stdout).unwrap();
+    assert!(printed.contains("orphans = wait"), "{printed}");
+    assert!(procfs::alive(waited) && procfs::alive(left));
+    assert_eq!(site.pids("waits").len(), 0);
+    procfs::signal(waited, Signal::SIGKILL);
+    site.wait_pids("waits", 1);
+    assert!(procfs::alive(left), "it was to be left");
+    site.done("down");
+    assert!(
+        !procfs::alive(left),
+        "down ends orphans whatever the file says"
+    );
+}

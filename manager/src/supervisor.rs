@@ -141,6 +141,10 @@ pub struct Supervisor {
     kernel_trouble: Option<String>,
     /// Sockets that cannot be made, and what is in their way, for people.
     socket_troubles: BTreeMap<String, String>,
+    /// They are being tried again.
+    sockets_retried: bool,
+    /// Unix sockets that are being bound anew.
+    binding: BTreeSet<String>,
     /// Unix sockets and their paths, for the task that looks whether these are there.
     paths: watch::Sender<Vec<(String, std::path::PathBuf)>>,
     /// The configuration they are from.
@@ -208,6 +212,8 @@ impl Supervisor {
             logs_due: None,
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
             socket_troubles: BTreeMap::new(),
+            sockets_retried: false,
+            binding: BTreeSet::new(),
             paths: watch::Sender::default(),
             paths_of: None,
             log_troubles: Vec::new(),
@@ -320,6 +326,7 @@ impl Supervisor {
             Event::Attached(link, inventory) => self.attached(*link, inventory),
             Event::Trouble(trouble) => self.kernel_trouble = trouble,
             Event::Sockets(troubles) => self.sockets_told(troubles),
+            Event::SocketsAgain(troubles) => self.sockets_tried(troubles),
             Event::PathGone(name) => self.path_gone(&name),
             Event::BoundAnew(name, result) => self.bound_anew(&name, result),
             Event::Listed(inventory) => self.listed(inventory),

@@ -63,6 +63,36 @@ fn a_held_socket_whose_path_was_removed_stayed_unreachable() {
 }
 
 #[test]
+fn workers_kept_a_dead_socket_when_its_directory_was_removed() {
+    let stack = Stack::start(&format!(
+        "[watcher:web]\ncmd = {}\ncopy_env = true\nuse_sockets = yes\nready = notify\n[socket:web]\npath = DIR/run/web.sock\n",
+        worker("DIR/web 1 notify $(circus.sockets.web)"),
+    ));
+    // The directory is missing at first, too: the watcher waits for it.
+    let directory = stack.kernel.directory().join("run");
+    wait_until("the watcher waits", || {
+        stack.message("web").starts_with("waits for socket web")
+    });
+    fs::create_dir(&directory).unwrap();
+    let before = stack.wait_pids("web", 1);
+    fs::remove_dir_all(&directory).unwrap();
+    wait_until("the trouble is told", || {
+        stack
+            .message("web")
+            .contains("starts no more workers without socket web")
+    });
+    fs::create_dir(&directory).unwrap();
+    wait_until("the worker is replaced", || {
+        let pids = stack.pids("web");
+        pids.len() == 1
+            && pids
+                .values()
+                .all(|pid| !before.values().any(|old| old == pid))
+    });
+    UnixStream::connect(directory.join("web.sock")).unwrap();
+}
+
+#[test]
 fn workers_inherited_blocking_sockets_which_circus_does_not_give() {
     let stack = Stack::start(
         "[watcher:w]\ncmd = sleep 1000\nuse_sockets = yes\n[socket:a]\nhost = 127.0.0.1\nport = 0\n\

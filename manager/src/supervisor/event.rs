@@ -33,6 +33,8 @@ pub enum Event {
     Trouble(Option<String>),
     /// Which sockets cannot be made, and why, for people; the others are there.
     Sockets(BTreeMap<String, String>),
+    /// The same of those that could not be made before.
+    SocketsAgain(BTreeMap<String, String>),
     /// The path of a unix socket that the kernel holds is gone: nobody can reach it.
     PathGone(String),
     /// A socket whose path was gone is bound anew, or why not.

@@ -49,6 +49,7 @@ impl Supervisor {
         self.orphans_of_kernels.look(Instant::now());
         self.link = Some(link);
         self.settle_umask(inventory.umask);
+        self.retry_sockets();
         self.take_over(inventory.added, inventory.kept);
         self.know_before_rolls(resumed.as_ref());
         self.take_over_left(inventory.left);

@@ -3,7 +3,7 @@
 //! Owns no state. Invariant: every task ends by itself, and a request the kernel did not answer is asked again only where repeating it
 //! is harmless.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,12 +150,11 @@ async fn settle(
     events: &mpsc::Sender<Event>,
     subscribe: bool,
 ) -> Inventory {
-    let failed = make_sockets(link, config).await;
-    if !failed.is_empty() {
-        keep_making_sockets(link.clone(), config.clone(), events.clone(), failed);
-    } else {
-        let _ = events.send(Event::Sockets(failed)).await;
+    if let Err(error) = link.forget_trial().await {
+        tracing::debug!(%error, "a socket made on trial may be left");
     }
+    let failed = make_sockets(link, &config.sockets).await;
+    let _ = events.send(Event::Sockets(failed)).await;
     loop {
         let listed = async {
             if subscribe {
@@ -173,13 +172,10 @@ async fn settle(
     }
 }
 
-/// Makes all sockets; answers what hindered those that could not be made, by name.
-async fn make_sockets(link: &KernelLink, config: &Config) -> BTreeMap<String, String> {
+/// Makes sockets; answers what hindered those that could not be made, by name.
+async fn make_sockets(link: &KernelLink, sockets: &[SocketConfig]) -> BTreeMap<String, String> {
     let mut failed = BTreeMap::new();
-    if let Err(error) = link.forget_trial().await {
-        tracing::debug!(%error, "a socket made on trial may be left");
-    }
-    for socket in &config.sockets {
+    for socket in sockets {
         if let Err(error) = link.make_socket(socket).await {
             let reason = hindrance(socket, &error).await;
             failed.insert(socket.name.clone(), reason);
@@ -204,37 +200,17 @@ async fn hindrance(socket: &SocketConfig, error: &LinkError) -> String {
     }
 }
 
-fn keep_making_sockets(
+/// Tries in a moment again to make these sockets.
+pub(super) fn make_sockets_again(
     link: KernelLink,
-    config: Arc<Config>,
+    sockets: Vec<SocketConfig>,
     events: mpsc::Sender<Event>,
-    mut failed: BTreeMap<String, String>,
 ) {
     tokio::spawn(async move {
-        loop {
-            let over = failed.is_empty();
-            if events.send(Event::Sockets(failed.clone())).await.is_err() || over {
-                return;
-            }
-            sleep(TRY_AGAIN).await;
-            failed = make_sockets(&link, &config).await;
-        }
+        sleep(TRY_AGAIN).await;
+        let failed = make_sockets(&link, &sockets).await;
+        let _ = events.send(Event::SocketsAgain(failed)).await;
     });
-}
-
-/// Tries again until every socket is there.
-pub(super) fn make_sockets_again(
-    link: &Option<KernelLink>,
-    config: &Arc<Config>,
-    events: &mpsc::Sender<Event>,
-) {
-    if let Some(link) = link.clone() {
-        let (config, events) = (config.clone(), events.clone());
-        tokio::spawn(async move {
-            let failed = make_sockets(&link, &config).await;
-            keep_making_sockets(link, config, events, failed);
-        });
-    }
 }
 
 /// Looks every now and then whether the paths of the unix sockets are there: workers remove them as they end, and so do cleaners of
@@ -244,7 +220,6 @@ pub(super) fn watch_paths(
     mut paths: watch::Receiver<Vec<(String, PathBuf)>>,
 ) {
     tokio::spawn(async move {
-        let mut gone: BTreeSet<String> = BTreeSet::new();
         loop {
             // Without a unix socket nothing wakes up.
             let watched = paths.wait_for(|paths| !paths.is_empty()).await;
@@ -257,11 +232,7 @@ pub(super) fn watch_paths(
                     tokio::fs::symlink_metadata(&path).await,
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound
                 );
-                if !missing {
-                    gone.remove(&name);
-                } else if gone.insert(name.clone())
-                    && events.send(Event::PathGone(name)).await.is_err()
-                {
+                if missing && events.send(Event::PathGone(name)).await.is_err() {
                     return;
                 }
             }

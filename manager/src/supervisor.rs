@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use papa_protocol::client::Address;
 use papa_protocol::json::status::HelloReply;
 use papa_protocol::process::Exit;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Config, WatcherConfig};
@@ -23,11 +24,13 @@ use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
 use crate::kernel_link::KernelLink;
 use crate::logs::thread::{LogReport, LogThread};
+use crate::pidfd::Whom;
 use crate::probe::ready::Gate;
 use crate::procinfo::Statistics;
 use crate::state::Kept;
 use crate::tree::TreeThread;
 use crate::watcher::{Action, Moment, Watcher};
+use crate::worker::Running;
 
 mod announce;
 mod back;
@@ -141,6 +144,8 @@ pub struct Supervisor {
     kernel_trouble: Option<String>,
     /// Sockets that cannot be made, and what is in their way, for people.
     socket_troubles: BTreeMap<String, String>,
+    /// Stop signals on their way, for the starts behind them.
+    signals: HashMap<WatcherId, Vec<oneshot::Receiver<()>>>,
     /// They are being tried again.
     sockets_retried: bool,
     /// Unix sockets that are being bound anew.
@@ -212,6 +217,7 @@ impl Supervisor {
             logs_due: None,
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
             socket_troubles: BTreeMap::new(),
+            signals: HashMap::new(),
             sockets_retried: false,
             binding: BTreeSet::new(),
             paths: watch::Sender::default(),
@@ -435,7 +441,10 @@ impl Supervisor {
         let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
         };
-        for action in watcher.step(&at) {
+        let mut actions = watcher.step(&at);
+        // Whoever is to go is asked before somebody new comes.
+        actions.sort_by_key(|action| matches!(action, Action::Start { .. }));
+        for action in actions {
             self.perform(id, action, link);
         }
     }
@@ -456,7 +465,8 @@ impl Supervisor {
                     wid,
                     generation,
                 };
-                tasks::start(link.clone(), config, order, self.events.clone());
+                let signals = self.signals.remove(&id).unwrap_or_default();
+                tasks::start(link.clone(), config, order, signals, self.events.clone());
             }
             Action::Stop(process) => {
                 let own = self.watchers.get(&id);
@@ -466,9 +476,8 @@ impl Supervisor {
                 let pid = process.pid.unsigned_abs();
                 self.publish(id, &EventKind::Kill { pid, signal });
                 tracing::info!(watcher = config.name, pid = process.pid, signal = %stop_signal, "stopping worker");
-                let noted = self.note_tree(id, &process);
                 let reach = tasks::stop_reach(config.stop_children);
-                tasks::stop(link.clone(), process, signal, reach, noted);
+                self.send_stop(id, process, signal, reach, link);
             }
             Action::Left(process, due) => self.order_left(id, process, due),
             Action::Kill(process) => {
@@ -482,6 +491,22 @@ impl Supervisor {
                 self.kill_tree(id, process);
             }
         }
+    }
+
+    /// Sends a stop signal, once it is noted who belongs to the worker.
+    fn send_stop(
+        &mut self,
+        id: WatcherId,
+        process: Running,
+        signal: i32,
+        reach: Whom,
+        link: &KernelLink,
+    ) {
+        let noted = self.note_tree(id, &process);
+        let sent = tasks::stop(link.clone(), process, signal, reach, noted);
+        let signals = self.signals.entry(id).or_default();
+        signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
+        signals.push(sent);
     }
 
     /// Lets watchers start in the order of their priority, each when the one before has been started.

@@ -374,8 +374,7 @@ impl Supervisor {
         for process in asked {
             let pid = process.pid.unsigned_abs();
             self.publish(id, &EventKind::Kill { pid, signal });
-            let noted = self.note_tree(id, &process);
-            tasks::stop(link.clone(), process, signal, reach, noted);
+            self.send_stop(id, process, signal, reach, &link);
         }
         self.wait(request, reply, vec![id], Goal::Settled);
     }

@@ -261,13 +261,23 @@ pub(super) struct Order {
 }
 
 /// Starts one worker.
+///
+/// First the stop signals in `signals` go out: a reload would otherwise have one more worker there than it may.
 pub(super) fn start(
     link: KernelLink,
     config: Arc<WatcherConfig>,
     order: Order,
+    signals: Vec<oneshot::Receiver<()>>,
     events: mpsc::Sender<Event>,
 ) {
     tokio::spawn(async move {
+        let sent = async {
+            for signal in signals {
+                // An error means that the task has ended, which is as good.
+                let _ = signal.await;
+            }
+        };
+        let _ = tokio::time::timeout(NOTE_PATIENCE, sent).await;
         let Order {
             watcher,
             wid,
@@ -327,14 +337,15 @@ pub(super) fn stop_reach(stop_children: bool) -> Whom {
     }
 }
 
-/// Asks a worker to end, once it is noted who belongs to it.
+/// Asks a worker to end, once it is noted who belongs to it. What it answers is told when the signal is out.
 pub(super) fn stop(
     link: KernelLink,
     process: Running,
     signal: i32,
     whom: Whom,
     noted: Option<oneshot::Receiver<()>>,
-) {
+) -> oneshot::Receiver<()> {
+    let (sent, receiver) = oneshot::channel();
     tokio::spawn(async move {
         if let Some(noted) = noted {
             // Who cannot be told in time is recognised by parent, session and mark afterwards.
@@ -344,8 +355,10 @@ pub(super) fn stop(
             pidfd::signal(fd, process.pid, signal, whom)
         })
         .await;
+        let _ = sent.send(());
         failpoint::reach("reload.stopping");
     });
+    receiver
 }
 
 /// Has processes looked for and dealt with.

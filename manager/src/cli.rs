@@ -16,7 +16,7 @@ mod foreign;
 use args::{
     AddArgs, CheckArgs, CompletionsArgs, CountArgs, GetArgs, KernelVerb, KillArgs, ListenArgs,
     LogsArgs, NameArg, NamesArg, OptionsArgs, ReloadArgs, ReloadConfigArgs, RmArgs, ScaleArgs,
-    SelectArgs, SetArgs, SignalArgs, StatsArgs, UpArgs,
+    SelectArgs, SetArgs, SignalArgs, StatsArgs, StatusArgs, UpArgs,
 };
 
 /// Runs the watchers of an INI file through the papa kernel. May be stopped, upgraded or killed at any time: the
@@ -163,7 +163,7 @@ Example:
   web      active   2/2  4715 4716
   web-api  stopped  0/1")]
     #[command(visible_alias = "ps", alias = "ls")]
-    Status(NamesArg),
+    Status(StatusArgs),
     /// Start a watcher, or all of them
     #[command(after_help = "Example:\n  $ papactl start web")]
     Start(SelectArgs),
@@ -208,8 +208,8 @@ Example: look first, then do it
     #[command(after_help = "\
 Example:
   $ papactl set web numprocesses 4 graceful_timeout 10
-What is set is gone when the watcher is next changed by reloadconfig; write it
-into the file to keep it.")]
+What is set holds until the file says something else of that option than it
+does now; `papactl reloadconfig --plan` shows it as kept.")]
     Set(SetArgs),
     /// Print some of a watcher's options
     #[command(after_help = "\

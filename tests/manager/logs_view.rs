@@ -255,6 +255,23 @@ fn files_and_live_output_are_shown_together() {
 }
 
 #[test]
+fn one_log_that_cannot_be_read_hid_all_others() {
+    let stack = Stack::start(
+        "[watcher:bad]\ncmd = sleep 1000\nstdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/bad.log\n\
+         [watcher:good]\ncmd = sh -c 'echo here; exec sleep 1000'\ncopy_env = true\n\
+         stdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/good.log\n",
+    );
+    wait_until("the file is written", || stack.log("good.log") == b"here\n");
+    let bad = stack.kernel.directory().join("logs/bad.log");
+    let _ = std::fs::remove_file(&bad);
+    std::fs::create_dir(&bad).unwrap();
+    let output = run(&stack, &[]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("here"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("bad.log"));
+}
+
+#[test]
 fn lines_since_a_moment_are_found_by_what_they_say() {
     let mut stack = Stack::start(
         "[watcher:w]\ncmd = sh -c 'exec sleep 1000'\n\

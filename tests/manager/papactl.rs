@@ -427,6 +427,69 @@ fn several_names_all_and_single_workers_are_understood() {
 }
 
 #[test]
+fn status_and_doctor_were_content_with_a_watcher_that_was_given_up() {
+    let stack = Stack::start(
+        "[watcher:dead]\ncmd = sh -c 'exit 7'\nflapping.attempts = 2\nflapping.window = 60\nflapping.max_retry = 0\n\
+         [watcher:web]\ncmd = sleep 1000\n",
+    );
+    stack.wait_pids("web", 1);
+    wait_until("it is given up", || {
+        stack.message("dead").starts_with("given up: ")
+    });
+    // The cause stands before the count.
+    let said = stack.message("dead");
+    assert!(said.contains("worker 1 exited with 7; 2 ends"), "{said}");
+    for line in ["status --check", "status dead --check"] {
+        assert!(failed(&stack, line, 3).contains("not as wanted: dead"));
+    }
+    done(&stack, "status");
+    done(&stack, "status web --check");
+    let output = run(&stack, "doctor");
+    assert_eq!(output.status.code(), Some(1));
+    let printed = text(&output.stdout);
+    assert!(
+        printed
+            .lines()
+            .any(|line| line.starts_with("problem") && line.contains("watcher:dead")),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_failure_of_long_ago_was_shown_at_a_watcher_that_is_well() {
+    let stack = Stack::start(
+        "[watcher:w]\ncmd = sh -c 'test -e DIR/well || exit 7; exec sleep 1000'\ncopy_env = true\nbackoff_first = 0.1\nbackoff_max = 0.1\nbackoff_reset = 1\n",
+    );
+    wait_until("it fails", || {
+        stack.message("w").contains("exited with 7, 2 times")
+    });
+    fs::write(stack.kernel.directory().join("well"), "").unwrap();
+    stack.wait_pids("w", 1);
+    wait_until("the failure is forgotten", || stack.message("w").is_empty());
+    done(&stack, "status --check");
+}
+
+#[test]
+fn up_said_nothing_of_a_file_that_was_edited() {
+    let stack = Stack::start(TWO);
+    stack.wait_pids("web", 2);
+    let endpoint = format!(
+        "[circus]\npapa_endpoint = ipc:{}\n",
+        stack.kernel.socket_path().display()
+    );
+    stack.rewrite(&format!(
+        "{endpoint}{}",
+        TWO.replace("numprocesses = 2", "numprocesses = 3")
+    ));
+    let output = run(&stack, "up stack.ini");
+    let said = text(&output.stderr);
+    assert!(said.contains("papactl reloadconfig --plan"), "{said}");
+    stack.rewrite(TWO);
+    let output = run(&stack, "up stack.ini");
+    assert!(!text(&output.stderr).contains("changed"), "{output:?}");
+}
+
+#[test]
 fn words_of_other_managers_were_answered_with_wrong_guesses() {
     let stack = Stack::start(TWO);
     for (word, expected) in [

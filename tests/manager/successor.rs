@@ -232,13 +232,13 @@ fn pauses_go_on() {
         // Two before, one now.
         end(&stack);
         wait_until("that is one too many", || {
-            stack.message("flaps").contains("flapping: 3 ends")
+            stack.message("flaps").contains("; 3 ends")
         });
         let pause = stack.kept("flaps")["flapping"]["until_ms"].clone();
         assert!(pause.is_u64());
         stack.replace_manager(how);
         assert_eq!(stack.kept("flaps")["flapping"]["until_ms"], pause);
-        assert!(stack.message("flaps").contains("flapping: 3 ends"));
+        assert!(stack.message("flaps").contains("; 3 ends"));
         assert!(stack.pids("flaps").is_empty(), "{how:?}");
         assert_eq!(stack.kept("ends")["backoff"], before["backoff"]);
         assert_eq!(stack.message("ends"), before["message"].as_str().unwrap());

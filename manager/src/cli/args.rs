@@ -43,6 +43,18 @@ pub struct NamesArg {
     pub names: Vec<String>,
 }
 
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Whom.
+    #[command(flatten)]
+    pub whom: NamesArg,
+    /// Exit with 3 if a watcher was given up, keeps failing, or has fewer workers
+    /// than wanted
+    #[arg(long)]
+    pub check: bool,
+}
+
 /// Watchers, or all.
 #[derive(Debug, Args)]
 pub struct SelectArgs {

@@ -87,8 +87,13 @@ pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> 
         sender,
     };
     view.add_live(sources.live)?;
+    // One that cannot be read hides no other.
+    let count = sources.files.len() + view.live.len();
     for file in sources.files {
-        view.add_file(file)?;
+        match view.add_file(file) {
+            Err(CommandError::Failed(reason)) if count > 1 => note(&format!("papactl: {reason}")),
+            result => result?,
+        }
     }
     let only_live = view.files.is_empty();
     view.show_kept(&news, only_live)?;

@@ -63,6 +63,8 @@ use programs::ProgramError;
 
 /// Exit code for a usage or configuration error; 0 is done, 1 failed.
 const EXIT_USAGE: u8 = 2;
+/// Exit code of `status --check` when a watcher is not as it is wanted.
+const EXIT_UNWELL: u8 = 3;
 
 /// Why a verb did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +93,9 @@ pub enum CommandError {
     /// The failure is part of what was already printed.
     #[error("not everything was done")]
     Reported,
+    /// `status --check`: a watcher is not as it is wanted, which was printed.
+    #[error("a watcher is not as it is wanted")]
+    Unwell,
     /// The configuration is wrong, and every mistake was printed.
     #[error("the configuration has mistakes")]
     Checked,
@@ -103,6 +108,7 @@ impl CommandError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage(_) | Self::Checked => EXIT_USAGE,
+            Self::Unwell => EXIT_UNWELL,
             Self::Manager(_)
             | Self::Kernel(_)
             | Self::Program(_)
@@ -173,7 +179,7 @@ pub fn run(line: &Papactl) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // `papactl logs | head`: the reader had enough.
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
-        Err(error @ (CommandError::Reported | CommandError::Checked)) => {
+        Err(error @ (CommandError::Reported | CommandError::Checked | CommandError::Unwell)) => {
             ExitCode::from(error.exit_code())
         }
         Err(error) => {

@@ -204,6 +204,7 @@ mod tests {
                 })
                 .collect(),
             message: message.map(str::to_owned),
+            failing: false,
             orphans: Vec::new(),
         }
     }

@@ -19,14 +19,19 @@ use crate::commands::kernel::{self, Kernel};
 use crate::commands::programs::{self, Background};
 use crate::commands::progress::{self, ProgressLine};
 use crate::commands::{
-    CommandError, check, print, print_json, status_of_all, status_with_kernel, table,
+    CommandError, check, note, print, print_json, status_of_all, status_with_kernel, table,
 };
 use crate::config::{self, Config, LogOutput, Surroundings};
 use crate::control::client::{ManagerClient, ManagerError};
-use crate::control::message::{ManagerStatus, Selection, StatusReply, WatcherState, WatcherStatus};
+use crate::control::message::{
+    Command, ManagerStatus, PlanAction, PlanReply, Request, Selection, StatusReply, WatcherState,
+    WatcherStatus,
+};
 use crate::control::stuck::{Found, end_if_stuck};
 use crate::runtime_dir::RuntimeDir;
 
+/// How long the manager gets to compare the file with what runs.
+const PLAN_PATIENCE: Duration = Duration::from_secs(5);
 /// How often to look again.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -163,6 +168,7 @@ fn report_running(
         print(&kernel)?;
         print(&format!("manager: already running, pid {}\n", manager.pid))?;
     }
+    say_if_changed(&mut client);
     if !common.no_wait {
         status = wait_until_up(common, &mut client, deadline)?;
     }
@@ -173,6 +179,32 @@ fn report_running(
         None => json!({"address": manager.kernel, "pid": manager.kernel_pid, "started": false}),
     };
     finish(common, config, common.no_wait, &status, &kernel)
+}
+
+/// The manager runs what it has read; somebody who edits the file and types `up` again expects otherwise. A file that cannot be read any
+/// more is reported as what it is.
+fn say_if_changed(client: &mut ManagerClient) {
+    let command = Command::ReloadConfig {
+        plan: true,
+        accept_removal: false,
+    };
+    let reply: Result<PlanReply, ManagerError> =
+        client.ask(&Request::waiting(command), PLAN_PATIENCE);
+    match reply {
+        Ok(reply)
+            if reply
+                .plan
+                .iter()
+                .all(|step| step.action == PlanAction::Keep) => {}
+        Ok(_) => note(
+            "papactl: the file has changed since the manager read it: `papactl reloadconfig --plan` shows how, `papactl reloadconfig` applies it",
+        ),
+        // A change is under way, and nobody wants to wait for the hint.
+        Err(ManagerError::Timeout(_)) => {}
+        Err(error) => note(&format!(
+            "papactl: the file cannot be read as it is now, and what runs is as it was read before: {error}"
+        )),
+    }
 }
 
 fn running_line(manager: &ManagerStatus) -> String {

@@ -72,6 +72,9 @@ pub struct WatcherStatus {
     /// What hinders it, for people: `exited with 1 five times, next try in 8 s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// It was given up, pauses after too many ends, or ends again and again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failing: bool,
     /// Workers of it that an earlier kernel left running.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub orphans: Vec<OrphanStatus>,

@@ -47,6 +47,8 @@ pub(super) struct SeenWatcher {
     /// Options set at run time.
     pub(super) set: Vec<String>,
     pub(super) message: Option<String>,
+    /// It was given up, pauses after too many ends, or ends again and again.
+    pub(super) failing: bool,
     /// Workers that are still to be replaced.
     pub(super) older: usize,
 }
@@ -306,7 +308,8 @@ fn judge_watchers(seen: &Seen, findings: &mut Vec<Finding>) {
         let name = &watcher.config.name;
         let about = format!("watcher:{name}");
         if let Some(message) = &watcher.message {
-            findings.push(notice(&about, message.clone()));
+            let level = if watcher.failing { problem } else { notice };
+            findings.push(level(&about, message.clone()));
         }
         if watcher.older > 0 {
             let text = format!("{} workers of an older generation still run", watcher.older);

@@ -154,6 +154,7 @@ fn seen(watcher: &Watcher) -> SeenWatcher {
         count: watcher.count(),
         set: kept.set.keys().cloned().collect(),
         message: watcher.message().map(str::to_owned),
+        failing: watcher.status().failing,
         older: watcher
             .workers()
             .values()

@@ -168,8 +168,8 @@ impl Watcher {
             "replacing a worker"
         );
         if !self.fail_roll(generation, &reason) {
-            self.message = Some(reason);
-            self.count_end(at);
+            self.message = Some(reason.clone());
+            self.count_end(&reason, at);
         }
         self.sync_kept(at);
         Some(process)
@@ -190,12 +190,12 @@ impl Watcher {
         }
         tracing::warn!(watcher = self.config.name, wid, "{reason}");
         if !self.fail_roll(generation, &reason) {
-            self.message = Some(reason);
+            self.message = Some(reason.clone());
             // Its number is taken until it has ended, so that the pause has to be everybody's.
             let delay = self.pauses.failed(wid, &self.config.backoff, at);
             self.keep_pauses();
             self.next_start = self.next_start.max(Some(at.now + delay));
-            self.count_end(at);
+            self.count_end(&reason, at);
         }
         self.sync_kept(at);
         Some(process)
@@ -231,11 +231,11 @@ impl Watcher {
                 delay.as_secs_f64()
             ));
         }
-        self.count_end(at);
+        self.count_end(&format!("worker {wid} {how}"), at);
     }
 
-    /// One more unexpected end: perhaps one too many.
-    fn count_end(&mut self, at: &Moment) {
+    /// One more unexpected end, for this reason: perhaps one too many.
+    fn count_end(&mut self, reason: &str, at: &Moment) {
         let Some(flapping) = self.config.flapping else {
             return;
         };
@@ -247,7 +247,7 @@ impl Watcher {
         }
         if self.ends.len() >= attempts {
             self.ends.clear();
-            self.flap(&flapping, at);
+            self.flap(&flapping, reason, at);
         }
         self.keep_ends(at);
     }
@@ -262,7 +262,8 @@ impl Watcher {
         self.kept.flapping.ends_ms = self.ends.iter().skip(forgotten).map(before).collect();
     }
 
-    fn flap(&mut self, flapping: &FlappingConfig, at: &Moment) {
+    /// What happened last is said with how often it did: the number alone tells nobody what to mend.
+    fn flap(&mut self, flapping: &FlappingConfig, reason: &str, at: &Moment) {
         let pauses = self.kept.flapping.pauses;
         let ends = format!(
             "{} ends within {} s",
@@ -270,7 +271,7 @@ impl Watcher {
             flapping.window.as_secs_f64()
         );
         if flapping.max_retry.is_some_and(|limit| pauses >= limit) {
-            self.give_up(format!("given up: {ends}, after {pauses} pauses"));
+            self.give_up(format!("given up: {reason}; {ends}, after {pauses} pauses"));
             return;
         }
         self.kept.flapping.pauses = pauses.saturating_add(1);
@@ -278,7 +279,7 @@ impl Watcher {
         self.kept.flapping.until_ms = at.epoch_ms.saturating_add(pause_ms);
         self.flapping_until = Some(at.now + flapping.retry_in);
         let text = format!(
-            "flapping: {ends}; next try in {} s",
+            "flapping: {reason}; {ends}; next try in {} s",
             flapping.retry_in.as_secs_f64()
         );
         tracing::warn!(watcher = self.config.name, "{text}");

@@ -26,7 +26,7 @@ impl Watcher {
             if self.may_start() {
                 self.grow(at.now, &mut actions);
             }
-            self.settle();
+            self.settle(at.now);
         } else if !self.gate.stop_later {
             self.stop_all(at, &mut actions);
         }
@@ -66,9 +66,15 @@ impl Watcher {
                 .filter(|worker| worker.is_fresh() && worker.is_serving())
                 .filter_map(|worker| self.expires(worker))
         });
+        // A failure of before is forgotten then.
+        let well = (running && self.message.is_some() && self.is_up() && self.rolled.is_ok())
+            .then(|| self.well_at())
+            .flatten()
+            .filter(|_| self.pauses.worst() >= 2);
         workers
             .chain(starts.into_iter().flatten())
             .chain(ages.into_iter().flatten())
+            .chain(well)
             .min()
     }
 
@@ -318,7 +324,20 @@ impl Watcher {
         }
     }
 
-    fn settle(&mut self) {
+    /// When every worker will have run so long that no failure of before counts any more.
+    fn well_at(&self) -> Option<Instant> {
+        let reset = self.config.backoff.reset;
+        let started = self.workers.values().filter(|worker| worker.is_wanted());
+        let started = started.map(|worker| worker.process().map(|process| process.started + reset));
+        started.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+
+    /// What hinders it keeps it from serving: it was given up, pauses, or ends again and again.
+    pub(super) fn is_failing(&self) -> bool {
+        self.gave_up || self.flapping_until.is_some() || (self.pauses.worst() >= 2 && !self.is_up())
+    }
+
+    fn settle(&mut self, now: Instant) {
         if self.is_up() {
             self.came_up = true;
             if !self
@@ -328,7 +347,8 @@ impl Watcher {
             {
                 self.complete_roll();
             }
-            if self.pauses.worst() < 2 && self.config.respawn && self.rolled.is_ok() {
+            let recovered = self.pauses.worst() < 2 || self.well_at().is_some_and(|at| at <= now);
+            if recovered && self.config.respawn && self.rolled.is_ok() {
                 self.message = None;
             }
         }

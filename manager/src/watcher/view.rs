@@ -139,6 +139,7 @@ impl Watcher {
                 .collect(),
             dormant: self.is_dormant(),
             message: self.current_message(),
+            failing: self.is_failing(),
             orphans: Vec::new(),
         }
     }

@@ -34,7 +34,12 @@ const ENVIRONMENTS: [&[(&str, &str)]; 2] = [
 ];
 
 /// Files read by Circus and refused here: what the refusal says, and what became of the watcher in Circus.
-const REFUSED_HERE: [(&str, &str, &str); 6] = [
+const REFUSED_HERE: [(&str, &str, &str); 7] = [
+    (
+        "empty_include.ini",
+        "cannot be read",
+        "a directory that is not there is left out with a warning",
+    ),
     (
         "find_hook_in_pythonpath.ini",
         "has no cmd",

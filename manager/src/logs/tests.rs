@@ -67,6 +67,32 @@ fn write(writer: &mut LogWriter, start: u64, kind: Kind, text: &str) -> Vec<(u64
 }
 
 #[test]
+fn a_line_whose_end_waited_behind_a_pipe_of_the_other_stream_was_torn() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let mut writer = writer();
+    let both = Routes {
+        out: to(directory, "out"),
+        err: to(directory, "err"),
+        ..Routes::default()
+    };
+    writer.add(&process(0, 0), &both);
+    assert_eq!(write(&mut writer, 0, Kind::Err, "half"), []);
+    // The kernel takes a whole pipe of standard output first, and only then the rest of the line.
+    let line = format!("{}\n", "o".repeat(1023));
+    let pipe = line.repeat(256);
+    assert_eq!(write(&mut writer, 4, Kind::Out, &pipe), []);
+    let early = fs::read(directory.join("err")).unwrap_or_default();
+    assert_eq!(early, b"", "nothing of the line before its end");
+    write(&mut writer, 4 + (256 << 10), Kind::Err, " done\n");
+    assert_eq!(
+        fs::read(directory.join("err")).unwrap(),
+        b"half done\n",
+        "in one piece"
+    );
+}
+
+#[test]
 fn an_unfinished_line_does_not_hold_the_other_stream_for_ever() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
@@ -80,8 +106,8 @@ fn an_unfinished_line_does_not_hold_the_other_stream_for_ever() {
     assert_eq!(write(&mut writer, 0, Kind::Out, "listening"), []);
     let line = format!("{}\n", "e".repeat(999));
     let mut position = 9;
-    // Up to a quarter of the reel it may still be finished.
-    while position + 1000 <= (1 << 18) {
+    // Up to half of the reel it may still be finished.
+    while position + 1000 <= (1 << 19) {
         assert_eq!(write(&mut writer, position, Kind::Err, &line), []);
         position += 1000;
     }

@@ -24,8 +24,9 @@ use crate::logs::sink::{Address, Sink};
 use crate::logs::store::Store;
 use crate::logs::writer::routing::limit;
 
-/// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest is for what comes after.
-const TAIL_SHARE_OF_REEL: u64 = 4;
+/// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest is for what comes after. More than the
+/// kernel takes of the other stream at once (a pipe of 256 KiB, of the usual 1 MiB): the line's end may wait in its own pipe.
+const TAIL_SHARE_OF_REEL: u64 = 2;
 
 /// Where one stream's lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,11 +4,17 @@
 //! write its errors over ours.
 //! Source: `syscall(2)`, "Architecture calling conventions".
 
-/// What is needed beside for a child that shares memory: nothing here.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) const CLONE_FLAGS: libc::c_int = 0;
-/// Where the call below is the C library's, the parent stands still instead.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+/// What is needed beside for a child that shares memory: the system says when it has let go of it.
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(target_env = "musl")
+))]
+pub(super) const CLONE_FLAGS: libc::c_int = libc::CLONE_CHILD_CLEARTID;
+/// Where the call below is the C library's, the parent stands still instead. musl refuses the other flags (EINVAL).
+#[cfg(not(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(target_env = "musl")
+)))]
 pub(super) const CLONE_FLAGS: libc::c_int = libc::CLONE_VFORK;
 
 /// Makes a system call; a negative result is an errno.

@@ -317,12 +317,7 @@ pub fn start(mut plan: Plan<'_>, patience: Duration) -> Result<Outcome, Failure>
         libc::clone(
             child,
             top.cast(),
-            CLONE_FLAGS
-                | libc::CLONE_VM
-                | libc::CLONE_FILES
-                | libc::CLONE_PIDFD
-                | libc::CLONE_CHILD_CLEARTID
-                | libc::SIGCHLD,
+            CLONE_FLAGS | libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_PIDFD | libc::SIGCHLD,
             argument.cast(),
             ptr::from_mut(&mut raw_pidfd),
             ptr::null_mut::<libc::c_void>(),
@@ -332,6 +327,10 @@ pub fn start(mut plan: Plan<'_>, patience: Duration) -> Result<Outcome, Failure>
     let cloned = Errno::result(pid);
     let _ = before.thread_set_mask();
     let pid = cloned.map_err(clone_failed)?;
+    if CLONE_FLAGS & libc::CLONE_VFORK != 0 {
+        // It has exec'ed or ended, or this process would stand still.
+        memory.frame.lives.store(0, Ordering::Release);
+    }
     // SAFETY: clone succeeded with CLONE_PIDFD, so this number is a new
     // descriptor of ours that nobody else knows.
     let pidfd = unsafe { OwnedFd::from_raw_fd(raw_pidfd) };

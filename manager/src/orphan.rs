@@ -11,7 +11,7 @@ use nix::libc;
 
 use crate::mark::{Lineage, Mark};
 use crate::pidfd;
-use crate::tree::{self, Stat};
+use crate::tree::{Stat, processes};
 
 /// Rounds of freezing before the kill: each stops what the one before did not see, so more means somebody forks as fast as we look.
 const MAX_ROUNDS: usize = 16;
@@ -152,17 +152,6 @@ impl Orphan {
             tracing::warn!(pid = self.pid, %error, "an orphan cannot be signalled");
         }
     }
-}
-
-fn processes() -> BTreeMap<i32, Stat> {
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return BTreeMap::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| Some((pid, tree::stat(pid)?)))
-        .collect()
 }
 
 /// Those above a process, the nearest first.

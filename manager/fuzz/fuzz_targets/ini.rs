@@ -13,9 +13,10 @@ use papa_manager::config::ini::Document;
 use papa_manager::config::problem::{Findings, Problem};
 use papa_manager::config::{Surroundings, load, render_text, render_worker};
 
-/// Comes before every input: the first of two equal keys stays, so no input names files of this machine.
+/// Comes before every input: the first of two equal keys stays, so no input names files of this machine. The patterns match nothing,
+/// which is no mistake; a name that cannot be read would be one, and nothing behind it would be tried.
 const HEADER: &[u8] =
-    b"[circus]\ninclude = there-is-no-such-file\ninclude_dir = there-is-no-such-directory\n";
+    b"[circus]\ninclude = there-is-no-such-file*\ninclude_dir = there-is-no-such-directory*\n";
 /// The one file.
 const NAME: &str = "fuzz.ini";
 

@@ -20,7 +20,7 @@ mod memory;
 mod scan;
 mod thread;
 
-pub use scan::{Stat, children, descendants, stat};
+pub use scan::{Stat, children, descendants, processes, stat};
 pub use thread::{Answer, Deed, Order, TreeThread};
 
 /// A process named by its number and its start, in ticks since boot: together they mean one process for ever.

@@ -213,7 +213,9 @@ pub fn descendants(root: i32) -> BTreeMap<i32, Stat> {
     Snapshot::take(None).members(&target, &mut Memory::of(&target))
 }
 
-fn processes() -> BTreeMap<i32, Stat> {
+/// Every process there is; none where `/proc` cannot be read.
+#[must_use]
+pub fn processes() -> BTreeMap<i32, Stat> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return BTreeMap::new();
     };

@@ -78,7 +78,8 @@ pub(super) fn resolve(
     let uid = identity::user(&mut fields);
     let account_env = identity::set_account(uid.as_ref(), &written, &mut environment);
     last.extend(&environment);
-    if fields.text("cmd").is_none() {
+    // A blank one counts as none, as it does where the command is read.
+    if fields.filled("cmd").is_none() {
         fields.findings.error(
             &section.origin,
             format!("[watcher:{name}] has no cmd, expected the command to run"),

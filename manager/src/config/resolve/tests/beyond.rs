@@ -224,3 +224,17 @@ proptest::proptest! {
         let _ = try_load(&text);
     }
 }
+
+#[test]
+fn a_blank_command_was_no_mistake_and_could_never_start() {
+    for cmd in ["", "\"\"", "$(circus.env.NOTHING)"] {
+        let found = errors(&format!(
+            "[env]\nNOTHING =\n[watcher:w]\ncmd = {cmd}\nnumprocesses = 2\n"
+        ));
+        assert_eq!(found.len(), 1, "{cmd}: {found:?}");
+        assert!(
+            found[0].1.contains("has no cmd") || found[0].1.starts_with("cmd: expected"),
+            "{cmd}: {found:?}"
+        );
+    }
+}

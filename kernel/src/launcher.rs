@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -26,7 +25,7 @@ use crate::journal::Journal;
 use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
 use crate::keeper::{self, notify};
-use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, local_port, open_listener};
+use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, local_port, open_listener, server_at};
 use crate::sys::{memfd, process};
 
 /// First descriptor a service manager passes; `sd_listen_fds(3)`.
@@ -322,8 +321,10 @@ fn bind_path(path: &Path) -> anyhow::Result<OwnedFd> {
         if !metadata.file_type().is_socket() {
             bail!("{}: is in the way and is not a socket", path.display());
         }
-        if UnixStream::connect(path).is_ok() {
-            bail!("{}: another papa serves it", path.display());
+        let server =
+            server_at(path).with_context(|| format!("ask who serves {}", path.display()))?;
+        if let Some(server) = server {
+            bail!("{} is served by {}", path.display(), server.describe());
         }
         fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
     }

@@ -281,12 +281,12 @@ impl KernelLink {
     /// The kernel refused; one that exists with other parameters is kept, with a warning.
     pub async fn make_socket(&self, socket: &SocketConfig) -> Result<(), LinkError> {
         let request = socket_request(socket, &self.namespace)?;
-        match self.client.call(request).await {
+        match self.ask_for_socket(request).await {
             Err(error) if error.code() == Some(ErrorCode::Exists) => {
                 tracing::warn!(socket = socket.name, %error, "the socket is kept as it is");
                 Ok(())
             }
-            other => Ok(other.map(drop)?),
+            other => Ok(other?),
         }
     }
 
@@ -296,9 +296,20 @@ impl KernelLink {
     /// The kernel refused for another reason than that it has another one, or did not answer.
     pub async fn has_socket(&self, socket: &SocketConfig) -> Result<bool, LinkError> {
         let request = socket_request(socket, &self.namespace)?;
-        match self.client.call(request).await {
+        match self.ask_for_socket(request).await {
             Err(error) if error.code() == Some(ErrorCode::Exists) => Ok(false),
-            other => Ok(other.map(|_| true)?),
+            other => Ok(other.map(|()| true)?),
+        }
+    }
+
+    /// Kernels that know no `replace` always replace.
+    async fn ask_for_socket(&self, mut request: ops::SocketMake) -> Result<(), ClientError> {
+        match self.client.call(request.clone()).await {
+            Err(error) if request.replace && error.code() == Some(ErrorCode::Invalid) => {
+                request.replace = false;
+                self.client.call(request).await.map(drop)
+            }
+            other => other.map(drop),
         }
     }
 
@@ -310,8 +321,13 @@ impl KernelLink {
         self.forget_trial().await?;
         let mut request = socket_request(socket, &self.namespace)?;
         request.name = self.trial()?;
-        self.client.call(request).await?;
-        self.forget_trial().await
+        // A trial takes nothing from anybody.
+        let replaces = std::mem::take(&mut request.replace);
+        match self.client.call(request).await {
+            Err(error) if replaces && error.code() == Some(ErrorCode::BindFailed) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => self.forget_trial().await,
+        }
     }
 
     /// Removes what a predecessor may have left that was killed in a `try_socket`: it would hold an address.
@@ -593,6 +609,7 @@ fn socket_request(socket: &SocketConfig, namespace: &str) -> Result<ops::SocketM
     request.interface = socket.interface.clone();
     request.reuseport = socket.reuseport;
     request.nonblocking = socket.nonblocking;
+    request.replace = socket.replace && socket.path.is_some();
     Ok(request)
 }
 

@@ -487,9 +487,9 @@ prop_compose! {
         backlog in prop::option::of(6_u32..65536),
         host in prop::option::of("[0-9.]{1,15}"),
         port in prop::option::of(1_u16..),
-        (reuseport, nonblocking, force) in any::<(bool, bool, bool)>(),
+        (reuseport, nonblocking, replace, force) in any::<(bool, bool, bool, bool)>(),
     ) -> SocketMake {
-        SocketMake { family, socket_type, backlog, host, port, reuseport, nonblocking, force, ..SocketMake::new(name) }
+        SocketMake { family, socket_type, backlog, host, port, reuseport, nonblocking, replace, force, ..SocketMake::new(name) }
     }
 }
 

@@ -125,6 +125,43 @@ fn a_stale_unix_path_is_replaced_and_removal_unlinks() {
 }
 
 #[test]
+fn a_socket_file_that_somebody_served_was_unlinked() {
+    let kernel = Kernel::start();
+    let path = kernel.path("served.sock");
+    let theirs = UnixListener::bind(&path).unwrap();
+    let mut client = kernel.json();
+    let make = json!({"name": "s", "path": path});
+    let refusal = client
+        .call("socket.make", make.clone())
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(refusal["code"], "bind_failed");
+    let refusal = refusal["message"].as_str().unwrap();
+    let pid = std::process::id();
+    assert!(
+        refusal.contains(&format!("{path} is served by pid {pid} (")),
+        "{refusal}"
+    );
+    let _ = theirs.accept().expect("the question");
+    let mut stream = UnixStream::connect(&path).expect("it is served as before");
+    let (mut served, _) = theirs.accept().unwrap();
+    stream.write_all(b"x").unwrap();
+    served.read_exact(&mut [0]).unwrap();
+
+    // Who asks for it gets the path; the socket that had it is not ours to take back.
+    client.ok(
+        "socket.make",
+        json!({"name": "s", "path": path, "replace": true}),
+    );
+    let again = client.ok("socket.make", make);
+    assert_eq!(again["created"], false, "replacing is no property of it");
+    fs::remove_file(&path).unwrap();
+    let _theirs = UnixListener::bind(&path).unwrap();
+    client.ok("socket.remove", json!({"names": ["s"]}));
+    UnixStream::connect(&path).expect("the path is another's by then and stays");
+}
+
+#[test]
 fn the_umask_is_octal_in_json_text() {
     let kernel = Kernel::start();
     let path = kernel.path("masked.sock");

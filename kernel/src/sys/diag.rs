@@ -1,9 +1,10 @@
-//! Whose TCP connection is it? Asked of the system, not of the caller.
+//! Whose TCP connection is it, and which file is a unix socket bound to? Asked
+//! of the system, not of the caller.
 //!
-//! One exact lookup by addresses and ports costs microseconds, whatever else
-//! is open. A connection whose owner has gone has inode 0 and says nothing
-//! about who made it.
-//! Source: `sock_diag(7)`, `include/uapi/linux/inet_diag.h`.
+//! One exact lookup costs microseconds, whatever else is open. A connection
+//! whose owner has gone has inode 0 and says nothing about who made it.
+//! Source: `sock_diag(7)`, `include/uapi/linux/inet_diag.h`,
+//! `include/uapi/linux/unix_diag.h`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -24,6 +25,12 @@ const UID: usize = HEADER + 4 + 48 + 12;
 /// Offset of the socket's state in it, and the state of one that is connecting.
 const STATE: usize = HEADER + 1;
 const SYN_SENT: u8 = 2;
+const AF_UNIX: u8 = 1;
+/// Asks for the file a unix socket is bound to, and the attribute that says it.
+const UDIAG_SHOW_VFS: u32 = 2;
+const UNIX_DIAG_VFS: u16 = 1;
+/// Offset of the attributes behind `struct unix_diag_msg`.
+const UNIX_ATTRIBUTES: usize = HEADER + 16;
 
 /// Who holds the other end of a TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,23 +49,45 @@ pub struct Holder {
 /// # Errors
 /// `ENOENT` when there is no such socket, else the errno of the netlink calls.
 pub fn tcp_holder(theirs: SocketAddr, ours: SocketAddr) -> Result<Holder, Errno> {
+    parse(&exchange(&request(theirs, ours))?)
+}
+
+/// Device and inode of the file a unix socket was bound to, which may have
+/// been removed or replaced since. The inode is cut to 32 bits.
+///
+/// # Errors
+/// `ENOENT` when it is bound to no file, else the errno of the netlink calls.
+pub fn unix_file(socket: impl AsFd) -> Result<(u64, u32), Errno> {
+    let inode = nix::sys::stat::fstat(socket)?.st_ino;
+    let inode = u32::try_from(inode).map_err(|_| Errno::EOVERFLOW)?;
+    let mut body = vec![AF_UNIX, 0, 0, 0];
+    body.extend(u32::MAX.to_ne_bytes());
+    body.extend(inode.to_ne_bytes());
+    body.extend(UDIAG_SHOW_VFS.to_ne_bytes());
+    // No cookie.
+    body.extend([0xff; 8]);
+    parse_unix(&exchange(&message(&body))?)
+}
+
+/// Sends a question and receives the answer.
+fn exchange(question: &[u8]) -> Result<Vec<u8>, Errno> {
     let netlink: OwnedFd = socket(
         AddressFamily::Netlink,
         SockType::Datagram,
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         SockProtocol::NetlinkSockDiag,
     )?;
-    let request = request(theirs, ours);
     sendto(
         netlink.as_raw_fd(),
-        &request,
+        question,
         &NetlinkAddr::new(0, 0),
         MsgFlags::empty(),
     )?;
     // The answer is queued before sendto returns, so not waiting is right.
-    let mut answer = [0u8; 1024];
+    let mut answer = vec![0u8; 1024];
     let length = recv(netlink.as_fd().as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    parse(&answer[..length])
+    answer.truncate(length);
+    Ok(answer)
 }
 
 fn request(theirs: SocketAddr, ours: SocketAddr) -> Vec<u8> {
@@ -83,6 +112,11 @@ fn request(theirs: SocketAddr, ours: SocketAddr) -> Vec<u8> {
     body.extend(0u32.to_ne_bytes());
     // No cookie.
     body.extend([0xff; 8]);
+    message(&body)
+}
+
+/// The netlink message that asks for one socket.
+fn message(body: &[u8]) -> Vec<u8> {
     let total = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
     let mut message = Vec::with_capacity(HEADER + body.len());
     message.extend(total.to_ne_bytes());
@@ -95,26 +129,53 @@ fn request(theirs: SocketAddr, ours: SocketAddr) -> Vec<u8> {
 }
 
 fn parse(answer: &[u8]) -> Result<Holder, Errno> {
-    let word = |at: usize| -> Result<u32, Errno> {
-        let bytes = answer.get(at..at + 4).ok_or(Errno::EBADMSG)?;
-        bytes
-            .try_into()
-            .map(u32::from_ne_bytes)
-            .map_err(|_| Errno::EBADMSG)
-    };
-    let kind = answer.get(4..6).ok_or(Errno::EBADMSG)?;
-    let kind = u16::from_ne_bytes([kind[0], kind[1]]);
-    if kind == NLMSG_ERROR {
-        return Err(Errno::from_raw(word(HEADER)?.cast_signed().wrapping_neg()));
-    }
-    if kind != SOCK_DIAG_BY_FAMILY {
-        return Err(Errno::EBADMSG);
-    }
+    check(answer)?;
     Ok(Holder {
-        uid: word(UID)?,
-        inode: word(UID + 4)?,
+        uid: word(answer, UID)?,
+        inode: word(answer, UID + 4)?,
         connecting: answer[STATE] == SYN_SENT,
     })
+}
+
+fn parse_unix(answer: &[u8]) -> Result<(u64, u32), Errno> {
+    check(answer)?;
+    let mut at = UNIX_ATTRIBUTES;
+    while at < answer.len() {
+        let header = word(answer, at)?.to_ne_bytes();
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let kind = u16::from_ne_bytes([header[2], header[3]]);
+        if kind == UNIX_DIAG_VFS {
+            let device = word(answer, at + 8)?;
+            // The system's own form of a device: 12 bits major, 20 minor.
+            let device = nix::sys::stat::makedev(
+                u64::from(device >> 20),
+                u64::from(device & ((1 << 20) - 1)),
+            );
+            return Ok((device, word(answer, at + 4)?));
+        }
+        at += length.next_multiple_of(4).max(4);
+    }
+    Err(Errno::ENOENT)
+}
+
+/// That the answer is one.
+fn check(answer: &[u8]) -> Result<(), Errno> {
+    let kind = answer.get(4..6).ok_or(Errno::EBADMSG)?;
+    match u16::from_ne_bytes([kind[0], kind[1]]) {
+        NLMSG_ERROR => Err(Errno::from_raw(
+            word(answer, HEADER)?.cast_signed().wrapping_neg(),
+        )),
+        SOCK_DIAG_BY_FAMILY => Ok(()),
+        _ => Err(Errno::EBADMSG),
+    }
+}
+
+fn word(answer: &[u8], at: usize) -> Result<u32, Errno> {
+    let bytes = answer.get(at..at + 4).ok_or(Errno::EBADMSG)?;
+    bytes
+        .try_into()
+        .map(u32::from_ne_bytes)
+        .map_err(|_| Errno::EBADMSG)
 }
 
 #[cfg(test)]
@@ -140,5 +201,30 @@ mod tests {
     fn a_cut_answer_is_an_error() {
         assert_eq!(parse(&[0; 3]), Err(Errno::EBADMSG));
         assert_eq!(parse(&[0; 40]), Err(Errno::EBADMSG));
+    }
+    #[test]
+    fn a_unix_socket_knows_its_file_after_another_took_its_path() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let file = std::fs::metadata(&path).unwrap();
+        let low = |inode: u64| u32::try_from(inode & u64::from(u32::MAX)).unwrap();
+        let own = (file.dev(), low(file.ino()));
+        assert_eq!(unix_file(&socket), Ok(own));
+        std::fs::remove_file(&path).unwrap();
+        let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(unix_file(&socket), Ok(own));
+        let (_one, unbound) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(unix_file(&unbound), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn attributes_without_length_end() {
+        let mut answer = vec![0u8; 64];
+        answer[4] = 20;
+        assert_eq!(parse_unix(&answer), Err(Errno::ENOENT));
+        answer.truncate(37);
+        assert_eq!(parse_unix(&answer), Err(Errno::EBADMSG));
     }
 }

@@ -8,16 +8,20 @@ use std::os::linux::net::SocketAddrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{BindToDevice, ReuseAddr, ReusePort};
+use nix::sys::socket::sockopt::{BindToDevice, PeerCredentials, ReuseAddr, ReusePort};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname,
-    listen, setsockopt, socket,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect,
+    getsockname, getsockopt, listen, setsockopt, socket,
 };
 use nix::sys::stat::{Mode, umask};
+use papa_protocol::text::escape_control_bytes;
 
 /// Backlog of the kernel's own listeners: callers wait here while a killed
 /// kernel is replaced instead of being refused.
 pub const CONTROL_BACKLOG: i32 = 4096;
+
+/// Most bytes of a command line shown.
+const MAX_COMMAND_BYTES: u64 = 120;
 
 /// Everything about a socket that must be said before or at bind.
 #[derive(Debug, Clone)]
@@ -119,6 +123,77 @@ pub fn abstract_answers(name: &[u8]) -> bool {
         .is_ok()
 }
 
+/// Who listens at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Server {
+    /// The process that began to listen, where the system says it. It may have
+    /// ended since and left the socket to others.
+    pub pid: Option<i32>,
+}
+
+impl Server {
+    /// Who that is, for people: `pid 12 (gunicorn app:main)`.
+    #[must_use]
+    pub fn describe(self) -> String {
+        let Some(pid) = self.pid else {
+            return "a process the system does not name".to_owned();
+        };
+        let read = |file: &str| {
+            let mut bytes = Vec::new();
+            let file = std::fs::File::open(format!("/proc/{pid}/{file}")).ok()?;
+            std::io::Read::read_to_end(
+                &mut std::io::Read::take(file, MAX_COMMAND_BYTES),
+                &mut bytes,
+            )
+            .ok()?;
+            let line = bytes
+                .split(|byte| *byte == 0)
+                .collect::<Vec<_>>()
+                .join(&b' ');
+            let line = line.trim_ascii();
+            (!line.is_empty()).then(|| escape_control_bytes(line))
+        };
+        match read("cmdline").or_else(|| read("comm")) {
+            Some(command) => format!("pid {pid} ({command})"),
+            None => format!("whoever has the socket of pid {pid}, which has ended"),
+        }
+    }
+}
+
+/// Asks who serves the socket at `path`, by connecting to it without waiting:
+/// one that does not accept keeps nobody. Those that accept see a connection
+/// that says nothing.
+///
+/// # Errors
+/// The errno of `connect(2)` where it does not tell, such as `EACCES`.
+pub fn server_at(path: &Path) -> Result<Option<Server>, Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(fd.as_raw_fd(), &UnixAddr::new(path)?) {
+        Ok(()) => {
+            let pid = getsockopt(&fd, PeerCredentials).map(|peer| peer.pid());
+            Ok(Some(Server {
+                // One of another pid namespace is 0.
+                pid: pid.ok().filter(|pid| *pid > 0),
+            }))
+        }
+        // The queue is full, or the socket is of another type.
+        Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Ok(Some(Server { pid: None })),
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether what is at `path` is the file that `socket` was bound to.
+///
+/// # Errors
+/// The errno of `stat(2)` or of asking the system about the socket.
+pub fn is_bound_at(socket: impl AsFd, path: &Path) -> Result<bool, Errno> {
+    let file = nix::sys::stat::lstat(path)?;
+    let (device, inode) = super::diag::unix_file(socket)?;
+    Ok(file.st_dev == device && file.st_ino & u64::from(u32::MAX) == u64::from(inode))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,5 +235,27 @@ mod tests {
         let any = "127.0.0.1:0".parse().unwrap();
         let fd = open_listener(Address::Internet(any), &datagram).unwrap();
         assert_ne!(local_port(&fd).unwrap(), 0);
+    }
+    #[test]
+    fn a_path_is_served_while_anybody_listens_whatever_the_type() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        assert_eq!(server_at(&path), Ok(None));
+        for kind in [SockType::Stream, SockType::Datagram, SockType::SeqPacket] {
+            let options = Options {
+                kind,
+                backlog: 0,
+                ..options()
+            };
+            let socket = open_listener(Address::Path(&path), &options).unwrap();
+            let own = (kind == SockType::Stream).then(|| std::process::id().cast_signed());
+            assert_eq!(server_at(&path), Ok(Some(Server { pid: own })), "{kind:?}");
+            // The one above waits to be accepted, so that the queue is full.
+            assert_eq!(server_at(&path), Ok(Some(Server { pid: None })), "{kind:?}");
+            assert_eq!(is_bound_at(&socket, &path), Ok(true));
+            drop(socket);
+            assert_eq!(server_at(&path), Ok(None), "{kind:?}");
+            std::fs::remove_file(&path).unwrap();
+        }
     }
 }

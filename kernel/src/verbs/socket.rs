@@ -12,13 +12,14 @@ use papa_protocol::json::request::SocketMake;
 use papa_protocol::limits::MAX_SOCKETS;
 use papa_protocol::name::NamePattern;
 use papa_protocol::socket::{DEFAULT_BACKLOG, Family, SocketInfo, SocketType};
+use papa_protocol::text::escape_control_bytes;
 
 use super::held::duplicate_failed;
 use super::{VerbError, fail, limit, not_recorded, refused};
 use crate::keeper::wire::{Key, Kind};
 use crate::live::SessionId;
 use crate::owner::Owner;
-use crate::sys::socket::{Address, Options, local_port, open_listener};
+use crate::sys::socket::{Address, Options, is_bound_at, local_port, open_listener, server_at};
 use crate::table::{Entry, SocketRow, known};
 
 /// The first number a socket gets: above what programs use by themselves,
@@ -39,6 +40,7 @@ impl Owner {
     ) -> Result<(u64, bool), VerbError> {
         self.may_change(session, &make.name, make.force)?;
         make.force = false;
+        let replace = std::mem::take(&mut make.replace);
         settle_defaults(&mut make)?;
         if let Some(row) = self.table.socket_named(&make.name) {
             if is_same(&row.make, row.port, &make) {
@@ -61,7 +63,7 @@ impl Owner {
             {
                 return Err(Error::PathExists(path.display()));
             }
-            remove_stale_path(path.as_path())?;
+            make_room(path.as_path(), replace)?;
         }
         let fd = open(&make, None)?;
         let port = local_port(&fd).map_err(|errno| refused("getsockname", errno))?;
@@ -134,11 +136,10 @@ impl Owner {
             let path = self.table.socket(*id).and_then(|row| row.make.path.clone());
             self.commit(Entry::Unsocket { id: *id })
                 .map_err(|error| not_recorded(&error))?;
-            self.socket_fds.remove(id);
+            let fd = self.socket_fds.remove(id);
             self.unkeep(&[Key::new(Kind::SOCKET, *id)]);
-            if let Some(path) = path {
-                // What is no socket was put there by somebody else.
-                let _ = remove_stale_path(path.as_path());
+            if let (Some(path), Some(fd)) = (path, fd) {
+                remove_own_path(path.as_path(), &fd);
             }
         }
         Ok(ids.len() as u64)
@@ -319,26 +320,61 @@ fn resolve(host: &str, v6: bool) -> Result<IpAddr, VerbError> {
     })
 }
 
-/// A socket file is replaced, as papa 1.0.6 does; anything else is not.
-fn remove_stale_path(path: &std::path::Path) -> Result<(), VerbError> {
+/// Removes a socket file that nobody serves, as papa 1.0.6 does, and with
+/// `replace` one that somebody does. Anything else stays.
+fn make_room(path: &std::path::Path, replace: bool) -> Result<(), VerbError> {
     use std::os::unix::fs::FileTypeExt;
-    let failed = |errno: i32, reason: &str| Error::BindPathFailed {
-        errno,
-        reason: reason.to_owned(),
+    let failed = |errno: Errno, reason: String| Error::BindPathFailed {
+        errno: errno as i32,
+        reason,
     };
     match std::fs::symlink_metadata(path) {
-        Err(_) => Ok(()),
-        Ok(metadata) if metadata.file_type().is_socket() => {
-            std::fs::remove_file(path).map_err(|error| {
-                failed(
-                    error.raw_os_error().unwrap_or(0),
-                    "cannot remove the old socket",
-                )
-            })
+        Err(_) => return Ok(()),
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        Ok(_) => {
+            return Err(failed(
+                Errno::EADDRINUSE,
+                "a file that is not a socket is in the way".to_owned(),
+            ));
         }
-        Ok(_) => Err(failed(
-            Errno::EADDRINUSE as i32,
-            "a file that is not a socket is in the way",
-        )),
+    }
+    if !replace {
+        let shown = escape_control_bytes(path.as_os_str().as_encoded_bytes());
+        match server_at(path) {
+            Ok(None) => {}
+            Ok(Some(server)) => {
+                let who = server.describe();
+                return Err(failed(
+                    Errno::EADDRINUSE,
+                    format!("{shown} is served by {who}"),
+                ));
+            }
+            Err(errno) => {
+                return Err(failed(
+                    errno,
+                    format!("cannot ask who serves {shown}; remove it if nobody does"),
+                ));
+            }
+        }
+    }
+    std::fs::remove_file(path).map_err(|error| {
+        failed(
+            Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+            "cannot remove the old socket".to_owned(),
+        )
+    })
+}
+
+/// Removes the file a socket of ours was bound to, unless another has taken
+/// its place by now.
+fn remove_own_path(path: &std::path::Path, fd: &OwnedFd) {
+    use std::os::unix::fs::FileTypeExt;
+    let ours = is_bound_at(fd, path).unwrap_or_else(|_| {
+        // A system that cannot be asked; what is no socket is somebody else's.
+        std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket())
+    });
+    if ours {
+        // One that has just gone is as good.
+        let _ = std::fs::remove_file(path);
     }
 }

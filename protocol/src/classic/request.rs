@@ -330,6 +330,8 @@ fn make_socket(words: Vec<Cow<'_, str>>) -> Result<SocketMake, Error> {
     if let Some(word) = words.next() {
         return Err(Error::UnexpectedWord(word.into_owned()));
     }
+    // papa 1.0.6 asks nobody.
+    make.replace = make.path.is_some();
     crate::json::request::Operation::check(&make)?;
     Ok(make)
 }

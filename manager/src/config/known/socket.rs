@@ -64,7 +64,7 @@ pub const SOCKET: &[Key] = &[
         "replace",
         YES_NO,
         Value("no"),
-        "replace an existing path that nobody listens on",
+        "take the path over even if somebody serves it; a path that nobody serves is always replaced",
         "yes",
     ),
     key(

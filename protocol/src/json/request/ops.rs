@@ -113,6 +113,9 @@ pub struct SocketMake {
     /// Make the socket non-blocking, for everyone who inherits it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nonblocking: bool,
+    /// Take the path over from whoever serves it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replace: bool,
     /// Act in a namespace somebody else has claimed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
@@ -501,6 +504,7 @@ impl SocketMake {
             interface: None,
             reuseport: false,
             nonblocking: false,
+            replace: false,
             force: false,
         }
     }

@@ -34,6 +34,7 @@ cmd = WORKER mortal
 copy_env = true
 ready = notify
 backoff_reset = 0
+graceful_timeout = 1
 stdout_stream.filename = DIR/logs/mortal.out
 stdout_stream.max_bytes = 100000
 stdout_stream.backup_count = 9000
@@ -124,7 +125,10 @@ impl Bench {
 
     /// Has the worker that is to end be the child of whom it must be.
     fn prepare(&mut self, drive: Drive) -> Result<(), String> {
-        if !matches!(drive, Drive::End | Drive::EndAdopted | Drive::EndOrphaned) {
+        if !matches!(
+            drive,
+            Drive::End | Drive::EndLeaving | Drive::EndAdopted | Drive::EndOrphaned
+        ) {
             return Ok(());
         }
         let mortal = self.mortal()?;
@@ -190,8 +194,13 @@ impl Bench {
                     let _ = mortal.order(&directory, &format!("burst out {BURST_LINES} 80 0"));
                 }));
             }
-            Drive::End | Drive::EndAdopted | Drive::EndOrphaned => {
+            Drive::End | Drive::EndLeaving | Drive::EndAdopted | Drive::EndOrphaned => {
                 let mortal = self.mortal()?;
+                if drive == Drive::EndLeaving {
+                    mortal
+                        .order(self.whole.kernel.directory(), "leave")
+                        .ok_or_else(|| format!("{} takes no orders", mortal.source()))?;
+                }
                 self.end(&mortal)?;
                 driven.ending = Some(mortal);
             }

@@ -32,6 +32,8 @@ pub(crate) enum Drive {
     Burst,
     /// A worker the kernel started itself ends, and is started anew.
     End,
+    /// A worker ends whose child ignores SIGTERM and stays; it is started anew when that is killed.
+    EndLeaving,
     /// A worker of a kernel that has died since ends, and is started anew.
     EndAdopted,
     /// A worker that is nobody's child any more ends, and is started anew: kernel and keeper have died since.
@@ -60,6 +62,7 @@ impl std::fmt::Display for Drive {
             Self::Write => "writing",
             Self::Burst => "much writing",
             Self::End => "a worker ends",
+            Self::EndLeaving => "a worker ends and leaves a child",
             Self::EndAdopted => "an adopted worker ends",
             Self::EndOrphaned => "an orphaned worker ends",
             Self::Values => "values are set",
@@ -197,6 +200,24 @@ pub(crate) const PLACES: &[Place] = &[
         Role::Manager,
         Drive::End,
         "what follows is kept, the exit not acknowledged",
+    ),
+    place(
+        "left.found",
+        Role::Manager,
+        Drive::EndLeaving,
+        "the worker has ended, its child was found and not asked to end",
+    ),
+    place(
+        "left.killing",
+        Role::Manager,
+        Drive::EndLeaving,
+        "the child has not ended within the grace period, and is about to be killed",
+    ),
+    place(
+        "left.freed",
+        Role::Manager,
+        Drive::EndLeaving,
+        "nothing is left, and what is kept does not say so",
     ),
     place(
         "exit.waited",

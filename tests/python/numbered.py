@@ -6,7 +6,10 @@ begin at 0. WID is the manager's, 0 without one.
 
 What it did is in `DIRECTORY/lives/NAME.WID.PID.TICKS`, TICKS being its start time: once it is about to end a line
 `end OUT ERR BYTES HOW` (lines of each stream, bytes of both together, `exit N` or `signal N`). A worker that died without
-having said so was killed.
+having said so was killed. A line `left PID` before it names a child that stays when the worker ends.
+
+`DIRECTORY/slots/NAME.WID` is locked for as long as anything of a worker lives, its children too. A worker that finds it locked runs
+beside what it came in place of, and says so: `twice`.
 
 Orders come over `DIRECTORY/orders/PID.sock`, a line for each connection, and are answered when they are done:
 
@@ -14,9 +17,11 @@ Orders come over `DIRECTORY/orders/PID.sock`, a line for each connection, and ar
     go                                  what pause stopped; both are answered with `OUT ERR BYTES`
     burst STREAM COUNT LENGTH CHUNK     lines of that length, in writes of CHUNK bytes; CHUNK 0 is a write for each
     partial STREAM                      begins a line that the next one finishes
+    leave                               starts a child that ignores SIGTERM and keeps everything open
     exit CODE, signal NUMBER            ends; answered before
 """
 
+import fcntl
 import os
 import select
 import signal
@@ -90,6 +95,14 @@ with open("/proc/self/stat") as file:
     ticks = file.read().rsplit(")", 1)[1].split()[19]
 life = os.open("%s/lives/%s.%s" % (directory, who, ticks), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
+wid = who.rsplit(".", 2)[1]
+if wid != "0":
+    slot = os.open("%s/slots/%s.%s" % (directory, name, wid), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.write(life, b"twice\n")
+
 listeners = []
 if "listen" in options:
     inherited = socket.socket(fileno=int(options["listen"]))
@@ -116,6 +129,19 @@ def end(how):
     os.unlink(orders_path)
 
 
+def leave():
+    child = os.fork()
+    if child:
+        os.write(life, b"left %d\n" % child)
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Only the pipes and the slot: nobody is to be served or ordered by it.
+    for inherited in [orders] + listeners:
+        inherited.close()
+    while True:
+        time.sleep(1000)
+
+
 paused = False
 
 
@@ -132,6 +158,8 @@ def obey(words):
         streams[words[1]].burst(*map(int, words[2:5]))
     elif words[0] == "partial":
         streams[words[1]].begin()
+    elif words[0] == "leave":
+        leave()
     elif words[0] in ("exit", "signal"):
         return "ending", words
     return counts(), None

@@ -84,6 +84,10 @@ pub(crate) enum Action {
         who: Which,
         how: Ending,
     },
+    /// A worker of `crowd` ends; its child, which ignores SIGTERM, stays.
+    Leave {
+        nth: u64,
+    },
     /// A process of a client's own is made.
     Make,
     Kill(Role),
@@ -115,6 +119,12 @@ pub(crate) enum Action {
     Deaf,
     /// The log directory of `full` takes nothing more until the next check.
     FullDisk,
+    /// The log file of `full` can be neither renamed nor opened until the next check.
+    LockedFile,
+    /// More connections to the manager's control socket than it takes, which say nothing, until the next check.
+    IdleSessions,
+    /// The runtime directory is removed, with the sockets of kernel and manager in it.
+    RemoveRuntimeDirectory,
     /// The manager is killed and started again, and the next one finds its disk slow, until the next check.
     SlowDisk {
         ms: u64,
@@ -138,7 +148,7 @@ const MORTALS: [&str; 3] = ["web", "crowd", "side"];
 
 impl Action {
     /// How many kinds there are.
-    pub(crate) const KINDS: usize = 20;
+    pub(crate) const KINDS: usize = 24;
 
     pub(crate) fn draw(random: &mut Random) -> Self {
         let writer = |random: &mut Random| Which {
@@ -146,7 +156,7 @@ impl Action {
             nth: random.below(8),
         };
         match random.below(100) {
-            0..20 => {
+            0..17 => {
                 let length = random.one_of(&[70, 100, 1_000, 10_000, 50_000]);
                 let count = random.between(1, BURST_BYTES / length);
                 Self::Burst {
@@ -157,11 +167,11 @@ impl Action {
                     chunk: random.one_of(&[0, 7, 100, 4_096, 70_000]).max(length / 50),
                 }
             }
-            20..25 => Self::Partial {
+            17..21 => Self::Partial {
                 who: writer(random),
                 stream: random.one_of(&["out", "err"]),
             },
-            25..33 => Self::End {
+            21..27 => Self::End {
                 who: Which {
                     name: random.one_of(&MORTALS),
                     nth: random.below(8),
@@ -173,7 +183,13 @@ impl Action {
                     Ending::Signal(15),
                 ]),
             },
-            33..36 => Self::Make,
+            27..29 => Self::Leave {
+                nth: random.below(8),
+            },
+            29..31 => Self::Make,
+            31..33 => Self::LockedFile,
+            33..35 => Self::IdleSessions,
+            35..36 => Self::RemoveRuntimeDirectory,
             36..44 => Self::Kill(Role::Kernel),
             44..51 => Self::Kill(Role::Keeper),
             51..60 => Self::Kill(Role::Manager),

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::action::{Action, Ending, Program, Random, Which};
-use crate::harness::whole::{RECOVERY, Role, Whole};
+use crate::harness::whole::{Life, RECOVERY, Role, Whole};
 use crate::harness::{Json, Kernel, binary, copy_program, procfs, revision, skipped};
 
 /// Steps between two checks.
@@ -27,6 +28,15 @@ const FEW_DESCRIPTORS: &str = "--nofile=400:400";
 
 /// More processes than such a kernel can have.
 const TOO_MANY: usize = 400;
+
+/// How soon `status` is to say that there is no kernel: two seconds, and this machine may be busy.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Seconds for what a worker leaves behind, which takes them all; far more than a worker needs.
+const GRACE: u64 = 5;
+
+/// More connections than the manager takes.
+const IDLE_SESSIONS: usize = 200;
 
 /// What the tmpfs of `full` holds.
 const DISK_BYTES: usize = 16 << 20;
@@ -54,7 +64,7 @@ fn sections(crowd: u64, generation: u64, extra: bool, disk: &str) -> String {
     let log = |name: &str, directory: &str, max: u64| {
         format!(
             "stdout_stream.filename = {directory}/{name}.out\nstdout_stream.max_bytes = {max}\nstdout_stream.backup_count = 9000\n\
-             stderr_stream.filename = {directory}/{name}.err\nbackoff_max = 0.3\n"
+             stderr_stream.filename = {directory}/{name}.err\nbackoff_max = 0.3\nbackoff_reset = 1\n"
         )
     };
     let mut text = format!("[env:web]\nGENERATION = {generation}\n");
@@ -64,7 +74,8 @@ fn sections(crowd: u64, generation: u64, extra: bool, disk: &str) -> String {
         ("lossy", 1, log("lossy", "DIR/logs", 900_000)),
     ] {
         text += &format!(
-            "[watcher:{name}]\ncmd = WORKER {name} rate=1\ncopy_env = true\nready = notify\nnumprocesses = {count}\n{log}\n"
+            "[watcher:{name}]\ncmd = WORKER {name} rate=1\ncopy_env = true\nready = notify\nnumprocesses = {count}\n\
+             graceful_timeout = {GRACE}\n{log}\n"
         );
     }
     if extra {
@@ -121,7 +132,10 @@ pub(crate) struct Soak {
     /// What goes on beside the steps; each says what went wrong.
     under_way: Vec<JoinHandle<Option<String>>>,
     deaf: Vec<Json>,
+    /// Connections to the manager that say nothing.
+    idle: Vec<UnixStream>,
     ballast: bool,
+    locked: bool,
     /// The base file's text, without the sections that change.
     base: String,
     disk_path: String,
@@ -195,7 +209,9 @@ impl Soak {
             few_descriptors,
             under_way: Vec::new(),
             deaf: Vec::new(),
+            idle: Vec::new(),
             ballast: false,
+            locked: false,
             base,
             disk_path,
             made: 0,
@@ -227,7 +243,76 @@ impl Soak {
                     .map_err(|why| format!("after step {step}:\n{why}"))?;
             }
         }
-        Ok(())
+        self.lose_kernel(random.below(2) == 0)
+    }
+
+    /// Keeper and kernel are killed at once, which nobody promises to survive: what is checked after it is that nothing runs twice and
+    /// nothing lies. The last thing a run does, because output and ends are lost.
+    fn lose_kernel(&mut self, manager_too: bool) -> Result<(), String> {
+        println!("  the kernel is lost, manager too: {manager_too}");
+        let before = self.whole.lives();
+        let before: Vec<_> = before.into_iter().filter(Life::is_there).collect();
+        // Writing to a pipe that nobody has any more would end them.
+        for life in &before {
+            life.order(self.whole.kernel.directory(), "pause")
+                .ok_or_else(|| format!("{} takes no orders", life.source()))?;
+        }
+        let mut lost = vec![Role::Keeper, Role::Kernel];
+        lost.extend(manager_too.then_some(Role::Manager));
+        // Standing still, neither can take the other's place.
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for role in &lost {
+                self.whole.signal(*role, signal);
+            }
+        }
+        let pids: Vec<i32> = lost.iter().map(|role| self.whole.pid(*role)).collect();
+        let begun = Instant::now();
+        while pids.iter().any(|pid| procfs::alive(*pid)) && begun.elapsed() < RECOVERY {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(dead) = before.iter().find(|life| life.wid != 0 && !life.is_there()) {
+            return Err(format!("{} died of a lost kernel", dead.source()));
+        }
+        let asked = Instant::now();
+        let status = self.whole.papactl(&["status"]).output();
+        let status = status.map_err(|error| error.to_string())?;
+        if status.status.code() != Some(1) || asked.elapsed() > SOON {
+            return Err(format!(
+                "papactl status without a kernel, after {:?}: {status:?}",
+                asked.elapsed()
+            ));
+        }
+        let socket = self.whole.kernel.socket_path();
+        let endpoint = format!("[circus]\npapa_endpoint = unix:{}\n", socket.display());
+        let ini = format!("{endpoint}{}", self.whole.ini());
+        self.whole.write_ini(&ini);
+        let file = self.whole.kernel.path("whole.ini");
+        let up = self.whole.papactl(&["up", &file]).output();
+        let up = up.map_err(|error| error.to_string())?;
+        if !up.status.success() {
+            return Err(format!("papactl up after a lost kernel: {up:?}"));
+        }
+        println!("  papactl up after {:.1?}", begun.elapsed());
+        let now = self.whole.lives();
+        for life in before
+            .iter()
+            .filter(|life| life.wid != 0 && life.is_there())
+        {
+            return Err(format!("{} runs beside its successor", life.source()));
+        }
+        if let Some(life) = now.iter().find(|life| life.twice) {
+            return Err(format!(
+                "{} ran beside what it came in place of",
+                life.source()
+            ));
+        }
+        let doctor = self.whole.papactl(&["doctor"]).output();
+        let doctor = doctor.map_err(|error| error.to_string())?;
+        if doctor.status.success() {
+            Ok(())
+        } else {
+            Err(format!("papactl doctor after a lost kernel: {doctor:?}"))
+        }
     }
 
     /// Everybody is let go on and waited for, and everything is looked at.
@@ -236,7 +321,11 @@ impl Soak {
         if std::mem::take(&mut self.ballast) {
             fs::remove_file(self.ballast_path()).map_err(|error| error.to_string())?;
         }
+        if std::mem::take(&mut self.locked) {
+            self.set_immutable(false);
+        }
         self.deaf.clear();
+        self.idle.clear();
         // Killed in the middle of it: the next one finishes the same writes with a disk as it is.
         if self.whole.has_slow_disk() {
             self.whole.set_slow_disk(None);
@@ -285,6 +374,7 @@ impl Soak {
             } => self.order_beside(who, format!("burst {stream} {count} {length} {chunk}")),
             Action::Partial { who, stream } => self.order_beside(who, format!("partial {stream}")),
             Action::End { who, how } => self.end(who, how)?,
+            Action::Leave { nth } => self.leave(nth)?,
             Action::Make => self.make(),
             Action::Kill(role) => {
                 self.counts.kills += 1;
@@ -324,6 +414,23 @@ impl Soak {
                 }
             }
             Action::FullDisk => self.fill_disk()?,
+            Action::LockedFile => {
+                self.locked = self.disk.is_some() && self.set_immutable(true);
+                if !self.locked {
+                    skipped("a file that cannot be renamed takes root, and a tmpfs with chattr");
+                }
+            }
+            Action::IdleSessions => {
+                self.whole.restore()?;
+                let path = self.whole.kernel.runtime_dir().join("circus.manager.sock");
+                let sessions = (0..IDLE_SESSIONS).filter_map(|_| UnixStream::connect(&path).ok());
+                self.idle.extend(sessions);
+            }
+            Action::RemoveRuntimeDirectory => {
+                self.whole.restore()?;
+                fs::remove_dir_all(self.whole.kernel.runtime_dir())
+                    .map_err(|error| format!("the runtime directory stays: {error}"))?;
+            }
             Action::SlowDisk { ms } => self.slow_disk(ms)?,
             Action::Clock { seconds } => {
                 let bytes = seconds.to_ne_bytes();
@@ -364,6 +471,20 @@ impl Soak {
             Ending::Signal(number) => format!("signal {number}"),
         };
         let _ = life.order(self.whole.kernel.directory(), &order);
+        Ok(())
+    }
+
+    /// Has a worker end that leaves a child behind.
+    fn leave(&mut self, nth: u64) -> Result<(), String> {
+        self.join()?;
+        let name = "crowd";
+        let Some(life) = self.worker(Which { name, nth }) else {
+            return Ok(());
+        };
+        let directory = self.whole.kernel.directory();
+        if life.order(directory, "leave").is_some() {
+            let _ = life.order(directory, "exit 3");
+        }
         Ok(())
     }
 
@@ -481,6 +602,22 @@ impl Soak {
             .as_ref()
             .map_or_else(String::new, |disk| format!("/proc/{}/root", disk.pid));
         format!("{root}{}/ballast", self.disk_path)
+    }
+
+    /// Sets or clears the attribute of the log files of `full` that forbids every change; whether that could be done.
+    fn set_immutable(&self, immutable: bool) -> bool {
+        let Some(disk) = &self.disk else {
+            return false;
+        };
+        let file = if immutable { "/full.out" } else { "" };
+        let path = format!("/proc/{}/root{}{file}", disk.pid, self.disk_path);
+        let words: &[&str] = if immutable { &["+i"] } else { &["-R", "-i"] };
+        Command::new("chattr")
+            .args(words)
+            .arg(path)
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
     }
 
     fn fill_disk(&mut self) -> Result<(), String> {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use papa_protocol::failpoint;
+
 use crate::pidfd;
 use crate::state::{self, KeptLeft, MAX_LEFT};
 use crate::supervisor::probes::{gate, held_gate};
@@ -130,6 +132,7 @@ impl Supervisor {
                     wid,
                     "Killing what a worker has left behind"
                 );
+                failpoint::reach("left.killing");
                 Deed::Kill(None)
             }
             LeftDue::GiveUp => return,

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use papa_protocol::failpoint;
+
 use crate::state::{Kept, KeptRemains, MAX_LEFT_MEMBERS};
 use crate::tree::{Identity, Member, describe};
 use crate::watcher::{Action, Ended, Moment, Watcher};
@@ -99,6 +101,7 @@ impl Watcher {
             }
             LeftNow::Something => {
                 if due == Some(LeftDue::Signal) {
+                    failpoint::reach("left.found");
                     let left = describe(members);
                     tracing::info!(
                         watcher = self.config.name,
@@ -141,6 +144,7 @@ impl Watcher {
     }
 
     fn free(&mut self, wid: u32, serial: u64) {
+        failpoint::reach("left.freed");
         self.workers.remove(&wid);
         self.left_members.remove(&serial);
         self.kept.left.remove(&serial);

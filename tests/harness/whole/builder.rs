@@ -25,6 +25,7 @@ stdout_stream.max_bytes = 100000
 stdout_stream.backup_count = 9000
 stderr_stream.filename = DIR/logs/web.err
 backoff_max = 0.3
+backoff_reset = 1
 
 [watcher:steady]
 cmd = WORKER steady
@@ -110,7 +111,7 @@ impl WholeBuilder {
             self.kernel = self.kernel.environment(key, value);
         }
         let kernel = self.kernel.start();
-        for name in ["logs", "lives", "orders"] {
+        for name in ["logs", "lives", "orders", "slots"] {
             fs::create_dir(kernel.directory().join(name)).expect("the scratch directory is empty");
         }
         let watchers = if self.without_watchers { "" } else { WATCHERS };

@@ -45,6 +45,10 @@ pub struct Life {
     pub ticks: u64,
     /// None as long as it has not said that it ends.
     pub end: Option<End>,
+    /// Children that were to stay when it ends.
+    pub left: Vec<i32>,
+    /// It found something of the worker before in its place.
+    pub twice: bool,
 }
 
 impl Life {
@@ -69,23 +73,29 @@ impl Life {
         let ticks = parts.next()?.parse().ok()?;
         let pid = parts.next()?.parse().ok()?;
         let wid = parts.next()?.parse().ok()?;
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let end = match &words[..] {
-            ["end", counts @ .., how, number] => {
-                let number: i64 = number.parse().ok()?;
-                Some(End {
-                    written: Written::parse(counts)?,
-                    status: if *how == "signal" { -number } else { number },
-                })
+        let (mut end, mut left, mut twice) = (None, Vec::new(), false);
+        for line in text.lines() {
+            match &line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["end", counts @ .., how, number] => {
+                    let number: i64 = number.parse().ok()?;
+                    end = Some(End {
+                        written: Written::parse(counts)?,
+                        status: if *how == "signal" { -number } else { number },
+                    });
+                }
+                ["left", child] => left.push(child.parse().ok()?),
+                ["twice"] => twice = true,
+                _ => {}
             }
-            _ => None,
-        };
+        }
         Some(Self {
             name: parts.next()?.to_owned(),
             wid,
             pid,
             ticks,
             end,
+            left,
+            twice,
         })
     }
 

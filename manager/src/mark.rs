@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::str::FromStr;
 
 /// The namespace of the manager.
@@ -36,11 +37,21 @@ pub struct Lineage {
 }
 
 impl Lineage {
-    /// Whether both serve the same place. One that is not known may be any.
+    /// Whether both serve the same place. One that is not known may be any; a kernel on a port has a socket `PORT.sock`, by which
+    /// alone the next one may have been asked for.
     #[must_use]
     pub fn is_at(&self, other: &Self) -> bool {
-        self.place == other.place || self.place.is_empty() || other.place.is_empty()
+        let (one, two) = (self.place.as_str(), other.place.as_str());
+        one == two || one.is_empty() || two.is_empty() || is_of(one, two) || is_of(two, one)
     }
+}
+
+/// Whether this path is of the socket that a kernel on this port has.
+fn is_of(path: &str, port: &str) -> bool {
+    let file = Path::new(path).file_name().and_then(|name| name.to_str());
+    path.contains('/')
+        && port.parse::<u16>().is_ok()
+        && file.and_then(|file| file.strip_suffix(".sock")) == Some(port)
 }
 
 impl std::fmt::Display for Lineage {
@@ -136,6 +147,27 @@ mod tests {
             environment.extend_from_slice(format!("{name}={value}\0").as_bytes());
         }
         assert_eq!(Mark::parse(&environment), Some(mark));
+    }
+
+    #[test]
+    fn a_kernel_on_a_port_and_the_next_one_at_its_socket_are_at_one_place() {
+        let at = |place: &str| Lineage {
+            started_us: 1,
+            place: place.to_owned(),
+        };
+        for (one, two, same) in [
+            ("20202", "/run/user/0/papa/20202.sock", true),
+            ("20202", "20202", true),
+            ("20202", "", true),
+            ("20202", "20203", false),
+            ("20202", "/run/user/0/papa/20203.sock", false),
+            ("20202", "/run/20202.sock/x", false),
+            ("/a/20202.sock", "/b/20202.sock", false),
+            ("x", "/a/x.sock", false),
+        ] {
+            assert_eq!(at(one).is_at(&at(two)), same, "{one:?} {two:?}");
+            assert_eq!(at(two).is_at(&at(one)), same, "{two:?} {one:?}");
+        }
     }
 
     #[test]

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{free_port, procfs, wait_for, wait_until};
+use crate::harness::{binary, free_port, private_command, procfs, wait_for, wait_until};
 use crate::stack::Stack;
 
 /// The leader ends on TERM at once; its child ignores TERM, holds the port, and notes down whether it got it.
@@ -160,6 +161,13 @@ fn with_leave_children_what_a_worker_left_runs_on() {
     }
 }
 
+fn papactl(stack: &Stack, words: &[&str]) -> Output {
+    private_command(&binary("papactl"), stack.kernel.directory())
+        .args(words)
+        .output()
+        .unwrap()
+}
+
 #[test]
 fn a_program_that_goes_into_the_background_is_reported_and_not_multiplied() {
     for launch in [
@@ -176,6 +184,12 @@ fn a_program_that_goes_into_the_background_is_reported_and_not_multiplied() {
         });
         let message = stack.message("daemon");
         assert!(message.contains("run it in the foreground"), "{message}");
+        let doctor = papactl(&stack, &["doctor"]);
+        assert_eq!(doctor.status.code(), Some(1), "{doctor:?}");
+        let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        assert!(said.contains("problem  watcher:daemon"), "{said}");
+        let checked = papactl(&stack, &["status", "--check"]);
+        assert_eq!(checked.status.code(), Some(3), "{checked:?}");
         let started = stack.request("start", "daemon");
         assert_eq!(started["status"], "error", "{started}");
         let daemon = marked("daemon");

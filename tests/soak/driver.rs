@@ -294,10 +294,10 @@ impl Soak {
         }
         println!("  papactl up after {:.1?}", begun.elapsed());
         let now = self.whole.lives();
-        for life in before
+        let mut still = before
             .iter()
-            .filter(|life| life.wid != 0 && life.is_there())
-        {
+            .filter(|life| life.wid != 0 && life.is_there());
+        if let Some(life) = still.next() {
             return Err(format!("{} runs beside its successor", life.source()));
         }
         if let Some(life) = now.iter().find(|life| life.twice) {

@@ -149,12 +149,13 @@ impl Supervisor {
 
 fn seen(watcher: &Watcher) -> SeenWatcher {
     let kept = watcher.kept();
+    let status = watcher.status();
     SeenWatcher {
         config: watcher.config().clone(),
         count: watcher.count(),
         set: kept.set.keys().cloned().collect(),
-        message: watcher.message().map(str::to_owned),
-        failing: watcher.status().failing,
+        message: status.message,
+        failing: status.failing,
         older: watcher
             .workers()
             .values()

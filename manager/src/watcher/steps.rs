@@ -332,9 +332,12 @@ impl Watcher {
         started.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
-    /// What hinders it keeps it from serving: it was given up, pauses, or ends again and again.
+    /// What hinders it keeps it from serving: it was given up, pauses, ends again and again, or left its work to the background.
     pub(super) fn is_failing(&self) -> bool {
-        self.gave_up || self.flapping_until.is_some() || (self.pauses.worst() >= 2 && !self.is_up())
+        self.gave_up
+            || self.flapping_until.is_some()
+            || (self.pauses.worst() >= 2 && !self.is_up())
+            || self.background().is_some()
     }
 
     fn settle(&mut self, now: Instant) {

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -14,7 +15,7 @@ use papa_manager::cli::ManagerArgs;
 use papa_manager::commands::kernel::candidates;
 use papa_manager::config::{self, Config, LogOutput, Surroundings};
 use papa_manager::control::server::{Asked, ControlServer};
-use papa_manager::own_log::{self, OwnLog};
+use papa_manager::own_log::{self, OwnLog, Setting};
 use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
 use papa_manager::supervisor::{Checked, Event, Outcome, Setup, Supervisor, own_program};
@@ -28,6 +29,8 @@ use tokio::sync::mpsc;
 const EXIT_CONFIGURATION: u8 = 2;
 /// Requests on their way from the control socket to the loop.
 const REQUESTS: usize = 64;
+/// Between two looks whether lines of our log were left out.
+const LEFT_OUT_INTERVAL: Duration = Duration::from_secs(5);
 /// The program we are, whatever has become of its file.
 const OURSELVES: &str = "/proc/self/exe";
 
@@ -68,7 +71,12 @@ fn main() -> ExitCode {
     } else {
         &config.log_level
     });
-    let log = match OwnLog::start(output, level) {
+    let log = match OwnLog::start(Setting {
+        output,
+        max_bytes: config.log_max_bytes,
+        started_with: &RuntimeDir::locate().manager_log(&config.namespace),
+        level,
+    }) {
         Ok(log) => log,
         Err(error) => {
             say(&format!("papa-manager: {error:#}"));
@@ -92,7 +100,8 @@ fn main() -> ExitCode {
         }
         result
     };
-    let outcome = run(config, args.kernel.as_deref(), program.clone(), log);
+    let outcome = run(config, args.kernel.as_deref(), program.clone(), log.clone());
+    log.say_left_out(true);
     match outcome.and_then(|outcome| match outcome {
         Outcome::Ended => Ok(()),
         Outcome::Again => again(program),
@@ -179,6 +188,7 @@ fn run(
         // After the socket: a second manager of this namespace then hears who the first is.
         let pidfile = pidfile.as_deref().map(Pidfile::claim).transpose()?;
         forward_requests(requests, events.clone());
+        tokio::spawn(say_left_out(log.clone()));
         forward_signals(events, log)?;
         SigSet::all().thread_unblock()?;
         let result = supervisor.run().await;
@@ -199,6 +209,15 @@ fn forward_requests(mut requests: mpsc::Receiver<Asked>, events: mpsc::Sender<Ev
             }
         }
     });
+}
+
+/// Lines of our log that came too often are counted instead; says how many they were.
+async fn say_left_out(log: OwnLog) {
+    let mut looks = tokio::time::interval(LEFT_OUT_INTERVAL);
+    loop {
+        looks.tick().await;
+        log.say_left_out(false);
+    }
 }
 
 /// TERM, INT and QUIT end the manager, HUP reloads every watcher, USR1 reopens log files, USR2 starts the manager anew.

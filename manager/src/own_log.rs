@@ -1,16 +1,21 @@
 //! The manager's own log: standard error, a file that can be reopened, or a syslog daemon.
 //!
 //! Owns where a formatted line goes; what is said is everybody's. A line the syslog daemon does not take at once goes to
-//! standard error instead: the loop waits for no log.
+//! standard error instead: the loop waits for no log. Files are put aside when they are large (`kept`), and what is said over and over is
+//! counted instead (`repeats`).
 //! Source: Circus's `logoutput`; RFC 3164 for the messages.
+
+mod kept;
+mod repeats;
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::Context;
 use chrono::Local;
@@ -18,28 +23,52 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogOutput, SyslogAddress, SyslogConfig};
+pub(crate) use crate::own_log::kept::look_at_output;
+use crate::own_log::kept::{
+    Kept, Leads, NEW_FILE_MODE, keep_output, reopen_output, write_to_output,
+};
+use crate::own_log::repeats::Repeats;
 use crate::walk::{check_append, open_append};
 
-/// Only we read it: it names commands and files.
-const MODE: u32 = 0o600;
 /// Most bytes of one line on standard error: what a pipe that says it has room has room for.
 const STDERR_LINE_BYTES: usize = 4096;
 
 /// A handle to the log in use.
 #[derive(Debug, Clone)]
 pub struct OwnLog {
-    path: Option<PathBuf>,
     /// Shared with the subscriber: reopening replaces what it writes to.
     sink: Arc<Mutex<Sink>>,
+    repeats: Repeats,
+}
+
+/// Where the log goes.
+#[derive(Debug)]
+pub struct Setting<'a> {
+    /// None is standard error.
+    pub output: Option<LogOutput>,
+    /// A file is put aside when it is this large, in bytes; 0: never.
+    pub max_bytes: u64,
+    /// Where `papactl up` has our standard output and error go.
+    pub started_with: &'a Path,
+    /// What is said.
+    pub level: LevelFilter,
 }
 
 #[derive(Debug, Default)]
 enum Sink {
     #[default]
     StandardError,
-    File(File),
+    /// The file that standard output and error lead to.
+    Output,
+    File {
+        file: File,
+        path: PathBuf,
+        kept: Kept,
+    },
     Unix(UnixDatagram, u8),
     Udp(UdpSocket, u8),
 }
@@ -49,45 +78,65 @@ impl OwnLog {
     ///
     /// # Errors
     /// The file cannot be opened, the syslog daemon not be found, or there is a log already.
-    pub fn start(output: Option<LogOutput>, level: LevelFilter) -> anyhow::Result<Self> {
-        let (path, sink) = match output {
-            None => (None, Sink::StandardError),
+    pub fn start(setting: Setting<'_>) -> anyhow::Result<Self> {
+        let max_bytes = setting.max_bytes;
+        let sink = match setting.output {
+            None => Sink::StandardError,
             Some(LogOutput::File(path)) => {
-                let file = open_append(&path, false, MODE)
+                let file = open_append(&path, false, NEW_FILE_MODE)
                     .with_context(|| format!("log file {}", path.display()))?;
-                (Some(path), Sink::File(file))
+                if keep_output(&path, max_bytes) != Leads::default() {
+                    // One descriptor for one file: whoever puts it aside must know all that lead there.
+                    Sink::Output
+                } else {
+                    let kept = Kept::new(path.clone(), max_bytes);
+                    Sink::File { file, path, kept }
+                }
             }
-            Some(LogOutput::Syslog(syslog)) => {
-                let sink = connect(&syslog)
-                    .with_context(|| format!("logoutput: syslog at {:?}", syslog.address))?;
-                (None, sink)
-            }
+            Some(LogOutput::Syslog(syslog)) => connect(&syslog)
+                .with_context(|| format!("logoutput: syslog at {:?}", syslog.address))?,
+        };
+        let sink = match sink {
+            Sink::Output => Sink::Output,
+            sink => match (keep_output(setting.started_with, max_bytes), sink) {
+                (Leads { err: true, .. }, Sink::StandardError) => Sink::Output,
+                (_, sink) => sink,
+            },
         };
         let log = Self {
-            path,
             sink: Arc::new(Mutex::new(sink)),
+            repeats: Repeats::default(),
         };
         tracing_subscriber::fmt()
-            .with_max_level(level)
+            .with_max_level(setting.level)
             .with_ansi(false)
             .with_target(false)
             .log_internal_errors(false)
             .with_writer(log.clone())
+            .finish()
+            .with(log.repeats.clone())
             .try_init()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(log)
     }
 
-    /// Opens the file by its path again; nothing to do elsewhere.
+    /// Opens files by their paths again; nothing to do elsewhere.
     ///
     /// # Errors
     /// The file cannot be opened; the old one stays in use.
     pub fn reopen(&self) -> io::Result<()> {
-        if let Some(path) = &self.path {
-            let file = open_append(path, false, MODE)?;
-            *self.sink.lock().unwrap_or_else(PoisonError::into_inner) = Sink::File(file);
+        reopen_output();
+        if let Sink::File { file, path, .. } =
+            &mut *self.sink.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            *file = open_append(path, false, NEW_FILE_MODE)?;
         }
         Ok(())
+    }
+
+    /// Says how often lines were left out that came too often: to be called every few seconds, and `all` at the end.
+    pub fn say_left_out(&self, all: bool) {
+        self.repeats.say(all);
     }
 }
 
@@ -168,12 +217,16 @@ pub struct Line {
 impl Write for Line {
     /// Never fails: a line that cannot be written (full disk, closed terminal, a reader that went) is lost, and nothing else.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = match &*self.sink.lock().unwrap_or_else(PoisonError::into_inner) {
-            Sink::File(file) => {
-                let _ = (&mut &*file).write_all(bytes);
+        let sent = match &mut *self.sink.lock().unwrap_or_else(PoisonError::into_inner) {
+            Sink::File { file, kept, .. } => {
+                if let Some(new) = kept.look(file.as_fd(), Instant::now()) {
+                    *file = new;
+                }
+                let _ = file.write_all(bytes);
                 return Ok(bytes.len());
             }
-            Sink::StandardError => Err(io::ErrorKind::NotConnected.into()),
+            Sink::Output if write_to_output(bytes) => return Ok(bytes.len()),
+            Sink::Output | Sink::StandardError => Err(io::ErrorKind::NotConnected.into()),
             Sink::Unix(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
             Sink::Udp(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
         };

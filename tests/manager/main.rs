@@ -25,6 +25,7 @@ mod logs_view;
 mod orphans;
 mod outdated;
 mod own_files;
+mod own_log;
 mod papactl;
 mod probes;
 mod reload;

@@ -66,6 +66,7 @@ pub(crate) fn of_manager(config: &Config) -> Vec<Facet> {
         in_place("loglevel", &config.log_level),
         in_place("pidfile", path(config.pidfile.as_ref())),
         in_place("logoutput", log_output(config.log_output.as_ref())),
+        in_place("logoutput_max_bytes", config.log_max_bytes),
     ]
 }
 

@@ -46,6 +46,8 @@ pub struct Config {
     pub pidfile: Option<PathBuf>,
     /// The manager's own log; none: standard error.
     pub log_output: Option<LogOutput>,
+    /// A log file of the manager's own is put aside when it is this large; 0: never.
+    pub log_max_bytes: u64,
     /// `loglevel`, lower case: one of critical, error, warning, info, debug.
     pub log_level: String,
     /// In start order: higher priority first, then by name.

@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{FileStat, fstat};
+
 use crate::logs::layout::{FileId, MAX_BATCH_BYTES};
 use crate::logs::routes::OWN_STDOUT;
 use crate::walk;
@@ -68,6 +70,14 @@ pub(super) fn open(path: &Path, mkdir: bool) -> io::Result<Handle> {
         regular: metadata.is_file(),
         file,
     })
+}
+
+/// Whether our standard output leads there.
+pub(super) fn is_own_stdout(id: FileId) -> bool {
+    #[allow(clippy::useless_conversion, reason = "the types differ by system")]
+    let same =
+        |data: FileStat| u64::from(data.st_dev) == id.device && u64::from(data.st_ino) == id.inode;
+    fstat(io::stdout()).is_ok_and(same)
 }
 
 pub(super) fn file_id(metadata: &fs::Metadata) -> FileId {

@@ -20,12 +20,14 @@ use std::time::{Duration, Instant};
 use papa_protocol::failpoint;
 
 use crate::config::RotationConfig;
-use crate::logs::disk::{Handle, Resumed, file_id, find, open, resume, split_lines};
+use crate::logs::disk::{Handle, Resumed, file_id, find, is_own_stdout, open, resume, split_lines};
 use crate::logs::file::write::{Attempt, Pending, Stuck};
 use crate::logs::layout::{Delta, MAX_BATCH_BYTES, MAX_DELTAS, Slot, Source, Unfinished, Work};
 use crate::logs::rotate::turn;
+use crate::logs::routes::OWN_STDOUT;
 use crate::logs::schedule::Now;
 use crate::logs::store::Store;
+use crate::own_log::look_at_output;
 
 /// First pause after a file refused a write.
 const RETRY_MIN: Duration = Duration::from_millis(250);
@@ -518,6 +520,10 @@ impl LogFile {
 
     /// Closes the file when it was deleted, or moved and the path is to be watched: what is written there would be lost.
     fn check_path(&mut self) {
+        let is_own_output = self.path == Path::new(OWN_STDOUT);
+        if is_own_output {
+            look_at_output();
+        }
         let Some(handle) = &mut self.handle else {
             return;
         };
@@ -527,7 +533,8 @@ impl LogFile {
         let deleted = handle.regular && data.is_ok_and(|data| data.nlink() == 0);
         let moved = self.limits.watch_path
             && fs::metadata(&self.path).map_or(true, |data| file_id(&data) != handle.id);
-        if deleted || moved {
+        let put_aside = is_own_output && !is_own_stdout(handle.id);
+        if deleted || moved || put_aside {
             self.handle = None;
         }
     }

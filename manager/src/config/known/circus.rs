@@ -71,6 +71,13 @@ pub const CIRCUS: &[Key] = &[
         "/var/log/papa-manager.log",
     ),
     key(
+        "logoutput_max_bytes",
+        "bytes",
+        Value("4194304"),
+        "put a log file of the manager's own aside as FILE.1 when it is this large, the one `papactl up` gives it too; 0: never (not in Circus)",
+        "10000000",
+    ),
+    key(
         "pidfile",
         PATH,
         Words(""),

@@ -50,6 +50,8 @@ pub(crate) const MAX_KERNEL_NAME_BYTES: usize = 255;
 /// Circus's default facility.
 const SYSLOG_USER: u8 = 1;
 
+/// Size of a log of the manager's own at which it is put aside. Beside its socket it takes memory, as the kernel's does.
+const LOG_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// Levels `loglevel` knows.
 const LOG_LEVELS: [&str; 5] = ["critical", "error", "warning", "info", "debug"];
 
@@ -379,6 +381,9 @@ fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) ->
         warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
         pidfile: fields.path("pidfile", &base.around.directory),
         log_output: log_output(&mut fields, &base.around),
+        log_max_bytes: fields
+            .whole("logoutput_max_bytes", 0, i64::MAX)
+            .unwrap_or(LOG_MAX_BYTES),
         umask: fields
             .filled("umask")
             .and_then(|_| fields.parsed("umask", scalar::octal_mask)),

@@ -3,8 +3,9 @@
 //! Owns the file's layout: a header page, then records one after another,
 //! each `length, checksum, JSON`. Knows nothing of what the records mean.
 //! A reply is sent only after its record is in. Compaction writes the whole
-//! image further along the same sparse file and then moves `start` by one
-//! aligned store; what lies before is given back.
+//! image before the records, or further along the same sparse file where there
+//! is no room, and then moves `start` by one aligned store; the others are
+//! given back.
 //!
 //! Invariant: from `start` on, every record up to the first bad checksum was
 //! appended whole. Bytes behind that were never answered for.
@@ -17,6 +18,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::sys::memfd;
+use crate::sys::process::file_size_limit;
 
 /// First bytes of a journal.
 const MAGIC: u64 = u64::from_le_bytes(*b"papajrn1");
@@ -38,6 +40,13 @@ pub const MAX_RECORD_BYTES: usize = 32 * 1024 * 1024;
 const COMPACT_MIN_BYTES: u64 = 256 * 1024;
 /// … and this many times as long as its live part.
 const COMPACT_RATIO: u64 = 4;
+/// Where the size of files is limited it is rewritten when it is this part of
+/// the largest file, so that the image has room behind it, …
+const COMPACT_FILE_PART: u64 = 4;
+/// … and has grown by this part of its live part, or when only this part of
+/// the largest file is left behind it.
+const COMPACT_GROWTH_PART: u64 = 4;
+const COMPACT_END_PART: u64 = 8;
 /// Times recovery may die on one record before it is left out.
 const MAX_DEATHS: u64 = 2;
 
@@ -66,6 +75,8 @@ pub struct Journal {
     end: u64,
     /// Bytes the image had after the last compaction.
     live: u64,
+    /// Bytes a file may have (`RLIMIT_FSIZE`).
+    largest_file: Option<u64>,
 }
 
 /// A journal as found, record by record.
@@ -130,6 +141,7 @@ impl Journal {
                 start,
                 end: start,
                 live: 0,
+                largest_file: file_size_limit(),
             },
             at: start,
             poison,
@@ -182,7 +194,14 @@ impl Journal {
     #[must_use]
     pub fn wants_compaction(&self) -> bool {
         let length = self.length();
-        length > COMPACT_MIN_BYTES && length > self.live.saturating_mul(COMPACT_RATIO)
+        let is_near_limit = self.largest_file.is_some_and(|largest| {
+            let has_grown = length > largest / COMPACT_FILE_PART
+                && length - length / COMPACT_GROWTH_PART > self.live;
+            let is_at_end = self.end > largest - largest / COMPACT_END_PART;
+            has_grown || is_at_end && self.has_room_in_front()
+        });
+        is_near_limit
+            || length > COMPACT_MIN_BYTES && length > self.live.saturating_mul(COMPACT_RATIO)
     }
 
     /// Replaces all records by `image`, in one step.
@@ -192,49 +211,98 @@ impl Journal {
     /// is not wanted again before the journal has grown.
     pub fn compact<'a, R: Serialize + 'a>(
         &mut self,
+        image: impl Iterator<Item = R> + Clone,
+    ) -> Result<(), JournalError> {
+        let compacted = self.compact_in_front(image.clone()).and_then(|done| {
+            if done {
+                Ok(())
+            } else {
+                self.compact_behind(image)
+            }
+        });
+        if compacted.is_err() {
+            let _ = memfd::set_size(&self.file, self.end);
+        }
+        self.live = self.length();
+        compacted
+    }
+
+    fn has_room_in_front(&self) -> bool {
+        self.start - FIRST >= self.length()
+    }
+
+    /// Writes the image before the records, if there is room.
+    fn compact_in_front<'a, R: Serialize + 'a>(
+        &mut self,
+        image: impl Iterator<Item = R>,
+    ) -> Result<bool, JournalError> {
+        if !self.has_room_in_front() {
+            return Ok(false);
+        }
+        let Some(end) = self.write_image(image, FIRST, Some(self.start))? else {
+            let _ = memfd::punch_hole(&self.file, FIRST, self.start / 4096 * 4096);
+            return Ok(false);
+        };
+        failpoint::reach("compact.moved");
+        (self.start, self.end) = (FIRST, end);
+        // Before anything is appended: it must not end where a record of
+        // before begins.
+        memfd::set_size(&self.file, end)?;
+        Ok(true)
+    }
+
+    fn compact_behind<'a, R: Serialize + 'a>(
+        &mut self,
         image: impl Iterator<Item = R>,
     ) -> Result<(), JournalError> {
         // On a page of its own, so that all before it can be given back; and
         // behind an empty prefix, so that half an image is never replayed.
         let begin = (self.end + PREFIX as u64).next_multiple_of(4096);
-        let end = match self.write_image(image, begin) {
-            Ok(end) => end,
-            Err(error) => {
-                let _ = memfd::set_size(&self.file, self.end);
-                self.live = self.length();
-                return Err(error);
-            }
-        };
+        // Also for an empty image `start` must lie in the file.
+        memfd::set_size(&self.file, begin)?;
+        let end = self.write_image(image, begin, None)?.unwrap_or(begin);
         failpoint::reach("compact.moved");
         let _ = memfd::punch_hole(&self.file, FIRST, begin);
-        self.start = begin;
-        self.end = end;
-        self.live = self.length();
+        (self.start, self.end) = (begin, end);
         Ok(())
     }
 
+    /// Writes an image at `begin` and moves the start there; returns its end.
+    /// `None` if it would not end before `limit` with an empty prefix behind.
     fn write_image<'a, R: Serialize + 'a>(
         &self,
         image: impl Iterator<Item = R>,
         begin: u64,
-    ) -> Result<u64, JournalError> {
-        // Also for an empty image `start` must lie in the file.
-        memfd::set_size(&self.file, begin)?;
+        limit: Option<u64>,
+    ) -> Result<Option<u64>, JournalError> {
         let mut at = begin;
         let mut pending: Vec<u8> = Vec::new();
+        let fits = |at: u64, pending: &[u8]| {
+            limit.is_none_or(|limit| at + (pending.len() + PREFIX) as u64 <= limit)
+        };
         for record in image {
             pending.extend(encode(&record)?);
+            if !fits(at, &pending) {
+                break;
+            }
             if pending.len() > 256 * 1024 {
                 memfd::write_at(&self.file, &pending, at)?;
                 at += pending.len() as u64;
                 pending.clear();
             }
         }
+        if !fits(at, &pending) {
+            return Ok(None);
+        }
         memfd::write_at(&self.file, &pending, at)?;
         at += pending.len() as u64;
+        if limit.is_some() {
+            // Whatever lay here, the image ends before it.
+            memfd::write_at(&self.file, &[0; PREFIX], at)?;
+        }
         failpoint::reach("compact.written");
         set_word(&self.file, START, begin)?;
-        Ok(at)
+        Ok(Some(at))
     }
 
     /// The file, for the keeper.

@@ -243,7 +243,7 @@ impl Table {
     }
 
     /// The entries that make this table out of an empty one.
-    pub fn image(&self) -> impl Iterator<Item = Entry> {
+    pub fn image(&self) -> impl Iterator<Item = Entry> + Clone {
         let head = [
             Entry::Boot {
                 incarnation: self.incarnation,

@@ -91,6 +91,7 @@ fn a_header_that_holds_anything_does_no_harm() {
 }
 
 /// A record, or one that cannot be written.
+#[derive(Clone)]
 struct Item(Option<String>);
 
 impl Serialize for Item {
@@ -113,7 +114,7 @@ fn half_an_image_is_never_replayed() {
     assert_eq!(size, 8192);
     let half = || [Item(Some("y".repeat(300 * 1024))), Item(None)].into_iter();
     // Killed half-way.
-    journal.write_image(half(), size + 4096).unwrap_err();
+    journal.write_image(half(), size + 4096, None).unwrap_err();
     assert!(memfd::size(&file).unwrap() > size + 300 * 1024);
     let (found, mut journal) = read_all(&file);
     assert_eq!(found, [text.as_str()]);
@@ -134,6 +135,66 @@ fn a_refused_compaction_waits_until_the_journal_has_grown() {
     assert!(!journal.wants_compaction());
     journal.append(&"x".repeat(901 * 1024)).unwrap();
     assert!(journal.wants_compaction());
+}
+
+#[test]
+fn a_journal_came_to_the_largest_file_however_little_it_held() {
+    const LARGEST: u64 = 1 << 20;
+    let file = Journal::create().unwrap();
+    let (_, mut journal) = read_all(&file);
+    journal.largest_file = Some(LARGEST);
+    let live: Vec<String> = (0..20)
+        .map(|n| format!("{n}{}", "x".repeat(15_000)))
+        .collect();
+    let mut places = std::collections::BTreeSet::new();
+    for round in 0..800 {
+        journal.append(&live[round % 20]).unwrap();
+        if journal.wants_compaction() {
+            journal.compact(live.iter()).unwrap();
+            places.insert(journal.start);
+            // What a successor finds is the image, in front or behind.
+            let (found, again) = read_all(&file);
+            assert_eq!(found, live);
+            assert_eq!((again.start, again.end), (journal.start, journal.end));
+        }
+        assert!(memfd::size(&file).unwrap() <= LARGEST, "round {round}");
+    }
+    assert!(places.contains(&FIRST) && places.len() > 1, "{places:?}");
+}
+
+#[test]
+fn an_image_in_front_of_older_records_ends_before_them() {
+    let file = Journal::create().unwrap();
+    let (_, mut journal) = read_all(&file);
+    // Half an image of before is left in front, and all of the records behind.
+    for text in ["a", "b", "c"] {
+        journal.append(&text.repeat(100)).unwrap();
+    }
+    let begin = 3 * 4096;
+    memfd::set_size(&file, begin).unwrap();
+    journal.write_image(["d"].iter(), begin, None).unwrap();
+    let (found, journal) = read_all(&file);
+    assert_eq!(found, ["d"]);
+    // Killed before the records behind were cut off.
+    let end = journal
+        .write_image(["e"].iter(), FIRST, Some(begin))
+        .unwrap();
+    let (found, mut journal) = read_all(&file);
+    assert_eq!(found, ["e"]);
+    assert_eq!(Some(memfd::size(&file).unwrap()), end);
+    journal.append(&"f").unwrap();
+    assert_eq!(read_all(&file).0, ["e", "f"]);
+    // There is no room in front for this one.
+    let large = "g".repeat(5000);
+    journal.compact([&large].into_iter()).unwrap();
+    assert_eq!(read_all(&file).0, [large.as_str()]);
+    assert!(
+        journal
+            .write_image([&large].into_iter(), FIRST, Some(8192))
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(read_all(&file).0, [large.as_str()]);
 }
 
 #[test]

@@ -25,6 +25,7 @@ use crate::journal::Journal;
 use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
 use crate::keeper::{self, notify};
+use crate::reel::{MIN_FILE_BYTES, largest_reel};
 use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, local_port, open_listener, server_at};
 use crate::sys::{memfd, process};
 
@@ -109,10 +110,19 @@ pub fn launch(args: &Args) -> anyhow::Result<std::convert::Infallible> {
 /// Says what a limit on file size that cannot be raised means.
 fn complain_of_limit(limit: u64) {
     use std::io::Write;
-    let text = format!(
-        "papa: files may have {limit} bytes at most (ulimit -f) and this user cannot raise that: \
-         a process that has written about as much is not read any more, and waits; start papa with ulimit -f unlimited\n"
-    );
+    let hint = "start papa with ulimit -f unlimited";
+    let text = if limit < MIN_FILE_BYTES {
+        format!(
+            "papa: files may have {limit} bytes at most (ulimit -f) and this user cannot raise that: output cannot be \
+             captured with fewer than {MIN_FILE_BYTES}, so that processes are not started; {hint}\n"
+        )
+    } else {
+        format!(
+            "papa: files may have {limit} bytes at most (ulimit -f) and this user cannot raise that: reels are cut to \
+             some {} bytes, and output is sent to consumers rather than shared; {hint}\n",
+            largest_reel(limit)
+        )
+    };
     // If anybody is there to read it.
     let _ = crate::logging::Log.write_all(text.as_bytes());
 }

@@ -314,7 +314,7 @@ mod tests {
         let key = Key::new(Kind::REEL, row.serial);
         for removing in [false, true] {
             row.removing = removing;
-            let reel = Reel::create(1000).unwrap();
+            let reel = Reel::create(1000, None).unwrap();
             let file = reel.file().try_clone().unwrap();
             let mut fetched = Fetched(Kept::from([(key, file)]));
             let (live, _) = recover_process(&row, &mut fetched, 1).unwrap();

@@ -2,12 +2,21 @@
 //!
 //! Owns the bytes between pipe and reader; knows nothing of processes or
 //! clients. The file is linear and sparse: the byte at position p lies at
-//! `DATA_OFFSET + p`, the file's size is the commit, and what has been
+//! its data's offset + p, the file's size is the commit, and what has been
 //! acknowledged or dropped is given back as holes. It is filled by splice,
 //! because a process killed between a read and its store would lose what it
 //! had read; the intent word says which stream a splice not yet indexed
-//! belongs to. A small index (end, stream, stamp) lies before the data, a ring
+//! belongs to. An index (end, stream, stamp) lies before the data, a ring
 //! that begins anew whenever nothing is left unacknowledged.
+//!
+//! Where the size of files is limited the data is a ring as well. A splice
+//! ends in the landing behind it, where the file's size is the commit as
+//! before; from there the bytes are copied into the ring, one store in the
+//! header says that they are in it, and the landing is cut off.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `layout` | where things lie in the file |
 //!
 //! Invariant: `start <= committed`, records are contiguous from `start` to
 //! `committed`, and all of it can be read back from the file alone.
@@ -24,23 +33,18 @@ use papa_protocol::record::{Record, Stream};
 use crate::sys::memfd;
 use crate::sys::process::{Readiness, readiness, waiting_bytes};
 
-/// File offset of position 0.
-pub const DATA_OFFSET: u64 = 1 << 20;
-/// What memory is given back in.
-const PAGE: u64 = 4096;
-/// Where the ring of index entries begins.
-const INDEX_OFFSET: u64 = 4096;
-/// Bytes of one index entry.
-const ENTRY: u64 = 16;
-/// Entries in the ring: what fits before the data. A reel that has this many
-/// records counts as full.
-const MAX_RECORDS: u64 = (DATA_OFFSET - INDEX_OFFSET) / ENTRY;
+mod layout;
+
+use layout::{
+    ENTRY, HEADER_BYTES, INDEX_OFFSET, LANDED_AT, LANDING_BYTES, Layout, MAGIC_AT, PAGE,
+    RING_END_AT, word,
+};
+pub use layout::{MIN_FILE_BYTES, largest_reel};
+
 /// Header words.
-const MAGIC_AT: u64 = 0;
 const INTENT_AT: u64 = 8;
 /// The word `start`; it is moved before anything below it is given back.
 pub const START_AT: u64 = 16;
-const MAGIC: u64 = u64::from_le_bytes(*b"paparel1");
 
 /// Most bytes taken from a pipe in one go, so that one loud process does not
 /// starve the others.
@@ -79,6 +83,7 @@ pub enum Capture {
 #[derive(Debug)]
 pub struct Reel {
     file: OwnedFd,
+    layout: Layout,
     limit: u64,
     /// First byte still kept.
     start: u64,
@@ -97,24 +102,36 @@ pub struct Reel {
     last_stamp: u64,
     /// The file refuses splices; bytes are read and written instead.
     copying: bool,
+    /// The last so many bytes of a ring are in its landing.
+    landed: u64,
+    /// The landing is to be cut off before anything is taken.
+    landing_used: bool,
 }
 
 impl Reel {
-    /// Makes an empty reel that keeps about `limit` bytes.
+    /// Makes an empty reel that keeps about `limit` bytes, or what has room
+    /// where files may have `largest_file` bytes at most.
     ///
     /// # Errors
-    /// The errno of `memfd_create(2)`.
-    pub fn create(limit: u64) -> Result<Self, Errno> {
+    /// `EFBIG` where that is less than [`MIN_FILE_BYTES`], else the errno of
+    /// `memfd_create(2)`.
+    pub fn create(limit: u64, largest_file: Option<u64>) -> Result<Self, Errno> {
+        let layout = Layout::new(limit, largest_file)?;
         let file = crate::sys::process::move_up(memfd::memfd_create("papa-reel")?);
-        // Sized without a page: the header is written with the first output.
-        memfd::set_size(&file, DATA_OFFSET)?;
-        Ok(Self::empty(file, limit))
+        // Sized without a page: the header of the first kind is written with
+        // the first output.
+        memfd::set_size(&file, layout.empty_size())?;
+        if let Some(header) = layout.header() {
+            memfd::write_at(&file, &header, MAGIC_AT)?;
+        }
+        Ok(Self::empty(file, layout, limit))
     }
 
-    fn empty(file: OwnedFd, limit: u64) -> Self {
+    fn empty(file: OwnedFd, layout: Layout, limit: u64) -> Self {
         Self {
             file,
-            limit,
+            layout,
+            limit: layout.ring.map_or(limit, |ring| ring.limit.min(limit)),
             start: 0,
             committed: 0,
             dropped: 0,
@@ -125,6 +142,8 @@ impl Reel {
             intent: 0,
             last_stamp: 0,
             copying: false,
+            landed: 0,
+            landing_used: false,
         }
     }
 
@@ -135,29 +154,38 @@ impl Reel {
     /// # Errors
     /// What the system says when the file cannot be read.
     pub fn recover(file: OwnedFd, limit: u64, now_us: u64) -> Result<Self, Errno> {
-        let mut reel = Self::empty(file, limit);
-        reel.committed = memfd::size(&reel.file)?.saturating_sub(DATA_OFFSET);
-        let mut header = [0u8; 40];
-        memfd::read_at(&reel.file, &mut header, 0)?;
-        let word = |at: u64| {
-            let at = usize::try_from(at).unwrap_or(0);
-            let mut bytes = [0u8; 8];
-            bytes.copy_from_slice(&header[at..at + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        if word(MAGIC_AT) == MAGIC {
+        let size = memfd::size(&file)?;
+        let mut header = [0u8; HEADER_BYTES];
+        memfd::read_at(&file, &mut header, 0)?;
+        let word = |at: u64| word(&header, usize::try_from(at).unwrap_or(0));
+        let layout = Layout::read(&header)?;
+        let mut reel = Self::empty(file, layout, limit);
+        let behind = size.saturating_sub(layout.empty_size());
+        reel.committed = behind;
+        if layout.ring.is_some() {
+            reel.landing_used = behind > 0 || word(LANDED_AT) > 0;
+            // What has been copied but not been cut off is in the ring.
+            reel.landed = if word(LANDED_AT) > 0 { 0 } else { behind };
+            reel.committed = word(RING_END_AT).saturating_add(reel.landed);
+        }
+        if word(MAGIC_AT) != 0 {
             reel.intent = u32::try_from(word(INTENT_AT)).unwrap_or(0);
             reel.start = word(START_AT).min(reel.committed);
-            reel.first_slot = word(START_AT + 8) % MAX_RECORDS;
+            if let Some(ring) = layout.ring {
+                let oldest = (reel.committed - reel.landed).saturating_sub(ring.bytes);
+                reel.start = reel.start.max(oldest);
+            }
+            reel.first_slot = word(START_AT + 8) % layout.max_records();
             reel.dropped = word(START_AT + 16).min(reel.start);
         }
+        let max_records = layout.max_records();
         let mut end = reel.start;
         let mut buffer = vec![0u8; usize::try_from(ENTRY * 256).unwrap_or(4096)];
         let mut slot = reel.first_slot;
-        'ring: while slot < reel.first_slot + MAX_RECORDS {
+        'ring: while slot < reel.first_slot + max_records {
             // Up to the end of the ring at most, so that one read suffices.
-            let here = slot % MAX_RECORDS;
-            let count = (MAX_RECORDS - here).min(256);
+            let here = slot % max_records;
+            let count = (max_records - here).min(256);
             let bytes = usize::try_from(count * ENTRY).unwrap_or(0);
             memfd::read_at(
                 &reel.file,
@@ -189,6 +217,8 @@ impl Reel {
     /// Does what whoever had the reel before may have been killed before:
     /// gives back what is before the start, and indexes what was taken.
     pub fn settle(&mut self) {
+        // What there is no memory for is brought in before more is taken.
+        let _ = self.bring_in();
         self.give_back();
         // What there is no memory for is written before the intent changes.
         let _ = self.write_index();
@@ -199,13 +229,9 @@ impl Reel {
     /// # Errors
     /// `EBADMSG` for anything else.
     pub fn check(file: &OwnedFd) -> Result<(), Errno> {
-        let mut magic = [0u8; 8];
-        memfd::read_at(file, &mut magic, MAGIC_AT)?;
-        // Of a process that has written nothing yet it is empty.
-        match u64::from_le_bytes(magic) {
-            0 | MAGIC => Ok(()),
-            _ => Err(Errno::EBADMSG),
-        }
+        let mut header = [0u8; HEADER_BYTES];
+        memfd::read_at(file, &mut header, MAGIC_AT)?;
+        Layout::read(&header).map(drop)
     }
 
     /// Takes what is in `pipe`, at most `most` bytes and `MAX_SPLICE`.
@@ -231,7 +257,19 @@ impl Reel {
                 Readiness::End => return Ok(Capture::End),
             }
         }
-        let offset = DATA_OFFSET + self.committed;
+        let mut offset = self.layout.data_offset + self.committed;
+        let mut most = most;
+        if let Some(ring) = self.layout.ring {
+            self.bring_in()?;
+            offset = self.layout.empty_size();
+            most = most
+                .min(LANDING_BYTES)
+                .min(ring.bytes.saturating_sub(self.committed - self.start));
+            if most == 0 {
+                // Whoever captures makes room before.
+                return Err(Errno::ENOSPC);
+            }
+        }
         let most = usize::try_from(most).map_or(MAX_SPLICE, |most| most.clamp(1, MAX_SPLICE));
         let taken = if self.copying {
             self.copy(&pipe, offset, most)
@@ -249,6 +287,12 @@ impl Reel {
             Ok(bytes) => {
                 failpoint::reach("capture.spliced");
                 self.committed += bytes as u64;
+                if self.layout.ring.is_some() {
+                    self.landed = bytes as u64;
+                    self.landing_used = true;
+                    // What fails now is done before anything else is taken.
+                    let _ = self.bring_in();
+                }
                 self.add_record(stream, self.committed, now_us);
                 failpoint::reach("capture.indexed");
                 Ok(Capture::Bytes(bytes))
@@ -258,13 +302,43 @@ impl Reel {
         }
     }
 
+    /// Copies what is in the landing into the ring, and cuts it off.
+    ///
+    /// May be interrupted anywhere: the copy is done again until the header
+    /// says that it was made, and then only the cutting off.
+    fn bring_in(&mut self) -> Result<(), Errno> {
+        if self.landed > 0 {
+            let mut bytes = BytesMut::new();
+            let from = self.committed - self.landed;
+            let length = usize::try_from(self.landed).map_err(|_| Errno::EFBIG)?;
+            self.read(&mut bytes, from, length)?;
+            let mut rest = &bytes[..];
+            for piece in self.layout.pieces(from..self.committed, self.committed) {
+                let here = usize::try_from(piece.end - piece.start).unwrap_or(0);
+                memfd::write_at(&self.file, &rest[..here], piece.start)?;
+                rest = &rest[here..];
+            }
+            let mut words = [0u8; 16];
+            words[..8].copy_from_slice(&self.committed.to_le_bytes());
+            words[8..].copy_from_slice(&self.landed.to_le_bytes());
+            memfd::write_at(&self.file, &words, RING_END_AT)?;
+            self.landed = 0;
+        }
+        if self.landing_used {
+            memfd::set_size(&self.file, self.layout.empty_size())?;
+            memfd::write_at(&self.file, &[0; 8], LANDED_AT)?;
+            self.landing_used = false;
+        }
+        Ok(())
+    }
+
     /// Puts on record whose bytes a splice takes that is not yet indexed.
     fn set_intent(&mut self, stream: Stream) -> Result<(), Errno> {
         // What still lacks an entry belongs to the stream before.
         self.write_index()?;
         let intent = u32::from(stream.number());
         let mut words = [0u8; 16];
-        words[..8].copy_from_slice(&MAGIC.to_le_bytes());
+        words[..8].copy_from_slice(&self.layout.magic().to_le_bytes());
         words[8..].copy_from_slice(&u64::from(intent).to_le_bytes());
         memfd::write_at(&self.file, &words, MAGIC_AT)?;
         self.intent = intent;
@@ -311,7 +385,7 @@ impl Reel {
         match self.records.back_mut() {
             // Whoever captures stops before the ring is full; should it not,
             // a wrong stream is better than a first record written over.
-            Some(last) if joins(last) || count as u64 >= MAX_RECORDS => {
+            Some(last) if joins(last) || count as u64 >= self.layout.max_records() => {
                 last.end = end;
                 self.indexed = self.indexed.min(count - 1);
             }
@@ -329,7 +403,7 @@ impl Reel {
     /// Writes the entries that the file lacks.
     fn write_index(&mut self) -> Result<(), Errno> {
         while let Some(record) = self.records.get(self.indexed) {
-            let slot = (self.first_slot + self.indexed as u64) % MAX_RECORDS;
+            let slot = (self.first_slot + self.indexed as u64) % self.layout.max_records();
             memfd::write_at(&self.file, &encode(record), INDEX_OFFSET + slot * ENTRY)?;
             self.indexed += 1;
         }
@@ -354,13 +428,15 @@ impl Reel {
     /// Whether another splice would go past the limits.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.committed - self.start >= self.limit || self.records.len() as u64 >= MAX_RECORDS - 1
+        self.committed - self.start >= self.limit
+            || self.records.len() as u64 >= self.layout.max_records() - 1
     }
 
     /// Whether more is kept than the limits allow.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.committed - self.start > self.limit || self.records.len() as u64 >= MAX_RECORDS - 1
+        self.committed - self.start > self.limit
+            || self.records.len() as u64 >= self.layout.max_records() - 1
     }
 
     /// Lets everything before `position` go. Positions already gone change
@@ -391,7 +467,7 @@ impl Reel {
         let count = self.records.len();
         while records + 1 < count
             && (self.committed - position > self.limit
-                || (count - records) as u64 >= MAX_RECORDS - 1)
+                || (count - records) as u64 >= self.layout.max_records() - 1)
         {
             position = self.records[records].end;
             records += 1;
@@ -429,7 +505,7 @@ impl Reel {
                 self.records.shrink_to_fit();
             }
             if next_slot * ENTRY > PAGE {
-                let _ = memfd::punch_hole(&self.file, INDEX_OFFSET + PAGE, DATA_OFFSET);
+                let _ = memfd::punch_hole(&self.file, INDEX_OFFSET + PAGE, self.layout.data_offset);
             }
         }
         self.give_back();
@@ -441,14 +517,42 @@ impl Reel {
         if self.start - self.punched < PUNCH_STEP && !(drained && self.start > self.punched) {
             return;
         }
-        let from = (DATA_OFFSET + self.punched) / PAGE * PAGE;
+        if self.layout.ring.is_some() {
+            self.give_back_of_ring(drained);
+            return;
+        }
+        let base = self.layout.data_offset;
+        let from = (base + self.punched) / PAGE * PAGE;
         let to = if drained {
-            (DATA_OFFSET + self.start).next_multiple_of(PAGE)
+            (base + self.start).next_multiple_of(PAGE)
         } else {
-            (DATA_OFFSET + self.start) / PAGE * PAGE
+            (base + self.start) / PAGE * PAGE
         };
         // A hole costs nothing to be late with, so a refusal is no error.
         if memfd::punch_hole(&self.file, from, to).is_ok() {
+            self.punched = self.start;
+        }
+    }
+
+    /// As [`Self::give_back`]; a page that also holds what is kept stays, and
+    /// is used again when the ring comes around.
+    fn give_back_of_ring(&mut self, drained: bool) {
+        let data = self.layout.data_offset..self.layout.empty_size();
+        let mut done = true;
+        if drained && self.landed == 0 {
+            done = memfd::punch_hole(&self.file, data.start, data.end).is_ok();
+        } else {
+            let landed = self.committed - self.landed;
+            let end = self.start.min(landed);
+            // What is further back has been written over.
+            let ring = self.layout.ring.map_or(0, |ring| ring.bytes);
+            let from = self.punched.max(landed.saturating_sub(ring)).min(end);
+            for piece in self.layout.pieces(from..end, landed) {
+                let (from, to) = (piece.start.next_multiple_of(PAGE), piece.end / PAGE * PAGE);
+                done &= memfd::punch_hole(&self.file, from, to).is_ok();
+            }
+        }
+        if done {
             self.punched = self.start;
         }
     }
@@ -467,7 +571,21 @@ impl Reel {
     /// The errno of `pread(2)`; the buffer is then as it was.
     pub fn read(&self, buffer: &mut BytesMut, position: u64, length: usize) -> Result<(), Errno> {
         let before = buffer.len();
-        let count = memfd::append_at(&self.file, buffer, DATA_OFFSET + position, length)?;
+        let landed = self.committed - self.landed;
+        let mut count = 0;
+        for piece in self
+            .layout
+            .pieces(position..position.saturating_add(length as u64), landed)
+        {
+            let here = usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX);
+            match memfd::append_at(&self.file, buffer, piece.start, here) {
+                Ok(read) => count += read,
+                Err(errno) => {
+                    buffer.truncate(before);
+                    return Err(errno);
+                }
+            }
+        }
         if count < length {
             buffer.truncate(before);
             return Err(Errno::EIO);
@@ -494,7 +612,17 @@ impl Reel {
         self.dropped
     }
 
-    /// The limit in bytes.
+    /// File offset of position 0, if the byte at each position p lies p behind
+    /// it; not so in a ring, which nobody else can read.
+    #[must_use]
+    pub fn data_offset(&self) -> Option<u64> {
+        self.layout
+            .ring
+            .is_none()
+            .then_some(self.layout.data_offset)
+    }
+
+    /// The limit in bytes; less than was asked for where files are limited.
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.limit

@@ -187,6 +187,18 @@ impl KernelBuilder {
     }
 }
 
+/// What starts a program below a limit on file size that it cannot raise.
+#[must_use]
+pub fn below_file_limit(kib: u32) -> Vec<String> {
+    let limit = format!("ulimit -f {kib}; exec \"$@\"");
+    let mut words = vec!["bash".to_owned(), "-c".to_owned(), limit, "bash".to_owned()];
+    if nix::unistd::geteuid().is_root() {
+        let powerless = ["setpriv", "--bounding-set=-sys_resource"];
+        words.splice(0..0, powerless.map(str::to_owned));
+    }
+    words
+}
+
 /// A running kernel.
 #[derive(Debug)]
 pub struct Kernel {

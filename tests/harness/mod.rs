@@ -29,7 +29,7 @@ pub use classic::Classic;
 pub use collect::Collector;
 pub use failpoints::{Failpoints, Hit};
 pub use json::{Json, Push};
-pub use kernel::{Kernel, KernelBuilder, binary, free_port, private_command};
+pub use kernel::{Kernel, KernelBuilder, below_file_limit, binary, free_port, private_command};
 pub use python::Venv;
 pub use scratch::Scratch;
 

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Collector, Kernel, procfs, wait_until};
+use crate::harness::{
+    Collector, Kernel, PATIENCE, assert_same_bytes, below_file_limit, procfs, wait_until,
+};
 
 fn make_some(kernel: &Kernel, count: usize) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -144,24 +146,124 @@ fn output_goes_on_beyond_the_limit_on_file_size_of_whoever_started_it() {
     );
 }
 
+/// Sizes of the memory files of that name that a process has open.
+fn memory_files(pid: i32, name: &str) -> Vec<u64> {
+    let link = format!("/memfd:{name} (deleted)");
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("the kernel runs")
+        .flatten()
+        .filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == link.as_str()))
+        .filter_map(|fd| Some(std::fs::metadata(fd.path()).ok()?.len()))
+        .collect()
+}
+
+#[test]
+fn below_a_hard_limit_on_file_size_workers_waited_for_ever() {
+    const LIMIT: u64 = 4 << 20;
+    let wrapper = below_file_limit(4096);
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let mut kernel = Kernel::builder().wrapper(&wrapper).start();
+    let log = kernel.log();
+    assert!(
+        log.contains("files may have 4194304 bytes at most (ulimit -f)"),
+        "{log}"
+    );
+    // Some 20 MB, with deaths in between.
+    let mut collector = Collector::new(&kernel.socket_path(), &["w"]);
+    let made = kernel.json().make_process(
+        "w",
+        &["seq", "2900000"],
+        json!({"env": {"PATH": "/usr/bin:/bin"}, "overflow": "block"}),
+    );
+    assert_eq!(
+        kernel
+            .json()
+            .error("output.reel", json!({"serial": made["serial"]})),
+        "denied",
+        "only a consumer may ask"
+    );
+    let serial = made["serial"].as_u64().unwrap();
+    let read_up_to = |collector: &mut Collector, bytes: usize| {
+        collector.run_until("output comes", PATIENCE, |all| {
+            let seen = all.seen.get(&serial);
+            seen.is_some_and(|seen| seen.bytes.len() >= bytes)
+        });
+    };
+    for bytes in [3_000_000, 9_000_000] {
+        read_up_to(&mut collector, bytes);
+        kernel.kill_kernel();
+    }
+    read_up_to(&mut collector, 12_000_000);
+    kernel.kill_keeper();
+    // What nobody drops by acknowledging waits, and no file is larger.
+    let pid = kernel.pid();
+    for size in memory_files(pid, "papa-reel") {
+        assert!(size <= LIMIT, "{size}");
+    }
+    let seen = collector.finish(serial);
+    let mut expected = Vec::with_capacity(23_000_000);
+    for number in 1..=2_900_000 {
+        std::io::Write::write_fmt(&mut expected, format_args!("{number}\n")).unwrap();
+    }
+    assert_same_bytes("all lines", &expected, &seen.bytes);
+    assert_eq!(seen.dropped, 0);
+
+    // The journal as well lives longer than its file could grow.
+    let mut session = kernel.json();
+    let value = "x".repeat(20_000);
+    for round in 0..600 {
+        let name = format!("v.{}", round % 20);
+        session.ok("value.set", json!({"name": name, "value": value}));
+    }
+    kernel.kill_kernel();
+    let values = kernel.json().ok("value.list", json!({}));
+    assert_eq!(
+        values["values"].as_object().map(serde_json::Map::len),
+        Some(20),
+        "{values}"
+    );
+}
+
+#[test]
+fn where_files_are_too_small_for_any_output_the_start_says_so() {
+    let wrapper = below_file_limit(200);
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let kernel = Kernel::builder().wrapper(&wrapper).start();
+    assert!(
+        kernel.log().contains("processes are not started"),
+        "{}",
+        kernel.log()
+    );
+    let refused = kernel
+        .json()
+        .call("process.make", json!({"name": "w", "argv": ["/bin/true"]}))
+        .unwrap()
+        .unwrap_err();
+    let said = refused["message"].as_str().unwrap();
+    assert!(said.contains("ulimit -f"), "{said}");
+    kernel
+        .json()
+        .make_process("v", &["/bin/true"], json!({"reel_bytes": 0}));
+}
+
 #[test]
 fn output_that_cannot_be_stored_is_told_with_the_process_and_once_in_the_log() {
-    let mut kernel = Kernel::builder()
-        .wrapper(&["bash", "-c", "ulimit -f 2048; exec \"$@\"", "bash"])
-        .start();
-    // The limit there is, whatever the daemon could raise.
+    let mut kernel = Kernel::start();
+    let mut collector = Collector::new(&kernel.socket_path(), &["w"]);
+    let go = kernel.path("go");
+    let script = format!("until [ -e {go} ]; do sleep 0.01; done; head -c 20000000 /dev/zero");
+    kernel.json().make_process(
+        "w",
+        &["/bin/sh", "-c", &script],
+        json!({"env": {"PATH": "/usr/bin:/bin"}}),
+    );
+    // A limit that comes later, whatever the daemon could raise: this reel was not made for it.
     let pid = kernel.pid().to_string();
     let set = Command::new("prlimit")
         .args(["--pid", &pid, "--fsize=2097152:2097152"])
         .status();
     assert!(set.expect("prlimit can be run").success());
-    let mut collector = Collector::new(&kernel.socket_path(), &["w"]);
-    let script = "head -c 20000000 /dev/zero";
-    kernel.json().make_process(
-        "w",
-        &["/bin/sh", "-c", script],
-        json!({"env": {"PATH": "/usr/bin:/bin"}}),
-    );
+    std::fs::write(&go, "").unwrap();
     wait_until("it is told", || {
         let _ = &mut collector;
         let process = kernel.json().process("w").expect("it is listed");

@@ -177,3 +177,29 @@ fn a_full_disk_costs_no_line_even_if_the_manager_is_killed_meanwhile() {
         assert_eq!(line, format!("{number} abcdefgh"));
     }
 }
+
+#[test]
+fn below_a_hard_limit_on_file_size_logging_came_to_an_end() {
+    let stack = Stack::start_below_file_limit(
+        "[watcher:w]\ncmd = seq 1000000\ncopy_env = true\nrespawn = no\nstdout_stream.class = FileStream\n\
+         stdout_stream.filename = DIR/logs/w.log\nstdout_stream.max_bytes = 0\n",
+        2048,
+    );
+    // 6.9 MB: more than any file of the kernel's may have. The manager's own limit is another.
+    wait_until("the last line is written", || {
+        stack.log("w.log").ends_with(b"\n1000000\n")
+    });
+    let log = stack.log("w.log");
+    let lines = log
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    for (line, number) in lines.zip(1..) {
+        assert_eq!(line, format!("{number}").as_bytes());
+    }
+    assert_eq!(log.len(), 6_888_896);
+    let findings = stack.request_all("doctor").to_string();
+    assert!(
+        findings.contains("its files may have 2097152 bytes at most"),
+        "{findings}"
+    );
+}

@@ -11,7 +11,9 @@ use std::sync::Mutex;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Failpoints, Kernel, binary, private_command, procfs, wait_for, wait_until};
+use crate::harness::{
+    Failpoints, Kernel, below_file_limit, binary, private_command, procfs, wait_for, wait_until,
+};
 
 /// How a manager makes way for the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +54,22 @@ impl Stack {
     /// The same, after something else has been done with the kernel and the file.
     #[track_caller]
     pub(crate) fn start_after(ini: &str, before: impl FnOnce(&Kernel)) -> Self {
-        let kernel = prepare(ini);
+        Self::start_on(prepare(ini), before)
+    }
+
+    /// The same, on a kernel that was started below a limit on file size that it cannot raise.
+    #[track_caller]
+    pub(crate) fn start_below_file_limit(ini: &str, kib: u32) -> Self {
+        let wrapper = below_file_limit(kib);
+        let words: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let kernel = Kernel::builder().wrapper(&words).start();
+        fs::create_dir(kernel.directory().join("logs")).unwrap();
+        write_ini(&kernel, ini);
+        Self::start_on(kernel, |_| {})
+    }
+
+    #[track_caller]
+    fn start_on(kernel: Kernel, before: impl FnOnce(&Kernel)) -> Self {
         before(&kernel);
         let manager = spawn(&mut manager_command(&kernel));
         let stack = Self {

@@ -13,7 +13,7 @@ use super::Owner;
 use super::session::Expect;
 use super::starting::Asker;
 use crate::live::SessionId;
-use crate::reel::{DATA_OFFSET, START_AT};
+use crate::reel::START_AT;
 use crate::verbs::{VerbError, fail};
 
 impl Owner {
@@ -194,9 +194,9 @@ impl Owner {
                 answer.ok(&done);
             }
             Op::OutputReel(op) => {
-                let fd = self.reel_descriptor(id, op.serial)?;
+                let (fd, data_offset) = self.reel_descriptor(id, op.serial)?;
                 let reel = reply::Reel {
-                    data_offset: DATA_OFFSET,
+                    data_offset,
                     start_offset: Some(START_AT),
                 };
                 self.answer_with(id, answer, &reel, fd)?;

@@ -1,3 +1,4 @@
+use super::layout::{FIRST_DATA_OFFSET as DATA_OFFSET, MAGIC};
 use super::*;
 use proptest::prelude::*;
 
@@ -15,7 +16,7 @@ fn all(reel: &Reel) -> Vec<u8> {
 #[test]
 fn bytes_spliced_but_not_indexed_belong_to_the_intended_stream() {
     let (read, write) = pipe();
-    let mut reel = Reel::create(1000).unwrap();
+    let mut reel = Reel::create(1000, None).unwrap();
     nix::unistd::write(&write, b"one").unwrap();
     reel.capture(&read, Stream::Err, 1 << 20, 5).unwrap();
     // Killed between the splice and the index entry.
@@ -49,7 +50,7 @@ fn what_there_is_no_room_for_stays_in_the_pipe_where_bytes_are_copied() {
     memfd::set_size(&file, DATA_OFFSET + 3).unwrap();
     // Behind these three bytes nothing more can be had.
     fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW)).unwrap();
-    let mut reel = Reel::empty(file, 1000);
+    let mut reel = Reel::empty(file, Layout::FIRST, 1000);
     reel.copying = true;
     nix::unistd::write(&write, b"one").unwrap();
     let taken = reel.capture(&read, Stream::Out, 1 << 20, 5);
@@ -66,7 +67,7 @@ fn what_there_is_no_room_for_stays_in_the_pipe_where_bytes_are_copied() {
 #[test]
 fn a_small_step_back_of_the_clock_is_held_a_large_one_followed() {
     let (read, write) = pipe();
-    let mut reel = Reel::create(1000).unwrap();
+    let mut reel = Reel::create(1000, None).unwrap();
     for stamp in [10_000_000, 9_500_000, 3_000_000] {
         nix::unistd::write(&write, b"x").unwrap();
         reel.capture(&read, Stream::Out, 1 << 20, stamp).unwrap();
@@ -85,7 +86,7 @@ fn a_small_step_back_of_the_clock_is_held_a_large_one_followed() {
 #[test]
 fn byte_by_byte_costs_few_records() {
     let (read, write) = pipe();
-    let mut reel = Reel::create(1 << 20).unwrap();
+    let mut reel = Reel::create(1 << 20, None).unwrap();
     for _ in 0..3000 {
         nix::unistd::write(&write, b"x").unwrap();
         reel.capture(&read, Stream::Out, 1 << 20, 77).unwrap();
@@ -134,7 +135,7 @@ fn a_header_that_holds_anything_does_no_harm() {
 
 #[test]
 fn after_a_large_step_back_of_the_clock_records_are_not_joined() {
-    let mut reel = Reel::create(1000).unwrap();
+    let mut reel = Reel::create(1000, None).unwrap();
     put(&mut reel, b"x", Stream::Out, 10_000_000);
     put(&mut reel, b"y", Stream::Out, 3_000_000);
     let stamps: Vec<_> = records(&reel).iter().map(|r| r.stamp_us).collect();
@@ -144,7 +145,7 @@ fn after_a_large_step_back_of_the_clock_records_are_not_joined() {
 #[test]
 fn looking_at_a_pipe_with_nothing_in_it_costs_no_memory() {
     let (read, write) = pipe();
-    let mut reel = Reel::create(1000).unwrap();
+    let mut reel = Reel::create(1000, None).unwrap();
     let mut look = |stream| reel.capture(&read, stream, 1 << 20, 1).unwrap();
     assert_eq!(look(Stream::Out), Capture::Empty);
     drop(write);
@@ -155,7 +156,7 @@ fn looking_at_a_pipe_with_nothing_in_it_costs_no_memory() {
 #[test]
 fn an_intent_that_could_not_be_written_is_written_the_next_time() {
     let (read, write) = pipe();
-    let mut reel = Reel::create(1000).unwrap();
+    let mut reel = Reel::create(1000, None).unwrap();
     nix::unistd::write(&write, b"x").unwrap();
     let read_only = memfd::reopen_read_only(reel.as_fd()).unwrap();
     let file = std::mem::replace(&mut reel.file, read_only);
@@ -168,7 +169,7 @@ fn an_intent_that_could_not_be_written_is_written_the_next_time() {
 
 #[test]
 fn entries_that_could_not_be_written_are_written_later() {
-    let mut reel = Reel::create(1000).unwrap();
+    let mut reel = Reel::create(1000, None).unwrap();
     put(&mut reel, b"x", Stream::Err, 1_000);
     // Two more, without memory for their entries.
     memfd::write_at(&reel.file, b"yz", DATA_OFFSET + 1).unwrap();
@@ -195,7 +196,7 @@ fn entries_that_could_not_be_written_are_written_later() {
 
 #[test]
 fn who_has_read_a_record_gets_what_joined_it_later() {
-    let mut reel = Reel::create(1000).unwrap();
+    let mut reel = Reel::create(1000, None).unwrap();
     put(&mut reel, b"abc", Stream::Out, 1_000);
     reel.acknowledge(2).unwrap();
     put(&mut reel, b"def", Stream::Out, 1_001);
@@ -211,7 +212,7 @@ fn who_has_read_a_record_gets_what_joined_it_later() {
 
 #[test]
 fn a_ring_that_is_full_wraps_around_and_loses_no_byte() {
-    let mut reel = Reel::create(1 << 30).unwrap();
+    let mut reel = Reel::create(1 << 20, None).unwrap();
     put(&mut reel, b"x", Stream::Out, 7);
     let same = |reel: &Reel| records(&recovered(reel)) == records(reel);
     let fill = |reel: &mut Reel, most: u64| {
@@ -225,7 +226,8 @@ fn a_ring_that_is_full_wraps_around_and_loses_no_byte() {
         }
         count
     };
-    assert_eq!(fill(&mut reel, u64::MAX), MAX_RECORDS - 2);
+    let most = reel.layout.max_records();
+    assert_eq!(fill(&mut reel, u64::MAX), most - 2);
     assert!(same(&reel));
     reel.acknowledge(40_000).unwrap();
     assert_eq!(fill(&mut reel, u64::MAX), 40_000);
@@ -235,7 +237,7 @@ fn a_ring_that_is_full_wraps_around_and_loses_no_byte() {
         put(&mut reel, b"x", Stream::Err, stamp * 10_000);
         reel = recovered(&reel);
     }
-    assert_eq!(reel.records.len() as u64, MAX_RECORDS);
+    assert_eq!(reel.records.len() as u64, most);
     assert_eq!(reel.records[0].end, 40_001);
     assert_eq!(reel.records.back().unwrap().end, reel.committed());
     assert_eq!(reel.drop_oldest(), Ok(2));
@@ -249,21 +251,117 @@ fn a_ring_that_is_full_wraps_around_and_loses_no_byte() {
 
 #[test]
 fn what_was_acknowledged_and_not_given_back_goes_at_recovery() {
-    let mut reel = Reel::create(1 << 20).unwrap();
+    let mut reel = Reel::create(1 << 20, None).unwrap();
     put(&mut reel, &[7; 60_000], Stream::Out, 1);
     // Killed behind the store of the new start.
     memfd::write_at(&reel.file, &60_000u64.to_le_bytes(), START_AT).unwrap();
     assert_eq!(used_kib(&recovered(&reel)), 8);
 }
 
+/// What a kernel may have been doing in a ring when it was killed.
+fn bring_in_up_to(reel: &mut Reel, step: usize) {
+    let from = reel.committed - reel.landed;
+    if step >= 1 {
+        let mut bytes = BytesMut::new();
+        reel.read(&mut bytes, from, usize::try_from(reel.landed).unwrap())
+            .unwrap();
+        let mut rest = &bytes[..];
+        for piece in reel.layout.pieces(from..reel.committed, reel.committed) {
+            let here = usize::try_from(piece.end - piece.start).unwrap();
+            memfd::write_at(&reel.file, &rest[..here], piece.start).unwrap();
+            rest = &rest[here..];
+        }
+    }
+    if step >= 2 {
+        memfd::write_at(&reel.file, &reel.committed.to_le_bytes(), RING_END_AT).unwrap();
+        memfd::write_at(&reel.file, &reel.landed.to_le_bytes(), LANDED_AT).unwrap();
+    }
+    if step >= 3 {
+        memfd::set_size(&reel.file, reel.layout.empty_size()).unwrap();
+    }
+}
+
+#[test]
+fn a_ring_is_whole_wherever_its_kernel_was_killed() {
+    for step in 0..4 {
+        let mut reel = Reel::create(1 << 20, Some(MIN_FILE_BYTES)).unwrap();
+        let mut at = 0u64;
+        let mut line = || {
+            at += 1;
+            format!("{at:>4000}").into_bytes()
+        };
+        let mut kept: Vec<u8> = Vec::new();
+        for _ in 0..100 {
+            let bytes = line();
+            kept.extend(&bytes);
+            if reel.is_full() {
+                reel.acknowledge(reel.start() + 4000).unwrap();
+                kept.drain(..4000);
+            }
+            // As `capture` does, up to where it is killed.
+            let (read, write) = pipe();
+            nix::unistd::write(&write, &bytes).unwrap();
+            reel.bring_in().unwrap();
+            if reel.intent != 1 {
+                reel.set_intent(Stream::Out).unwrap();
+            }
+            memfd::splice_at(&read, reel.as_fd(), reel.layout.empty_size(), 1 << 20).unwrap();
+            reel.committed += 4000;
+            reel.landed = 4000;
+            bring_in_up_to(&mut reel, step);
+            let file = reel.as_fd().try_clone_to_owned().unwrap();
+            reel = Reel::recover(file, 1 << 20, 5_000_000).unwrap();
+            assert_eq!(all(&reel), kept, "step {step}: before settling");
+            reel.settle();
+            assert_eq!(all(&reel), kept, "step {step}");
+        }
+        assert_eq!(reel.committed(), 400_000);
+        let size = memfd::size(reel.as_fd()).unwrap();
+        assert!(size <= MIN_FILE_BYTES, "{size}");
+        reel.acknowledge(u64::MAX).unwrap();
+        assert!(used_kib(&reel) <= 12, "memory is given back");
+    }
+}
+
+#[test]
+fn short_lines_that_alternate_filled_a_large_reel_at_65_279() {
+    let mut reel = Reel::create(2 << 20, None).unwrap();
+    let (read, write) = pipe();
+    for number in 0..100_000u64 {
+        nix::unistd::write(&write, b"twenty bytes a line\n").unwrap();
+        let stream = Stream::ALL[usize::try_from(number % 2).unwrap()];
+        reel.capture(&read, stream, 1 << 20, 77).unwrap();
+        assert!(!reel.is_full() && !reel.is_over(), "line {number}");
+    }
+    assert_eq!(reel.records_from(0).count(), 100_000);
+    assert_eq!(records(&recovered(&reel)), records(&reel));
+    reel.acknowledge(u64::MAX).unwrap();
+    assert!(used_kib(&reel) <= 8, "memory is given back");
+}
+
+#[test]
+fn a_reel_of_an_unknown_kind_is_refused() {
+    let file = memfd::memfd_create("test").unwrap();
+    memfd::write_at(&file, b"paparel9", 0).unwrap();
+    assert_eq!(Reel::check(&file), Err(Errno::EBADMSG));
+    assert!(Reel::recover(file, 1000, 1).is_err());
+}
+
 proptest! {
     /// Against a plain string: captures of both streams, acknowledgements,
-    /// drops and recoveries in any order.
+    /// drops and recoveries in any order, in each kind of reel.
     #[test]
-    fn holds_what_a_string_would(steps in proptest::collection::vec((0u8..6, 1usize..9000), 1..80)) {
+    fn holds_what_a_string_would(
+        steps in proptest::collection::vec((0u8..6, 1usize..9000), 1..80),
+        kind in 0u8..3,
+    ) {
         let (read, write) = pipe();
-        let limit = 20_000u64;
-        let mut reel = Reel::create(limit).unwrap();
+        let (limit, largest) = match kind {
+            0 => (20_000u64, None),
+            1 => (2 << 20, None),
+            _ => (20_000, Some(300_000)),
+        };
+        let mut reel = Reel::create(limit, largest).unwrap();
         let mut model: Vec<(u8, bool)> = Vec::new();
         let mut start = 0usize;
         let mut stamp = 1_000;
@@ -271,6 +369,8 @@ proptest! {
         for (step, amount) in steps {
             stamp += 5_000;
             match step {
+                // Whoever captures makes room before.
+                0..=2 if largest.is_some() && reel.committed() - reel.start() + amount as u64 > limit + 4096 => {}
                 0..=2 => {
                     let byte = u8::try_from(amount % 251).unwrap();
                     let bytes = vec![byte; amount];

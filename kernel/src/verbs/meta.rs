@@ -63,6 +63,7 @@ impl Owner {
             },
             ledger,
             skipped_records: self.skipped_records,
+            file_size_limit: crate::sys::process::file_size_limit(),
         }
     }
 }

@@ -288,7 +288,7 @@ impl Owner {
         &self,
         session: SessionId,
         Serial(serial): Serial,
-    ) -> Result<OwnedFd, VerbError> {
+    ) -> Result<(OwnedFd, u64), VerbError> {
         let live = self.live.get(&serial).ok_or_else(|| no_process(serial))?;
         let Some(reel) = &live.reel else {
             return Err(fail(
@@ -305,8 +305,17 @@ impl Owner {
                 &format!("process {serial}: only its consumer may have its reel"),
             ));
         }
-        crate::sys::memfd::reopen_read_only(reel.as_fd().as_fd())
-            .map_err(|errno| super::refused("open the reel for reading", errno))
+        let Some(data_offset) = reel.data_offset() else {
+            return Err(fail(
+                ErrorCode::Unsupported,
+                &format!(
+                    "process {serial}: the size of files is limited here (ulimit -f), its output is only sent"
+                ),
+            ));
+        };
+        let file = crate::sys::memfd::reopen_read_only(reel.as_fd().as_fd())
+            .map_err(|errno| super::refused("open the reel for reading", errno))?;
+        Ok((file, data_offset))
     }
 
     /// A copy of a process's handle.

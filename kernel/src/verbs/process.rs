@@ -24,8 +24,8 @@ use crate::keeper::wire::{Key, Kind};
 use crate::live::{Live, SessionId, Source};
 use crate::owner::starting::{Asker, Streams};
 use crate::owner::{Owner, now_us};
-use crate::reel::Reel;
-use crate::sys::process::{descriptor_limit, move_up, set_owner};
+use crate::reel::{MIN_FILE_BYTES, Reel};
+use crate::sys::process::{descriptor_limit, file_size_limit, move_up, set_owner};
 use crate::sys::spawn::{self, Failure, Outcome, Started, Step};
 use crate::table::{Entry, Matcher, ProcessRow, known};
 
@@ -98,9 +98,9 @@ impl Owner {
             .map_err(|errno| refused("open the pipes", errno))?;
         let captures = pipes.out.is_some() || pipes.err.is_some();
         let reel = captures
-            .then(|| Reel::create(reel_bytes))
+            .then(|| Reel::create(reel_bytes, file_size_limit()))
             .transpose()
-            .map_err(|errno| refused("make the reel", errno))?;
+            .map_err(no_reel)?;
 
         let serial = self.table.next_serial.max(1);
         let row = ProcessRow {
@@ -251,7 +251,10 @@ impl Owner {
             ends: live.map(|live| live.ends).unwrap_or_default(),
             ledger: live.map(Live::ledger).unwrap_or_default(),
             overflow: row.make.overflow,
-            reel_bytes: row.make.reel_bytes.map_or(REEL_BYTES, |size| size.0),
+            reel_bytes: live.and_then(|live| live.reel.as_ref()).map_or(
+                row.make.reel_bytes.map_or(REEL_BYTES, |size| size.0),
+                Reel::limit,
+            ),
             consumer: live.is_some_and(|live| live.consumer.is_some()),
             trouble: live
                 .and_then(|live| live.trouble)
@@ -344,6 +347,20 @@ impl Owner {
         }
         Ok(())
     }
+}
+
+fn no_reel(errno: Errno) -> VerbError {
+    if errno != Errno::EFBIG {
+        return refused("make the reel", errno);
+    }
+    fail(
+        ErrorCode::Limit,
+        &format!(
+            "make the reel: files may have {} bytes at most (ulimit -f), and output takes {MIN_FILE_BYTES}; start papa \
+             with ulimit -f unlimited",
+            file_size_limit().unwrap_or_default()
+        ),
+    )
 }
 
 fn open_pipes(make: &ProcessMake, reel_bytes: u64, uid: Option<u32>) -> Result<Pipes, Errno> {

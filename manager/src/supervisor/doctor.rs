@@ -133,6 +133,15 @@ fn judge_kernel(seen: &Seen, kernel: &Kernel, findings: &mut Vec<Finding>) {
             ),
         ));
     }
+    if let Some(limit) = status.file_size_limit {
+        findings.push(notice(
+            "kernel",
+            format!(
+                "its files may have {limit} bytes at most (ulimit -f), so that it keeps less output and logging costs more; \
+                 start papa with ulimit -f unlimited"
+            ),
+        ));
+    }
     judge_claims(seen, &kernel.claims, findings);
     judge_ledgers(&kernel.processes, &status.ledger, findings);
     judge_strangers(seen, &kernel.processes, findings);

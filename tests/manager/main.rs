@@ -8,6 +8,7 @@ mod harness;
 
 mod accounts;
 mod age_and_demand;
+mod cgroups;
 mod change;
 mod configuration;
 mod control;

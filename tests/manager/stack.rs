@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Failpoints, Kernel, below_file_limit, binary, private_command, procfs, wait_for, wait_until,
+    Failpoints, Kernel, KernelBuilder, below_file_limit, binary, private_command, procfs, wait_for,
+    wait_until,
 };
 
 /// How a manager makes way for the next.
@@ -41,6 +42,20 @@ impl Stack {
     #[track_caller]
     pub(crate) fn start(ini: &str) -> Self {
         let kernel = prepare(ini);
+        let manager = spawn(&mut manager_command(&kernel));
+        let stack = Self {
+            kernel,
+            manager,
+            output: None,
+        };
+        stack.wait_attached();
+        stack
+    }
+
+    /// The same, with a kernel that has something special about it.
+    #[track_caller]
+    pub(crate) fn start_on(kernel: KernelBuilder, ini: &str) -> Self {
+        let kernel = prepare_on(kernel, ini);
         let manager = spawn(&mut manager_command(&kernel));
         let stack = Self {
             kernel,
@@ -359,7 +374,11 @@ impl Drop for Stack {
 }
 
 fn prepare(ini: &str) -> Kernel {
-    let kernel = Kernel::start();
+    prepare_on(Kernel::builder(), ini)
+}
+
+fn prepare_on(kernel: KernelBuilder, ini: &str) -> Kernel {
+    let kernel = kernel.start();
     fs::create_dir(kernel.directory().join("logs")).unwrap();
     write_ini(&kernel, ini);
     kernel

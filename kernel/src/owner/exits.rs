@@ -206,6 +206,9 @@ impl Owner {
         let ledger = live.closed;
         drop(live);
         self.commit_fact(Entry::Forget { serial, ledger });
+        if let Some(groups) = &self.cgroups {
+            groups.remove(serial);
+        }
         failpoint::reach("exit.forgotten");
         self.unkeep(&[
             Key::new(Kind::PIDFD, serial),

@@ -51,6 +51,7 @@ use crate::live::{Live, Poller, SessionId, Source};
 use crate::patience::scaled;
 use crate::recover::Findings;
 use crate::server::Server;
+use crate::sys::cgroup::Cgroups;
 use crate::table::{Entry, Record, Table};
 use crate::understudy::Understudy;
 
@@ -136,6 +137,8 @@ pub struct Owner {
     /// Sessions that may have something to send.
     pub(crate) ready_sessions: BTreeSet<SessionId>,
     pub(crate) has_exit_info: bool,
+    /// Where each process gets a control group.
+    pub(crate) cgroups: Option<Cgroups>,
     /// Serves listeners made later.
     server: Option<Server>,
     last_keeper_word: Instant,
@@ -206,6 +209,7 @@ impl Owner {
         let now = Instant::now();
         let spare = std::iter::repeat_with(|| parts.fixed.null.try_clone().ok());
         let spare = spare.take(SPARE_DESCRIPTORS).flatten().collect();
+        let cgroups = Cgroups::find(parts.table.first_started_us);
         let mut owner = Self {
             config: parts.config,
             fixed: parts.fixed,
@@ -232,6 +236,7 @@ impl Owner {
             zombies: VecDeque::new(),
             ready_sessions: BTreeSet::new(),
             has_exit_info: crate::sys::pidfd::has_exit_info(),
+            cgroups,
             server: None,
             last_keeper_word: now,
             keeper_suspected: false,
@@ -282,6 +287,9 @@ impl Owner {
     /// Serves from now on; `server` takes listeners made later.
     pub(crate) fn start(&mut self, server: Server) {
         self.server = Some(server);
+        if let Some(groups) = &self.cgroups {
+            groups.clear();
+        }
         self.look_after_runtime_dir();
     }
 

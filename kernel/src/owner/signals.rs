@@ -324,6 +324,9 @@ impl Owner {
     fn exit(&mut self, code: u8) -> ! {
         let _ = self.link.tell(&ToKeeper::Exiting(code));
         self.config.remove_files();
+        if let Some(groups) = &self.cgroups {
+            groups.clear();
+        }
         std::process::exit(i32::from(code));
     }
 }

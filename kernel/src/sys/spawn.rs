@@ -75,6 +75,8 @@ pub struct Plan<'a> {
     pub oom_score_adj: Option<CString>,
     /// Resource, soft and hard limit.
     pub rlimits: Vec<(u32, u64, u64)>,
+    /// Opened `cgroup.procs` of the control group to be in; whoever cannot be moved there starts where we are.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// Index in `env` of an entry `LISTEN_PID=` followed by room for the
     /// child's own number, which only it knows in time.
     pub listen_pid: Option<usize>,
@@ -173,6 +175,7 @@ struct Frame {
     failed_step: AtomicI32,
     failed_errno: AtomicI32,
     keeper: Option<RawFd>,
+    cgroup: Option<RawFd>,
     candidates: Vec<*const libc::c_char>,
     argv: Vec<*const libc::c_char>,
     env: Vec<*const libc::c_char>,
@@ -241,7 +244,8 @@ pub fn start(mut plan: Plan<'_>, patience: Duration) -> Result<Outcome, Failure>
         .unwrap_or(2);
     let sources = plan.descriptors.iter().map(|(from, _)| from.as_raw_fd());
     let keeper = plan.keeper.map(|keeper| keeper.as_raw_fd());
-    let cut = sources.chain(keeper).max().unwrap_or(2) + 1;
+    let cgroup = plan.cgroup.map(|cgroup| cgroup.as_raw_fd());
+    let cut = sources.chain(keeper).chain(cgroup).max().unwrap_or(2) + 1;
     let mut message = [0u8; 13];
     message[0] = REGISTER;
     message[1..9].copy_from_slice(&plan.serial.to_le_bytes());
@@ -251,6 +255,7 @@ pub fn start(mut plan: Plan<'_>, patience: Duration) -> Result<Outcome, Failure>
         failed_step: AtomicI32::new(0),
         failed_errno: AtomicI32::new(0),
         keeper,
+        cgroup,
         candidates: plan.candidates.iter().map(|entry| entry.as_ptr()).collect(),
         argv: terminated(&plan.argv),
         env: terminated(&plan.env),
@@ -628,6 +633,13 @@ unsafe fn place(frame: &mut Frame) -> Result<(), (Step, i32)> {
             ],
         )
         .map_err(|errno| (Step::Descriptors, errno))?;
+        // Before anything of its own can be started from here.
+        if let Some(cgroup) = frame.cgroup {
+            let _ = ask(
+                libc::SYS_write,
+                [int(cgroup), at(c"0".as_ptr()), 1, 0, 0, 0],
+            );
+        }
         // A timer of its own kills the child if it hangs and nobody is left to
         // do so; exec deletes it.
         let mut event: libc::sigevent = std::mem::zeroed();

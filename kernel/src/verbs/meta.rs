@@ -28,6 +28,10 @@ impl Owner {
             incarnation: self.table.incarnation,
             lineage: self.table.first_started_us,
             place: self.config.place(),
+            cgroups: self
+                .cgroups
+                .as_ref()
+                .map(|groups| groups.base().display().to_string()),
             features,
             limits: advertised(),
         }

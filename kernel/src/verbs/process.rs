@@ -192,6 +192,9 @@ impl Owner {
             Key::new(Kind::ERR, serial),
             Key::new(Kind::REEL, serial),
         ]);
+        if let Some(groups) = &self.cgroups {
+            groups.remove(serial);
+        }
     }
 
     /// Starts what was prepared. A keeper that has died or is stuck is not the
@@ -204,7 +207,10 @@ impl Owner {
         pipes: &Pipes,
     ) -> Result<Outcome, Failure> {
         let patience = self.start_patience();
-        let failure = match spawn::start(prepared.plan(self, serial, pipes), patience) {
+        let cgroup = self.cgroups.as_mut().and_then(|groups| groups.make(serial));
+        let cgroup = cgroup.as_ref();
+        let plan = prepared.plan(self, serial, pipes, cgroup);
+        let failure = match spawn::start(plan, patience) {
             Err(failure) if failure.step == Step::Register && !self.link.is_lost() => failure,
             result => return result,
         };
@@ -212,7 +218,7 @@ impl Owner {
             return Err(failure);
         }
         self.lose_keeper("it cannot be reached");
-        spawn::start(prepared.plan(self, serial, pipes), patience)
+        spawn::start(prepared.plan(self, serial, pipes, cgroup), patience)
     }
 
     fn watch_process(&self, serial: u64, live: &Live) {

@@ -327,7 +327,13 @@ impl Owner {
 
 impl Prepared {
     /// The child's plan, once there are pipes and a serial.
-    pub(crate) fn plan<'a>(&'a self, owner: &'a Owner, serial: u64, pipes: &'a Pipes) -> Plan<'a> {
+    pub(crate) fn plan<'a>(
+        &'a self,
+        owner: &'a Owner,
+        serial: u64,
+        pipes: &'a Pipes,
+        cgroup: Option<&'a OwnedFd>,
+    ) -> Plan<'a> {
         let descriptors = self
             .placed
             .iter()
@@ -359,6 +365,7 @@ impl Prepared {
             nice: self.nice,
             oom_score_adj: self.oom_score_adj.clone(),
             rlimits: self.rlimits.clone(),
+            cgroup: cgroup.map(AsFd::as_fd),
             listen_pid: self.listen_pid,
         }
     }

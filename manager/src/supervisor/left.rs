@@ -67,6 +67,7 @@ impl Supervisor {
                     leader: 0,
                     leads: false,
                     known: Vec::new(),
+                    cgroup: None,
                     mark: Vec::new(),
                 },
                 deed: Deed::Forget,
@@ -142,6 +143,7 @@ impl Supervisor {
             leader: process.pid,
             leads: false,
             known,
+            cgroup: None,
             mark: Vec::new(),
         };
         let worker = Some((watcher.config().key.clone(), wid));
@@ -169,6 +171,7 @@ impl Supervisor {
             leader: process.pid,
             leads: true,
             known: Vec::new(),
+            cgroup: None,
             mark: Vec::new(),
         };
         Some((target, (watcher.config().key.clone(), *wid)))
@@ -228,6 +231,7 @@ impl Supervisor {
                 leader,
                 leads: false,
                 known,
+                cgroup: None,
                 mark: Vec::new(),
             };
             if let (Some(trees), Some(link)) = (self.trees(), self.link.clone()) {

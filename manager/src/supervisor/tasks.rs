@@ -4,7 +4,7 @@
 //! is harmless.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -373,6 +373,9 @@ pub(super) fn order_tree(
         if let Some(worker) = worker {
             target.mark = mark(&link, &worker).await;
         }
+        let groups = &link.client().hello().cgroups;
+        let serial = target.id.serial.to_string();
+        target.cgroup = groups.as_ref().map(|path| Path::new(path).join(serial));
         let kernel = Some(kernel_now(&link).await);
         trees.order(tree::Order {
             target,

@@ -14,7 +14,7 @@ use nix::libc::{SIGKILL, SIGSTOP};
 use crate::sys;
 use crate::tree::memory::Memory;
 use crate::tree::scan::{self, Snapshot, Stat};
-use crate::tree::{Identity, Member, Target};
+use crate::tree::{Identity, Member, Target, cgroup};
 
 /// How long one attempt to end trees takes at most.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,10 +51,13 @@ pub(super) fn end(doomed: &mut [Doomed<'_>], kernel: Option<i32>) {
             freeze_leader(leader);
         }
     }
-    for _ in 0..FREEZE_PASSES {
+    for pass in 0..FREEZE_PASSES {
         let snapshot = Snapshot::take(kernel);
         let mut fresh = false;
         for one in doomed.iter_mut() {
+            if pass == 0 {
+                cgroup::kill(one.target, |pid| snapshot.is_protected(pid));
+            }
             for (pid, stat) in snapshot.members(one.target, one.memory).iter().rev() {
                 if stopped.insert((*pid, stat.started)) {
                     fresh = true;

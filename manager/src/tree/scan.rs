@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use crate::tree::memory::Memory;
-use crate::tree::{Member, Target};
+use crate::tree::{Member, Target, cgroup};
 
 /// How often what was started while we looked is looked at too.
 const CATCH_UP_ROUNDS: usize = 8;
@@ -105,6 +105,21 @@ impl Snapshot {
         let mut waiting: Vec<i32> = Vec::new();
         if target.leads {
             waiting.extend(self.children.get(&target.leader).into_iter().flatten());
+        }
+        // Whoever is in its group is its own, even one that was started since everything was looked at.
+        for pid in cgroup::members(target) {
+            let leads = target.leads && pid == target.leader;
+            let listed = self.all.get(&pid).cloned();
+            let Some(stat) = listed
+                .or_else(|| stat(pid))
+                .filter(|stat| !stat.is_zombie())
+            else {
+                continue;
+            };
+            if !leads && !self.protected.contains(&pid) {
+                found.insert(pid, stat);
+                waiting.extend(self.children.get(&pid).into_iter().flatten());
+            }
         }
         for (pid, stat) in &self.all {
             if *pid != target.leader && self.is_root(*pid, stat, target, memory) {
@@ -208,6 +223,7 @@ pub fn descendants(root: i32) -> BTreeMap<i32, Stat> {
         leader: root,
         leads: true,
         known: Vec::new(),
+        cgroup: None,
         mark: Vec::new(),
     };
     Snapshot::take(None).members(&target, &mut Memory::of(&target))

@@ -26,6 +26,9 @@ pub struct HelloReply {
     /// The port it serves, or the path of its socket. Empty: the kernel is older than this field.
     #[serde(default)]
     pub place: String,
+    /// Directory with the control group of every process, called by its serial. None: processes have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroups: Option<String>,
     /// What this kernel and system can do.
     pub features: Vec<String>,
     /// The bounds a client should know, as [`crate::limits::advertised`] lists them.
@@ -169,6 +172,7 @@ mod tests {
             incarnation,
             lineage,
             place: String::new(),
+            cgroups: None,
             features: Vec::new(),
             limits: BTreeMap::new(),
         }

@@ -1,0 +1,180 @@
+//! A control group for each process, where the system has given us a subtree of them.
+//!
+//! Owns finding that subtree and making and removing the groups in it. A process and all it starts stay in its group whatever they fork,
+//! call or clear; the manager finds, freezes and kills them by it. Everything here is an extra: where a step fails, processes start
+//! without a group.
+//! Invariant: only a subtree that is marked as delegated is touched (`user.delegate` or `trusted.delegate` is 1, as systemd sets it
+//! for `Delegate=yes`); in any other the groups are somebody else's to manage.
+//!
+//! Source: `cgroups(7)`; systemd's `CGROUP_DELEGATION`.
+
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+/// Most directories of kernels that are gone which a start clears away.
+const MAX_CLEARED: usize = 1024;
+
+/// What the directories are called that this module makes in the subtree.
+const PREFIX: &str = "papa.";
+
+/// The directory that has a group for every process of one line of kernels, each called by its serial.
+#[derive(Debug)]
+pub struct Cgroups {
+    base: PathBuf,
+    told: bool,
+}
+
+impl Cgroups {
+    /// The one of the line of kernels that began at this time, in microseconds since the epoch. None where no subtree is ours.
+    #[must_use]
+    pub fn find(lineage: u64) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let subtree = own_directory(&mounts, &own)?;
+        is_delegated(&subtree).then(|| Self {
+            base: subtree.join(format!("{PREFIX}{lineage}")),
+            told: false,
+        })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Makes the group of a process. The child that writes to the descriptor is in it from then on.
+    pub fn make(&mut self, serial: u64) -> Option<OwnedFd> {
+        let group = self.base.join(serial.to_string());
+        let made = fs::create_dir_all(&group).and_then(|()| {
+            OpenOptions::new()
+                .write(true)
+                .open(group.join("cgroup.procs"))
+        });
+        match made {
+            Ok(file) => Some(file.into()),
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    warn!(path = %group.display(), %error, "processes start without a control group");
+                }
+                None
+            }
+        }
+    }
+
+    /// Removes the group of a process that is forgotten, if nobody is left in it.
+    pub fn remove(&self, serial: u64) {
+        let _ = fs::remove_dir(self.base.join(serial.to_string()));
+    }
+
+    /// Removes every group that nobody is in, those of kernels that are gone too.
+    pub fn clear(&self) {
+        let Some(subtree) = self.base.parent() else {
+            return;
+        };
+        let is_ours = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with(PREFIX))
+        };
+        for base in directories(subtree).filter(is_ours).take(MAX_CLEARED) {
+            for group in directories(&base) {
+                let _ = fs::remove_dir(group);
+            }
+            let _ = fs::remove_dir(base);
+        }
+    }
+}
+
+fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+}
+
+/// Our own group as a directory. None where no cgroup2 file system shows it.
+fn own_directory(mounts: &str, own: &str) -> Option<PathBuf> {
+    let group = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    mounts.lines().find_map(|line| {
+        let (mount, system) = line.split_once(" - ")?;
+        if system.split(' ').next() != Some("cgroup2") {
+            return None;
+        }
+        let mut fields = mount.split(' ').skip(3);
+        let (root, at) = (fields.next()?, fields.next()?);
+        // A name with an escaped character in it is not worth the trouble.
+        if at.contains('\\') {
+            return None;
+        }
+        let below = group.strip_prefix(root.trim_end_matches('/'))?;
+        let below = below.trim_start_matches('/');
+        Some(Path::new(at).join(below))
+    })
+}
+
+/// Whether the manager of all groups has left this subtree to who is in it.
+fn is_delegated(subtree: &Path) -> bool {
+    let Ok(path) = CString::new(subtree.as_os_str().as_bytes()) else {
+        return false;
+    };
+    [c"user.delegate", c"trusted.delegate"].iter().any(|name| {
+        let mut value = [0_u8; 8];
+        // SAFETY: both strings end with NUL, and the system writes at most as many bytes as `value` has.
+        let length = unsafe {
+            libc::getxattr(
+                path.as_ptr(),
+                name.as_ptr(),
+                value.as_mut_ptr().cast(),
+                value.len(),
+            )
+        };
+        usize::try_from(length).is_ok_and(|length| value.get(..length) == Some(b"1"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_group_is_found_below_the_mount_that_shows_it() {
+        let of = |mounts: &str, own: &str| own_directory(mounts, own);
+        let unified = "25 30 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n";
+        let hybrid = "24 30 0:21 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+            30 24 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
+            31 24 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let part = "25 30 0:22 /machine/a /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let odd = "25 30 0:22 / /sys/fs\\040x rw - cgroup2 cgroup2 rw\n";
+        let service = "9:name=systemd:/x\n0::/system.slice/papa.service\n";
+        for (mounts, own, expected) in [
+            (
+                unified,
+                service,
+                Some("/sys/fs/cgroup/system.slice/papa.service"),
+            ),
+            (
+                hybrid,
+                service,
+                Some("/sys/fs/cgroup/unified/system.slice/papa.service"),
+            ),
+            (hybrid, "0::/\n", Some("/sys/fs/cgroup/unified")),
+            (part, "0::/machine/a/b\n", Some("/sys/fs/cgroup/b")),
+            (part, "0::/other\n", None),
+            (odd, service, None),
+            (unified, "9:name=systemd:/x\n", None),
+            ("", service, None),
+            ("garbage\n - cgroup2\n", service, None),
+        ] {
+            assert_eq!(
+                of(mounts, own),
+                expected.map(PathBuf::from),
+                "{mounts}{own}"
+            );
+        }
+    }
+}

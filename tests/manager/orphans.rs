@@ -231,3 +231,49 @@ fn orphans_are_waited_for_or_left_where_the_file_says_so() {
         "down ends orphans whatever the file says"
     );
 }
+
+/// Clears its environment and leaves session and parent, so that nothing tells whose it is.
+const HIDES: &str = "
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve('/bin/sh', ['sh', '-c', 'echo $$ > %s/hidden; exec sleep 1000' % sys.argv[1]], {})
+    os._exit(0)
+time.sleep(1000)
+";
+
+#[test]
+fn what_a_worker_had_hidden_ran_on_after_down_without_a_word() {
+    let site = Site::new(
+        "[watcher:hides]\ncmd = python3 DIR/hides.py DIR\ncopy_env = true\nautostart = false\n",
+    );
+    let directory = site.scratch.directory();
+    fs::write(directory.join("hides.py"), HIDES).unwrap();
+    site.done("up site.ini");
+    assert!(!site.done("doctor").contains("cannot be told"));
+    site.done("start hides");
+    let hidden: i32 = wait_for("it hides", || {
+        let pid = fs::read_to_string(directory.join("hidden")).ok()?;
+        pid.trim().parse().ok()
+    });
+    site.done("stop hides");
+    let status: Value = serde_json::from_str(&site.done("kernel status --json")).unwrap();
+    let kernel = i32::try_from(status["kernel"]["pid"].as_i64().unwrap()).unwrap();
+    // Below a kernel with control groups of its own it has ended.
+    if procfs::alive(hidden) {
+        let said = site.done("doctor").replace('\n', " ");
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(&format!("{hidden} (sleep)")), "{said}");
+        let printed = site.done("down");
+        assert!(
+            printed.contains("ended what workers had left running:"),
+            "{printed}"
+        );
+        assert!(printed.contains(&hidden.to_string()), "{printed}");
+    } else {
+        site.done("down");
+    }
+    assert!(!procfs::alive(hidden));
+    wait_until("the kernel has ended", || !procfs::alive(kernel));
+}

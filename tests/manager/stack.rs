@@ -55,21 +55,13 @@ impl Stack {
     /// The same, with a kernel that has something special about it.
     #[track_caller]
     pub(crate) fn start_on(kernel: KernelBuilder, ini: &str) -> Self {
-        let kernel = prepare_on(kernel, ini);
-        let manager = spawn(&mut manager_command(&kernel));
-        let stack = Self {
-            kernel,
-            manager,
-            output: None,
-        };
-        stack.wait_attached();
-        stack
+        Self::attach(prepare_on(kernel, ini), |_| {})
     }
 
     /// The same, after something else has been done with the kernel and the file.
     #[track_caller]
     pub(crate) fn start_after(ini: &str, before: impl FnOnce(&Kernel)) -> Self {
-        Self::start_on(prepare(ini), before)
+        Self::attach(prepare(ini), before)
     }
 
     /// The same, on a kernel that was started below a limit on file size that it cannot raise.
@@ -77,14 +69,11 @@ impl Stack {
     pub(crate) fn start_below_file_limit(ini: &str, kib: u32) -> Self {
         let wrapper = below_file_limit(kib);
         let words: Vec<&str> = wrapper.iter().map(String::as_str).collect();
-        let kernel = Kernel::builder().wrapper(&words).start();
-        fs::create_dir(kernel.directory().join("logs")).unwrap();
-        write_ini(&kernel, ini);
-        Self::start_on(kernel, |_| {})
+        Self::start_on(Kernel::builder().wrapper(&words), ini)
     }
 
     #[track_caller]
-    fn start_on(kernel: Kernel, before: impl FnOnce(&Kernel)) -> Self {
+    fn attach(kernel: Kernel, before: impl FnOnce(&Kernel)) -> Self {
         before(&kernel);
         let manager = spawn(&mut manager_command(&kernel));
         let stack = Self {

@@ -12,6 +12,7 @@ use crate::config::{self, Config, Surroundings};
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, ManagerStatus};
 use crate::runtime_dir::RuntimeDir;
+use crate::tree;
 
 /// Why the kernel stays although no manager runs, and what to do.
 const STILL_HELD: &str = "workers of an earlier manager may run on in the kernel; `papactl up FILE` takes them over, then `papactl down` stops them";
@@ -25,6 +26,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
         }
         Err(error) => return Err(error),
     };
+    let strays = kernel::end_strays(&places)?;
     let (kernel, left) = match kernel::exit_if_idle(&places) {
         Ok(true) => ("ended".to_owned(), false),
         Ok(false) => ("not running".to_owned(), false),
@@ -43,6 +45,10 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
         };
     }
     print(&format!("manager: {manager}\nkernel:  {kernel}\n"))?;
+    if !strays.is_empty() {
+        let ended = tree::describe(&strays);
+        print(&format!("ended what workers had left running: {ended}\n"))?;
+    }
     if failed {
         return Err(CommandError::Failed(STILL_HELD.to_owned()));
     }

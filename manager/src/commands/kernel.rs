@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use crate::commands::programs::{Background, ProgramError};
 use crate::config::KernelEndpoint;
 use crate::runtime_dir::{DEFAULT_KERNEL_PORT, RuntimeDir, abstract_kernel_socket};
+use crate::tree::{Member, strays};
 
 mod outcome;
 mod upgrade;
@@ -162,6 +163,25 @@ pub(super) fn start(
         let places: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         KernelError::Silent(places.join(", "))
     })
+}
+
+/// Ends what workers have started and hidden, where the kernel at the first of `addresses` that answers has no process any more. Answers
+/// who was ended.
+pub(super) fn end_strays(addresses: &[Address]) -> Result<Vec<Member>, KernelError> {
+    let status = block_on(async {
+        for address in addresses {
+            let Ok(client) = connect(address).await else {
+                continue;
+            };
+            return client.call(ops::Status {}).await.ok();
+        }
+        None
+    })?;
+    let pid = |number: u32| i32::try_from(number).unwrap_or(0);
+    Ok(status
+        .filter(|status| status.counts.processes == 0)
+        .map(|status| strays::end(pid(status.pid), pid(status.keeper)))
+        .unwrap_or_default())
 }
 
 /// Asks the kernel at the first of `addresses` that answers to end, which it does only when it holds nothing. False

@@ -19,6 +19,7 @@ use crate::config::{self, Config, ConfigErrors, WatcherConfig};
 use crate::control::message::{DoctorReply, Finding, Level};
 use crate::kernel_link::KernelLink;
 use crate::orphan::Orphan;
+use crate::tree::{Member, describe, strays};
 
 /// Most findings of one kind that are told one by one.
 const MAX_ALIKE: usize = 20;
@@ -60,6 +61,8 @@ struct Kernel {
     claims: Vec<ClaimInfo>,
     processes: Vec<Process>,
     held: Vec<Held>,
+    /// What its processes have started, and of which nobody can tell whose it is.
+    strays: Vec<Member>,
 }
 
 /// Looks at everything.
@@ -105,13 +108,28 @@ async fn ask(link: &KernelLink, namespace: &str) -> Result<Kernel, ClientError> 
     };
     let processes = client.call(list).await?.processes;
     let held = client.call(ops::HoldList { names: ours() }).await?.held;
+    // Looked for before all are listed: who was started meanwhile is in the list.
+    let now = client.call(ops::Status {}).await?;
+    let (pid, keeper) = (now.pid.cast_signed(), now.keeper.cast_signed());
+    let looked = tokio::task::spawn_blocking(move || strays::unknown(pid, keeper));
+    let mut strays = looked.await.unwrap_or_default();
+    let all = ops::ProcessList {
+        names: vec![NamePattern::new("*")],
+        ..ops::ProcessList::default()
+    };
+    let all = client.call(all).await?.processes;
     // Last, so that its sums hold what the processes had.
     let status = client.call(ops::Status {}).await?;
+    strays.retain(|stray| {
+        all.iter()
+            .all(|process| process.pid != stray.pid.unsigned_abs())
+    });
     Ok(Kernel {
         status,
         claims,
         processes,
         held,
+        strays,
     })
 }
 
@@ -145,6 +163,13 @@ fn judge_kernel(seen: &Seen, kernel: &Kernel, findings: &mut Vec<Finding>) {
     judge_claims(seen, &kernel.claims, findings);
     judge_ledgers(&kernel.processes, &status.ledger, findings);
     judge_strangers(seen, &kernel.processes, findings);
+    if !kernel.strays.is_empty() {
+        let text = format!(
+            "of these it cannot be told which worker has started them (their parent is gone, session and environment are their own): {}; `papactl down` ends them",
+            describe(&kernel.strays)
+        );
+        findings.push(notice("processes", text));
+    }
     let held: Vec<String> = kernel
         .held
         .iter()

@@ -11,6 +11,7 @@
 //! | `cgroup` | the control group of one worker |
 //! | `memory` | what was seen of a worker's processes before |
 //! | `end` | freezing and killing until nothing is left |
+//! | `strays` | processes of which nobody can tell whose they are |
 //! | `thread` | the thread that does this, so that the loop never waits for `/proc` |
 //!
 //! Leaves to others: when something is to end (`worker`, `watcher`).
@@ -20,6 +21,7 @@ mod cgroup;
 mod end;
 mod memory;
 mod scan;
+pub mod strays;
 mod thread;
 
 pub use scan::{Stat, children, descendants, processes, stat};

@@ -1,4 +1,4 @@
-//! A private Python environment with the original client, its server, and Circus, made once per target folder.
+//! Private Python environments, made once per target folder: one with the original client, its server, and Circus; one with web servers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,55 +26,67 @@ impl Venv {
     /// # Panics
     /// In CI, when it cannot be made.
     pub fn get() -> Option<Self> {
-        match Self::make() {
-            Ok(venv) => Some(venv),
-            Err(why) => {
-                skipped(&why);
-                None
-            }
-        }
+        // papa is a source package only: what builds it comes first.
+        let first = ["setuptools==65.5.0", "wheel"];
+        Self::found(Self::make("interop-venv", REQUIREMENTS, &first))
     }
 
-    fn make() -> Result<Self, String> {
+    /// The same for other packages, all of which are listed, in an environment called `name`.
+    ///
+    /// # Panics
+    /// In CI, when it cannot be made.
+    pub fn with(name: &str, requirements: &str) -> Option<Self> {
+        Self::found(Self::make(name, requirements, &[]))
+    }
+
+    fn found(made: Result<Self, String>) -> Option<Self> {
+        made.map_err(|why| skipped(&why)).ok()
+    }
+
+    /// Where `first` names packages, they are installed before the others, which are built with them; else the list is complete.
+    fn make(name: &str, requirements: &str, first: &[&str]) -> Result<Self, String> {
         let profile = binary("papa")
             .parent()
             .and_then(Path::parent)
             .ok_or("the target folder is unknown")?
             .to_owned();
-        let root = profile.join("interop-venv");
+        let root = profile.join(name);
         fs::create_dir_all(&profile).map_err(|error| error.to_string())?;
-        let lock = fs::File::create(profile.join("interop-venv.lock"))
+        let lock = fs::File::create(profile.join(format!("{name}.lock")))
             .map_err(|error| error.to_string())?;
         // Suites run at the same time, in several processes: one installs, the others wait.
         let _lock = Flock::lock(lock, FlockArg::LockExclusive)
             .map_err(|(_, error)| format!("lock of the Python environment: {error}"))?;
         let stamp = root.join("installed.txt");
-        if fs::read_to_string(&stamp).is_ok_and(|text| text == REQUIREMENTS) {
+        if fs::read_to_string(&stamp).is_ok_and(|text| text == requirements) {
             return Ok(Self { root });
         }
         let _ = fs::remove_dir_all(&root);
         let python = std::env::var("PAPA_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
         run(Command::new(python).args(["-m", "venv"]).arg(&root))?;
-        let requirements = root.join("requirements.txt");
-        fs::write(&requirements, REQUIREMENTS).map_err(|error| error.to_string())?;
-        let pip = [
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-build-isolation",
-        ];
-        // papa is a source package only: what builds it comes first.
-        run(Command::new(root.join("bin/python"))
-            .args(pip)
-            .arg("setuptools==65.5.0")
-            .arg("wheel"))?;
-        run(Command::new(root.join("bin/python"))
-            .args(pip)
-            .arg("-r")
-            .arg(&requirements))?;
-        fs::write(&stamp, REQUIREMENTS).map_err(|error| error.to_string())?;
+        let list = root.join("requirements.txt");
+        fs::write(&list, requirements).map_err(|error| error.to_string())?;
+        let pip = || {
+            let mut command = Command::new(root.join("bin/python"));
+            command.args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+            ]);
+            command.arg(if first.is_empty() {
+                "--no-deps"
+            } else {
+                "--no-build-isolation"
+            });
+            command
+        };
+        if !first.is_empty() {
+            run(pip().args(first))?;
+        }
+        run(pip().arg("-r").arg(&list))?;
+        fs::write(&stamp, requirements).map_err(|error| error.to_string())?;
         Ok(Self { root })
     }
 

@@ -31,6 +31,7 @@ mod papactl;
 mod probes;
 mod reload;
 mod security;
+mod servers;
 mod slow_disk;
 mod sockets;
 mod stack;

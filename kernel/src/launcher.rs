@@ -207,6 +207,7 @@ fn stream(backlog: i32, umask: Option<u32>) -> Options<'static> {
         reuseport: false,
         umask,
         nonblocking: true,
+        v6only: None,
     }
 }
 

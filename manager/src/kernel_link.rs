@@ -610,6 +610,7 @@ fn socket_request(socket: &SocketConfig, namespace: &str) -> Result<ops::SocketM
     request.reuseport = socket.reuseport;
     request.nonblocking = socket.nonblocking;
     request.replace = socket.replace && socket.path.is_some();
+    request.v6only = socket.v6only;
     Ok(request)
 }
 

@@ -213,6 +213,9 @@ pub struct SocketInfo {
     /// Made non-blocking, as asked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nonblocking: bool,
+    /// Whether an inet6 socket leaves IPv4 to others, as asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6only: Option<bool>,
     /// The descriptor's number in the kernel and in processes that inherit it; none with `reuseport`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fileno: Option<u32>,

@@ -307,6 +307,7 @@ fn listings_look_as_papa_clients_parse_them() {
         interface: None,
         reuseport: false,
         nonblocking: false,
+        v6only: None,
         fileno: Some(100),
     };
     assert_eq!(

@@ -1,10 +1,12 @@
 //! Sockets in trouble: an address that somebody has, a path that somebody removes; and the flag that workers inherit.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 
-use crate::harness::{procfs, wait_until};
+use serde_json::{Value, json};
+
+use crate::harness::{free_port, procfs, skipped, wait_until};
 use crate::journal::worker;
 use crate::stack::Stack;
 
@@ -112,4 +114,28 @@ fn workers_inherited_blocking_sockets_which_circus_does_not_give() {
         assert_eq!(flags & 0o4000 != 0, nonblocking, "{name}: {flags:o}");
     }
     assert!(procfs::alive(pid));
+}
+
+#[test]
+fn both_wildcards_on_one_port_left_one_in_trouble() {
+    if TcpListener::bind("[::]:0").is_err() {
+        return skipped("there is no IPv6");
+    }
+    let port = free_port();
+    let stack = Stack::start(&format!(
+        "[watcher:w]\ncmd = sleep 1000\nuse_sockets = yes\n[socket:six]\nhost = ::\nport = {port}\n\
+         [socket:four]\nhost = 0.0.0.0\nport = {port}\n",
+    ));
+    stack.wait_pids("w", 1);
+    for address in [format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
+        TcpStream::connect(&address).unwrap_or_else(|error| panic!("{address}: {error}"));
+    }
+    let listed = stack.kernel.json().ok("socket.list", json!({}));
+    let sockets = listed["sockets"].as_array().unwrap();
+    let v6only = |name: &str| {
+        let socket = sockets.iter().find(|socket| socket["name"] == name);
+        socket.unwrap()["v6only"].clone()
+    };
+    assert_eq!(v6only("circus.six"), true);
+    assert_eq!(v6only("circus.four"), Value::Null);
 }

@@ -53,6 +53,7 @@ impl Owner {
             reuseport: false,
             umask: Some(0o177),
             nonblocking: true,
+            v6only: None,
         };
         let fd = open_listener(Address::Path(path), &options)
             .map_err(|errno| errno.desc().to_owned())?;

@@ -8,7 +8,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{BindToDevice, PeerCredentials, ReuseAddr, ReusePort};
+use nix::sys::socket::sockopt::{BindToDevice, Ipv6V6Only, PeerCredentials, ReuseAddr, ReusePort};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect,
     getsockname, getsockopt, listen, setsockopt, socket,
@@ -38,6 +38,8 @@ pub struct Options<'a> {
     pub umask: Option<u32>,
     /// Set `O_NONBLOCK`, which all holders share.
     pub nonblocking: bool,
+    /// Whether an IPv6 socket leaves IPv4 to others; none: what the system has them do.
+    pub v6only: Option<bool>,
 }
 
 /// Where to bind.
@@ -74,6 +76,9 @@ pub fn open_listener(address: Address<'_>, options: &Options<'_>) -> Result<Owne
             }
             if let Some(device) = options.interface {
                 setsockopt(&fd, BindToDevice, &device.into())?;
+            }
+            if let (SocketAddr::V6(_), Some(only)) = (address, options.v6only) {
+                setsockopt(&fd, Ipv6V6Only, &only)?;
             }
             bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
         }
@@ -206,7 +211,30 @@ mod tests {
             reuseport: false,
             umask: None,
             nonblocking: false,
+            v6only: None,
         }
+    }
+
+    #[test]
+    fn both_wildcards_could_not_have_one_port() {
+        let v6only = |v6only| Options {
+            v6only: Some(v6only),
+            ..options()
+        };
+        let every = |port| Address::Internet(SocketAddr::from(([0; 8], port)));
+        let Ok(first) = open_listener(every(0), &v6only(true)) else {
+            return; // a system without IPv6
+        };
+        let port = local_port(&first).unwrap();
+        let v4 = SocketAddr::from(([0, 0, 0, 0], port));
+        let second = open_listener(Address::Internet(v4), &options()).unwrap();
+        drop(first);
+        assert_eq!(
+            open_listener(every(port), &v6only(false)).unwrap_err(),
+            Errno::EADDRINUSE
+        );
+        drop(second);
+        open_listener(every(port), &v6only(false)).unwrap();
     }
 
     #[test]

@@ -197,9 +197,11 @@ fn settle_defaults(make: &mut SocketMake) -> Result<(), VerbError> {
         make.port = None;
         make.interface = None;
         make.reuseport = false;
+        make.v6only = None;
     } else {
         make.path = None;
         make.umask = None;
+        make.v6only = make.v6only.filter(|_| family == Family::Inet6);
         let host = family
             .default_host(make.interface.is_some())
             .unwrap_or_default();
@@ -237,6 +239,7 @@ pub(crate) fn describe(row: &SocketRow) -> SocketInfo {
         interface: make.interface.clone(),
         reuseport: make.reuseport,
         nonblocking: make.nonblocking,
+        v6only: make.v6only,
         fileno: row.number,
     }
 }
@@ -256,6 +259,7 @@ pub(crate) fn open(make: &SocketMake, port: Option<u16>) -> Result<OwnedFd, Verb
         reuseport: make.reuseport,
         umask: make.umask.map(papa_protocol::socket::Umask::bits),
         nonblocking: make.nonblocking,
+        v6only: make.v6only,
     };
     if let Some(path) = &make.path {
         return open_listener(Address::Path(path.as_path()), &options).map_err(|errno| {

@@ -92,6 +92,7 @@ pub(crate) fn of_socket(socket: &SocketConfig) -> Vec<Facet> {
         spec("backlog", socket.backlog),
         spec("so_reuseport", yes_no(socket.reuseport)),
         spec("blocking", yes_no(!socket.nonblocking)),
+        spec("v6only", socket.v6only.map_or("", yes_no)),
         // Only how it is opened, and when it is given up.
         in_place("replace", yes_no(socket.replace)),
         in_place("use_papa", yes_no(socket.use_papa)),

@@ -529,6 +529,8 @@ pub struct SocketConfig {
     pub replace: bool,
     /// Set `O_NONBLOCK` on the shared socket, as Circus does unless `blocking` or, as papa's were, `use_papa` is written.
     pub nonblocking: bool,
+    /// Whether an IPv6 socket leaves IPv4 to others; none: what the system has them do.
+    pub v6only: Option<bool>,
     /// False: removed when the manager quits.
     pub use_papa: bool,
 }

@@ -196,6 +196,11 @@ async fn hindrance(socket: &SocketConfig, error: &LinkError) -> String {
         (Some(ErrorCode::BindFailed), Ok(Some(holder))) => {
             format!("{} is taken by {holder}", socket.place())
         }
+        // A kernel refuses a whole request for a member that it does not know.
+        (Some(ErrorCode::Invalid), _) if socket.v6only.is_some() => format!(
+            "{} needs v6only, which a kernel of an older version does not know ({error}); `papactl kernel upgrade` helps",
+            socket.place()
+        ),
         _ => error.to_string(),
     }
 }

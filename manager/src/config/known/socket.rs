@@ -28,7 +28,7 @@ pub const SOCKET: &[Key] = &[
     key(
         "family",
         "`AF_INET`, `AF_INET6` or `AF_UNIX`",
-        Value("AF_INET"),
+        Words("`AF_INET`; `AF_INET6` where `host` is such an address"),
         "address family",
         "AF_INET6",
     ),
@@ -84,15 +84,22 @@ pub const SOCKET: &[Key] = &[
     key(
         "blocking",
         YES_NO,
-        Words("`no`; `yes` where `use_papa = yes` is written, as papa's were"),
+        Words("`no`; `yes` if the section says `use_papa = yes`, as for the sockets of papa"),
         "no: `O_NONBLOCK` is set on the socket, for all its holders",
+        "yes",
+    ),
+    key(
+        "v6only",
+        YES_NO,
+        Words("the system's; `yes` where another section has its port for IPv4"),
+        "an `AF_INET6` socket leaves IPv4 to others: `::` and `0.0.0.0` can then have one port (not in Circus)",
         "yes",
     ),
     key(
         "use_papa",
         YES_NO,
-        Words("`yes`, and `blocking` is `no`"),
-        "no: given up when the manager quits",
+        Words("`yes`"),
+        "no: the socket is closed when the manager quits; if `yes` is written, `blocking` is `yes` unless written too",
         "no",
     ),
 ];

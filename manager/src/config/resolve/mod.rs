@@ -5,6 +5,7 @@
 //! Invariant: a `Config` is returned only if there was no error at all.
 //! Source: Circus 0.17.2's `get_config`; manager/README.md.
 
+mod address;
 mod command;
 pub(crate) mod depends;
 mod identity;
@@ -203,6 +204,7 @@ fn resolve(
         watchers.extend(one_watcher(&config, section, None, &mut findings));
     }
     check_names(&watchers, &config.sockets, &mut findings);
+    address::settle(&mut config.sockets, &mut findings);
     depends::check(&watchers, &mut findings);
     watchers.sort_by(|a, b| {
         b.priority

@@ -5,6 +5,8 @@
 //! inherit. Those that papa held were blocking, so they are where the section says `use_papa`.
 //! Source: Circus 0.17.2's `CircusSocket`.
 
+use std::net::Ipv6Addr;
+
 use crate::config::environment::Lookup;
 use crate::config::fields::Fields;
 use crate::config::problem::Findings;
@@ -79,6 +81,7 @@ pub(super) fn resolve(
         reuseport: fields.boolean("so_reuseport", false),
         replace: fields.boolean("replace", false),
         nonblocking: !blocking,
+        v6only: v6only(&mut fields, family),
         use_papa,
         path,
         name,
@@ -101,6 +104,17 @@ fn check_path(fields: &mut Fields<'_>, path: &std::path::Path) {
     }
 }
 
+fn v6only(fields: &mut Fields<'_>, family: SocketFamily) -> Option<bool> {
+    let origin = fields.origin("v6only")?;
+    let written = fields.boolean("v6only", false);
+    if family != SocketFamily::Inet6 {
+        let message = "v6only: has no effect, only a socket of family AF_INET6 has it";
+        fields.findings.warn(origin, message);
+        return None;
+    }
+    Some(written)
+}
+
 fn family(fields: &mut Fields<'_>, has_path: bool) -> SocketFamily {
     let family = fields.parsed("family", |text| match prefixless(text, "AF_").as_str() {
         "INET" => Ok(SocketFamily::Inet),
@@ -110,9 +124,22 @@ fn family(fields: &mut Fields<'_>, has_path: bool) -> SocketFamily {
     });
     // A path decides, as in Circus.
     if has_path {
-        SocketFamily::Unix
-    } else {
-        family.unwrap_or(SocketFamily::Inet)
+        return SocketFamily::Unix;
+    }
+    let host = fields.filled("host").unwrap_or_default();
+    let is_v6 = host.trim().parse::<Ipv6Addr>().is_ok();
+    match family {
+        Some(SocketFamily::Inet) if is_v6 => {
+            if let Some(origin) = fields.origin("host") {
+                let message = format!(
+                    "host {host:?}: is no address of family AF_INET; write family = AF_INET6"
+                );
+                fields.findings.error(origin, message);
+            }
+            SocketFamily::Inet
+        }
+        None if is_v6 => SocketFamily::Inet6,
+        family => family.unwrap_or(SocketFamily::Inet),
     }
 }
 

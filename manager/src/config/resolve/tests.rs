@@ -272,6 +272,102 @@ fn sockets_were_blocking_where_circus_has_them_non_blocking() {
 }
 
 #[test]
+fn both_wildcards_on_one_port_could_not_be_bound() {
+    let v6only = |text: &str| {
+        let config = config(text);
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        let sockets = config.sockets.iter();
+        let v6 = sockets.filter(|socket| socket.family == SocketFamily::Inet6);
+        v6.map(|socket| socket.v6only).collect::<Vec<_>>()
+    };
+    let v4 = "[socket:a]\nhost = 0.0.0.0\nport = 80\n";
+    let v6 = "[socket:b]\nhost = ::\nport = 80\n";
+    assert_eq!(v6only(&format!("{v4}{v6}")), [Some(true)]);
+    assert_eq!(v6only(&format!("{v6}{v4}")), [Some(true)]);
+    let one = "[socket:a]\nhost = 127.0.0.1\nport = 80\n";
+    assert_eq!(v6only(&format!("{one}{v6}")), [Some(true)]);
+    assert_eq!(v6only(v6), [None]);
+    assert_eq!(v6only(&format!("{v6}v6only = yes\n")), [Some(true)]);
+    assert_eq!(v6only(&format!("{v6}v6only = no\n")), [Some(false)]);
+    let other = "[socket:a]\nhost = 0.0.0.0\nport = 81\n";
+    assert_eq!(v6only(&format!("{other}{v6}")), [None]);
+}
+
+#[test]
+fn sections_with_one_address_were_found_out_by_the_kernel() {
+    let socket = |name, text: &str| format!("[socket:{name}]\n{}\n", text.replace(", ", "\n"));
+    let told = |one, other| {
+        let text = socket("a", one) + &socket("b", other);
+        let problems = match try_load(&text) {
+            Ok(config) => config.warnings,
+            Err(found) => found.errors,
+        };
+        let messages = problems.into_iter().map(|problem| problem.message);
+        messages.collect::<Vec<_>>()
+    };
+    for (one, other, expected) in [
+        (
+            "host = 1.2.3.4, port = 80",
+            "host = 1.2.3.4, port = 80",
+            "address 1.2.3.4:80 as [socket:a]",
+        ),
+        ("backlog = 1", "backlog = 2", "127.0.0.1:8080 as"),
+        (
+            "host = 0.0.0.0",
+            "host = 127.0.0.1",
+            "takes too, being 0.0.0.0:8080",
+        ),
+        (
+            "host = ::, v6only = no",
+            "host = 0.0.0.0",
+            "or no v6only = no",
+        ),
+        ("host = ::", "host = ::1", "takes too, being [::]:8080"),
+        ("host = a.example", "host = a.example", "a.example:8080 as"),
+        (
+            "host = 127.0.0.1, so_reuseport = yes",
+            "host = 127.0.0.1",
+            "so_reuseport = yes in both",
+        ),
+        ("path = /x", "path = /x", "address /x as"),
+        (
+            "path = /x",
+            "path = /./x, type = SOCK_DGRAM",
+            "expected another path",
+        ),
+        (
+            "type = SOCK_DGRAM",
+            "type = SOCK_DGRAM",
+            "only one of them gets",
+        ),
+        (
+            "host = 127.0.0.1, interface = lo",
+            "host = 127.0.0.1",
+            "8080 as",
+        ),
+    ] {
+        let found = told(one, other);
+        assert!(
+            found.len() == 1 && found[0].contains(expected),
+            "{one} | {other}: {found:?}"
+        );
+    }
+    for (one, other) in [
+        ("host = 127.0.0.1", "host = 127.0.0.2"),
+        ("host = 127.0.0.1", "host = ::1"),
+        ("port = 1", "port = 2"),
+        ("port = 0", "port = 0"),
+        ("backlog = 1", "type = SOCK_DGRAM"),
+        ("so_reuseport = yes", "so_reuseport = yes"),
+        ("path = /x", "path = /y"),
+        ("interface = a", "interface = b"),
+    ] {
+        let found = told(one, other);
+        assert!(found.is_empty(), "{one} | {other}: {found:?}");
+    }
+}
+
+#[test]
 fn a_decimal_mask_is_read_as_circus_did_and_reported() {
     let config = config("[socket:a]\npath=/a\numask = 22");
     assert_eq!(config.sockets[0].umask, Some(0o26));

@@ -116,6 +116,9 @@ pub struct SocketMake {
     /// Take the path over from whoever serves it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replace: bool,
+    /// Whether an inet6 socket leaves IPv4 to others; the system's setting otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6only: Option<bool>,
     /// Act in a namespace somebody else has claimed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
@@ -505,6 +508,7 @@ impl SocketMake {
             reuseport: false,
             nonblocking: false,
             replace: false,
+            v6only: None,
             force: false,
         }
     }

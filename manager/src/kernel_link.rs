@@ -210,67 +210,21 @@ impl KernelLink {
         })
     }
 
-    /// Keeps a watcher's state; not waited for.
+    /// Keeps a value, or forgets it.
     ///
     /// # Errors
-    /// The connection's queue stays full.
-    pub async fn keep(&self, key: &str, kept: &state::Kept) -> Result<(), LinkError> {
-        let value = ops::ValueSet {
-            name: Name::new(&state::watcher_value(&self.namespace, key))?,
-            value: ByteString::from(kept.to_value()),
-        };
-        self.client.send(value).await?;
-        Ok(())
-    }
-
-    /// Keeps what describes a watcher that no file has.
-    ///
-    /// # Errors
-    /// The connection's queue stays full.
-    pub async fn keep_added(&self, key: &str, added: &state::Added) -> Result<(), LinkError> {
-        let text = serde_json::to_string(added).unwrap_or_default();
-        let value = ops::ValueSet {
-            name: Name::new(&state::added_value(&self.namespace, key))?,
-            value: ByteString::from(text),
-        };
-        self.client.send(value).await?;
-        Ok(())
-    }
-
-    /// Keeps a value of this manager's, or forgets it; not waited for.
-    ///
-    /// # Errors
-    /// The connection's queue stays full.
-    pub async fn keep_own(&self, name: &str, value: Option<String>) -> Result<(), LinkError> {
+    /// The kernel refused or did not answer.
+    pub async fn keep(&self, name: &str, value: Option<String>) -> Result<(), LinkError> {
+        let name = Name::new(name)?;
         match value {
             Some(text) => {
-                let value = ops::ValueSet {
-                    name: Name::new(name)?,
-                    value: ByteString::from(text),
-                };
-                self.client.send(value).await?;
+                let value = ByteString::from(text);
+                self.client.call(ops::ValueSet { name, value }).await?;
             }
             None => {
-                let names = vec![NamePattern::new(name)];
-                self.client.send(ops::ValueRemove { names }).await?;
+                let names = vec![NamePattern::new(&name.to_string())];
+                self.client.call(ops::ValueRemove { names }).await?;
             }
-        }
-        Ok(())
-    }
-
-    /// Forgets what was kept of a watcher; not waited for, so that what is kept under the same name next comes after it.
-    ///
-    /// # Errors
-    /// The connection's queue stays full.
-    pub async fn forget(&self, key: &str) -> Result<(), LinkError> {
-        let namespace = &self.namespace;
-        // The second says nothing without the first, which says that there is such a watcher.
-        for name in [
-            state::added_value(namespace, key),
-            state::watcher_value(namespace, key),
-        ] {
-            let names = vec![NamePattern::new(&name)];
-            self.client.send(ops::ValueRemove { names }).await?;
         }
         Ok(())
     }
@@ -513,7 +467,7 @@ impl KernelLink {
             }
             return Ok(());
         }
-        self.client.send(ops::ExitAck { serials }).await?;
+        self.client.call(ops::ExitAck { serials }).await?;
         Ok(())
     }
 

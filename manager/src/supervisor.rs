@@ -41,6 +41,7 @@ mod ending;
 mod event;
 mod gates;
 mod inspect;
+mod keeping;
 mod kernel;
 mod left;
 mod membership;
@@ -51,6 +52,7 @@ mod queries;
 mod removal;
 mod requests;
 mod resume;
+mod saves;
 mod shown_options;
 mod sockets;
 mod tasks;
@@ -60,8 +62,10 @@ mod upgrade;
 
 use change::Change;
 pub use event::{Event, Outcome, Setup, WatcherId};
+use keeping::Answer;
 pub use probes::Finding;
 use probes::Probes;
+use saves::Saves;
 use tasks::Order;
 use tickets::Ticket;
 pub use upgrade::{Checked, own_program};
@@ -167,8 +171,12 @@ pub struct Supervisor {
     saved: HashMap<WatcherId, Kept>,
     /// Watchers that are gone and whose ended workers the kernel still lists, by lower-case name; see `undrained`.
     undrained: BTreeMap<String, (Arc<WatcherConfig>, BTreeSet<u64>)>,
-    /// Watchers that went, by lower-case name; see `back`.
-    forgotten: BTreeSet<String>,
+    /// What the kernel is to keep, and which exits it may forget.
+    saves: Saves,
+    /// Answers that wait until what they tell of is kept.
+    answers: Vec<Answer>,
+    /// The kernel is back and has not told yet what it has.
+    listing: bool,
     started: f64,
     jitter: RandomState,
     failure: Option<ManagerError>,
@@ -227,7 +235,9 @@ impl Supervisor {
             receiver,
             saved: HashMap::new(),
             undrained: BTreeMap::new(),
-            forgotten: BTreeSet::new(),
+            saves: Saves::default(),
+            answers: Vec::new(),
+            listing: false,
             started: epoch_seconds(),
             jitter: RandomState::new(),
             failure: None,
@@ -311,12 +321,14 @@ impl Supervisor {
             if outcome == Outcome::Ended {
                 tasks::remove_own_sockets(link, &self.config).await;
             }
-            // What was asked of the kernel last (values kept, exits acknowledged)
-            // goes out before the connection does: this question comes behind it.
+            // What was asked of the kernel last goes out before the connection does: this question comes behind it.
+            let link = link.clone();
+            self.flush_saves(&link, LAST_WORDS).await;
             let client = link.client().clone();
             let last = tokio::spawn(async move { client.barrier().await });
             let _ = tokio::time::timeout(LAST_WORDS, last).await;
         }
+        self.pass_answers(Instant::now());
         if let Some(logs) = self.logs.take() {
             // It ends within a bound of its own; the loop has nothing else to do any more.
             let _ = tokio::task::spawn_blocking(move || logs.finish()).await;
@@ -382,6 +394,7 @@ impl Supervisor {
             Event::Read(read) => self.read(*read),
             Event::SocketsChanged(result) => self.sockets_changed(result),
             Event::Left(answers) => self.left_found(answers),
+            Event::Saved(fates) => self.saves_told(fates),
             Event::ReloadAll => self.reload_all(),
             Event::Upgrade => self.ask_for_upgrade(None),
             Event::UpgradeExamined(fits, asker) => self.upgrade_examined(fits, *asker),
@@ -404,6 +417,7 @@ impl Supervisor {
             }
         }
         self.settle_tickets();
+        self.pass_answers(now);
         match &self.phase {
             Phase::Quitting if self.leaving().all(Watcher::is_stopped) => self.phase = Phase::Done,
             Phase::ShuttingDown { .. } => self.advance_shutdown(now),
@@ -413,10 +427,10 @@ impl Supervisor {
 
     fn turn(&mut self, link: &KernelLink, now: Instant) {
         // First what follows from an exit is kept, then the exit is acknowledged, then its name is used again.
-        self.save(link);
+        self.save();
         // Before a start may leave another descriptor under the same name.
         self.send_discards();
-        self.send_acknowledgements(link);
+        self.queue_acknowledgements();
         self.tell_paths();
         self.set_gates();
         self.release(now);
@@ -433,7 +447,8 @@ impl Supervisor {
         self.tell_freed();
         self.drop_removed();
         self.tend_probes(link);
-        self.save(link);
+        self.save();
+        self.send_saves(link, now);
     }
 
     fn step(&mut self, id: WatcherId, link: &KernelLink) {
@@ -466,7 +481,15 @@ impl Supervisor {
                     generation,
                 };
                 let signals = self.signals.remove(&id).unwrap_or_default();
-                tasks::start(link.clone(), config, order, signals, self.events.clone());
+                let kept = self.saves.pass();
+                tasks::start(
+                    link.clone(),
+                    config,
+                    order,
+                    signals,
+                    kept,
+                    self.events.clone(),
+                );
             }
             Action::Stop(process) => {
                 let own = self.watchers.get(&id);
@@ -503,7 +526,14 @@ impl Supervisor {
         link: &KernelLink,
     ) {
         let noted = self.note_tree(id, &process);
-        let sent = tasks::stop(link.clone(), process, signal, reach, noted);
+        let sent = tasks::stop(
+            link.clone(),
+            process,
+            signal,
+            reach,
+            noted,
+            self.saves.pass(),
+        );
         let signals = self.signals.entry(id).or_default();
         signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
         signals.push(sent);
@@ -539,13 +569,6 @@ impl Supervisor {
         }
     }
 
-    /// Has the kernel keep what is new about the watchers now, not at the end of this turn.
-    fn save_all(&mut self) {
-        if let Some(link) = self.link.clone() {
-            self.save(&link);
-        }
-    }
-
     /// Whether a kernel is connected.
     fn connected(&self) -> bool {
         self.link.is_some() && self.lost_since.is_none()
@@ -554,19 +577,6 @@ impl Supervisor {
     /// All is given back: nothing is kept any more.
     fn is_cleaning_up(&self) -> bool {
         matches!(self.phase, Phase::ShuttingDown { cleaning: true, .. })
-    }
-
-    fn save(&mut self, link: &KernelLink) {
-        if self.is_cleaning_up() {
-            return;
-        }
-        for (id, watcher) in &self.watchers {
-            let kept = watcher.kept();
-            if self.saved.get(id) != Some(kept) {
-                self.saved.insert(*id, kept.clone());
-                tasks::keep(link.clone(), watcher.config().key.clone(), kept.clone());
-            }
-        }
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -578,6 +588,7 @@ impl Supervisor {
             } => *drained_by,
             _ => None,
         };
+        let saves = self.saves.deadline().filter(|_| self.connected());
         let watchers = self
             .link
             .iter()
@@ -588,6 +599,8 @@ impl Supervisor {
             .chain(drained)
             .chain(self.orphans_of_kernels.deadline())
             .chain(self.late_deadline())
+            .chain(self.answers_deadline())
+            .chain(saves)
             .min()
     }
 

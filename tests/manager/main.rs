@@ -30,6 +30,7 @@ mod own_log;
 mod papactl;
 mod probes;
 mod reload;
+mod saves;
 mod security;
 mod servers;
 mod slow_disk;

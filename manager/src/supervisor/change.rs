@@ -300,7 +300,7 @@ impl Supervisor {
                 change.undoing = Some(reason);
                 change.begun.clear();
                 // Before that is kept: a successor must not take a reload that failed for one that takes back.
-                self.save_all();
+                self.save();
                 let next = self.compare(change.before.as_ref().clone());
                 change.rolls = self.rolls(&next.plan);
                 self.keep_change(&mut change);
@@ -368,7 +368,7 @@ impl Supervisor {
 
     fn end_change(&mut self, mut change: Change, result: &Result<(), RequestError>) {
         // Before it is forgotten: what a reload returns to is in the change.
-        self.save_all();
+        self.save();
         self.forget_change(&change);
         match (change.asker.take(), result) {
             (Some((request, reply)), Ok(())) => answer(request, reply, Ok(&change.reply)),
@@ -415,7 +415,13 @@ impl Supervisor {
             Some(link) if !(added.is_empty() && recreated.is_empty()) => {
                 change.stage = Stage::Sockets(Box::new(next));
                 self.change = Some(change);
-                tasks::change_sockets(link, added, recreated, self.events.clone());
+                tasks::change_sockets(
+                    link,
+                    added,
+                    recreated,
+                    self.saves.pass(),
+                    self.events.clone(),
+                );
             }
             _ => self.change_watchers(change, next),
         }

@@ -34,6 +34,8 @@ pub(super) struct Seen {
     /// Sockets that cannot be made, and why.
     pub(super) socket_troubles: BTreeMap<String, String>,
     pub(super) log_troubles: Vec<String>,
+    /// What the kernel does not take for a successor.
+    pub(super) saves_trouble: Option<String>,
     /// What earlier kernels left running.
     pub(super) orphans: Vec<Orphan>,
     pub(super) watchers: Vec<SeenWatcher>,
@@ -81,6 +83,9 @@ pub(super) async fn examine(seen: Seen, link: Option<KernelLink>) -> DoctorReply
     for (socket, reason) in &seen.socket_troubles {
         let text = format!("{socket}: {reason}; its watchers wait until it can be made");
         findings.push(problem("socket", text));
+    }
+    if let Some(trouble) = &seen.saves_trouble {
+        findings.push(problem("state", trouble));
     }
     judge_orphans(&seen, &mut findings);
     judge_watchers(&seen, &mut findings);

@@ -95,6 +95,11 @@ impl Supervisor {
         if *cleaning || !(drained || now >= limit) {
             return;
         }
+        // A value that is on its way would be there again after everything was forgotten.
+        self.saves.clear();
+        if self.saves.is_sending() {
+            return;
+        }
         *cleaning = true;
         match self.link.clone() {
             Some(link) => {

@@ -16,6 +16,7 @@ use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
 use crate::logs::thread::LogReport;
 use crate::supervisor::probes::Finding;
+use crate::supervisor::saves::{Fate, Key};
 use crate::supervisor::upgrade::Asker;
 use crate::tree::Answer;
 use crate::watcher::StartFailure;
@@ -76,6 +77,8 @@ pub enum Event {
     SocketsChanged(Result<(), String>),
     /// Who is left of workers that have ended, or were killed.
     Left(Vec<Answer>),
+    /// What became of what was to be kept.
+    Saved(Vec<(Key, Fate)>),
     /// Reload every watcher that runs.
     ReloadAll,
     /// Replace ourselves by what our path holds now.

@@ -3,6 +3,7 @@
 //! Owns one task per request, with what the loop knew when it began; changes nothing.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
@@ -135,6 +136,7 @@ impl Supervisor {
             config: self.config.clone(),
             kernel_trouble: self.kernel_trouble.clone(),
             log_troubles: self.log_troubles.clone(),
+            saves_trouble: self.saves.trouble(Instant::now()),
             socket_troubles: self.socket_troubles.clone(),
             orphans: self.orphans_of_kernels.all().cloned().collect(),
             watchers: self.watchers.values().map(seen).collect(),

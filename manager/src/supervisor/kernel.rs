@@ -37,7 +37,7 @@ impl Supervisor {
             .and_then(|kept| Resumed::read(kept, &self.config));
         if change.is_some() && resumed.is_none() {
             let name = state::change_value(link.namespace());
-            tasks::keep_own(link.clone(), name, None);
+            self.keep(name, None);
         }
         let (resumed, config) = resumed.unzip();
         if let Some(config) = &config {
@@ -46,6 +46,7 @@ impl Supervisor {
         self.insert_all(&mut inventory.kept, &inventory.processes, resumed.as_ref());
         self.kernel = Some(link.client().hello());
         self.lost_since = None;
+        self.listing = false;
         self.orphans_of_kernels.look(Instant::now());
         self.link = Some(link);
         self.settle_umask(inventory.umask);
@@ -203,6 +204,7 @@ impl Supervisor {
                 tracing::info!(incarnation = new.hello.incarnation, "the kernel is back");
                 self.kernel_trouble = None;
                 self.lost_since = None;
+                self.listing = true;
                 self.orphans_of_kernels.look(Instant::now());
                 let before = self.kernel.replace(new.hello.clone());
                 if before.is_some_and(|before| !new.hello.continues(&before)) {
@@ -307,6 +309,7 @@ impl Supervisor {
         self.draining.clear();
         self.drained(|_| true);
         self.unacknowledged.clear();
+        self.saves.forget_exits();
         self.probes.clear();
     }
 
@@ -375,11 +378,11 @@ impl Supervisor {
         self.unacknowledged.push((id, serial));
     }
 
-    pub(super) fn send_acknowledgements(&mut self, link: &KernelLink) {
+    pub(super) fn queue_acknowledgements(&mut self) {
         for (id, serial) in std::mem::take(&mut self.unacknowledged) {
             let watcher = self.watchers.get(&id);
             let discard = watcher.is_some_and(|watcher| !is_logged(watcher.config()));
-            tasks::acknowledge(link.clone(), serial, discard);
+            self.saves.acknowledge(serial, discard);
         }
     }
 }

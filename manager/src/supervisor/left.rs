@@ -241,9 +241,7 @@ impl Supervisor {
                 });
             }
         }
-        if let Some(link) = &self.link {
-            tasks::keep_own(link.clone(), state::left_value(link.namespace()), None);
-        }
+        self.keep(state::left_value(&self.config.namespace), None);
     }
 }
 

@@ -16,7 +16,7 @@ use crate::control::message::{Add, Errno, OptionValues, Reply, Request, RequestE
 use crate::state::{Added, Kept, KeptRemoval};
 use crate::supervisor::kernel::with_what_was_set;
 use crate::supervisor::tickets::{Body, Goal, Ticket, done, refuse};
-use crate::supervisor::{Supervisor, WatcherId, tasks};
+use crate::supervisor::{Supervisor, WatcherId};
 
 impl Supervisor {
     pub(super) fn add(&mut self, request: Request, reply: oneshot::Sender<Reply>, add: Add) {
@@ -38,9 +38,7 @@ impl Supervisor {
                 return refuse(request, reply, &RequestError::new(Errno::Message, reason));
             }
         };
-        if let Some(link) = &self.link {
-            tasks::keep_added(link.clone(), config.key.clone(), added);
-        }
+        self.keep_added(&config.key, &added);
         let kept = Kept {
             stopped: (!add.start).then_some(true),
             ..Kept::default()
@@ -256,7 +254,7 @@ impl Supervisor {
             // A successor has to know where what they wrote last goes.
             self.note_undrained(key, watcher.config().clone(), ended);
         } else {
-            self.forget_kept(key);
+            self.forget_kept(&key);
         }
         self.update_logs();
     }

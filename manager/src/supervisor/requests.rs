@@ -42,7 +42,10 @@ impl Supervisor {
             }
             return;
         }
-        let Asked { request, reply } = asked;
+        let Asked { request, mut reply } = asked;
+        if acts(&request.command) {
+            reply = self.when_kept(reply);
+        }
         let command = request.command.clone();
         match command {
             Command::Start(selection) => match self.choose(&selection, true) {

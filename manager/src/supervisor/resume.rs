@@ -19,7 +19,7 @@ use crate::control::message::PlanReply;
 use crate::state::{self, Kept, KeptChange, KeptDocument, MAX_CHANGE_BYTES};
 use crate::supervisor::change::{Change, Stage};
 use crate::supervisor::kernel::with_what_was_set;
-use crate::supervisor::{Supervisor, WatcherId, plan, tasks};
+use crate::supervisor::{Supervisor, WatcherId, plan};
 
 /// A change that a predecessor began.
 #[derive(Debug)]
@@ -85,10 +85,7 @@ fn with_added(config: &Config, added: &[WatcherConfig]) -> Arc<Config> {
 
 impl Supervisor {
     /// Has the kernel keep the way back.
-    pub(super) fn keep_change(&self, change: &mut Change) {
-        let Some(link) = &self.link else {
-            return;
-        };
+    pub(super) fn keep_change(&mut self, change: &mut Change) {
         let kept = KeptChange {
             undoing: change
                 .undoing
@@ -111,15 +108,17 @@ impl Supervisor {
             return;
         }
         change.kept = true;
-        let name = state::change_value(link.namespace());
-        tasks::keep_own(link.clone(), name, Some(text));
+        self.keep_then();
+        self.keep(state::change_value(&self.config.namespace), Some(text));
+        self.keep_then();
     }
 
     /// It is over.
-    pub(super) fn forget_change(&self, change: &Change) {
-        if let (true, Some(link)) = (change.kept, &self.link) {
-            let name = state::change_value(link.namespace());
-            tasks::keep_own(link.clone(), name, None);
+    pub(super) fn forget_change(&mut self, change: &Change) {
+        if change.kept {
+            self.keep_then();
+            self.keep(state::change_value(&self.config.namespace), None);
+            self.keep_then();
         }
     }
 

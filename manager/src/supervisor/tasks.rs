@@ -4,31 +4,32 @@
 //! is harmless.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use papa_protocol::client::{Address, Client, ClientError, Options, Pushes};
+use papa_protocol::client::{Address, Client, Options, Pushes};
 use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::config::{Config, SocketConfig, SocketType, WatcherConfig};
+use crate::config::{Config, SocketConfig, SocketType};
 use crate::error::ManagerError;
 use crate::holder;
 use crate::kernel_link::{Inventory, KernelLink, LinkError};
-use crate::pidfd::{self, Whom};
-use crate::probe::ProbeError;
-use crate::probe::ready::{self, Means};
+use crate::probe::ready;
 use crate::state;
-use crate::supervisor::probes::{gate, held_gate};
-use crate::supervisor::{Event, WatcherId};
-use crate::tree::{self, Deed, Target, TreeThread};
-use crate::watcher::StartFailure;
-use crate::worker::Running;
+use crate::supervisor::Event;
+use crate::supervisor::saves::Pass;
+
+mod saving;
+mod workers;
+
+pub(super) use saving::send_saves;
+pub(super) use workers::{Order, kill, order_tree, signal, start, stop, stop_reach};
 
 /// First pause between attempts to reach the kernel.
 const CONNECT_AGAIN_MIN: Duration = Duration::from_millis(50);
@@ -38,14 +39,10 @@ const CONNECT_AGAIN_MAX: Duration = Duration::from_secs(1);
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between attempts at what somebody else has to make possible: a port in use, a directory missing.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-/// How long a stop signal waits until it is noted who belongs to the worker.
-const NOTE_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the kernel gets to say which process it is.
-const STATUS_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a change of the sockets waits until the way back is kept.
+const KEPT_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two looks at the paths of unix sockets.
 const PATHS_AGAIN: Duration = Duration::from_secs(2);
-/// A signal whose way was cut by a dying kernel is sent again, so often.
-const SIGNAL_ATTEMPTS: usize = 5;
 
 /// Connects, claims the namespace, makes the sockets, lists what there is; then passes on what the kernel says.
 pub(super) fn attach(config: Arc<Config>, addresses: Vec<Address>, events: mpsc::Sender<Event>) {
@@ -257,266 +254,6 @@ pub(super) fn bind_anew(link: KernelLink, socket: SocketConfig, events: mpsc::Se
     });
 }
 
-/// Which worker is to be started, and for whom.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Order {
-    pub(super) watcher: WatcherId,
-    pub(super) wid: u32,
-    pub(super) generation: u64,
-}
-
-/// Starts one worker.
-///
-/// First the stop signals in `signals` go out: a reload would otherwise have one more worker there than it may.
-pub(super) fn start(
-    link: KernelLink,
-    config: Arc<WatcherConfig>,
-    order: Order,
-    signals: Vec<oneshot::Receiver<()>>,
-    events: mpsc::Sender<Event>,
-) {
-    tokio::spawn(async move {
-        let sent = async {
-            for signal in signals {
-                // An error means that the task has ended, which is as good.
-                let _ = signal.await;
-            }
-        };
-        let _ = tokio::time::timeout(NOTE_PATIENCE, sent).await;
-        let Order {
-            watcher,
-            wid,
-            generation,
-        } = order;
-        let result = match prepare(&link, &config, wid).await {
-            Ok(means) => link
-                .start(&config, wid, generation, means)
-                .await
-                .map_err(|error| {
-                    if error.is_unanswered() {
-                        StartFailure::Unanswered
-                    } else {
-                        StartFailure::Refused(error.to_string())
-                    }
-                }),
-            Err(failure) => Err(failure),
-        };
-        failpoint::reach("spawn.answered");
-        let started = Event::Started {
-            watcher,
-            wid,
-            result,
-        };
-        let _ = events.send(started).await;
-    });
-}
-
-/// What the worker needs to say that it is ready.
-async fn prepare(
-    link: &KernelLink,
-    config: &WatcherConfig,
-    wid: u32,
-) -> Result<Means, StartFailure> {
-    match &config.ready {
-        Some(ready) if held_gate(config) => {
-            gate(link, config, wid)
-                .prepare(ready)
-                .await
-                .map_err(|error| match error {
-                    ProbeError::Client(error) if !matches!(error, ClientError::Refused(_)) => {
-                        StartFailure::Unanswered
-                    }
-                    error => StartFailure::Refused(error.to_string()),
-                })
-        }
-        _ => Ok(Means::default()),
-    }
-}
-
-/// Who gets the stop signal.
-pub(super) fn stop_reach(stop_children: bool) -> Whom {
-    if stop_children {
-        Whom::WorkerAndChildren
-    } else {
-        Whom::Worker
-    }
-}
-
-/// Asks a worker to end, once it is noted who belongs to it. What it answers is told when the signal is out.
-pub(super) fn stop(
-    link: KernelLink,
-    process: Running,
-    signal: i32,
-    whom: Whom,
-    noted: Option<oneshot::Receiver<()>>,
-) -> oneshot::Receiver<()> {
-    let (sent, receiver) = oneshot::channel();
-    tokio::spawn(async move {
-        if let Some(noted) = noted {
-            // Who cannot be told in time is recognised by parent, session and mark afterwards.
-            let _ = tokio::time::timeout(NOTE_PATIENCE, noted).await;
-        }
-        send(&link, process, |fd| {
-            pidfd::signal(fd, process.pid, signal, whom)
-        })
-        .await;
-        let _ = sent.send(());
-        failpoint::reach("reload.stopping");
-    });
-    receiver
-}
-
-/// Has processes looked for and dealt with.
-pub(super) fn order_tree(
-    trees: TreeThread,
-    link: KernelLink,
-    mut target: Target,
-    worker: Option<(String, u32)>,
-    deed: Deed,
-) {
-    tokio::spawn(async move {
-        if let Some(worker) = worker {
-            target.mark = mark(&link, &worker).await;
-        }
-        let groups = &link.client().hello().cgroups;
-        let serial = target.id.serial.to_string();
-        target.cgroup = groups.as_ref().map(|path| Path::new(path).join(serial));
-        let kernel = Some(kernel_now(&link).await);
-        trees.order(tree::Order {
-            target,
-            deed,
-            kernel,
-        });
-    });
-}
-
-/// What a worker's environment has and nobody else's; nothing where the kernel does not say which it is.
-async fn mark(link: &KernelLink, (key, wid): &(String, u32)) -> Vec<Vec<u8>> {
-    let asked = tokio::time::timeout(STATUS_PATIENCE, link.mark(key, *wid)).await;
-    let Ok(Ok(mark)) = asked else {
-        return Vec::new();
-    };
-    let entry = |(name, value)| format!("{name}={value}").into_bytes();
-    mark.variables().into_iter().map(entry).collect()
-}
-
-/// The kernel's process: after its upgrade it may be another than the one that was connected to.
-async fn kernel_now(link: &KernelLink) -> i32 {
-    let asked = tokio::time::timeout(STATUS_PATIENCE, link.client().call(ops::Status {})).await;
-    let pid = match asked {
-        Ok(Ok(status)) => status.pid,
-        _ => link.client().hello().pid,
-    };
-    i32::try_from(pid).unwrap_or(0)
-}
-
-/// Sends a signal to one process, or to others of its tree.
-pub(super) fn signal(link: KernelLink, process: Running, signal: i32, whom: Whom) {
-    tokio::spawn(async move {
-        send(&link, process, |fd| {
-            pidfd::signal(fd, process.pid, signal, whom)
-        })
-        .await;
-        failpoint::reach("reload.stopping");
-    });
-}
-
-/// Kills one worker and everything it started.
-pub(super) fn kill(
-    link: KernelLink,
-    trees: TreeThread,
-    mut target: Target,
-    worker: (String, u32),
-    process: Running,
-) {
-    tokio::spawn(async move {
-        target.mark = mark(&link, &worker).await;
-        let kernel = Some(kernel_now(&link).await);
-        send(&link, process, |leader| {
-            trees.order(tree::Order {
-                target: target.clone(),
-                deed: Deed::Kill(Some(leader)),
-                kernel,
-            });
-            Ok(())
-        })
-        .await;
-    });
-}
-
-async fn send(
-    link: &KernelLink,
-    process: Running,
-    act: impl Fn(std::os::fd::OwnedFd) -> std::io::Result<()>,
-) {
-    for _ in 0..SIGNAL_ATTEMPTS {
-        let sent = match link.pidfd(process.serial, process.pid).await {
-            Ok(fd) => act(fd).map_err(LinkError::from),
-            Err(error) => Err(error),
-        };
-        match sent {
-            Ok(()) => return,
-            // Its exit is on the way to us.
-            Err(error) if error.code() == Some(ErrorCode::NotFound) => return,
-            Err(error) if error.is_unanswered() => sleep(CONNECT_AGAIN_MIN).await,
-            Err(error) => {
-                tracing::warn!(pid = process.pid, %error, "a worker cannot be signalled");
-                return;
-            }
-        }
-    }
-}
-
-/// Tells the kernel that an exit is dealt with.
-pub(super) fn acknowledge(link: KernelLink, serial: u64, discard: bool) {
-    tokio::spawn(async move {
-        failpoint::reach("exit.kept");
-        if let Err(error) = link.acknowledge_exit(serial, discard).await {
-            // It stays listed as ended, and is acknowledged when the list is read again.
-            tracing::debug!(serial, %error, "an exit could not be acknowledged");
-        }
-    });
-}
-
-/// Has the kernel keep a watcher's state.
-pub(super) fn keep(link: KernelLink, key: String, kept: state::Kept) {
-    tokio::spawn(async move {
-        if let Err(error) = link.keep(&key, &kept).await {
-            tracing::warn!(watcher = key, %error, "a watcher's state cannot be kept");
-        }
-        if kept.roll.is_some() {
-            failpoint::reach("reload.kept");
-        }
-    });
-}
-
-/// Has the kernel keep what describes a watcher that no file has.
-pub(super) fn keep_added(link: KernelLink, key: String, added: state::Added) {
-    tokio::spawn(async move {
-        if let Err(error) = link.keep_added(&key, &added).await {
-            tracing::warn!(watcher = key, %error, "an added watcher cannot be kept");
-        }
-    });
-}
-
-/// Has the kernel keep a value of this manager's, or forget it.
-pub(super) fn keep_own(link: KernelLink, name: String, value: Option<String>) {
-    tokio::spawn(async move {
-        if let Err(error) = link.keep_own(&name, value).await {
-            tracing::warn!(name, %error, "a value cannot be kept");
-        }
-    });
-}
-
-/// Has the kernel forget what was kept of a watcher.
-pub(super) fn forget(link: KernelLink, key: String) {
-    tokio::spawn(async move {
-        if let Err(error) = link.forget(&key).await {
-            tracing::warn!(watcher = key, %error, "what was kept of a watcher stays");
-        }
-    });
-}
-
 /// A socket that is to be closed and opened again.
 #[derive(Debug)]
 pub(super) struct Replacement {
@@ -531,9 +268,12 @@ pub(super) fn change_sockets(
     link: KernelLink,
     added: Vec<SocketConfig>,
     replaced: Vec<Replacement>,
+    kept: Pass,
     events: mpsc::Sender<Event>,
 ) {
     tokio::spawn(async move {
+        // The way back is kept before the first step is taken.
+        kept.wait(KEPT_PATIENCE).await;
         let result = exchange(&link, &added, &replaced).await;
         let _ = events.send(Event::SocketsChanged(result)).await;
     });

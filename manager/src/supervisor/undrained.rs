@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::config::WatcherConfig;
 use crate::kernel_link::is_logged;
-use crate::supervisor::{Supervisor, tasks};
+use crate::supervisor::Supervisor;
 use crate::watcher::Watcher;
 
 impl Supervisor {
@@ -38,12 +38,10 @@ impl Supervisor {
     /// The kernel still has these processes, and no other.
     pub(super) fn keep_undrained(&mut self, listed: &HashSet<u64>) {
         self.drained(|serial| !listed.contains(&serial));
-        if let Some(link) = &self.link {
-            for (config, serials) in self.undrained.values() {
-                for serial in serials {
-                    // Their exits may have been acknowledged to a kernel that died.
-                    tasks::acknowledge(link.clone(), *serial, !is_logged(config));
-                }
+        for (config, serials) in self.undrained.values() {
+            for serial in serials {
+                // Their exits may have been acknowledged to a kernel that died.
+                self.saves.acknowledge(*serial, !is_logged(config));
             }
         }
     }
@@ -59,7 +57,7 @@ impl Supervisor {
         for key in &done {
             self.undrained.remove(key);
             if !self.keys.contains_key(key) {
-                self.forget_kept(key.clone());
+                self.forget_kept(key);
             }
         }
         if !done.is_empty() {

@@ -1,0 +1,84 @@
+//! One parcel of the queue of saves, to the kernel and back.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+
+use papa_protocol::client::ClientError;
+use papa_protocol::failpoint;
+use papa_protocol::json::reply::ErrorCode;
+use tokio::sync::mpsc;
+
+use crate::kernel_link::{KernelLink, LinkError};
+use crate::supervisor::Event;
+use crate::supervisor::saves::{Fate, Key, Parcel, What};
+
+/// Sends what is to be kept, and tells what became of each entry.
+pub(in crate::supervisor) fn send_saves(
+    link: KernelLink,
+    parcel: Parcel,
+    reload: bool,
+    events: mpsc::Sender<Event>,
+) {
+    tokio::spawn(async move {
+        let entries = parcel.entries;
+        if entries.iter().any(|(key, _)| matches!(key, Key::Exit(_))) {
+            failpoint::reach("exit.kept");
+        }
+        let sent = entries.into_iter().map(|(key, what)| {
+            let link = link.clone();
+            async move {
+                let fate = fate(send(&link, &key, what).await);
+                (key, fate)
+            }
+        });
+        let fates = all(sent.collect()).await;
+        if reload {
+            failpoint::reach("reload.kept");
+        }
+        let _ = events.send(Event::Saved(fates)).await;
+    });
+}
+
+async fn send(link: &KernelLink, key: &Key, what: What) -> Result<(), LinkError> {
+    match (key, what) {
+        (Key::Value(name), What::Keep(text)) => link.keep(name, Some(text)).await,
+        (Key::Value(name), _) => link.keep(name, None).await,
+        (Key::Exit(serial), what) => {
+            let discard = what == What::Acknowledge { discard: true };
+            link.acknowledge_exit(*serial, discard).await
+        }
+    }
+}
+
+fn fate(result: Result<(), LinkError>) -> Fate {
+    match result {
+        Ok(()) => Fate::Done,
+        // There is nothing to be forgotten any more.
+        Err(error) if error.code() == Some(ErrorCode::NotFound) => Fate::Done,
+        Err(LinkError::Client(ClientError::Lost | ClientError::Closed)) => Fate::Lost,
+        Err(error) => Fate::Refused(error.to_string()),
+    }
+}
+
+/// Waits for all of them. They are begun in their order, so the requests go out in it.
+async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut waiting: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
+    let mut results: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        for (future, result) in waiting.iter_mut().zip(&mut results) {
+            if result.is_none()
+                && let Poll::Ready(output) = future.as_mut().poll(context)
+            {
+                *result = Some(output);
+            }
+        }
+        if results.iter().all(Option::is_some) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    results.into_iter().flatten().collect()
+}

@@ -6,7 +6,8 @@ use serde_json::json;
 use crate::harness::{procfs, wait_for, wait_until};
 use crate::stack::Stack;
 
-const TWO: &str = "[watcher:one]\ncmd = sleep 600\n[watcher:two]\ncmd = sleep 600\nnumprocesses = 1\n";
+const TWO: &str =
+    "[watcher:one]\ncmd = sleep 600\n[watcher:two]\ncmd = sleep 600\nnumprocesses = 1\n";
 
 /// Leaves the kernel no room for values.
 #[track_caller]
@@ -28,7 +29,6 @@ fn fill(stack: &Stack) {
 fn a_save_the_kernel_refuses_is_told_and_tried_again_until_it_is_kept() {
     let mut stack = Stack::start(TWO);
     stack.wait_pids("one", 1);
-    wait_until("the start is kept", || stack.kept("one").is_object());
     fill(&stack);
     let reply = stack.request("stop", "one");
     assert_eq!(reply["status"], "error", "{reply}");
@@ -81,7 +81,6 @@ fn what_was_answered_is_known_to_the_next_manager_whenever_this_one_is_killed() 
 fn a_save_under_way_when_the_kernel_dies_reaches_the_next_kernel() {
     let mut stack = Stack::start(TWO);
     stack.wait_pids("one", 1);
-    wait_until("the start is kept", || stack.kept("one").is_object());
     let kernel = stack.kernel.pid();
     procfs::signal(kernel, Signal::SIGSTOP);
     let asked = stack.request_now("stop", "one");
@@ -92,7 +91,6 @@ fn a_save_under_way_when_the_kernel_dies_reaches_the_next_kernel() {
     procfs::signal(kernel, Signal::SIGKILL);
     wait_until("another kernel keeps it", || {
         let status = stack.kernel.try_status();
-        status.is_some_and(|status| status["pid"] != kernel)
-            && stack.kept("one")["stopped"] == true
+        status.is_some_and(|status| status["pid"] != kernel) && stack.kept("one")["stopped"] == true
     });
 }

@@ -135,8 +135,13 @@ fn what_the_kernel_did_not_hear_before_its_death_it_is_told_again() {
     let kernel = stack.kernel.pid();
     procfs::signal(kernel, Signal::SIGSTOP);
     // Said to one that will hear nothing any more.
-    ok(&stack.ask("add", &add("comes")));
-    ok(&stack.ask("rm", &json!({"name": "goes", "nostop": true})));
+    for reply in [
+        stack.ask("add", &add("comes")),
+        stack.ask("rm", &json!({"name": "goes", "nostop": true})),
+    ] {
+        let reason = reply["reason"].as_str().unwrap_or_default();
+        assert!(reason.starts_with("done, but a manager"), "{reply}");
+    }
     procfs::signal(kernel, Signal::SIGKILL);
     let came = stack.wait_pids("comes", 1);
     wait_until("both are known to the next", || {

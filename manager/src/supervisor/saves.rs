@@ -289,7 +289,11 @@ impl Saves {
         } else if of_step {
             self.pause = AGAIN_MIN;
         }
-        if self.troubles.values().any(|trouble| trouble.aside.is_some()) {
+        if self
+            .troubles
+            .values()
+            .any(|trouble| trouble.aside.is_some())
+        {
             self.aside_again.get_or_insert(now + ASIDE_AGAIN);
         }
         self.pass_on();
@@ -352,9 +356,10 @@ impl Saves {
 
     /// What the kernel has not taken for longer than something new would be held up, for people.
     pub(super) fn trouble(&self, now: Instant) -> Option<String> {
-        let mut lasting = self.troubles.iter().filter(|(_, trouble)| {
-            now.saturating_duration_since(trouble.since) >= HOLD
-        });
+        let mut lasting = self
+            .troubles
+            .iter()
+            .filter(|(_, trouble)| now.saturating_duration_since(trouble.since) >= HOLD);
         let (key, trouble) = lasting.next()?;
         let seconds = now.saturating_duration_since(trouble.since).as_secs();
         let more = match lasting.count() {

@@ -222,7 +222,7 @@ impl KernelLink {
                 self.client.call(ops::ValueSet { name, value }).await?;
             }
             None => {
-                let names = vec![NamePattern::new(&name.to_string())];
+                let names = vec![NamePattern::new(name.as_ref())];
                 self.client.call(ops::ValueRemove { names }).await?;
             }
         }

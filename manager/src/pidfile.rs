@@ -86,6 +86,38 @@ impl Pidfile {
     }
 }
 
+impl Pidfile {
+    /// Whether [`Self::claim`] would succeed now, leaving nothing behind.
+    ///
+    /// # Errors
+    /// As [`Self::claim`].
+    pub fn check_free(path: &Path) -> Result<(), PidfileError> {
+        if let Some(pid) = holder(path) {
+            return Err(PidfileError::Taken {
+                path: path.to_owned(),
+                pid,
+            });
+        }
+        let failed = |source| PidfileError::Write {
+            path: path.to_owned(),
+            source,
+        };
+        let place = Anchored::at(path).map_err(failed)?;
+        if fs::symlink_metadata(place.path()).is_ok_and(|there| there.is_dir()) {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let temporary = temporary(place.path(), std::process::id());
+        let made = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(MODE)
+            .open(&temporary)
+            .map_err(failed);
+        let _ = fs::remove_file(&temporary);
+        made.map(drop)
+    }
+}
+
 impl Drop for Pidfile {
     fn drop(&mut self) {
         // A successor may have written its own meanwhile.
@@ -99,9 +131,7 @@ impl Drop for Pidfile {
 fn write(path: &Path, pid: u32) -> io::Result<()> {
     let place = Anchored::at(path)?;
     let path = place.path();
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{pid}.tmp"));
-    let temporary = PathBuf::from(name);
+    let temporary = temporary(path, pid);
     let written = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -113,6 +143,12 @@ fn write(path: &Path, pid: u32) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+fn temporary(path: &Path, pid: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{pid}.tmp"));
+    PathBuf::from(name)
 }
 
 fn read_pid(path: &Path) -> Option<u32> {

@@ -59,6 +59,60 @@ fn a_pidfile_of_somebody_who_lives_refuses_the_start() {
     assert_eq!(fs::read_to_string(&pidfile).unwrap(), own);
 }
 
+#[test]
+fn a_bad_pidfile_left_a_kernel_running() {
+    let scratch = Scratch::new();
+    let directory = scratch.directory();
+    fs::create_dir(directory.join("taken")).unwrap();
+    let own = format!("{}\n", std::process::id());
+    fs::write(directory.join("m.pid"), &own).unwrap();
+    let endpoint = format!("papa_endpoint = ipc:{}/papa.sock", directory.display());
+    for (pidfile, said) in [
+        ("m.pid", "which runs"),
+        ("taken", "is a directory"),
+        ("no/such/m.pid", "No such file"),
+    ] {
+        let ini =
+            format!("[circus]\n{endpoint}\npidfile = {pidfile}\n[watcher:w]\ncmd = sleep 600\n");
+        fs::write(directory.join("f.ini"), ini).unwrap();
+        for arguments in [&["up", "f.ini"][..], &["up", "--foreground", "f.ini"]] {
+            let output = papactl(&scratch, arguments);
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            assert!(text.contains("pidfile") && text.contains(said), "{text}");
+            assert_eq!(output.stdout, b"", "nothing is started");
+        }
+    }
+    assert!(
+        !directory.join("papa.sock").exists(),
+        "no kernel was started"
+    );
+
+    // What is seen only when the manager has started ends what was started for it.
+    fs::create_dir(directory.join("bin")).unwrap();
+    for program in ["papactl", "papa"] {
+        crate::harness::copy_program(&binary(program), &directory.join("bin").join(program));
+    }
+    std::os::unix::fs::symlink("/bin/false", directory.join("bin/papa-manager")).unwrap();
+    fs::write(
+        directory.join("f.ini"),
+        format!("[circus]\n{endpoint}\n[watcher:w]\ncmd = sleep 600\n"),
+    )
+    .unwrap();
+    let output = private_command(&directory.join("bin/papactl"), directory)
+        .current_dir(directory)
+        .args(["up", "f.ini"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("kernel:  started") && text.contains("ended again"),
+        "{text}"
+    );
+    crate::harness::wait_until("it is gone", || !directory.join("papa.sock").exists());
+}
+
 fn manager(stack: &Stack) -> Command {
     let mut command = private_command(&binary("papa-manager"), stack.kernel.directory());
     command

@@ -28,6 +28,7 @@ use crate::control::message::{
     WatcherStatus,
 };
 use crate::control::stuck::{Found, end_if_stuck};
+use crate::pidfile::Pidfile;
 use crate::runtime_dir::RuntimeDir;
 
 /// How long the manager gets to compare the file with what runs.
@@ -64,14 +65,24 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     if let Some((client, status)) = running_manager(common, &directory, &config)? {
         return report_running(common, args, &directory, &config, client, status);
     }
+    // What would end the manager at once is said before anything is started.
+    if let Some(path) = &config.pidfile {
+        Pidfile::check_free(path).map_err(|error| CommandError::Failed(error.to_string()))?;
+    }
     let (kernel, kernel_started) = provide_kernel(common, &directory, &config)?;
     if !common.json {
         print(&kernel_line(&kernel, kernel_started))?;
     }
+    let end_kernel = |error: CommandError| {
+        if kernel_started {
+            end_unused(common, &kernel);
+        }
+        error
+    };
     if args.foreground {
-        return Err(become_manager(&config));
+        return Err(end_kernel(become_manager(&config)));
     }
-    let mut client = start_manager(common, &directory, &config, deadline)?;
+    let mut client = start_manager(common, &directory, &config, deadline).map_err(end_kernel)?;
     let status = status_of_all(common, &mut client)?;
     if !common.json {
         let pid = status.manager.as_ref().map_or(0, |manager| manager.pid);
@@ -243,6 +254,21 @@ fn provide_kernel(
     match kernel::find(&addresses)? {
         Some(kernel) => Ok((kernel, false)),
         None => Ok((kernel::start(directory, endpoint, common.timeout())?, true)),
+    }
+}
+
+/// Ends the kernel that this very command has started and nothing uses.
+fn end_unused(common: &Common, kernel: &Kernel) {
+    let said = match kernel::exit_if_idle(std::slice::from_ref(&kernel.address)) {
+        Ok(_) => "kernel:  ended again, since nothing uses it\n".to_owned(),
+        Err(error) => format!(
+            "kernel:  pid {} runs on: {error}; `papactl down` ends it\n",
+            kernel.pid
+        ),
+    };
+    if !common.json {
+        // The error that follows matters more than who reads this.
+        let _ = print(&said);
     }
 }
 

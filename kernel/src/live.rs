@@ -189,6 +189,8 @@ pub struct Live {
     pub paused: bool,
     /// Why output could not be stored, since it last was.
     pub trouble: Option<Errno>,
+    /// Why output could not be let go, since it last could.
+    pub release_trouble: Option<Errno>,
 }
 
 impl Live {
@@ -227,7 +229,15 @@ impl Live {
             stalled: false,
             paused: false,
             trouble: None,
+            release_trouble: None,
         }
+    }
+
+    /// Notes how letting output go went; an errno that was not said yet comes
+    /// back, to be said once.
+    pub fn note_release(&mut self, released: Result<u64, Errno>) -> Option<Errno> {
+        let before = std::mem::replace(&mut self.release_trouble, released.err());
+        released.err().filter(|errno| before != Some(*errno))
     }
 
     /// The read end of `stream`, while it is open.
@@ -353,6 +363,21 @@ mod tests {
         ] {
             assert_eq!(Source::from_token(source.token()), source);
         }
+    }
+
+    #[test]
+    fn output_that_could_not_be_let_go_was_logged_at_each_try() {
+        let mut live = Live::new(None, None, None, None);
+        let said = [
+            Err(Errno::ENOSPC),
+            Err(Errno::ENOSPC),
+            Err(Errno::EIO),
+            Ok(1),
+            Err(Errno::EIO),
+        ]
+        .map(|released| live.note_release(released));
+        let (nospc, io) = (Some(Errno::ENOSPC), Some(Errno::EIO));
+        assert_eq!(said, [nospc, None, io, None, io]);
     }
 
     #[test]

@@ -375,7 +375,8 @@ impl Owner {
         };
         match waits {
             Waits::No if reel.is_over() => {
-                if let Err(errno) = reel.drop_oldest() {
+                let dropped = reel.drop_oldest();
+                if let Some(errno) = live.note_release(dropped) {
                     warn!(serial, %errno, "the oldest output could not be dropped");
                 }
             }
@@ -515,10 +516,12 @@ impl Owner {
         let Some(reel) = &mut live.reel else {
             return;
         };
-        if let Err(errno) = reel.acknowledge(position) {
+        let acknowledged = reel.acknowledge(position);
+        let is_full = reel.is_full();
+        if let Some(errno) = live.note_release(acknowledged) {
             warn!(serial, %errno, "an acknowledgement could not be recorded");
         }
-        if live.paused && !reel.is_full() {
+        if live.paused && !is_full {
             self.resume(serial);
         }
         self.forget_if_done(serial);

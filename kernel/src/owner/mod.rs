@@ -151,6 +151,8 @@ pub struct Owner {
     pub(crate) understudy: Option<Understudy>,
     /// Such a copy has been made, or this is one.
     doubled: bool,
+    /// Why the private socket could not be made anew the last time.
+    runtime_dir_trouble: Option<String>,
     /// Processes whose program does not run yet, by serial.
     pub(crate) starting: BTreeMap<u64, starting::Start>,
     /// A client asked for the end: until when sessions may read that.
@@ -244,6 +246,7 @@ impl Owner {
             program_before: None,
             understudy: None,
             doubled: false,
+            runtime_dir_trouble: None,
             starting: BTreeMap::new(),
             ending: None,
             ends_as_init: None,

@@ -37,8 +37,16 @@ impl Owner {
             return;
         }
         match self.bind_again(&path) {
-            Ok(()) => info!(path = %path.display(), "the private socket is back"),
-            Err(error) => warn!(path = %path.display(), error, "the private socket is gone"),
+            Ok(()) => {
+                self.runtime_dir_trouble = None;
+                info!(path = %path.display(), "the private socket is back");
+            }
+            // Tried every ten seconds for as long as it takes, said once.
+            Err(error) if self.runtime_dir_trouble.as_ref() == Some(&error) => {}
+            Err(error) => {
+                warn!(path = %path.display(), error, "the private socket is gone");
+                self.runtime_dir_trouble = Some(error);
+            }
         }
     }
 

@@ -353,7 +353,8 @@ fn file_options(file: &FileStreamConfig) -> Vec<(&'static str, String)> {
         rotation,
         compress,
         mkdir,
-        json: _,
+        json,
+        max_line_bytes,
     } = file;
     let mut options = vec![
         ("filename", filename.display().to_string()),
@@ -363,6 +364,9 @@ fn file_options(file: &FileStreamConfig) -> Vec<(&'static str, String)> {
         ("compress", if *compress { "gzip" } else { "no" }.to_owned()),
         ("mkdir", yes_no(*mkdir).to_owned()),
     ];
+    if *json {
+        options.push(("max_line_bytes", max_line_bytes.to_string()));
+    }
     if let Some(rotation) = rotation {
         let when = match rotation.when {
             RotateWhen::Second => "S".to_owned(),

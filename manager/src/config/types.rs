@@ -432,6 +432,8 @@ pub struct FileStreamConfig {
     pub mkdir: bool,
     /// Each line becomes a JSON object (`json`).
     pub json: bool,
+    /// A longer line becomes several objects.
+    pub max_line_bytes: usize,
 }
 
 /// When a file is rotated by time.

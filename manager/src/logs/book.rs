@@ -5,14 +5,15 @@
 //! Invariant: a stale stream takes nothing in; everything below `seen` was taken in or reported as a gap.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use regex_lite::Regex;
 
 use crate::civil;
 use crate::logs::file::Suspended;
-use crate::logs::format::{Author, Format};
-use crate::logs::layout::{Delta, Kind, Source};
-use crate::logs::lines::{Assembler, Piece};
+use crate::logs::format::{Author, Format, Part};
+use crate::logs::layout::{Cut, Delta, Kind, Source};
+use crate::logs::lines::{Assembler, Piece, whole_characters};
 use crate::logs::schedule::Now;
 use crate::logs::sink::Sink;
 use crate::logs::store::Store;
@@ -25,6 +26,28 @@ pub(super) struct Desk {
     pub(super) sinks: Vec<Sink>,
     /// Memory for a line being made.
     pub(super) scratch: Vec<u8>,
+    /// Files that end within a line, whose line that is, and what ends it.
+    pub(super) open_lines: HashMap<usize, OpenLine>,
+}
+
+/// The last line of a file, when more of it is to come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OpenLine {
+    source: Source,
+    /// Where it was cut.
+    position: u64,
+    ending: &'static [u8],
+}
+
+/// What is known of the end of a line that has none yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// More of it comes.
+    Open,
+    /// Nothing more comes.
+    Closed,
+    /// More was to come and is lost.
+    Broken,
 }
 
 /// How far one process is.
@@ -55,6 +78,8 @@ pub(super) struct Stream {
     pub(super) source: Source,
     pub(super) lines: Assembler,
     pub(super) limit: usize,
+    /// Parts written of a line that was cut; 0 at the beginning of a line.
+    pub(super) parts: u32,
     pub(super) target: Option<Target>,
     /// Its file was suspended: nothing is taken in until the kernel is asked again.
     pub(super) stale: bool,
@@ -88,7 +113,7 @@ impl Book {
     }
 
     /// The file resumed: what its streams have not written is taken in once more.
-    pub(super) fn resume(&mut self, store: &Store, sink: usize) {
+    pub(super) fn resume(&mut self, desk: &mut Desk, sink: usize) {
         for stream in &mut self.streams {
             if stream.stale
                 && stream
@@ -97,7 +122,7 @@ impl Book {
                     .is_some_and(|target| target.sink == sink)
             {
                 stream.stale = false;
-                stream.lines = Assembler::new(store.done(stream.source), stream.limit);
+                stream.begin(desk);
                 self.seen = self.seen.min(self.acknowledged);
             }
         }
@@ -106,18 +131,26 @@ impl Book {
     /// The stream in that place goes elsewhere from here on; an unfinished line goes with it, whole.
     pub(super) fn turn(
         &mut self,
-        store: &Store,
+        desk: &mut Desk,
         place: usize,
         target: Option<Target>,
         limit: usize,
+        now: Now,
     ) {
         let Some(stream) = self.streams.get_mut(place) else {
             return;
         };
         if stream.stale {
             stream.stale = false;
-            stream.lines = Assembler::new(store.done(stream.source), stream.limit);
+            stream.begin(desk);
             self.seen = self.seen.min(self.acknowledged);
+        }
+        let looks = |target: &Target| (target.sink, target.format.ending());
+        let before = stream.target.as_ref().map(looks);
+        if let Some((sink, _)) = before.filter(|before| Some(*before) != target.as_ref().map(looks))
+        {
+            // What it began there is not gone on with.
+            let _ = desk.end_open_line(sink, |line| line.source == stream.source, now);
         }
         stream.limit = limit;
         stream.lines.set_limit(limit);
@@ -146,13 +179,17 @@ impl Book {
             source,
             lines,
             target,
+            parts,
             ..
         } = stream;
         // A suspended file makes the stream stale at the next flush; until then nothing more of it is tried.
         let _ = lines.feed(position, bytes, stamp_us, |piece| {
             look_for(ready, &piece);
             match target {
-                Some(target) => target.deliver(desk, *source, author, piece, now),
+                Some(target) => {
+                    let ending = Ending::Open;
+                    target.deliver(desk, *source, author, piece, ending, parts, now)
+                }
                 None => Ok(()),
             }
         });
@@ -168,13 +205,18 @@ impl Book {
                 stream.source.kind == kind && start.is_some_and(|start| start < furthest)
             });
             if is_far {
-                self.end(desk, kind, false, now);
+                self.let_go(desk, kind, Ending::Open, now);
             }
         }
     }
 
-    /// A stream's unfinished line is all there will be of it. `broken` when more was to come but is lost.
-    pub(super) fn end(&mut self, desk: &mut Desk, kind: Kind, broken: bool, now: Now) {
+    /// A stream reached its end: its unfinished line is all there will be of it.
+    pub(super) fn end(&mut self, desk: &mut Desk, kind: Kind, now: Now) {
+        self.let_go(desk, kind, Ending::Closed, now);
+    }
+
+    /// Writes what there is of a stream's unfinished line.
+    fn let_go(&mut self, desk: &mut Desk, kind: Kind, ending: Ending, now: Now) {
         let author = &self.author;
         let ready = &mut self.ready;
         let Some(stream) = self.streams.iter_mut().find(|s| s.source.kind == kind) else {
@@ -187,14 +229,17 @@ impl Book {
             source,
             lines,
             target,
+            parts,
             ..
         } = stream;
-        let _ = lines.finish(|piece| {
+        // A line that was cut is to have its end even if nothing follows.
+        let is_owed = *parts > 0 && ending != Ending::Open;
+        let _ = lines.finish(is_owed, |piece| {
             look_for(ready, &piece);
             let Some(target) = target else {
                 return Ok(());
             };
-            if broken && target.format.is_raw() {
+            if ending == Ending::Broken && target.format.is_raw() {
                 let whole = [piece.head, b"\n"].concat();
                 let delta = Delta {
                     source: *source,
@@ -203,7 +248,7 @@ impl Book {
                 let sink = desk.sinks.get_mut(target.sink).ok_or(Suspended)?;
                 return sink.append(&mut desk.store, &whole, delta, now);
             }
-            target.deliver(desk, *source, author, piece, now)
+            target.deliver(desk, *source, author, piece, ending, parts, now)
         });
     }
 
@@ -218,7 +263,7 @@ impl Book {
     ) {
         for kind in [Kind::Out, Kind::Err] {
             // The line is broken: what follows belongs to another one.
-            self.end(desk, kind, true, now);
+            self.let_go(desk, kind, Ending::Broken, now);
         }
         self.unreported = 0;
         self.seen = position;
@@ -249,7 +294,13 @@ impl Book {
             source,
             position: self.reported,
         };
-        let _ = target.line(desk, delta, &self.author, stamp_us, text.as_bytes(), now);
+        let line = Line {
+            text: text.as_bytes(),
+            delta,
+            stamp_us,
+            part: Part::WHOLE,
+        };
+        let _ = target.line(desk, &line, &self.author, now);
     }
 }
 
@@ -291,83 +342,217 @@ fn moment(stamp_us: i64) -> String {
         .to_string()
 }
 
+impl Stream {
+    /// Goes on where what is written of it ends.
+    pub(super) fn begin(&mut self, desk: &mut Desk) {
+        self.lines = Assembler::new(desk.store.done(self.source), self.limit);
+        self.parts = desk.store.parts(self.source);
+        if let Some(target) = &self.target
+            && let Some(ending) = target.format.ending()
+            && (1..Cut::MAX_PARTS).contains(&self.parts)
+        {
+            let line = OpenLine {
+                source: self.source,
+                position: desk.store.done(self.source),
+                ending,
+            };
+            desk.open_lines.insert(target.sink, line);
+        }
+    }
+}
+
+impl Desk {
+    /// Ends the line that a file ends with, if it is such a one: somebody else's line comes behind it.
+    fn end_open_line(
+        &mut self,
+        sink: usize,
+        is_such: impl FnOnce(&OpenLine) -> bool,
+        now: Now,
+    ) -> Result<(), Suspended> {
+        let Some(line) = self.open_lines.get(&sink).copied().filter(is_such) else {
+            return Ok(());
+        };
+        self.open_lines.remove(&sink);
+        // The position of the cut stays, and the count says that it is no place to go on at.
+        let ended = Cut {
+            position: line.position,
+            parts: Cut::MAX_PARTS,
+        };
+        let delta = Delta {
+            source: line.source.cuts(),
+            position: ended.to_word().unwrap_or(0),
+        };
+        let file = self.sinks.get_mut(sink).ok_or(Suspended)?;
+        file.append(&mut self.store, line.ending, delta, now)
+    }
+}
+
+/// A line, or a part of one, on its way.
+#[derive(Debug)]
+struct Line<'a> {
+    text: &'a [u8],
+    delta: Delta,
+    stamp_us: i64,
+    part: Part,
+}
+
 impl Target {
+    /// Writes lines. The last of them has an end if it ends in a newline, or by `ending`; `parts` counts those of a line that has none.
+    #[allow(clippy::too_many_arguments, reason = "where from, what, and where to")]
     fn deliver(
         &mut self,
         desk: &mut Desk,
         source: Source,
         author: &Author,
         piece: Piece<'_>,
+        ending: Ending,
+        parts: &mut u32,
         now: Now,
     ) -> Result<(), Suspended> {
         if self.format.is_raw() {
+            *parts = 0;
+            desk.end_open_line(self.sink, |_| true, now)?;
             let sink = desk.sinks.get_mut(self.sink).ok_or(Suspended)?;
             let store = &mut desk.store;
             return sink.append_raw(store, piece.head, piece.body, source, piece.body_start, now);
         }
-        let limit = self.format.max_line_bytes();
-        let mut position = piece.body_start;
         let mut stamp_us = piece.head_stamp_us;
         let mut lines = piece.body.split_inclusive(|byte| *byte == b'\n');
-        if !piece.head.is_empty() {
-            // A line with a head but no body still is one. The assembler keeps it within the limit; only one that was begun under
-            // another format may be cut here, and its position holds with its last part.
-            let rest = lines.next().unwrap_or(&[]);
-            position += rest.len() as u64;
-            let whole = [piece.head, rest].concat();
-            let mut parts = parts(&whole, limit).peekable();
-            while let Some(part) = parts.next() {
-                let done = if parts.peek().is_none() { position } else { 0 };
-                let delta = Delta {
-                    source,
-                    position: done,
-                };
-                self.line(desk, delta, author, stamp_us, part, now)?;
-            }
+        // How much of head and body is written.
+        let mut written = 0;
+        let is_owed = piece.body.is_empty() && *parts > 0;
+        if !piece.head.is_empty() || is_owed {
+            // A line with a head but no body still is one.
+            let whole = [piece.head, lines.next().unwrap_or(&[])].concat();
+            self.cut(
+                desk,
+                source,
+                author,
+                (&whole, 0, stamp_us),
+                &piece,
+                ending,
+                parts,
+                now,
+            )?;
+            written = whole.len();
             stamp_us = piece.body_stamp_us;
         }
         for line in lines {
-            for part in parts(line, limit) {
-                position += part.len() as u64;
-                let delta = Delta { source, position };
-                self.line(desk, delta, author, stamp_us, part, now)?;
-            }
+            self.cut(
+                desk,
+                source,
+                author,
+                (line, written, stamp_us),
+                &piece,
+                ending,
+                parts,
+                now,
+            )?;
+            written += line.len();
             stamp_us = piece.body_stamp_us;
         }
         Ok(())
     }
 
-    /// Writes one line as it is to look.
+    /// Writes a line in as many parts as it takes; it stands so many bytes behind the beginning of the piece.
+    #[allow(clippy::too_many_arguments, reason = "where from, what, and where to")]
+    fn cut(
+        &mut self,
+        desk: &mut Desk,
+        source: Source,
+        author: &Author,
+        (line, mut at, stamp_us): (&[u8], usize, i64),
+        piece: &Piece<'_>,
+        ending: Ending,
+        parts: &mut u32,
+        now: Now,
+    ) -> Result<(), Suspended> {
+        let is_open = !line.ends_with(b"\n") && ending == Ending::Open;
+        let mut rest = Some(line);
+        while let Some(line) = rest.take() {
+            let limit = self.format.max_line_bytes_of(line);
+            let (text, more) = split_line(line, limit);
+            at += text.len();
+            let number = parts.saturating_add(1).min(Cut::MAX_PARTS - 1);
+            let open = desk.open_lines.get(&self.sink);
+            let part = Part {
+                number,
+                more: more.is_some() || is_open,
+                joined: *parts > 0 && open.is_some_and(|line| line.source == source),
+            };
+            let delta = Delta {
+                source,
+                position: piece.position_after(at),
+            };
+            let line = Line {
+                text,
+                delta,
+                stamp_us,
+                part,
+            };
+            self.line(desk, &line, author, now)?;
+            *parts = if part.more { number } else { 0 };
+            rest = more;
+        }
+        Ok(())
+    }
+
+    /// Writes one line, or a part of one, as it is to look.
     fn line(
         &mut self,
         desk: &mut Desk,
-        delta: Delta,
+        line: &Line<'_>,
         author: &Author,
-        stamp_us: i64,
-        text: &[u8],
         now: Now,
     ) -> Result<(), Suspended> {
-        let text = text.strip_suffix(b"\n").unwrap_or(text);
+        let source = line.delta.source;
+        if !line.part.joined {
+            desk.end_open_line(self.sink, |_| true, now)?;
+        }
+        let text = line.text.strip_suffix(b"\n").unwrap_or(line.text);
         desk.scratch.clear();
-        let kind = delta.source.kind;
-        self.format
-            .line(&mut desk.scratch, author, kind, stamp_us, text);
+        self.format.line(
+            &mut desk.scratch,
+            author,
+            source.kind,
+            line.stamp_us,
+            text,
+            line.part,
+        );
+        let cut = Cut {
+            position: line.delta.position,
+            parts: line.part.number,
+        };
         let sink = desk.sinks.get_mut(self.sink).ok_or(Suspended)?;
-        sink.append(&mut desk.store, &desk.scratch, delta, now)
+        sink.append(&mut desk.store, &desk.scratch, line.delta, now)?;
+        desk.open_lines.remove(&self.sink);
+        if !line.part.more {
+            return Ok(());
+        }
+        if let Some(position) = cut.to_word() {
+            sink.note(Delta {
+                source: source.cuts(),
+                position,
+            });
+            if let Some(ending) = self.format.ending() {
+                let line = OpenLine {
+                    source,
+                    position: line.delta.position,
+                    ending,
+                };
+                desk.open_lines.insert(self.sink, line);
+            }
+        }
+        Ok(())
     }
 }
 
-/// Cuts a line into parts of at most `limit` bytes, its newline not counted; an empty line is one empty part.
-fn parts(line: &[u8], limit: usize) -> impl Iterator<Item = &[u8]> {
-    let mut rest = Some(line);
-    std::iter::from_fn(move || {
-        let line = rest.take()?;
-        let text = line.strip_suffix(b"\n").unwrap_or(line);
-        if text.len() <= limit {
-            return Some(line);
-        }
-        let (part, more) = line.split_at(limit);
-        rest = Some(more);
-        Some(part)
-    })
+/// As much of a line as `limit` allows, its newline not counted, and what is left. No character is cut.
+fn split_line(line: &[u8], limit: usize) -> (&[u8], Option<&[u8]>) {
+    let text = line.strip_suffix(b"\n").unwrap_or(line);
+    if text.len() <= limit {
+        return (line, None);
+    }
+    let (part, more) = line.split_at(whole_characters(line, limit));
+    (part, Some(more))
 }

@@ -36,6 +36,9 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Whole lines of at least this many bytes are written from where they are, with what was pending; fewer are collected.
 const DIRECT_BYTES: usize = 32 * 1024;
 
+/// Its position, and that its line was cut.
+const DELTAS_OF_A_UNIT: usize = 2;
+
 /// When a file is rotated or reopened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
@@ -268,6 +271,11 @@ impl LogFile {
         }
         self.pending.note(delta);
         Ok(())
+    }
+
+    /// Notes what else holds once the unit added last is in the file.
+    pub(super) fn note(&mut self, delta: Delta) {
+        self.pending.note(delta);
     }
 
     /// Adds whole lines of one source, the first byte being at `position`; a rotation may fall between two lines.
@@ -505,7 +513,7 @@ impl LogFile {
     fn make_room(&mut self, store: &mut Store, length: usize, now: Now) -> Result<(), Suspended> {
         self.ready(now)?;
         if self.pending.bytes.len() + length > MAX_BATCH_BYTES
-            || self.pending.deltas.len() >= MAX_DELTAS
+            || self.pending.deltas.len() + DELTAS_OF_A_UNIT > MAX_DELTAS
         {
             self.flush(store, now)?;
             self.ready(now)?;

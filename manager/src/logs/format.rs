@@ -15,8 +15,10 @@ use crate::logs::layout::{Kind, MAX_BATCH_BYTES};
 use crate::logs::lines::MAX_LINE_BYTES;
 use crate::logs::prefix::{MAX_PREFIX_BYTES, Prefix};
 
-/// Longest line in one JSON object: each byte may become six characters, and again a third more in base64.
-const MAX_JSON_LINE_BYTES: usize = 32 * 1024;
+/// Longest line that fits one JSON object whatever it is: each byte may become six characters, and again a third more in base64.
+const SURE_JSON_LINE_BYTES: usize = 32 * 1024;
+/// Bytes of an object around its line, at most: a watcher's name is much shorter.
+const AROUND_JSON_LINE_BYTES: usize = 4096;
 /// Longest syslog message text to a local daemon, whose own limit is often 8 KiB.
 const MAX_LOCAL_MESSAGE_BYTES: usize = 7 * 1024;
 /// To another host: with its header such a message fits what RFC 5426 says receivers should take.
@@ -26,7 +28,7 @@ const INFORMATIONAL: u8 = 6;
 const ERROR: u8 = 3;
 
 const _: () = assert!(MAX_LINE_BYTES + MAX_PREFIX_BYTES < MAX_BATCH_BYTES);
-const _: () = assert!(MAX_JSON_LINE_BYTES * 7 + 4096 < MAX_BATCH_BYTES);
+const _: () = assert!(SURE_JSON_LINE_BYTES * 22 / 3 + AROUND_JSON_LINE_BYTES < MAX_BATCH_BYTES);
 
 /// What is made of each line.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,7 +41,10 @@ pub enum Style {
     /// The same, in colour.
     Fancy(FancyConfig),
     /// One JSON object.
-    Json,
+    Json {
+        /// A longer line becomes several.
+        max_line_bytes: usize,
+    },
     /// One syslog message.
     Syslog {
         /// 0 to 23.
@@ -59,6 +64,26 @@ pub(super) struct Author {
     pub(super) pid: i32,
 }
 
+/// Which part of a line something is. Lines that are too long are written in parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    /// From 1.
+    pub(super) number: u32,
+    /// Another one follows.
+    pub(super) more: bool,
+    /// The one before it stands directly before it.
+    pub(super) joined: bool,
+}
+
+impl Part {
+    /// A line that is not cut.
+    pub(super) const WHOLE: Self = Self {
+        number: 1,
+        more: false,
+        joined: false,
+    };
+}
+
 /// Makes the lines of one stream.
 #[derive(Debug)]
 pub(super) enum Format {
@@ -68,7 +93,9 @@ pub(super) enum Format {
         color: u8,
         prefix: Prefix,
     },
-    Json,
+    Json {
+        max_line_bytes: usize,
+    },
     Syslog {
         facility: u8,
         rfc5424: bool,
@@ -86,7 +113,9 @@ impl Format {
                 color: fancy.color.unwrap_or_else(|| color_of(watcher)),
                 prefix: Prefix::new(&fancy.time_format),
             },
-            Style::Json => Self::Json,
+            Style::Json { max_line_bytes } => Self::Json {
+                max_line_bytes: *max_line_bytes,
+            },
             Style::Syslog {
                 facility,
                 rfc5424,
@@ -109,13 +138,37 @@ impl Format {
     pub(super) fn max_line_bytes(&self) -> usize {
         match self {
             Self::Raw | Self::Stamped(_) | Self::Fancy { .. } => MAX_LINE_BYTES,
-            Self::Json => MAX_JSON_LINE_BYTES,
+            Self::Json { max_line_bytes } => *max_line_bytes,
             Self::Syslog { remote: false, .. } => MAX_LOCAL_MESSAGE_BYTES,
             Self::Syslog { remote: true, .. } => MAX_REMOTE_MESSAGE_BYTES,
         }
     }
 
-    /// Adds what becomes of a line, without its newline, to `out`; nothing at all is one possibility.
+    /// The same for this very line: what becomes of it has to fit one write.
+    pub(super) fn max_line_bytes_of(&self, line: &[u8]) -> usize {
+        match self {
+            Self::Json { max_line_bytes } if line.len() > SURE_JSON_LINE_BYTES => {
+                let line = line.get(..*max_line_bytes).unwrap_or(line);
+                if json_bytes(line) + AROUND_JSON_LINE_BYTES < MAX_BATCH_BYTES {
+                    *max_line_bytes
+                } else {
+                    SURE_JSON_LINE_BYTES
+                }
+            }
+            other => other.max_line_bytes(),
+        }
+    }
+
+    /// What ends a line of which only the beginning stands in the file; `None` where each part of a line is complete in itself.
+    pub(super) fn ending(&self) -> Option<&'static [u8]> {
+        match self {
+            Self::Stamped(_) => Some(b"\n"),
+            Self::Fancy { .. } => Some(b"\x1b[0m\n"),
+            Self::Raw | Self::Json { .. } | Self::Syslog { .. } => None,
+        }
+    }
+
+    /// Adds what becomes of a line or a part of one, without its newline, to `out`; nothing at all is one possibility.
     pub(super) fn line(
         &mut self,
         out: &mut Vec<u8>,
@@ -123,6 +176,7 @@ impl Format {
         kind: Kind,
         stamp_us: i64,
         line: &[u8],
+        part: Part,
     ) {
         match self {
             Self::Raw => {
@@ -130,20 +184,28 @@ impl Format {
                 out.push(b'\n');
             }
             Self::Stamped(prefix) => {
-                out.extend_from_slice(prefix.at(stamp_us, author.pid));
+                if !part.joined {
+                    out.extend_from_slice(prefix.at(stamp_us, author.pid));
+                }
                 out.extend_from_slice(line);
-                out.push(b'\n');
+                if !part.more {
+                    out.push(b'\n');
+                }
             }
             Self::Fancy { color, prefix } => {
-                if line.is_empty() {
+                if line.is_empty() && !part.joined {
                     return;
                 }
-                let _ = write!(out, "\x1b[0;3{color};40m");
-                out.extend_from_slice(prefix.at(stamp_us, author.pid));
+                if !part.joined {
+                    let _ = write!(out, "\x1b[0;3{color};40m");
+                    out.extend_from_slice(prefix.at(stamp_us, author.pid));
+                }
                 out.extend_from_slice(line);
-                out.extend_from_slice(b"\x1b[0m\n");
+                if !part.more {
+                    out.extend_from_slice(b"\x1b[0m\n");
+                }
             }
-            Self::Json => json_line(out, author, kind, stamp_us, line),
+            Self::Json { .. } => json_line(out, author, kind, stamp_us, line, part),
             Self::Syslog {
                 facility,
                 rfc5424,
@@ -185,8 +247,35 @@ impl Format {
     }
 }
 
-/// `line` is always text, what is not UTF-8 in it replaced; where something was, `line_base64` has every byte.
-fn json_line(out: &mut Vec<u8>, author: &Author, kind: Kind, stamp_us: i64, line: &[u8]) {
+/// At most so many bytes become of a line in an object.
+fn json_bytes(line: &[u8]) -> usize {
+    let in_base64 = match std::str::from_utf8(line) {
+        Ok(_) => 0,
+        Err(_) => line.len().div_ceil(3) * 4,
+    };
+    let in_text: usize = line
+        .iter()
+        .map(|byte| match byte {
+            b'"' | b'\\' => 2,
+            0..0x20 => 6,
+            0x20..0x80 => 1,
+            // Where it is not UTF-8, the character that stands for it.
+            0x80.. => 3,
+        })
+        .sum();
+    in_text + in_base64
+}
+
+/// `line` is always text, what is not UTF-8 in it replaced; where something was, `line_base64` has every byte. A part of a line says which
+/// it is, and whether more come.
+fn json_line(
+    out: &mut Vec<u8>,
+    author: &Author,
+    kind: Kind,
+    stamp_us: i64,
+    line: &[u8],
+    part: Part,
+) {
     let time = civil::local(stamp_us).to_rfc3339_opts(SecondsFormat::Micros, false);
     let stream = if kind == Kind::Err {
         "stderr"
@@ -205,6 +294,10 @@ fn json_line(out: &mut Vec<u8>, author: &Author, kind: Kind, stamp_us: i64, line
     );
     if matches!(text, std::borrow::Cow::Owned(_)) {
         let _ = write!(out, ",\"line_base64\":\"{}\"", base64(line));
+    }
+    let Part { number, more, .. } = part;
+    if number > 1 || more {
+        let _ = write!(out, ",\"part\":{number},\"more\":{more}");
     }
     out.extend_from_slice(b"}\n");
 }
@@ -267,7 +360,8 @@ mod tests {
             pid: 42,
         };
         let mut out = Vec::new();
-        Format::new(style, "web").line(&mut out, &author, kind, 1_795_315_366_978_956, line);
+        let stamp_us = 1_795_315_366_978_956;
+        Format::new(style, "web").line(&mut out, &author, kind, stamp_us, line, Part::WHOLE);
         String::from_utf8(out).unwrap()
     }
 
@@ -284,9 +378,28 @@ mod tests {
         assert_eq!(made(&style, Kind::Out, b""), "");
     }
 
+    const JSON: Style = Style::Json {
+        max_line_bytes: 65_536,
+    };
+
+    #[test]
+    fn whatever_a_line_is_made_of_its_object_fits_one_write() {
+        for byte in 0..=255u8 {
+            for mixed in [b'a', 0xff, 1] {
+                let mut line = vec![byte; 65_536];
+                line[7] = mixed;
+                let format = Format::new(&JSON, "w");
+                let part = &line[..format.max_line_bytes_of(&line)];
+                let length = made(&JSON, Kind::Out, part).len();
+                assert!(length < MAX_BATCH_BYTES, "{byte} {mixed}: {length}");
+                assert!(length <= json_bytes(part) + AROUND_JSON_LINE_BYTES);
+            }
+        }
+    }
+
     #[test]
     fn a_json_line_keeps_every_byte() {
-        let line = made(&Style::Json, Kind::Err, "a\"\u{1b}\u{e9}".as_bytes());
+        let line = made(&JSON, Kind::Err, "a\"\u{1b}\u{e9}".as_bytes());
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["line"], "a\"\u{1b}\u{e9}");
         assert_eq!(value["watcher"], "web [1]");
@@ -295,7 +408,7 @@ mod tests {
         assert!(value["time"].as_str().unwrap().contains(".978956"));
         assert!(value.get("line_base64").is_none());
         let value: serde_json::Value =
-            serde_json::from_str(&made(&Style::Json, Kind::Out, b"a\xff")).unwrap();
+            serde_json::from_str(&made(&JSON, Kind::Out, b"a\xff")).unwrap();
         assert_eq!(value["line"], "a\u{fffd}");
         assert_eq!(value["line_base64"], "Yf8=");
         assert_eq!(base64(b"abc"), "YWJj");

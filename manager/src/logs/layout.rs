@@ -61,7 +61,11 @@ pub enum Kind {
     Dropped,
     /// 1 when a line matched what the process's readiness waits for.
     Matched,
-    /// What a later version counts; never 0 to 5. Carried along until the process is forgotten: it never goes back either.
+    /// Where a line of standard output was cut that goes on; see [`Cut`].
+    OutCut,
+    /// The same for standard error.
+    ErrCut,
+    /// What a later version counts; never 0 to 7. Carried along until the process is forgotten: it never goes back either.
     Other(u64),
 }
 
@@ -73,6 +77,8 @@ impl Kind {
             Self::Gap => 3,
             Self::Dropped => 4,
             Self::Matched => 5,
+            Self::OutCut => 6,
+            Self::ErrCut => 7,
             Self::Other(word) => word,
         }
     }
@@ -86,7 +92,39 @@ impl Kind {
             3 => Some(Self::Gap),
             4 => Some(Self::Dropped),
             5 => Some(Self::Matched),
+            6 => Some(Self::OutCut),
+            7 => Some(Self::ErrCut),
             other => Some(Self::Other(other)),
+        }
+    }
+}
+
+/// Where a line was cut that is too long for one piece. Kept like a position, which it begins with, so it only ever grows; it speaks of
+/// the end of what is written as long as that is the stream's done position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// The done position with which it is written.
+    pub(super) position: u64,
+    /// Parts of the line up to there, at least 1; more than [`Cut::MAX_PARTS`] are not counted.
+    pub(super) parts: u32,
+}
+
+impl Cut {
+    const PARTS_BITS: u32 = 16;
+    pub(super) const MAX_PARTS: u32 = (1 << Self::PARTS_BITS) - 1;
+
+    /// `None` for a position beyond 2^48, which is 280 TB of one process: a line that is cut there begins anew.
+    pub(super) fn to_word(self) -> Option<u64> {
+        let parts = u64::from(self.parts.min(Self::MAX_PARTS));
+        let fits = self.position >> (u64::BITS - Self::PARTS_BITS) == 0;
+        fits.then_some(self.position << Self::PARTS_BITS | parts)
+    }
+
+    pub(super) fn from_word(word: u64) -> Self {
+        let parts = word & u64::from(Self::MAX_PARTS);
+        Self {
+            position: word >> Self::PARTS_BITS,
+            parts: u32::try_from(parts).unwrap_or(Self::MAX_PARTS),
         }
     }
 }
@@ -98,6 +136,17 @@ pub struct Source {
     pub serial: u64,
     /// Which of its counts.
     pub kind: Kind,
+}
+
+impl Source {
+    /// Where its cuts are counted.
+    pub(super) fn cuts(self) -> Self {
+        let kind = match self.kind {
+            Kind::Err => Kind::ErrCut,
+            _ => Kind::OutCut,
+        };
+        Self { kind, ..self }
+    }
 }
 
 /// A done position that holds once a write is finished.

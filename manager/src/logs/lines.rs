@@ -14,6 +14,8 @@ pub const MAX_LINE_BYTES: usize = 64 * 1024;
 pub struct Piece<'a> {
     /// Beginning of the first line, from earlier chunks.
     pub head: &'a [u8],
+    /// Where the head's bytes come from: runs of contiguous ones, each as its offset in the head and the position of its first byte.
+    pub head_runs: &'a [(usize, u64)],
     /// The rest of the first line, and when it ends in a newline perhaps more lines.
     pub body: &'a [u8],
     /// Position of the body's first byte; the body's bytes are contiguous, the head's need not be.
@@ -30,6 +32,22 @@ impl Piece<'_> {
     pub fn done(&self) -> u64 {
         self.body_start + self.body.len() as u64
     }
+
+    /// The position behind the first `bytes` bytes of head and body.
+    #[must_use]
+    pub fn position_after(&self, bytes: usize) -> u64 {
+        if bytes > self.head.len() || self.head.is_empty() {
+            return self.body_start + (bytes - self.head.len()) as u64;
+        }
+        let before = self.head_runs.partition_point(|(at, _)| *at < bytes);
+        match before
+            .checked_sub(1)
+            .and_then(|run| self.head_runs.get(run))
+        {
+            Some((at, position)) => position + (bytes - at) as u64,
+            None => 0,
+        }
+    }
 }
 
 /// Makes lines of chunks.
@@ -38,6 +56,8 @@ pub struct Assembler {
     /// Everything of the stream below is emitted or in the tail.
     next: u64,
     tail: Vec<u8>,
+    /// Its runs of contiguous bytes.
+    tail_runs: Vec<(usize, u64)>,
     tail_start: u64,
     tail_stamp_us: i64,
     limit: usize,
@@ -50,6 +70,7 @@ impl Assembler {
         Self {
             next: position,
             tail: Vec::new(),
+            tail_runs: Vec::new(),
             tail_start: 0,
             tail_stamp_us: 0,
             limit: limit.clamp(1, MAX_LINE_BYTES),
@@ -89,13 +110,13 @@ impl Assembler {
             let taken = if self.tail.is_empty() {
                 match rest.iter().rposition(|byte| *byte == b'\n') {
                     Some(last) => Some(last + 1),
-                    None => (rest.len() > room).then_some(room),
+                    None => (rest.len() > room).then(|| whole_characters(rest, room)),
                 }
             } else {
                 let near = rest.get(..=room).unwrap_or(rest);
                 match near.iter().position(|byte| *byte == b'\n') {
                     Some(first) => Some(first + 1),
-                    None => (rest.len() > room).then_some(room),
+                    None => (rest.len() > room).then(|| whole_characters(rest, room)),
                 }
             };
             let Some(length) = taken else {
@@ -103,12 +124,19 @@ impl Assembler {
                     self.tail_start = at;
                     self.tail_stamp_us = stamp_us;
                 }
+                let goes_on = self.tail_runs.last().is_some_and(|(from, position)| {
+                    position + (self.tail.len() - from) as u64 == at
+                });
+                if !goes_on {
+                    self.tail_runs.push((self.tail.len(), at));
+                }
                 self.tail.extend_from_slice(rest);
                 break;
             };
             let (body, more) = rest.split_at(length);
             emit(Piece {
                 head: &self.tail,
+                head_runs: &self.tail_runs,
                 body,
                 body_start: at,
                 head_stamp_us: if self.tail.is_empty() {
@@ -119,29 +147,46 @@ impl Assembler {
                 body_stamp_us: stamp_us,
             })?;
             self.tail.clear();
+            self.tail_runs.clear();
             at += length as u64;
             rest = more;
         }
         Ok(())
     }
 
-    /// Emits the unfinished line: the stream ended, or its continuation was dropped.
+    /// Emits the unfinished line: the stream ended, or its continuation was dropped. Where there is none, an empty piece if `always`.
     ///
     /// # Errors
     /// The error of `emit`.
-    pub fn finish<E>(&mut self, emit: impl FnOnce(Piece<'_>) -> Result<(), E>) -> Result<(), E> {
-        if self.tail.is_empty() {
+    pub fn finish<E>(
+        &mut self,
+        always: bool,
+        emit: impl FnOnce(Piece<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.tail.is_empty() && !always {
             return Ok(());
         }
         let tail = std::mem::take(&mut self.tail);
+        let runs = std::mem::take(&mut self.tail_runs);
         emit(Piece {
             head: &tail,
+            head_runs: &runs,
             body: &[],
             body_start: self.next,
             head_stamp_us: self.tail_stamp_us,
             body_stamp_us: self.tail_stamp_us,
         })
     }
+}
+
+/// How many of the first `room` bytes to take so that no character of UTF-8 is cut, where that is what the bytes are.
+pub(super) fn whole_characters(bytes: &[u8], room: usize) -> usize {
+    let is_inside = |at: usize| bytes.get(at).is_some_and(|byte| byte & 0xC0 == 0x80);
+    // A character has at most four bytes.
+    (room.saturating_sub(3).max(1)..=room)
+        .rev()
+        .find(|at| !is_inside(*at))
+        .unwrap_or(room)
 }
 
 #[cfg(test)]
@@ -193,6 +238,34 @@ mod tests {
     }
 
     #[test]
+    fn bytes_of_a_head_in_several_runs_have_their_positions() {
+        let mut lines = Assembler::new(0, 100);
+        run(
+            &mut lines,
+            &[(0, b"ab"), (2, b"c"), (10, b"de"), (20, b"f")],
+        );
+        let mut positions = Vec::new();
+        lines
+            .feed(30, b"gh\n", 1, |piece| {
+                positions = (1..=9).map(|bytes| piece.position_after(bytes)).collect();
+                Ok::<_, ()>(())
+            })
+            .unwrap();
+        assert_eq!(positions, [1, 2, 3, 11, 12, 21, 31, 32, 33]);
+    }
+
+    #[test]
+    fn no_character_is_cut() {
+        let text = "a\u{e9}\u{20ac}\u{1f600}".as_bytes();
+        let cuts: Vec<_> = (1..text.len())
+            .map(|room| whole_characters(text, room))
+            .collect();
+        assert_eq!(cuts, [1, 1, 3, 3, 3, 6, 6, 6, 6]);
+        // What is no text is cut anywhere.
+        assert_eq!(whole_characters(&[0x80; 9], 8), 8);
+    }
+
+    #[test]
     fn a_line_of_exactly_the_limit_is_one_piece() {
         let mut lines = Assembler::new(0, 4);
         let out = run(&mut lines, &[(0, b"ab"), (2, b"cd"), (4, b"\n")]);
@@ -222,7 +295,7 @@ mod tests {
             for pair in cuts.windows(2) {
                 lines.feed(pair[0] as u64, &text[pair[0]..pair[1]], 0, &mut emit).unwrap();
             }
-            lines.finish(&mut emit).unwrap();
+            lines.finish(false, &mut emit).unwrap();
             let from = usize::try_from(start).unwrap().min(text.len());
             prop_assert_eq!(seen, &text[from..]);
         }

@@ -160,7 +160,9 @@ fn route(stream: &StreamConfig) -> Option<Route> {
                 mkdir: file.mkdir,
             },
             style: match &file.time_format {
-                _ if file.json => Style::Json,
+                _ if file.json => Style::Json {
+                    max_line_bytes: file.max_line_bytes,
+                },
                 Some(format) => Style::Stamped(format.clone()),
                 None => Style::Raw,
             },

@@ -71,6 +71,14 @@ impl Sink {
         }
     }
 
+    /// Notes something else that holds once the unit added last is out. What a daemon took is not known to be in its log, so nothing is
+    /// noted of it.
+    pub(super) fn note(&mut self, delta: Delta) {
+        if let Self::File(file) = self {
+            file.note(delta);
+        }
+    }
+
     /// Adds whole lines as they are, the first of them continuing `head`.
     pub(super) fn append_raw(
         &mut self,

@@ -26,7 +26,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::logs::layout::{
-    BUFFER_OFFSET, DELTA_BYTES, DELTAS_OFFSET, Delta, FileId, Kind, MAGIC, MAGIC_FAMILY,
+    BUFFER_OFFSET, Cut, DELTA_BYTES, DELTAS_OFFSET, Delta, FileId, Kind, MAGIC, MAGIC_FAMILY,
     MAX_BATCH_BYTES, MAX_DELTAS, MAX_PATH_BYTES, MAX_SLOTS, PATH_OFFSET, Phase, RECORD_BYTES,
     RECORD_OFFSETS, Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot, Source, Unfinished,
     Work, read_word,
@@ -127,6 +127,16 @@ impl Store {
     #[must_use]
     pub fn done(&self, source: Source) -> u64 {
         self.positions.done(source)
+    }
+
+    /// How often the line was cut at which what is written of a stream ends; 0 when that is the end of a line.
+    pub(super) fn parts(&self, source: Source) -> u32 {
+        let cut = Cut::from_word(self.done(source.cuts()));
+        if cut.parts > 0 && cut.position == self.done(source) {
+            cut.parts
+        } else {
+            0
+        }
     }
 
     /// Every process with a position, as often as it has some.

@@ -12,6 +12,7 @@ use crate::config::{SyslogAddress, SyslogConfig};
 use crate::logs::file::Limits;
 use crate::logs::format::Style;
 use crate::logs::layout::Kind;
+use crate::logs::lines::MAX_LINE_BYTES;
 use crate::logs::schedule::Now;
 use crate::logs::sink::Address;
 use crate::logs::store::Store;
@@ -338,4 +339,201 @@ fn a_gap_is_reported_once_by_whoever_comes_first() {
     assert_eq!(lines[1..3], ["a", "b"]);
     assert!(lines[3].starts_with(&gap(5)), "{text}");
     assert_eq!(lines[4], "c");
+}
+
+fn styled(directory: &Path, name: &str, style: Style) -> Option<Route> {
+    to(directory, name).map(|route| Route { style, ..route })
+}
+
+fn stamped(directory: &Path, name: &str) -> Option<Route> {
+    styled(directory, name, Style::Stamped("T".to_owned()))
+}
+
+fn read(directory: &Path, name: &str) -> String {
+    fs::read_to_string(directory.join(name)).unwrap()
+}
+
+/// What is written at once: less than a reel's share, more than a line's limit when there are two.
+const CHUNK: usize = 60_000;
+
+#[test]
+fn a_long_line_had_a_stamp_in_every_part_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let routes = Routes {
+        out: stamped(directory, "log"),
+        ..Routes::default()
+    };
+    let mut first = writer();
+    first.add(&process(0, 0), &routes);
+    let mut expected = "T [42] | ".to_owned();
+    let mut position = 0;
+    let mut done = 0;
+    for letter in ["a", "b", "c", "d", "e", "f"] {
+        let text = letter.repeat(CHUNK);
+        if let Some((_, acknowledged)) = write(&mut first, position, Kind::Out, &text).last() {
+            done = *acknowledged;
+        }
+        position += CHUNK as u64;
+        expected += &text;
+    }
+    assert!(done > 0);
+    // The manager is killed within the line. Its successor gets what is not acknowledged once more, and the rest.
+    let mut second = successor(&first);
+    second.add(&process(done, 0), &routes);
+    let start = usize::try_from(done).unwrap();
+    let rest = format!("{}the end\nnext\n", &expected["T [42] | ".len()..][start..]);
+    write(&mut second, done, Kind::Out, &rest);
+    expected += "the end\nT [42] | next\n";
+    assert!(
+        read(directory, "log") == expected,
+        "{} stamps",
+        read(directory, "log").matches("T [").count()
+    );
+}
+
+#[test]
+fn a_line_of_another_stream_stood_within_a_long_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let routes = Routes {
+        out: stamped(directory, "log"),
+        err: stamped(directory, "log"),
+        ..Routes::default()
+    };
+    let mut first = writer();
+    first.add(&process(0, 0), &routes);
+    let long = "x".repeat(MAX_LINE_BYTES);
+    let mut at = 0;
+    let mut say = |writer: &mut LogWriter, kind, text: &str| {
+        write(writer, at, kind, text);
+        at += text.len() as u64;
+    };
+    say(&mut first, Kind::Out, &long);
+    say(&mut first, Kind::Out, "y");
+    say(&mut first, Kind::Err, "error\n");
+    say(&mut first, Kind::Out, "z\n");
+    let before = format!("T [42] | {long}\nT [42] | error\n");
+    let short = |text: &str| text.replace(&long, "LONG");
+    let expected = format!("{before}T [42] | yz\n");
+    assert_eq!(short(&read(directory, "log")), short(&expected));
+    // The same where the manager is killed between the two: the line was ended, and its successor knows.
+    fs::remove_file(directory.join("log")).unwrap();
+    let mut first = writer();
+    first.add(&process(0, 0), &routes);
+    let mut at = 0;
+    for (kind, text) in [
+        (Kind::Out, long.as_str()),
+        (Kind::Out, "y"),
+        (Kind::Err, "error\n"),
+    ] {
+        write(&mut first, at, kind, text);
+        at += text.len() as u64;
+    }
+    let mut second = successor(&first);
+    let kept = MAX_LINE_BYTES as u64;
+    second.add(&process(kept, 0), &routes);
+    write(&mut second, kept, Kind::Out, "y");
+    write(&mut second, kept + 1, Kind::Err, "error\n");
+    write(&mut second, kept + 7, Kind::Out, "z\n");
+    let short = |text: &str| text.replace(&long, "LONG");
+    let expected = format!("{before}T [42] | yz\n");
+    assert_eq!(short(&read(directory, "log")), short(&expected));
+}
+
+#[test]
+fn parts_of_a_long_json_line_could_not_be_joined() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let style = Style::Json {
+        max_line_bytes: 40_000,
+    };
+    let routes = Routes {
+        out: styled(directory, "log", style),
+        ..Routes::default()
+    };
+    // Characters of three bytes, and those that take six as text.
+    let line = format!("{}{}", "\u{20ac}".repeat(40_000), "\u{1}".repeat(70_000));
+    let text = format!("short\n{line}\nlast\n");
+    for mut cut in [None, Some(50_000), Some(100_000), Some(199_000)] {
+        let killed = format!("killed at {cut:?}");
+        let _ = fs::remove_file(directory.join("log"));
+        let mut writer = writer();
+        writer.add(&process(0, 0), &routes);
+        let mut at = 0;
+        let mut done = 0;
+        while at < text.len() {
+            let near = (at + 30_000).min(text.len());
+            let end = (at..=near)
+                .rev()
+                .find(|end| text.is_char_boundary(*end))
+                .unwrap();
+            if let Some((_, position)) =
+                write(&mut writer, at as u64, Kind::Out, &text[at..end]).last()
+            {
+                done = usize::try_from(*position).unwrap();
+            }
+            at = end;
+            if cut.take_if(|cut| end > *cut).is_some() {
+                writer = successor(&writer);
+                writer.add(&process(done as u64, 0), &routes);
+                at = done;
+            }
+        }
+        let mut joined = vec![String::new()];
+        let mut part = 0;
+        for object in read(directory, "log").lines() {
+            let object: serde_json::Value = serde_json::from_str(object).unwrap();
+            *joined.last_mut().unwrap() += object["line"].as_str().unwrap();
+            assert!(object.get("line_base64").is_none(), "no character is cut");
+            if let Some(number) = object.get("part") {
+                part += 1;
+                assert_eq!(number, part, "killed at {cut:?}");
+            } else {
+                assert_eq!(part, 0);
+            }
+            if object.get("more") != Some(&true.into()) {
+                joined.push(String::new());
+                part = 0;
+            }
+        }
+        assert!(joined == ["short", &line, "last", ""], "{killed}");
+    }
+}
+
+#[test]
+fn a_long_line_that_its_process_does_not_end_gets_an_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let routes = Routes {
+        out: stamped(directory, "log"),
+        err: styled(
+            directory,
+            "json",
+            Style::Json {
+                max_line_bytes: 1024,
+            },
+        ),
+        ..Routes::default()
+    };
+    let mut first = writer();
+    first.add(&process(0, 0), &routes);
+    let long = "x".repeat(MAX_LINE_BYTES + 1);
+    write(&mut first, 0, Kind::Out, &long);
+    write(&mut first, long.len() as u64, Kind::Err, &"y".repeat(1025));
+    // The rest of both was dropped while no manager ran.
+    let mut second = successor(&first);
+    let all = (long.len() + 1025) as u64;
+    second.add(&process(all - 1026, 1026), &routes);
+    write(&mut second, all, Kind::Out, "more\n");
+    second.end(7, Kind::Out, Now::read());
+    second.end(7, Kind::Err, Now::read());
+    second.flush(Now::read());
+    let text = read(directory, "log");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{:?}", &text[MAX_LINE_BYTES..]);
+    assert!(lines[1].contains("were dropped here") && lines[2] == "T [42] | more");
+    let text = read(directory, "json");
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["part"], &last["more"]), (&2.into(), &false.into()));
 }

@@ -113,6 +113,7 @@ impl LogWriter {
                 store,
                 sinks,
                 scratch: Vec::new(),
+                open_lines: HashMap::new(),
             },
             by_address,
             compressor: Compressor::default(),
@@ -185,14 +186,17 @@ impl LogWriter {
                 .as_ref()
                 .map(|route| self.target(route, &author.watcher));
             let limit = limit(tail_limit, target.as_ref());
-            Stream {
+            let mut stream = Stream {
                 source,
-                lines: Assembler::new(self.desk.store.done(source), limit),
+                lines: Assembler::new(0, limit),
                 limit,
+                parts: 0,
                 target,
                 stale: false,
                 next_route: None,
-            }
+            };
+            stream.begin(&mut self.desk);
+            stream
         });
         self.books.insert(
             serial,
@@ -265,7 +269,7 @@ impl LogWriter {
         };
         touch(book, &mut self.touched, serial);
         let waits = book.ready.is_some();
-        book.end(&mut self.desk, kind, false, now);
+        book.end(&mut self.desk, kind, now);
         if waits && book.ready.is_none() {
             self.note_match(serial);
         }
@@ -395,11 +399,15 @@ impl LogWriter {
                 }
             }
         }
+        for index in &resumed {
+            // What it ends with is what the state says.
+            self.desk.open_lines.remove(index);
+        }
         self.compress(now.at);
         let mut turns = Vec::new();
         for (serial, book) in &mut self.books {
             for index in &resumed {
-                book.resume(&self.desk.store, *index);
+                book.resume(&mut self.desk, *index);
             }
             for (place, stream) in book.streams.iter_mut().enumerate() {
                 if !stream.stale
@@ -418,7 +426,7 @@ impl LogWriter {
             let target = route.as_ref().map(|route| self.target(route, &watcher));
             if let Some(book) = self.books.get_mut(&serial) {
                 let limit = limit(book.tail_limit, target.as_ref());
-                book.turn(&self.desk.store, place, target, limit);
+                book.turn(&mut self.desk, place, target, limit, now);
             }
         }
         !resumed.is_empty()

@@ -69,6 +69,13 @@ pub const STREAM: &[Key] = &[
         "%Y-%m-%d %H:%M:%S",
     ),
     key(
+        "max_line_bytes",
+        "1024 to 65536",
+        Value("32768"),
+        "a longer line becomes several objects of a `json` file, each with `part` (from 1) and `more`",
+        "65536",
+    ),
+    key(
         "color",
         "`red`, `green`, `yellow`, `blue`, `magenta`, `cyan` or `white`",
         Words("one of them, by the watcher's name"),

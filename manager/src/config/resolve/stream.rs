@@ -121,11 +121,30 @@ const TIMED_FILE: &[&str] = &[
     "utc",
 ];
 
+const JSON_FILE: &[&str] = &[
+    "filename",
+    "time_format",
+    "max_bytes",
+    "backup_count",
+    "compress",
+    "mkdir",
+    "rotate_when",
+    "rotate_interval",
+    "utc",
+    "max_line_bytes",
+];
+
+/// Longest line in one JSON object, unless said otherwise; such a line fits one whatever it is made of.
+const LINE_BYTES: usize = 32 * 1024;
+/// What may be said. The kernel keeps a line until it has an end or this length.
+const MAX_LINE_BYTES: i64 = 64 * 1024;
+const MIN_LINE_BYTES: i64 = 1024;
+
 const CLASSES: &[Class] = &[
     class("FileStream", Kind::File, PLAIN_FILE),
     class("WatchedFileStream", Kind::File, PLAIN_FILE),
     class("TimedRotatingFileStream", Kind::File, TIMED_FILE),
-    class("json", Kind::File, TIMED_FILE),
+    class("json", Kind::File, JSON_FILE),
     class("StdoutStream", Kind::Stdout, &[]),
     class("FancyStdoutStream", Kind::Fancy, &["color", "time_format"]),
     class("syslog", Kind::Syslog, &["address", "facility", "format"]),
@@ -209,6 +228,13 @@ fn file(
             .unwrap_or(false),
         mkdir: fields.boolean(&format!("{prefix}mkdir"), false),
         json: class == "json",
+        max_line_bytes: fields
+            .whole(
+                &format!("{prefix}max_line_bytes"),
+                MIN_LINE_BYTES,
+                MAX_LINE_BYTES,
+            )
+            .unwrap_or(LINE_BYTES),
     })
 }
 

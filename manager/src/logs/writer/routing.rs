@@ -75,7 +75,7 @@ impl LogWriter {
             }
             again |= stream.stale;
             let limit = limit(book.tail_limit, fresh.as_ref());
-            book.turn(&self.desk.store, place, fresh, limit);
+            book.turn(&mut self.desk, place, fresh, limit, now);
         }
         if let Some(book) = self.books.get_mut(&serial) {
             let matched = Source {

@@ -39,6 +39,9 @@ pub struct Kept {
     /// Serials of workers that ended and are not to be started again (`respawn = false`).
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub finished: BTreeSet<u64>,
+    /// Those of `finished` that did not end with 0.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub failed: BTreeSet<u64>,
     /// Serials of workers whose end was dealt with and that the kernel still lists.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub ended: BTreeSet<u64>,

@@ -601,6 +601,7 @@ impl Supervisor {
             .chain(self.late_deadline())
             .chain(self.answers_deadline())
             .chain(saves)
+            .chain(self.proof_deadline(Instant::now()))
             .min()
     }
 

@@ -10,6 +10,7 @@
 //! | `found` | workers that were there already: a predecessor's, or of a start whose answer was lost |
 //! | `left` | what workers leave behind, and when their numbers are free again |
 //! | `roll` | the rolling reload and its way back |
+//! | `proof` | when a start is done, or has failed |
 //! | `pauses` | when each worker may be started again |
 //! | `view` | what others are told of it |
 //!
@@ -30,6 +31,7 @@ mod ends;
 mod found;
 mod left;
 mod pauses;
+mod proof;
 mod roll;
 mod steps;
 mod view;
@@ -176,6 +178,8 @@ pub struct Watcher {
     flapping_until: Option<Instant>,
     /// Starts the kernel refused in a row.
     refused: u32,
+    /// By number of a worker: how often in a row it failed before it had shown that it stays.
+    early: BTreeMap<u32, u32>,
     /// Starting it has no prospect; a person has to look.
     gave_up: bool,
     /// All wanted workers served at once since the last start.
@@ -218,6 +222,7 @@ impl Watcher {
             ends: ends::kept_ends(&kept.flapping, at),
             flapping_until: (!flapping_left.is_zero()).then(|| at.now + flapping_left),
             refused: 0,
+            early: BTreeMap::new(),
             gave_up: kept.gave_up && kept.stopped != Some(true),
             came_up: kept.came_up,
             outdated: BTreeSet::new(),
@@ -255,6 +260,7 @@ impl Watcher {
     pub fn start(&mut self) {
         self.kept.stopped = Some(false);
         self.kept.finished.clear();
+        self.kept.failed.clear();
         self.forgive();
         self.released = true;
         self.dormant = self.config.on_demand && self.workers.is_empty();
@@ -382,6 +388,7 @@ impl Watcher {
         self.cancel_roll();
         for serials in [
             &mut self.kept.finished,
+            &mut self.kept.failed,
             &mut self.kept.ended,
             &mut self.kept.ready,
         ] {
@@ -527,6 +534,7 @@ impl Watcher {
         self.gave_up = false;
         self.kept.gave_up = false;
         self.pauses.clear();
+        self.early.clear();
         self.ends.clear();
         self.flapping_until = None;
         self.kept.flapping = crate::state::KeptFlapping::default();

@@ -36,6 +36,7 @@ mod servers;
 mod slow_disk;
 mod sockets;
 mod stack;
+mod starts;
 mod stuck;
 mod successor;
 mod surroundings;

@@ -14,12 +14,12 @@ use crate::harness::{Scratch, binary, private_command, procfs, wait_for, wait_un
 const SOON: Duration = Duration::from_secs(6);
 
 /// An installation that `papactl up` started, with a kernel behind a socket of its own.
-struct Site {
-    scratch: Scratch,
+pub(crate) struct Site {
+    pub(crate) scratch: Scratch,
 }
 
 impl Site {
-    fn new(ini: &str) -> Self {
+    pub(crate) fn new(ini: &str) -> Self {
         let site = Self {
             scratch: Scratch::new(),
         };
@@ -33,7 +33,7 @@ impl Site {
         site
     }
 
-    fn papactl(&self, line: &str) -> Output {
+    pub(crate) fn papactl(&self, line: &str) -> Output {
         let mut command: Command = private_command(&binary("papactl"), self.scratch.directory());
         command
             .current_dir(self.scratch.directory())
@@ -43,7 +43,7 @@ impl Site {
     }
 
     #[track_caller]
-    fn done(&self, line: &str) -> String {
+    pub(crate) fn done(&self, line: &str) -> String {
         let output = self.papactl(line);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -67,7 +67,7 @@ impl Site {
         said
     }
 
-    fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         let output = self.papactl("status --json");
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
@@ -84,7 +84,7 @@ impl Site {
     }
 
     #[track_caller]
-    fn wait_pids(&self, name: &str, count: usize) -> BTreeSet<i32> {
+    pub(crate) fn wait_pids(&self, name: &str, count: usize) -> BTreeSet<i32> {
         wait_for("the workers run", || {
             Some(self.pids(name)).filter(|pids| pids.len() == count)
         })

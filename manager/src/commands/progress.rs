@@ -85,7 +85,7 @@ pub(super) fn missing(status: &StatusReply, selection: &Selection) -> String {
             format!(
                 "{} {} {}/{}",
                 table::printable(&watcher.name),
-                watcher.state.as_str(),
+                word(watcher),
                 watcher.workers.len(),
                 watcher.numprocesses
             )
@@ -94,8 +94,16 @@ pub(super) fn missing(status: &StatusReply, selection: &Selection) -> String {
     described.join(", ")
 }
 
+fn word(watcher: &WatcherStatus) -> &'static str {
+    match watcher.state {
+        WatcherState::Active if watcher.settling => "settling",
+        state => state.as_str(),
+    }
+}
+
 fn is_on_its_way(watcher: &WatcherStatus) -> bool {
     match watcher.state {
+        _ if watcher.settling => true,
         WatcherState::Starting | WatcherState::Stopping => true,
         WatcherState::Active => {
             watcher.workers.len() != watcher.numprocesses as usize

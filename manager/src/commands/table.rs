@@ -205,6 +205,8 @@ mod tests {
                 .collect(),
             message: message.map(str::to_owned),
             failing: false,
+            settling: false,
+            done: false,
             orphans: Vec::new(),
         }
     }

@@ -371,6 +371,7 @@ fn wait_until_up(
 
 fn is_settled(watcher: &WatcherStatus) -> bool {
     match watcher.state {
+        _ if watcher.settling => false,
         // A message beside all workers is history.
         WatcherState::Active => {
             watcher.message.is_none() || watcher.workers.len() >= watcher.numprocesses as usize
@@ -392,7 +393,8 @@ fn finish(
         .watchers
         .iter()
         .filter(|watcher| {
-            let stopped = watcher.state == WatcherState::Stopped && !watcher.dormant;
+            let stopped =
+                watcher.state == WatcherState::Stopped && !watcher.dormant && !watcher.done;
             !is_settled(watcher) || (stopped && watcher.message.is_some())
         })
         .map(|watcher| table::printable(&watcher.name))

@@ -75,6 +75,13 @@ pub struct WatcherStatus {
     /// It was given up, pauses after too many ends, or ends again and again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub failing: bool,
+    /// It is wanted, and not all its workers have shown that they stay: they run for less than a moment, or have not said that they
+    /// are ready.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub settling: bool,
+    /// Its workers were to end, and all have, with 0.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub done: bool,
     /// Workers of it that an earlier kernel left running.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub orphans: Vec<OrphanStatus>,

@@ -4,6 +4,7 @@
 //! stopped. A dependency that goes away later takes nobody with it. Leaves to others: the start and the stop themselves (`watcher`).
 
 use std::collections::{BTreeSet, HashSet};
+use std::time::Instant;
 
 use crate::supervisor::{Supervisor, WatcherId};
 use crate::watcher::{Gate, Watcher};
@@ -91,7 +92,7 @@ impl Supervisor {
             if !other.is_wanted() {
                 return Some(format!("waits for {name}, which is stopped"));
             }
-            match other.start_outcome() {
+            match other.start_outcome(Instant::now()) {
                 Some(Err(reason)) => Some(format!("waits for {name}: {reason}")),
                 _ => self.start_hindrance(other),
             }

@@ -151,7 +151,7 @@ impl Supervisor {
 
 fn seen(watcher: &Watcher) -> SeenWatcher {
     let kept = watcher.kept();
-    let status = watcher.status();
+    let status = watcher.status(Instant::now());
     SeenWatcher {
         config: watcher.config().clone(),
         count: watcher.count(),

@@ -3,7 +3,7 @@
 //! Owns what is shown of the manager's state, in Circus's shapes; changes nothing.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use papa_protocol::client::ClientError;
 use papa_protocol::json::request as ops;
@@ -121,7 +121,10 @@ impl Supervisor {
             Some(name) => vec![self.named(name)?],
             None => self.watchers.values().collect(),
         };
-        let mut watchers: Vec<_> = shown.iter().map(|watcher| watcher.status()).collect();
+        let mut watchers: Vec<_> = shown
+            .iter()
+            .map(|watcher| watcher.status(Instant::now()))
+            .collect();
         for status in &mut watchers {
             if !self.connected() && status.state != WatcherState::Stopped {
                 status.state = WatcherState::Starting;
@@ -197,7 +200,7 @@ impl Supervisor {
         };
         let pids = self
             .named(name)?
-            .status()
+            .status(Instant::now())
             .workers
             .iter()
             .map(|worker| worker.pid)

@@ -3,6 +3,7 @@
 //! Owns no decision: what a watcher has reached is asked of it. Invariant: a ticket whose asker has gone is dropped.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -27,13 +28,13 @@ pub(super) struct Ticket {
 /// Where watchers are to get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Goal {
-    /// All wanted workers serve.
+    /// All wanted workers serve, and have shown that they stay.
     Up,
     /// No workers are left.
     Stopped,
     /// The reload is over.
     Reloaded,
-    /// The number of workers is the one wanted.
+    /// The number of workers is the one wanted, and they have shown that they stay.
     Settled,
     /// Forgotten.
     Gone,
@@ -75,6 +76,7 @@ impl Supervisor {
 
     /// Whether the watchers have got there, or never will; `None` while that is open.
     pub(super) fn outcome(&self, goal: Goal, watchers: &[WatcherId]) -> Option<Result<(), String>> {
+        let now = Instant::now();
         let mut failures = Vec::new();
         for id in watchers {
             let Some(watcher) = self.watchers.get(id) else {
@@ -85,12 +87,13 @@ impl Supervisor {
             };
             let started = || match self.start_hindrance(watcher) {
                 Some(hindrance) => Some(Err(hindrance)),
-                None => watcher.start_outcome(),
+                None => watcher.start_outcome(now),
             };
             let outcome = match goal {
                 Goal::Up => started()?,
-                Goal::Reloaded => watcher.reload_outcome()?,
-                Goal::Settled if watcher.is_settled() => Ok(()),
+                Goal::Reloaded => watcher.reload_outcome(now)?,
+                Goal::Settled if watcher.is_settled() && !watcher.is_wanted() => Ok(()),
+                Goal::Settled if watcher.is_settled() => started()?,
                 Goal::Settled => match started()? {
                     // Up, while some are still on their way out.
                     Ok(()) => return None,
@@ -110,6 +113,15 @@ impl Supervisor {
         } else {
             Err(failures.join("; "))
         })
+    }
+
+    /// When somebody's watchers will have shown that they stay, if nothing happens before.
+    pub(super) fn proof_deadline(&self, now: Instant) -> Option<Instant> {
+        if self.tickets.is_empty() && self.change.is_none() {
+            return None;
+        }
+        let watchers = self.watchers.values();
+        watchers.filter_map(|watcher| watcher.proves_at(now)).min()
     }
 
     fn body(&self, ticket: &Ticket) -> Value {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::FlappingConfig;
 use crate::state::{KeptFlapping, MAX_ENDS};
+use crate::watcher::proof::Early;
 use crate::watcher::{Ended, Moment, Notice, StartFailure, Watcher};
 use crate::worker::{Running, State, Worker};
 
@@ -75,6 +76,7 @@ impl Watcher {
             "a worker cannot be started"
         );
         self.message = Some(reason);
+        self.note_early(wid, Early::NotUp);
         self.pauses.failed(wid, &self.config.backoff, at);
         self.keep_pauses();
     }
@@ -105,6 +107,7 @@ impl Watcher {
             let reason = format!("worker {wid} {how}");
             if !self.fail_roll(worker.generation, &reason) {
                 let ran = at.now.saturating_duration_since(process.started);
+                self.note_end(wid, ran, worker.is_serving());
                 self.ended_by_itself(wid, serial, ran, how, at);
             }
         }
@@ -137,6 +140,7 @@ impl Watcher {
         });
         self.leave_unseen(wid, unseen.process, asked, (how, ran), at);
         if !dealt_with && !self.fail_roll(generation, &format!("worker {wid} {how}")) {
+            self.note_end(wid, ran, true);
             self.ended_by_itself(wid, serial, ran, how, at);
         }
     }
@@ -191,6 +195,7 @@ impl Watcher {
         tracing::warn!(watcher = self.config.name, wid, "{reason}");
         if !self.fail_roll(generation, &reason) {
             self.message = Some(reason.clone());
+            self.note_early(wid, Early::NotUp);
             // Its number is taken until it has ended, so that the pause has to be everybody's.
             let delay = self.pauses.failed(wid, &self.config.backoff, at);
             self.keep_pauses();
@@ -212,9 +217,7 @@ impl Watcher {
 
     fn ended_by_itself(&mut self, wid: u32, serial: u64, ran: Duration, how: Ended, at: &Moment) {
         if !self.config.respawn {
-            self.kept.finished.insert(serial);
-            self.message = Some(format!("worker {wid} {how}"));
-            return;
+            return self.note_finished(wid, serial, how);
         }
         let backoff = &self.config.backoff;
         if ran >= backoff.reset {

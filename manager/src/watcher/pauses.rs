@@ -110,6 +110,12 @@ impl Pauses {
         self.0.values().filter_map(|pause| pause.until).min()
     }
 
+    /// By number of a worker: its quick ends in a row.
+    pub(super) fn failures(&self) -> impl Iterator<Item = (u32, u32)> {
+        let records = self.0.iter();
+        records.map(|(wid, pause)| (*wid, pause.record.failures()))
+    }
+
     /// Most quick ends in a row of any worker.
     pub(super) fn worst(&self) -> u32 {
         self.0

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use papa_protocol::failpoint;
 
@@ -160,7 +160,7 @@ impl Watcher {
 
     /// What became of the last reload; `None` while that is open. The error is for people.
     #[must_use]
-    pub fn reload_outcome(&self) -> Option<Result<(), String>> {
+    pub fn reload_outcome(&self, now: Instant) -> Option<Result<(), String>> {
         if self.roll.is_some() {
             return None;
         }
@@ -168,12 +168,12 @@ impl Watcher {
             Err(reason) => Some(Err(reason.clone())),
             // Those that were replaced are still ending.
             Ok(()) if self.wanted == Wanted::Running && !self.is_settled() => {
-                match self.start_outcome() {
+                match self.start_outcome(now) {
                     Some(Err(reason)) => Some(Err(reason)),
                     _ => None,
                 }
             }
-            Ok(()) => self.start_outcome(),
+            Ok(()) => self.start_outcome(now),
         }
     }
 

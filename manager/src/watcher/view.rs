@@ -2,12 +2,11 @@
 //!
 //! Owns no decision. Source: circus's words for states.
 
+use std::time::Instant;
+
 use crate::control::message::{WatcherState, WatcherStatus, WorkerStatus};
 use crate::watcher::{Wanted, Watcher};
 use crate::worker::Worker;
-
-/// Quick ends in a row after which whoever waits for the start is told.
-const HOPELESS: u32 = 3;
 
 impl Watcher {
     /// Every wanted worker serves.
@@ -29,26 +28,6 @@ impl Watcher {
     #[must_use]
     pub fn is_dormant(&self) -> bool {
         self.wanted == Wanted::Running && self.dormant && self.workers.is_empty()
-    }
-
-    /// What became of the last request to start it; `None` while that is open. The error is for people.
-    #[must_use]
-    pub fn start_outcome(&self) -> Option<Result<(), String>> {
-        let message = || {
-            self.message
-                .clone()
-                .unwrap_or_else(|| "its workers end soon after their start".to_owned())
-        };
-        match self.wanted {
-            Wanted::Restarting => None,
-            Wanted::Running if self.is_up() || self.is_dormant() => Some(Ok(())),
-            Wanted::Running if self.pauses.worst() >= HOPELESS => Some(Err(message())),
-            Wanted::Running if self.flapping_until.is_some() => Some(Err(message())),
-            Wanted::Running => self.background().map(Err),
-            Wanted::Stopped if self.gave_up => Some(Err(message())),
-            Wanted::Stopped if !self.kept.finished.is_empty() => Some(Ok(())),
-            Wanted::Stopped => Some(Err("it was stopped by a later request".to_owned())),
-        }
     }
 
     /// Not wanted and without workers.
@@ -118,7 +97,7 @@ impl Watcher {
 
     /// For `status`.
     #[must_use]
-    pub fn status(&self) -> WatcherStatus {
+    pub fn status(&self, now: Instant) -> WatcherStatus {
         WatcherStatus {
             name: self.config.name.clone(),
             state: self.state(),
@@ -140,6 +119,8 @@ impl Watcher {
             dormant: self.is_dormant(),
             message: self.current_message(),
             failing: self.is_failing(),
+            settling: self.wanted != Wanted::Stopped && !self.is_dormant() && !self.is_proven(now),
+            done: self.is_done(),
             orphans: Vec::new(),
         }
     }

@@ -223,7 +223,7 @@ fn what_cannot_be_started_is_given_up_and_can_be_started_again() {
     assert!(
         bench
             .watcher
-            .start_outcome()
+            .start_outcome(bench.at.now)
             .is_some_and(|outcome| outcome.is_err())
     );
     assert_eq!(
@@ -286,4 +286,89 @@ fn one_that_waits_for_its_own_workers_holds_nobody_up() {
         .end_workers(None, None, Duration::from_secs(60), &bench.at);
     assert!(starts(&bench.step()).is_empty());
     assert!(bench.watcher.is_launched(), "its only worker is ending");
+}
+
+#[test]
+fn a_start_is_done_when_every_worker_has_run_for_a_moment() {
+    let mut bench = Bench::new("numprocesses = 2");
+    bench.step();
+    assert_eq!(bench.watcher.start_outcome(bench.at.now), None);
+    assert!(bench.watcher.status(bench.at.now).settling);
+    let proven = bench.at.now + Duration::from_secs(1);
+    assert_eq!(bench.watcher.proves_at(bench.at.now), Some(proven));
+    bench.later(Duration::from_millis(900));
+    bench.end(2);
+    bench.step();
+    bench.later(Duration::from_millis(900));
+    assert_eq!(bench.watcher.start_outcome(bench.at.now), None, "a new one");
+    bench.later(Duration::from_millis(100));
+    let outcome = bench.watcher.start_outcome(bench.at.now);
+    assert_eq!(outcome, Some(Ok(())));
+    assert_eq!(bench.watcher.proves_at(bench.at.now), None);
+    assert!(!bench.watcher.status(bench.at.now).settling);
+}
+
+#[test]
+fn a_worker_that_says_that_it_is_ready_needs_no_moment() {
+    let mut bench = Bench::new("ready = notify");
+    bench.step();
+    bench.later(Duration::from_secs(5));
+    assert_eq!(bench.watcher.start_outcome(bench.at.now), None);
+    bench.watcher.ready(1);
+    bench.step();
+    let outcome = bench.watcher.start_outcome(bench.at.now);
+    assert_eq!(outcome, Some(Ok(())));
+}
+
+#[test]
+fn a_start_fails_when_one_worker_fails_three_times_before_it_has_run_for_a_moment() {
+    // With a short `backoff_reset` no pause says so.
+    let mut bench = Bench::new("numprocesses = 2\nbackoff_reset = 0.1");
+    bench.step();
+    for serial in 2..5 {
+        assert_eq!(bench.watcher.start_outcome(bench.at.now), None, "{serial}");
+        bench.later(Duration::from_millis(500));
+        bench.end(serial);
+        bench.step();
+    }
+    assert!(bench.watcher.start_outcome(bench.at.now).unwrap().is_err());
+    // One that comes up after all is up.
+    bench.later(Duration::from_secs(1));
+    let outcome = bench.watcher.start_outcome(bench.at.now);
+    assert_eq!(outcome, Some(Ok(())));
+}
+
+#[test]
+fn old_failures_of_one_worker_do_not_fail_the_start_of_another() {
+    let mut bench = Bench::new("numprocesses = 1");
+    bench.step();
+    for serial in 1..4 {
+        bench.end(serial);
+        bench.later(Duration::from_millis(900));
+        bench.step();
+    }
+    bench.later(Duration::from_secs(2));
+    bench.watcher.set_count(2);
+    bench.step();
+    assert_eq!(bench.watcher.start_outcome(bench.at.now), None);
+    bench.later(Duration::from_secs(1));
+    let outcome = bench.watcher.start_outcome(bench.at.now);
+    assert_eq!(outcome, Some(Ok(())));
+}
+
+#[test]
+fn a_job_is_done_when_it_ends_with_0_and_has_failed_when_it_does_not() {
+    for (code, message) in [(0, None), (3, Some("worker 1 exited with 3"))] {
+        let mut bench = Bench::new("respawn = false\nnumprocesses = 2");
+        bench.step();
+        bench.end_as(1, Ended::Code(code));
+        bench.end_as(2, Ended::Code(0));
+        bench.step();
+        let outcome = bench.watcher.start_outcome(bench.at.now).unwrap();
+        assert_eq!(outcome.err().as_deref(), message);
+        let kept = bench.watcher.kept().clone();
+        let mut next = Bench::with("respawn = false\nnumprocesses = 2", kept);
+        next.step();
+        assert_eq!(next.watcher.status(next.at.now).done, code == 0);
+    }
 }

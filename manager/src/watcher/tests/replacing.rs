@@ -61,11 +61,15 @@ fn a_reload_starts_one_waits_for_it_and_stops_the_oldest() {
     assert_eq!((starts(&actions), stops(&actions)), (vec![4], vec![1]));
     bench.later(SETTLE);
     assert_eq!(stops(&bench.step()), [2]);
-    assert_eq!(bench.watcher.reload_outcome(), None, "old ones are ending");
+    assert_eq!(
+        bench.watcher.reload_outcome(bench.at.now),
+        None,
+        "old ones are ending"
+    );
     bench.end(1);
     bench.end(2);
     bench.step();
-    assert_eq!(bench.watcher.reload_outcome(), Some(Ok(())));
+    assert_eq!(bench.watcher.reload_outcome(bench.at.now), Some(Ok(())));
     assert!(bench.watcher.take_notices().contains(&Notice::Reloaded));
 }
 
@@ -80,7 +84,7 @@ fn a_new_one_that_ends_takes_the_reload_back() {
     bench.end(3);
     assert_eq!(bench.step(), [], "the old ones stay");
     assert_eq!(bench.watcher.config(), &before);
-    let outcome = bench.watcher.reload_outcome().unwrap();
+    let outcome = bench.watcher.reload_outcome(bench.at.now).unwrap();
     assert!(outcome.unwrap_err().contains("worker 3 exited with 1"));
     assert!(bench.watcher.is_settled());
 }
@@ -93,7 +97,7 @@ fn what_was_replaced_already_comes_back_before_the_new_ones_go() {
     bench.end(3);
     bench.step();
     assert!(bench.watcher.is_settled());
-    assert!(bench.watcher.reload_outcome().unwrap().is_err());
+    assert!(bench.watcher.reload_outcome(bench.at.now).unwrap().is_err());
     assert!(
         bench
             .watcher
@@ -148,7 +152,7 @@ fn a_new_one_that_is_never_ready_takes_the_reload_back() {
     assert_eq!(stops(&bench.step()), [2]);
     bench.end(2);
     assert_eq!(bench.step(), []);
-    let outcome = bench.watcher.reload_outcome().unwrap();
+    let outcome = bench.watcher.reload_outcome(bench.at.now).unwrap();
     assert!(outcome.unwrap_err().contains("not ready within 30 s"));
 }
 
@@ -211,7 +215,7 @@ fn sequentially_one_goes_before_one_comes() {
     bench.step();
     bench.later(SETTLE);
     bench.step();
-    assert_eq!(bench.watcher.reload_outcome(), Some(Ok(())));
+    assert_eq!(bench.watcher.reload_outcome(bench.at.now), Some(Ok(())));
 }
 
 #[test]
@@ -372,7 +376,7 @@ fn who_flaps_pauses_and_is_given_up_at_last() {
     }
     bench.step();
     assert_eq!(bench.watcher.state(), WatcherState::Stopped);
-    assert!(bench.watcher.start_outcome().unwrap().is_err());
+    assert!(bench.watcher.start_outcome(bench.at.now).unwrap().is_err());
 }
 
 #[test]
@@ -403,7 +407,7 @@ fn who_waits_for_a_connection_is_started_by_it_and_waits_again() {
     let mut bench = bench(config);
     assert_eq!(bench.step(), []);
     assert_eq!(bench.watcher.state(), WatcherState::Stopped);
-    assert_eq!(bench.watcher.start_outcome(), Some(Ok(())));
+    assert_eq!(bench.watcher.start_outcome(bench.at.now), Some(Ok(())));
     bench.watcher.demand();
     assert_eq!(starts(&bench.step()), [1]);
     bench.later(Duration::from_secs(60));
@@ -424,7 +428,7 @@ fn a_gate_holds_the_start_and_the_stop() {
     assert_eq!(bench.step(), []);
     assert!(bench.watcher.is_launched(), "it holds nobody else up");
     assert_eq!(
-        bench.watcher.status().message.as_deref(),
+        bench.watcher.status(bench.at.now).message.as_deref(),
         Some("waits for db")
     );
     bench.watcher.set_gate(Gate::default());

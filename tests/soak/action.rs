@@ -66,6 +66,19 @@ pub(crate) enum Program {
     BadForced,
 }
 
+/// What is wrong with a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Bad {
+    /// It is empty.
+    Empty,
+    /// It includes one that is not there.
+    Include,
+    /// A section in its middle has a mistake.
+    Mistake,
+    /// Most watchers are gone from it, and nobody says that this is meant.
+    Removal,
+}
+
 /// One thing that happens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Action {
@@ -104,6 +117,8 @@ pub(crate) enum Action {
         generation: u64,
         extra: bool,
     },
+    /// The file is one that must not be taken, and is read; then it is what it was.
+    BadFile(Bad),
     Increase(u64),
     Decrease(u64),
     Reopen,
@@ -148,7 +163,7 @@ const MORTALS: [&str; 3] = ["web", "crowd", "side"];
 
 impl Action {
     /// How many kinds there are.
-    pub(crate) const KINDS: usize = 24;
+    pub(crate) const KINDS: usize = 25;
 
     pub(crate) fn draw(random: &mut Random) -> Self {
         let writer = |random: &mut Random| Which {
@@ -167,10 +182,16 @@ impl Action {
                     chunk: random.one_of(&[0, 7, 100, 4_096, 70_000]).max(length / 50),
                 }
             }
-            17..21 => Self::Partial {
+            17..20 => Self::Partial {
                 who: writer(random),
                 stream: random.one_of(&["out", "err"]),
             },
+            20..21 => Self::BadFile(random.one_of(&[
+                Bad::Empty,
+                Bad::Include,
+                Bad::Mistake,
+                Bad::Removal,
+            ])),
             21..27 => Self::End {
                 who: Which {
                     name: random.one_of(&MORTALS),

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::action::{Action, Ending, Program, Random, Which};
+use crate::action::{Action, Bad, Ending, Program, Random, Which};
 use crate::harness::whole::{Life, RECOVERY, Role, Whole};
 use crate::harness::{Json, Kernel, binary, copy_program, procfs, revision, skipped};
 
@@ -396,6 +396,7 @@ impl Soak {
                 generation,
                 extra,
             } => self.configure(crowd, generation, extra)?,
+            Action::BadFile(bad) => self.bad_file(bad)?,
             Action::Increase(by) => self.count("incr", by),
             Action::Decrease(by) => self.count("decr", by),
             Action::Reopen => self.whole.signal(Role::Manager, Signal::SIGUSR1),
@@ -430,6 +431,8 @@ impl Soak {
                 self.whole.restore()?;
                 fs::remove_dir_all(self.whole.kernel.runtime_dir())
                     .map_err(|error| format!("the runtime directory stays: {error}"))?;
+                // Both make their sockets anew; until then nobody can be asked for anything.
+                self.whole.restore()?;
             }
             Action::SlowDisk { ms } => self.slow_disk(ms)?,
             Action::Clock { seconds } => {
@@ -568,6 +571,26 @@ impl Soak {
         } else {
             Err(format!("papactl reloadconfig: {said}"))
         }
+    }
+
+    /// A file that is to be refused, and changes nothing.
+    fn bad_file(&mut self, bad: Bad) -> Result<(), String> {
+        self.whole.restore()?;
+        let good = self.whole.ini().to_owned();
+        let text = match bad {
+            Bad::Empty => String::new(),
+            Bad::Include => format!("[circus]\ninclude = DIR/gone.ini\n{good}"),
+            Bad::Mistake => good.replacen("ready = notify", "ready = when it likes", 1),
+            Bad::Removal => "[watcher:extra]\ncmd = WORKER extra\ncopy_env = true\n".to_owned(),
+        };
+        self.whole.write_ini(&text);
+        let output = self.whole.papactl(&["reloadconfig"]).output();
+        self.whole.write_ini(&good);
+        let output = output.map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Err(format!("papactl reloadconfig took it: {output:?}"));
+        }
+        Ok(())
     }
 
     fn count(&mut self, verb: &str, by: u64) {

@@ -37,12 +37,12 @@ pub struct Lineage {
 }
 
 impl Lineage {
-    /// Whether both serve the same place. One that is not known may be any; a kernel on a port has a socket `PORT.sock`, by which
-    /// alone the next one may have been asked for.
+    /// Whether both serve the same place. One that is not known is no place: it may be that of another installation, whose kernel
+    /// lives. A kernel on a port has a socket `PORT.sock`, by which alone the next one may have been asked for.
     #[must_use]
     pub fn is_at(&self, other: &Self) -> bool {
         let (one, two) = (self.place.as_str(), other.place.as_str());
-        one == two || one.is_empty() || two.is_empty() || is_of(one, two) || is_of(two, one)
+        (one == two && !one.is_empty()) || is_of(one, two) || is_of(two, one)
     }
 }
 
@@ -158,7 +158,8 @@ mod tests {
         for (one, two, same) in [
             ("20202", "/run/user/0/papa/20202.sock", true),
             ("20202", "20202", true),
-            ("20202", "", true),
+            ("20202", "", false),
+            ("", "", false),
             ("20202", "20203", false),
             ("20202", "/run/user/0/papa/20203.sock", false),
             ("20202", "/run/20202.sock/x", false),

@@ -5,6 +5,7 @@
 //! no living kernel of that place, is an orphan; each is signalled through a pidfd, after its mark and start were read again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::libc;
@@ -61,6 +62,7 @@ impl Search<'_> {
             spared.insert(pid);
             spared.extend(ancestors(&all, pid));
         }
+        let network = network_of(own);
         let mut found = Vec::new();
         for (pid, stat) in &all {
             if stat.is_zombie() || spared.contains(pid) {
@@ -69,6 +71,10 @@ impl Search<'_> {
             let Some((mark, owner)) = Mark::of(*pid) else {
                 continue;
             };
+            // Elsewhere another kernel serves the same port, and its workers may have lost their parents as well.
+            if network.is_some() && network_of(*pid) != network {
+                continue;
+            }
             if !self.is_left(&mark) || !self.users.contains(&owner) {
                 continue;
             }
@@ -180,6 +186,11 @@ fn is_kernel_at(pid: i32, place: &str) -> bool {
             .any(|word| word == place || place.is_empty())
 }
 
+/// The network namespace of a process; none where that may not be seen.
+fn network_of(pid: i32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/net")).ok()
+}
+
 fn age(started: u64) -> Duration {
     let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     let uptime: f64 = uptime
@@ -228,6 +239,62 @@ mod tests {
             .stdin(Stdio::null())
             .spawn()
             .unwrap()
+    }
+
+    #[test]
+    fn workers_in_another_network_or_of_an_unknown_place_were_taken_for_orphans() {
+        let namespace = format!("elsewhere{}", std::process::id());
+        let variables = |place: &str| {
+            let mark = Mark {
+                namespace: namespace.clone(),
+                watcher: "web".to_owned(),
+                wid: 1,
+                lineage: Lineage {
+                    started_us: 5,
+                    place: place.to_owned(),
+                },
+            };
+            mark.variables()
+        };
+        let start = |words: &[&str], place: &str| {
+            Command::new(words[0])
+                .args(&words[1..])
+                .envs(variables(place))
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap()
+        };
+        let mut children = vec![
+            start(&["sleep", "1000"], ""),
+            start(&["sleep", "1000"], "1"),
+        ];
+        let expected = vec![i32::try_from(children[1].id()).unwrap()];
+        if nix::unistd::geteuid().is_root() {
+            children.push(start(&["unshare", "-n", "sleep", "1000"], "1"));
+        }
+        let is_asleep = |child: &Child| {
+            std::fs::read(format!("/proc/{}/cmdline", child.id()))
+                .is_ok_and(|line| line.starts_with(b"sleep"))
+        };
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while !children.iter().all(is_asleep) && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let started = children.iter().all(is_asleep);
+        let lineage = lineage(6);
+        let search = Search {
+            namespace: &namespace,
+            lineage: &lineage,
+            users: &BTreeSet::from([nix::unistd::geteuid().as_raw()]),
+            spared: &[],
+        };
+        let found: Vec<i32> = search.run().iter().map(|orphan| orphan.pid).collect();
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(started);
+        assert_eq!(found, expected);
     }
 
     #[test]

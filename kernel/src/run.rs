@@ -32,6 +32,7 @@ const FETCH_LIMIT: Duration = Duration::from_secs(10);
 #[must_use]
 pub fn kernel(first: OwnedFd) -> Error {
     process::set_name(c"papa-kernel");
+    process::prefer_short_slices();
     let start = || -> anyhow::Result<Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()

@@ -131,6 +131,7 @@ struct Keeper {
 /// A manifest that cannot be read, or a system without signal descriptors.
 pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
     process::set_name(c"papa-keeper");
+    process::prefer_short_slices();
     process::set_child_subreaper()?;
     let (manifest, kept) = manifest::read(&file)?;
     failpoint::reach("takeover.executed");

@@ -153,7 +153,12 @@ pub enum Verb {
 Example:
   $ papactl down
   manager: ended
-  kernel:  ended")]
+  kernel:  ended
+
+Where no manager runs, it ends the workers that one left in the kernel, and
+orphans of a kernel that was lost; with --config FILE by the stop signals and
+grace periods of the file. Output that cannot be written is named, and the
+exit status is 1.")]
     #[command(visible_alias = "shutdown")]
     Down,
     /// Show watchers, their state and their workers' pids

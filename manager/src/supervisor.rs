@@ -44,6 +44,7 @@ mod inspect;
 mod keeping;
 mod kernel;
 mod left;
+mod lost;
 mod membership;
 mod orphans;
 mod plan;
@@ -175,6 +176,8 @@ pub struct Supervisor {
     saves: Saves,
     /// Answers that wait until what they tell of is kept.
     answers: Vec<Answer>,
+    /// All was given back: whatever is kept from here on would stay for ever.
+    given_back: bool,
     /// The kernel is back and has not told yet what it has.
     listing: bool,
     started: f64,
@@ -238,6 +241,7 @@ impl Supervisor {
             saves: Saves::default(),
             answers: Vec::new(),
             listing: false,
+            given_back: false,
             started: epoch_seconds(),
             jitter: RandomState::new(),
             failure: None,
@@ -377,7 +381,9 @@ impl Supervisor {
                 self.failure = Some(error);
                 self.phase = Phase::Done;
             }
-            Event::CleanedUp => self.finish_shutdown(),
+            Event::CleanedUp(lost) => self.finish_shutdown(&lost),
+            // The loop goes round: somebody may wait for it.
+            Event::SignalSent => {}
             Event::Found {
                 watcher,
                 wid,
@@ -533,6 +539,7 @@ impl Supervisor {
             reach,
             noted,
             self.saves.pass(),
+            self.events.clone(),
         );
         let signals = self.signals.entry(id).or_default();
         signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
@@ -574,9 +581,9 @@ impl Supervisor {
         self.link.is_some() && self.lost_since.is_none()
     }
 
-    /// All is given back: nothing is kept any more.
+    /// All is given back, or was: nothing is kept any more.
     fn is_cleaning_up(&self) -> bool {
-        matches!(self.phase, Phase::ShuttingDown { cleaning: true, .. })
+        self.given_back
     }
 
     fn deadline(&self) -> Option<Instant> {

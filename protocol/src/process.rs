@@ -374,6 +374,16 @@ pub struct Ledger {
     pub dropped: u64,
 }
 
+impl Ledger {
+    /// Bytes that are kept still: nobody has acknowledged them, and they were not given up.
+    #[must_use]
+    pub fn untaken(&self) -> u64 {
+        self.captured
+            .saturating_sub(self.acknowledged)
+            .saturating_sub(self.dropped)
+    }
+}
+
 /// The positions at which the streams reached end of file, where they have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Ends {

@@ -13,6 +13,7 @@ mod change;
 mod configuration;
 mod control;
 mod crash;
+mod down;
 mod from_circusd;
 mod ini_oracle;
 mod isolation;

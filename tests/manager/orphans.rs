@@ -57,7 +57,7 @@ impl Site {
 
     /// What it says on standard error; it fails, and does so soon.
     #[track_caller]
-    fn fails_soon(&self, line: &str) -> String {
+    pub(crate) fn fails_soon(&self, line: &str) -> String {
         let begun = Instant::now();
         let output = self.papactl(line);
         let took = begun.elapsed();
@@ -72,7 +72,7 @@ impl Site {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
-    fn pids(&self, name: &str) -> BTreeSet<i32> {
+    pub(crate) fn pids(&self, name: &str) -> BTreeSet<i32> {
         let status = self.status();
         let watchers = status["watchers"].as_array().cloned().unwrap_or_default();
         watchers
@@ -90,12 +90,12 @@ impl Site {
         })
     }
 
-    fn manager(&self) -> i32 {
+    pub(crate) fn manager(&self) -> i32 {
         i32::try_from(self.status()["manager"]["pid"].as_i64().unwrap()).unwrap()
     }
 
     /// Ends keeper and kernel in the same instant.
-    fn kill_kernels(&self) {
+    pub(crate) fn kill_kernels(&self) {
         let status: Value = serde_json::from_str(&self.done("kernel status --json")).unwrap();
         let kernel = &status["kernel"];
         for role in ["keeper", "pid"] {
@@ -164,7 +164,6 @@ fn without_a_kernel_nothing_lies_and_nothing_hangs() {
         "signal web HUP",
         "kill web",
         "incr web",
-        "down",
     ] {
         let said = site.fails_soon(line);
         assert!(said.contains("papactl up"), "papactl {line}: {said}");

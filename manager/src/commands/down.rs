@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::cli::Common;
 use crate::commands::kernel::{self, KernelError};
-use crate::commands::{CommandError, print, print_json, quit};
+use crate::commands::leftovers::{self, Ended};
+use crate::commands::{CommandError, connect, namespace, print, print_json, quit, status_of_all};
 use crate::config::{self, Config, Surroundings};
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, ManagerStatus};
@@ -15,44 +16,81 @@ use crate::runtime_dir::RuntimeDir;
 use crate::tree;
 
 /// Why the kernel stays although no manager runs, and what to do.
-const STILL_HELD: &str = "workers of an earlier manager may run on in the kernel; `papactl up FILE` takes them over, then `papactl down` stops them";
+const STILL_HELD: &str = "something is left in the kernel that is not of this manager's workers: `papactl kernel status` tells what it holds";
 
 /// Runs the verb.
 pub(super) fn run(common: &Common) -> Result<(), CommandError> {
+    let namespace = namespace(common)?;
+    let mut ended = Ended::default();
     let (manager, places) = match quit::end_manager(common, Command::Shutdown) {
-        Ok(status) => ("ended", places_of(status.manager.as_ref())?),
-        Err(CommandError::Manager(ManagerError::NotRunning { .. })) => {
-            ("not running", places_without_manager(common)?)
+        Ok((status, said)) => {
+            ended.lost = said.lost;
+            ("ended", places_of(status.manager.as_ref())?)
         }
-        Err(error) => return Err(error),
+        Err(CommandError::Manager(ManagerError::NotRunning { .. })) => {
+            let config = common.config.as_deref().and_then(load);
+            let endpoint = config.as_ref().and_then(|config| config.kernel.as_ref());
+            let places = kernel::candidates(&RuntimeDir::locate(), endpoint)?;
+            ended = leftovers::end(&places, &namespace, config.as_ref())?;
+            ("not running", places)
+        }
+        Err(error) => {
+            // Without a kernel the manager can stop nothing: its workers are orphans, and it is in the way of their end.
+            let Some(manager) = manager_without_kernel(common) else {
+                return Err(error);
+            };
+            quit::end_manager(common, Command::Quit)?;
+            let places = places_of(Some(&manager))?;
+            let config = load(Path::new(&manager.config));
+            ended = leftovers::end(&places, &namespace, config.as_ref())?;
+            ("ended", places)
+        }
     };
     let strays = kernel::end_strays(&places)?;
+    if !strays.is_empty() {
+        let strays = tree::describe(&strays);
+        ended
+            .said
+            .push(format!("what workers had left running: {strays}: ended"));
+    }
     let (kernel, left) = match kernel::exit_if_idle(&places) {
         Ok(true) => ("ended".to_owned(), false),
         Ok(false) => ("not running".to_owned(), false),
         Err(error) => (format!("stays: {error}"), true),
     };
-    let failed = left && manager != "ended";
+    let unended = ended
+        .said
+        .iter()
+        .find(|said| said.contains("cannot be ended"));
+    let lost: Vec<String> = ended.lost.iter().map(ToString::to_string).collect();
+    let failure = if let Some(unended) = unended {
+        Some(unended.clone())
+    } else if !lost.is_empty() {
+        Some(lost.join("; "))
+    } else {
+        (left && manager != "ended").then(|| STILL_HELD.to_owned())
+    };
     if common.json {
-        let status = if failed { "error" } else { "ok" };
+        let status = if failure.is_some() { "error" } else { "ok" };
         print_json(
-            &json!({"status": status, "reason": failed.then_some(STILL_HELD), "manager": manager, "kernel": kernel}),
+            &json!({"status": status, "reason": failure, "manager": manager, "kernel": kernel, "ended": ended.said, "lost": ended.lost}),
         )?;
-        return if failed {
-            Err(CommandError::Reported)
-        } else {
-            Ok(())
+        return match failure {
+            Some(_) => Err(CommandError::Reported),
+            None => Ok(()),
         };
     }
-    print(&format!("manager: {manager}\nkernel:  {kernel}\n"))?;
-    if !strays.is_empty() {
-        let ended = tree::describe(&strays);
-        print(&format!("ended what workers had left running: {ended}\n"))?;
-    }
-    if failed {
-        return Err(CommandError::Failed(STILL_HELD.to_owned()));
-    }
-    Ok(())
+    let mut text: String = ended.said.iter().map(|said| format!("{said}\n")).collect();
+    text.push_str(&format!("manager: {manager}\nkernel:  {kernel}\n"));
+    print(&text)?;
+    failure.map_or(Ok(()), |failure| Err(CommandError::Failed(failure)))
+}
+
+/// The manager, if there is one and it has no kernel.
+fn manager_without_kernel(common: &Common) -> Option<ManagerStatus> {
+    let mut client = connect(common).ok()?;
+    let manager = status_of_all(common, &mut client).ok()?.manager?;
+    manager.kernel_pid.is_none().then_some(manager)
 }
 
 /// Where the manager's kernel may answer: the manager names one place of those its file allows.
@@ -65,12 +103,6 @@ fn places_of(manager: Option<&ManagerStatus>) -> Result<Vec<Address>, KernelErro
         // Changed beyond reading since: what the manager says must do.
         None => Ok(vec![kernel::parse(&manager.kernel)?]),
     }
-}
-
-fn places_without_manager(common: &Common) -> Result<Vec<Address>, KernelError> {
-    let config = common.config.as_deref().and_then(load);
-    let endpoint = config.as_ref().and_then(|config| config.kernel.as_ref());
-    kernel::candidates(&RuntimeDir::locate(), endpoint)
 }
 
 fn load(file: &Path) -> Option<Config> {

@@ -208,7 +208,7 @@ pub(super) fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
     })?
 }
 
-async fn connect(address: &Address) -> Result<Client, ClientError> {
+pub(super) async fn connect(address: &Address) -> Result<Client, ClientError> {
     connect_for(address, ANSWER_TIMEOUT).await
 }
 
@@ -251,7 +251,7 @@ async fn describe(address: &Address, client: &Client) -> Result<Kernel, KernelEr
 
 /// Whether nobody listens, as opposed to somebody who answers wrongly. Any user may take any abstract name: a stranger there means that
 /// the kernel is not.
-fn is_absent(address: &Address, error: &ClientError) -> bool {
+pub(super) fn is_absent(address: &Address, error: &ClientError) -> bool {
     let ClientError::Io(error) = error else {
         return false;
     };

@@ -15,6 +15,7 @@ mod get;
 mod incr;
 pub mod kernel;
 mod kill;
+mod leftovers;
 mod list;
 mod listen;
 mod listsockets;

@@ -3,12 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::cli::Common;
 use crate::commands::{CommandError, namespace, print, print_json, progress, status_of_all};
 use crate::control::client::{ManagerClient, ManagerError};
-use crate::control::message::{Command, Request, Selection, StatusReply};
+use crate::control::message::{Command, Request, Selection, ShutdownReply, StatusReply};
 use crate::runtime_dir::RuntimeDir;
 
 /// How often to look whether the manager is gone.
@@ -16,7 +16,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Runs the verb.
 pub(super) fn run(common: &Common) -> Result<(), CommandError> {
-    let status = end_manager(common, Command::Quit)?;
+    let (status, _) = end_manager(common, Command::Quit)?;
     let workers: usize = status
         .watchers
         .iter()
@@ -35,8 +35,11 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
     ))
 }
 
-/// Sends `command`, which ends the manager, and waits until it is gone. Gives its last status.
-pub(super) fn end_manager(common: &Common, command: Command) -> Result<StatusReply, CommandError> {
+/// Sends `command`, which ends the manager, and waits until it is gone. Gives its last status and its answer.
+pub(super) fn end_manager(
+    common: &Common,
+    command: Command,
+) -> Result<(StatusReply, ShutdownReply), CommandError> {
     let directory = RuntimeDir::locate();
     let namespace = namespace(common)?;
     let deadline = Instant::now() + common.timeout();
@@ -45,12 +48,12 @@ pub(super) fn end_manager(common: &Common, command: Command) -> Result<StatusRep
     let quitting = command == Command::Quit;
     progress::say_when_interrupted(common);
     let watching = progress::Watching::start(common, &namespace, &Selection::all());
-    let outcome = client.ask::<Map<String, Value>>(&Request::waiting(command), common.timeout());
+    let outcome = client.ask::<ShutdownReply>(&Request::waiting(command), common.timeout());
     drop(watching);
-    match outcome {
-        Ok(_) => {}
+    let said = match outcome {
+        Ok(said) => said,
         // It may be gone before its answer is read: workers stay in any case.
-        Err(ManagerError::Gone) if quitting => {}
+        Err(ManagerError::Gone) if quitting => ShutdownReply::default(),
         // Not so here: what it had not stopped yet runs on.
         Err(ManagerError::Gone) => {
             return Err(CommandError::Failed(
@@ -67,10 +70,10 @@ pub(super) fn end_manager(common: &Common, command: Command) -> Result<StatusRep
             )));
         }
         Err(error) => return Err(error.into()),
-    }
+    };
     loop {
         match ManagerClient::connect(&directory, &namespace) {
-            Err(ManagerError::NotRunning { .. }) => return Ok(status),
+            Err(ManagerError::NotRunning { .. }) => return Ok((status, said)),
             _ if Instant::now() >= deadline => {
                 return Err(ManagerError::Timeout(common.timeout()).into());
             }

@@ -28,6 +28,40 @@ pub struct StatusReply {
     pub manager: Option<ManagerStatus>,
 }
 
+/// Answer to `shutdown`, when everything has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShutdownReply {
+    /// Output that was given up, by watcher; none: all of it is where it should be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LostOutput>,
+}
+
+/// Output of one watcher that was not written.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LostOutput {
+    /// Its name.
+    pub watcher: String,
+    /// Where it should have gone.
+    pub files: Vec<String>,
+    /// How much, in bytes.
+    pub bytes: u64,
+    /// Why not.
+    pub reason: String,
+}
+
+impl std::fmt::Display for LostOutput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let files = self.files.join(" and ");
+        write!(f, "{}: {} bytes of output", self.watcher, self.bytes)?;
+        if !files.is_empty() {
+            write!(f, " for {files}")?;
+        }
+        write!(f, " are lost: {}", self.reason)
+    }
+}
+
 /// Circus's four states of a watcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,16 +1,19 @@
 //! The ends of the manager: quit, which leaves the workers, and shutdown, which leaves nothing.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::control::message::{Reply, Request};
+use crate::control::message::{Reply, Request, ShutdownReply};
 use crate::control::server::now as epoch_seconds;
 use crate::supervisor::{Phase, Supervisor, tasks};
 use crate::watcher::Watcher;
 
 /// How long trailing output may take to reach the log files when everything is shut down.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// The same where all of it goes to files that are known not to take it.
+const BROKEN_DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     /// Watchers that end with the manager.
@@ -83,6 +86,7 @@ impl Supervisor {
             return;
         }
         let drained = self.draining.is_empty();
+        let broken = !drained && self.only_waits_for_broken_logs();
         let Phase::ShuttingDown {
             drained_by,
             cleaning,
@@ -91,7 +95,11 @@ impl Supervisor {
         else {
             return;
         };
-        let limit = *drained_by.get_or_insert(now + DRAIN_LIMIT);
+        let limit = drained_by.get_or_insert(now + DRAIN_LIMIT);
+        if broken {
+            *limit = (*limit).min(now + BROKEN_DRAIN_LIMIT);
+        }
+        let limit = *limit;
         if *cleaning || !(drained || now >= limit) {
             return;
         }
@@ -101,20 +109,25 @@ impl Supervisor {
             return;
         }
         *cleaning = true;
+        self.given_back = true;
         match self.link.clone() {
             Some(link) => {
                 let left = self.draining.iter().copied().collect();
                 tasks::clean_up(link, self.config.clone(), left, self.events.clone());
             }
-            None => self.finish_shutdown(),
+            None => self.finish_shutdown(&BTreeMap::new()),
         }
     }
 
-    pub(super) fn finish_shutdown(&mut self) {
+    /// Everything is given back; `lost` are bytes of output that nobody took, by lower-case name of a watcher.
+    pub(super) fn finish_shutdown(&mut self, lost: &BTreeMap<String, u64>) {
+        let body = ShutdownReply {
+            lost: self.describe_lost(lost),
+        };
         if let Phase::ShuttingDown { answer, .. } = std::mem::replace(&mut self.phase, Phase::Done)
         {
             for (request, reply) in answer {
-                let _ = reply.send(Reply::done(request.id, epoch_seconds()));
+                let _ = reply.send(Reply::ok(request.id, epoch_seconds(), &body));
             }
         }
     }

@@ -61,7 +61,9 @@ pub enum Event {
     /// There is no point in going on.
     Fatal(ManagerError),
     /// Everything was given back to the kernel.
-    CleanedUp,
+    CleanedUp(BTreeMap<String, u64>),
+    /// A stop signal is out.
+    SignalSent,
     /// A probe has an answer.
     Found {
         watcher: WatcherId,

@@ -10,6 +10,7 @@ use papa_protocol::json::request as ops;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::config::WatcherConfig;
 use crate::control::message::{
     Command, Errno, ListReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply, Request,
     RequestError, StatusReply, WatcherState, log_files,
@@ -159,7 +160,11 @@ impl Supervisor {
         if self.kernel_trouble.is_some() {
             return self.kernel_trouble.clone();
         }
-        let config = self.named(name).ok()?.config();
+        self.log_trouble_of(self.named(name).ok()?.config())
+    }
+
+    /// What hinders one of its log files.
+    pub(super) fn log_trouble_of(&self, config: &WatcherConfig) -> Option<String> {
         let files: Vec<String> = [&config.stdout, &config.stderr]
             .iter()
             .filter_map(|stream| stream.place())

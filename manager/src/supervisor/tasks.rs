@@ -13,9 +13,12 @@ use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
+use papa_protocol::process::Overflow;
+use papa_protocol::record::Serial;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
+use crate::adopt::worker_of;
 use crate::config::{Config, SocketConfig, SocketType};
 use crate::error::ManagerError;
 use crate::holder;
@@ -400,6 +403,36 @@ pub(super) async fn remove_own_sockets(link: &KernelLink, config: &Config) {
     }
 }
 
+/// Bytes of output that nobody has taken of these ended processes, by lower-case name of the watcher.
+async fn untaken(link: &KernelLink, ended: &[u64]) -> BTreeMap<String, u64> {
+    let mut untaken = BTreeMap::new();
+    if ended.is_empty() {
+        return untaken;
+    }
+    let list = ops::ProcessList {
+        names: Vec::new(),
+        serials: ended.iter().copied().map(Serial).collect(),
+    };
+    let processes = match link.client().call(list).await {
+        Ok(reply) => reply.processes,
+        Err(error) => {
+            tracing::debug!(%error, "what was not written is not known");
+            return untaken;
+        }
+    };
+    // What nobody was to take is not lost.
+    for process in processes
+        .iter()
+        .filter(|process| process.overflow != Overflow::DropOldest)
+    {
+        let bytes = process.ledger.untaken();
+        if let Some((key, _)) = worker_of(link.namespace(), &process.name).filter(|_| bytes > 0) {
+            *untaken.entry(key.to_owned()).or_insert(0) += bytes;
+        }
+    }
+    untaken
+}
+
 /// Gives everything back: processes whose output nobody waits for any more, sockets, what was kept, the namespace.
 pub(super) fn clean_up(
     link: KernelLink,
@@ -408,6 +441,7 @@ pub(super) fn clean_up(
     events: mpsc::Sender<Event>,
 ) {
     tokio::spawn(async move {
+        let lost = untaken(&link, &left).await;
         for serial in left {
             if let Err(error) = link.acknowledge_exit(serial, true).await {
                 tracing::warn!(serial, %error, "an ended process stays in the kernel");
@@ -446,6 +480,6 @@ pub(super) fn clean_up(
         if let Err(error) = link.release().await {
             tracing::warn!(%error, "the namespace stays claimed");
         }
-        let _ = events.send(Event::CleanedUp).await;
+        let _ = events.send(Event::CleanedUp(lost)).await;
     });
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::control::message::{
     ChangeInfo, Errno, InfoReply, NumProcessesReply, Reply, Request, RequestError, StartedReply,
@@ -55,6 +56,9 @@ pub(super) enum Body {
 impl Supervisor {
     /// Answers those whose watchers have got where they should.
     pub(super) fn settle_tickets(&mut self) {
+        for signals in self.signals.values_mut() {
+            signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
+        }
         for ticket in std::mem::take(&mut self.tickets) {
             if ticket.reply.is_closed() {
                 continue;
@@ -91,7 +95,15 @@ impl Supervisor {
             };
             let outcome = match goal {
                 Goal::Up => started()?,
-                Goal::Reloaded => watcher.reload_outcome(now)?,
+                Goal::Reloaded => {
+                    let outcome = watcher.reload_outcome(now)?;
+                    // Whoever hears that it is over may rely on every worker of before having been asked to end.
+                    let signals = self.signals.get(id);
+                    if outcome.is_ok() && signals.is_some_and(|signals| !signals.is_empty()) {
+                        return None;
+                    }
+                    outcome
+                }
                 Goal::Settled if watcher.is_settled() && !watcher.is_wanted() => Ok(()),
                 Goal::Settled if watcher.is_settled() => started()?,
                 Goal::Settled => match started()? {

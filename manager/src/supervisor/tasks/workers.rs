@@ -134,6 +134,7 @@ pub(in crate::supervisor) fn stop(
     whom: Whom,
     noted: Option<oneshot::Receiver<()>>,
     kept: Pass,
+    events: mpsc::Sender<Event>,
 ) -> oneshot::Receiver<()> {
     let (sent, receiver) = oneshot::channel();
     tokio::spawn(async move {
@@ -148,6 +149,7 @@ pub(in crate::supervisor) fn stop(
         })
         .await;
         let _ = sent.send(());
+        let _ = events.send(Event::SignalSent).await;
         failpoint::reach("reload.stopping");
     });
     receiver

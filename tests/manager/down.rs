@@ -1,0 +1,115 @@
+//! `down` leaves nothing, also where no manager or no kernel is there, and tells what was lost.
+
+use std::fs;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{procfs, wait_until};
+use crate::orphans::Site;
+use crate::stack::Stack;
+
+fn said(output: &Output) -> String {
+    let streams = [&output.stdout, &output.stderr];
+    streams
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        .concat()
+}
+
+#[track_caller]
+fn nothing_is_left(site: &Site) {
+    let again = site.done("down");
+    assert_eq!(again, "manager: not running\nkernel:  not running\n");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_named_and_nothing_stays() {
+    let site = Site::new(
+        "[watcher:web]\ncmd = sh -c 'echo lost; sleep 1000'\ncopy_env = true\n\
+         stdout_stream.class = FileStream\nstdout_stream.filename = DIR/taken\n",
+    );
+    let taken = site.scratch.directory().join("taken");
+    fs::create_dir(&taken).unwrap();
+    site.done("up site.ini --no-wait");
+    let pids = site.wait_pids("web", 1);
+    let doctor = || said(&site.papactl("doctor"));
+    wait_until("the log is in trouble", || doctor().contains("taken"));
+    let begun = Instant::now();
+    let output = site.papactl("down");
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let file = taken.display().to_string();
+    assert!(
+        text.contains("web: 5 bytes of output") && text.contains(&file) && text.contains("lost"),
+        "{text}"
+    );
+    assert!(text.contains("kernel:  ended"), "{text}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{text}");
+    assert!(pids.iter().all(|pid| !procfs::alive(*pid)));
+    nothing_is_left(&site);
+}
+
+#[test]
+fn what_a_manager_left_in_the_kernel_is_ended_without_another_manager() {
+    let site = Site::new(
+        "[watcher:web]\ncmd = sh -c 'sleep 1001 & echo $! > DIR/child; wait'\ncopy_env = true\nnumprocesses = 1\n\
+         [watcher:deaf]\ncmd = sh -c 'trap \"\" TERM; echo up > DIR/up; while :; do sleep 0.1; done'\n\
+         copy_env = true\ngraceful_timeout = 1\n[socket:s]\npath = DIR/s.sock\n",
+    );
+    site.done("up site.ini");
+    let mut pids = site.wait_pids("web", 1);
+    pids.extend(site.wait_pids("deaf", 1));
+    let directory = site.scratch.directory().to_owned();
+    wait_until("both are ready", || {
+        directory.join("up").exists() && directory.join("child").exists()
+    });
+    let child = fs::read_to_string(directory.join("child")).unwrap();
+    pids.insert(child.trim().parse().unwrap());
+    site.done("quit");
+    assert!(pids.iter().all(|pid| procfs::alive(*pid)), "they run on");
+    let printed = site.done("down --config site.ini");
+    assert!(printed.contains("worker 1 of web, pid "), "{printed}");
+    assert!(printed.contains("kernel:  ended"), "{printed}");
+    assert!(pids.iter().all(|pid| !procfs::alive(*pid)), "{printed}");
+    nothing_is_left(&site);
+}
+
+#[test]
+fn orphans_are_ended_without_a_kernel_with_and_without_a_manager() {
+    for manager_lives in [true, false] {
+        let site =
+            Site::new("[watcher:web]\ncmd = sleep 1000\nnumprocesses = 2\ncopy_env = true\n");
+        site.done("up site.ini");
+        let pids = site.wait_pids("web", 2);
+        let manager = site.manager();
+        site.kill_kernels();
+        if !manager_lives {
+            procfs::signal(manager, nix::sys::signal::Signal::SIGKILL);
+            wait_until("the manager is gone", || !procfs::alive(manager));
+        }
+        let printed = site.done("down --config site.ini");
+        for pid in &pids {
+            assert!(printed.contains(&format!("pid {pid} ")), "{printed}");
+            assert!(!procfs::alive(*pid), "{printed}");
+        }
+        assert!(!procfs::alive(manager), "{printed}");
+    }
+}
+
+#[test]
+fn a_reload_is_over_only_when_the_last_old_worker_was_asked_to_end() {
+    let mut stack = Stack::start("[watcher:web]\ncmd = sleep 1000\nnumprocesses = 4\n");
+    let mut before = stack.wait_pids("web", 4);
+    for _ in 0..3 {
+        let reply: Value = stack.ask("reload", &json!({"name": "web", "waiting": true}));
+        assert_eq!(reply["status"], "ok", "{reply}");
+        // Nobody is there any more who could ask them.
+        stack.kill_manager();
+        wait_until("they have ended", || {
+            before.values().all(|pid| !procfs::alive(*pid))
+        });
+        stack.start_manager();
+        before = stack.wait_pids("web", 4);
+    }
+}

@@ -176,14 +176,17 @@ pub fn make_runtime_dir(dir: &Path) -> Result<(), String> {
         .mode(0o700)
         .create(dir)
     {
-        return Err(format!("cannot make {}: {error}", dir.display()));
+        return Err(format!(
+            "cannot make {}: {error}; set XDG_RUNTIME_DIR to a directory of your own, or unset it",
+            dir.display()
+        ));
     }
     let metadata = fs::symlink_metadata(dir)
         .map_err(|error| format!("cannot look at {}: {error}", dir.display()))?;
     let own = nix::unistd::geteuid().as_raw();
     if !metadata.is_dir() || metadata.uid() != own || metadata.mode() & 0o077 != 0 {
         return Err(format!(
-            "{} must be a directory of user {own} with mode 0700; remove it or set XDG_RUNTIME_DIR",
+            "{} must be a directory of user {own} with mode 0700; set XDG_RUNTIME_DIR to a directory of your own, or unset it",
             dir.display()
         ));
     }
@@ -202,7 +205,7 @@ fn check_parent(dir: &Path, own: u32) -> Result<(), String> {
     let open_to_all = mode & 0o002 != 0 && mode & 0o1000 == 0;
     if (owner != own && owner != 0) || open_to_all {
         return Err(format!(
-            "{} belongs to user {owner} with mode {:04o}: others could replace what is in it; set XDG_RUNTIME_DIR to a directory of user {own}",
+            "{} belongs to user {owner} with mode {:04o}: others could replace what is in it; set XDG_RUNTIME_DIR to a directory of user {own}, or unset it",
             parent.display(),
             mode & 0o7777
         ));

@@ -251,6 +251,9 @@ fn bind_error(address: &str, errno: Errno) -> anyhow::Error {
         Errno::EADDRINUSE => {
             ": is another papa running? Ask it with `telnet localhost PORT`, or choose a port with -p"
         }
+        Errno::ENAMETOOLONG => {
+            ": a socket's path may have 107 bytes; set XDG_RUNTIME_DIR to a directory with a shorter path"
+        }
         Errno::EACCES => ": choose a port above 1023 with -p",
         _ => "",
     };

@@ -35,18 +35,27 @@ pub struct RuntimeDir {
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeDirError {
     /// It cannot be made or looked at.
-    #[error("runtime directory {path}: {source}", path = path.display())]
+    #[error(
+        "runtime directory {path}: {error}; {remedy}", path = path.display(), remedy = remedy()
+    )]
     Io {
         /// The directory.
         path: PathBuf,
         /// What the system said.
-        #[source]
-        source: io::Error,
+        error: io::Error,
+    },
+    /// A socket in it would have a name that no socket can have.
+    #[error(
+        "socket {path}: its path has {bytes} bytes and may have {MAX_SOCKET_PATH}; set XDG_RUNTIME_DIR to a directory with a shorter path, or choose a shorter namespace in [circus]",
+        path = path.display(), bytes = path.as_os_str().len()
+    )]
+    TooLong {
+        /// The socket.
+        path: PathBuf,
     },
     /// Somebody else could get at it.
     #[error(
-        "runtime directory {path}: {reason}; remove it, or set XDG_RUNTIME_DIR to a directory of your own",
-        path = path.display()
+        "runtime directory {path}: {reason}; {remedy}", path = path.display(), remedy = remedy()
     )]
     Unsafe {
         /// The directory.
@@ -54,6 +63,22 @@ pub enum RuntimeDirError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// Longest path of a socket, in bytes: `sun_path` without its NUL; `unix(7)`.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// What whoever has no usable runtime directory can do.
+fn remedy() -> String {
+    match env::var("XDG_RUNTIME_DIR") {
+        Ok(given) if !given.is_empty() => format!(
+            "XDG_RUNTIME_DIR is {given:?}, which sudo and su may have left from another user: set it to a directory of your own, or unset it for {}",
+            RuntimeDir::locate_for(Uid::effective(), None)
+                .path
+                .display()
+        ),
+        _ => "set XDG_RUNTIME_DIR to a directory of your own".to_owned(),
+    }
 }
 
 impl RuntimeDir {
@@ -86,9 +111,9 @@ impl RuntimeDir {
     /// # Errors
     /// It cannot be made, or belongs to somebody else, or others may enter, or it is a symbolic link.
     pub fn ensure(&self) -> Result<(), RuntimeDirError> {
-        let failed = |source| RuntimeDirError::Io {
+        let failed = |error| RuntimeDirError::Io {
             path: self.path.clone(),
-            source,
+            error,
         };
         match fs::DirBuilder::new().mode(PRIVATE_MODE).create(&self.path) {
             Ok(()) => {}
@@ -114,9 +139,9 @@ impl RuntimeDir {
             path: self.path.clone(),
             reason,
         };
-        let metadata = fs::symlink_metadata(&self.path).map_err(|source| RuntimeDirError::Io {
+        let metadata = fs::symlink_metadata(&self.path).map_err(|error| RuntimeDirError::Io {
             path: self.path.clone(),
-            source,
+            error,
         })?;
         if !metadata.is_dir() {
             return Err(refused("not a directory".into()));
@@ -136,9 +161,9 @@ impl RuntimeDir {
         let Some(parent) = self.path.parent() else {
             return Ok(());
         };
-        let metadata = fs::metadata(parent).map_err(|source| RuntimeDirError::Io {
+        let metadata = fs::metadata(parent).map_err(|error| RuntimeDirError::Io {
             path: parent.to_owned(),
-            source,
+            error,
         })?;
         let (owner, mode) = (metadata.uid(), metadata.mode());
         let open_to_all = mode & 0o002 != 0 && mode & 0o1000 == 0;
@@ -159,6 +184,17 @@ impl RuntimeDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether sockets in the directory can have their names.
+    ///
+    /// # Errors
+    /// The path of the manager's or the kernel's is too long.
+    pub fn check_paths(&self, namespace: &str) -> Result<(), RuntimeDirError> {
+        [self.manager_socket(namespace), self.kernel_socket(u16::MAX)]
+            .into_iter()
+            .find(|path| path.as_os_str().len() > MAX_SOCKET_PATH)
+            .map_or(Ok(()), |path| Err(RuntimeDirError::TooLong { path }))
     }
 
     /// Control socket of the manager of `namespace`.

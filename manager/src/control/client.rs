@@ -101,7 +101,7 @@ impl ManagerClient {
             socket: socket.clone(),
         };
         match directory.verify() {
-            Err(RuntimeDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(RuntimeDirError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(not_running());
             }
             verified => verified?,

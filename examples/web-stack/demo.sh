@@ -17,7 +17,7 @@ linger=${SECONDS_PER_STEP:-1}
 
 for program in nginx uwsgi curl python3 "$BIN/papa" "$BIN/papa-manager" "$BIN/papactl"; do
     command -v "$program" >/dev/null || {
-        echo "demo.sh: $program is missing (apt-get install nginx-light uwsgi-core uwsgi-plugin-python3 curl python3; cargo build)" >&2
+        echo "demo.sh: $program is missing (apt-get install nginx-light uwsgi-core uwsgi-plugin-python3 curl python3; cargo build --release)" >&2
         exit 2
     }
 done

@@ -24,7 +24,7 @@ wrk_seconds=300
 
 for program in python3 curl "$BIN/papa" "$BIN/papa-manager" "$BIN/papactl"; do
     command -v "$program" >/dev/null || {
-        echo "demo.sh: $program is missing (apt-get install python3 curl; cargo build)" >&2
+        echo "demo.sh: $program is missing (apt-get install python3 curl; cargo build --release --workspace --bins --examples)" >&2
         exit 2
     }
 done
@@ -75,7 +75,7 @@ if [ -x "$BIN/examples/zero_downtime_service" ]; then
     services+=(rust)
     cp "$BIN/examples/zero_downtime_service" app/service
 else
-    leave_out rust "it is not built (cargo build -p papa-manager --example zero_downtime_service)"
+    leave_out rust "it is not built (cargo build --release -p papa-manager --example zero_downtime_service)"
 fi
 if there nginx && there uwsgi; then services+=(uwsgi); else leave_out uwsgi "(apt-get install nginx-light uwsgi-core uwsgi-plugin-python3)"; fi
 wrk=()

@@ -24,6 +24,7 @@ use crate::error::ManagerError;
 use crate::holder;
 use crate::kernel_link::{Inventory, KernelLink, LinkError};
 use crate::probe::ready;
+use crate::runtime_dir::RuntimeDir;
 use crate::state;
 use crate::supervisor::Event;
 use crate::supervisor::saves::Pass;
@@ -95,6 +96,7 @@ async fn connect(
     events: &mpsc::Sender<Event>,
 ) -> (KernelLink, Pushes) {
     let mut pause = CONNECT_AGAIN_MIN;
+    let mut waiting = false;
     loop {
         let options = Options {
             client: holder(config),
@@ -102,10 +104,20 @@ async fn connect(
         };
         match Client::connect(addresses.to_vec(), options).await {
             Ok((client, pushes)) => {
+                if waiting {
+                    tracing::info!(pid = client.hello().pid, "connected to the kernel");
+                }
                 return (KernelLink::new(client, config.namespace.clone()), pushes);
             }
             Err(error) => {
                 tracing::debug!(%error, "no kernel yet");
+                if !std::mem::replace(&mut waiting, true) {
+                    let places: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                    let places = places.join(", ");
+                    tracing::warn!(
+                        "no kernel answers at {places}: {error}; waiting for one. `papactl up FILE` starts both, `papa --daemonize` the kernel alone"
+                    );
+                }
                 let _ = events.send(Event::Trouble(Some(error.to_string()))).await;
             }
         }
@@ -138,9 +150,10 @@ async fn claim(link: &KernelLink, config: &Config) -> Result<(), ManagerError> {
 /// Who we are, for whoever is refused because of us.
 fn holder(config: &Config) -> String {
     format!(
-        "papa-manager pid {}, {}",
+        "papa-manager pid {}, {}, runtime directory {}",
         std::process::id(),
-        config.path.display()
+        config.path.display(),
+        RuntimeDir::locate().path().display()
     )
 }
 

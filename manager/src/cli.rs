@@ -42,6 +42,13 @@ pub struct ManagerArgs {
     /// Leave the terminal's session first, so that closing the terminal does not end the manager.
     #[arg(long, hide = true)]
     pub own_session: bool,
+    /// Stop everything on TERM, INT and QUIT, as circusd does, and write to standard output what workers write into no
+    /// file.
+    #[arg(long)]
+    pub foreground: bool,
+    /// With --foreground: leave the workers to the kernel instead of stopping them.
+    #[arg(long, requires = "foreground")]
+    pub keep_workers: bool,
 }
 
 /// Runs and watches services that outlive their manager.

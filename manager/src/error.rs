@@ -46,6 +46,14 @@ pub enum ManagerError {
         /// Who has it now.
         by: String,
     },
+    /// Everything was to be stopped, and there is no kernel that could do it.
+    #[error(
+        "nothing was stopped, because no kernel is connected ({reason}); workers may run on, and `papactl up FILE` finds them"
+    )]
+    NotStopped {
+        /// Why it is not connected, for people.
+        reason: String,
+    },
     /// The system refused something basic.
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Parser;
 use nix::sys::signal::SigSet;
 use papa_manager::cli::ManagerArgs;
-use papa_manager::commands::kernel::candidates;
+use papa_manager::commands::kernel::{candidates, exit_if_idle};
 use papa_manager::config::{self, Config, LogOutput, Surroundings};
 use papa_manager::control::server::{Asked, ControlServer};
 use papa_manager::own_log::{self, OwnLog, Setting};
@@ -35,6 +35,8 @@ const LEFT_OUT_INTERVAL: Duration = Duration::from_secs(5);
 const OURSELVES: &str = "/proc/self/exe";
 
 fn main() -> ExitCode {
+    // Before anything of ours is open: what whoever started us has open (a lock, a pipe) is none of our business.
+    sys::close_inherited();
     failpoint::start("manager", || {
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
     });
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         say(&format!("papa-manager: ignoring SIGXFSZ: {error}"));
     }
     sys::notice_children();
+    sys::raise_descriptor_limit();
     let args = ManagerArgs::parse();
     if args.own_session {
         // Fails only for who leads a session already, which is as good.
@@ -94,16 +97,23 @@ fn main() -> ExitCode {
             let mut command = Command::new(&program);
             command.args(std::env::args_os().skip(1));
             around.enter(&mut command);
+            sys::restore_descriptor_limit(&mut command);
             let error = command.exec();
             tracing::error!(%error, program = %program.display(), "cannot be started anew");
             result = Err(error).with_context(|| format!("starting {} anew", program.display()));
         }
         result
     };
-    let outcome = run(config, args.kernel.as_deref(), program.clone(), log.clone());
+    let start = Start {
+        kernel: args.kernel.as_deref(),
+        program: program.clone(),
+        stops_all: args.foreground && !args.keep_workers,
+        console: args.foreground,
+    };
+    let outcome = run(config, start, log.clone());
     log.say_left_out(true);
     match outcome.and_then(|outcome| match outcome {
-        Outcome::Ended => Ok(()),
+        Outcome::Ended | Outcome::Stopped => Ok(()),
         Outcome::Again => again(program),
     }) {
         Ok(()) => ExitCode::SUCCESS,
@@ -155,15 +165,22 @@ fn addresses(
     }
 }
 
-fn run(
-    config: Config,
-    kernel: Option<&str>,
+/// How the manager is started.
+struct Start<'a> {
+    kernel: Option<&'a str>,
     program: Option<PathBuf>,
-    log: OwnLog,
-) -> anyhow::Result<Outcome> {
+    /// A signal to end stops everything.
+    stops_all: bool,
+    /// Output that is in no file goes to standard output.
+    console: bool,
+}
+
+fn run(config: Config, start: Start<'_>, log: OwnLog) -> anyhow::Result<Outcome> {
     let directory = RuntimeDir::locate();
+    directory.check_paths(&config.namespace)?;
     directory.ensure()?;
-    let addresses = addresses(&directory, &config, kernel)?;
+    let addresses = addresses(&directory, &config, start.kernel)?;
+    let places = addresses.clone();
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -178,7 +195,8 @@ fn run(
         let supervisor = Supervisor::new(Setup {
             config,
             addresses,
-            program,
+            program: start.program,
+            console: start.console,
             arguments: std::env::args_os().skip(1).collect(),
             umask: own_umask(),
         });
@@ -189,7 +207,7 @@ fn run(
         let pidfile = pidfile.as_deref().map(Pidfile::claim).transpose()?;
         forward_requests(requests, events.clone());
         tokio::spawn(say_left_out(log.clone()));
-        forward_signals(events, log)?;
+        forward_signals(events, log, start.stops_all)?;
         SigSet::all().thread_unblock()?;
         let result = supervisor.run().await;
         drop((server, pidfile));
@@ -198,6 +216,14 @@ fn run(
     });
     // A file that is being read may hang for ever; nobody waits for it any more.
     runtime.shutdown_background();
+    if let Ok(Outcome::Stopped) = outcome {
+        // As `papactl down` does: a kernel that holds nothing has nobody left to end it.
+        match exit_if_idle(&places) {
+            Ok(true) => tracing::info!("the kernel holds nothing any more and ends"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the kernel stays"),
+        }
+    }
     outcome
 }
 
@@ -220,8 +246,13 @@ async fn say_left_out(log: OwnLog) {
     }
 }
 
-/// TERM, INT and QUIT end the manager, HUP reloads every watcher, USR1 reopens log files, USR2 starts the manager anew.
-fn forward_signals(events: mpsc::Sender<Event>, log: OwnLog) -> std::io::Result<()> {
+/// TERM, INT and QUIT end the manager, or with `stops_all` everything; HUP reloads every watcher, USR1 reopens log files, USR2 starts the manager anew.
+fn forward_signals(
+    events: mpsc::Sender<Event>,
+    log: OwnLog,
+    stops_all: bool,
+) -> std::io::Result<()> {
+    let end = move || if stops_all { Event::Stop } else { Event::Quit };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut quit = signal(SignalKind::quit())?;
@@ -231,9 +262,9 @@ fn forward_signals(events: mpsc::Sender<Event>, log: OwnLog) -> std::io::Result<
     tokio::spawn(async move {
         loop {
             let event = tokio::select! {
-                _ = terminate.recv() => Event::Quit,
-                _ = interrupt.recv() => Event::Quit,
-                _ = quit.recv() => Event::Quit,
+                _ = terminate.recv() => end(),
+                _ = interrupt.recv() => end(),
+                _ = quit.recv() => end(),
                 _ = reopen.recv() => {
                     if let Err(error) = log.reopen() {
                         tracing::warn!(%error, "our own log file cannot be reopened");

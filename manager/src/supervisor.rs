@@ -36,6 +36,7 @@ mod announce;
 mod back;
 mod change;
 mod compare;
+mod console;
 mod doctor;
 mod ending;
 mod event;
@@ -184,6 +185,10 @@ pub struct Supervisor {
     jitter: RandomState,
     failure: Option<ManagerError>,
     outcome: Outcome,
+    /// Prints what is in no file.
+    console: console::Output,
+    /// Everything is to be stopped as soon as there is a kernel, or given up then.
+    stop_by: Option<Instant>,
 }
 
 impl Supervisor {
@@ -246,6 +251,8 @@ impl Supervisor {
             jitter: RandomState::new(),
             failure: None,
             outcome: Outcome::Ended,
+            console: console::Output::new(setup.console),
+            stop_by: None,
         };
         // Until the kernel has told what it keeps, nothing is known but the configuration.
         for watcher in &config.watchers {
@@ -322,7 +329,7 @@ impl Supervisor {
         if self.failure.is_none()
             && let Some(link) = &self.link
         {
-            if outcome == Outcome::Ended {
+            if outcome != Outcome::Again {
                 tasks::remove_own_sockets(link, &self.config).await;
             }
             // What was asked of the kernel last goes out before the connection does: this question comes behind it.
@@ -371,6 +378,8 @@ impl Supervisor {
             }
             Event::Asked(asked) => self.asked(asked),
             Event::Quit => self.quit_on_signal(),
+            Event::Stop => self.stop_on_signal(),
+            Event::Shown(serial) => self.shown(serial),
             Event::ReopenLogs => {
                 if let Some(logs) = &self.logs {
                     logs.reopen();
@@ -424,6 +433,7 @@ impl Supervisor {
         }
         self.settle_tickets();
         self.pass_answers(now);
+        self.stop_once_connected(now);
         match &self.phase {
             Phase::Quitting if self.leaving().all(Watcher::is_stopped) => self.phase = Phase::Done,
             Phase::ShuttingDown { .. } => self.advance_shutdown(now),
@@ -438,6 +448,7 @@ impl Supervisor {
         self.send_discards();
         self.queue_acknowledgements();
         self.tell_paths();
+        self.tell_console(now);
         self.set_gates();
         self.release(now);
         loop {
@@ -609,6 +620,8 @@ impl Supervisor {
             .chain(self.answers_deadline())
             .chain(saves)
             .chain(self.proof_deadline(Instant::now()))
+            .chain(self.stop_by)
+            .chain(self.console.deadline())
             .min()
     }
 

@@ -10,8 +10,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::SigSet;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -86,9 +89,54 @@ pub fn notice_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
+/// Closes everything but standard input, output and error. For the start of a program that is handed nothing else: a descriptor of
+/// whoever started us may be a lock or the end of a pipe, which would stay taken as long as we run.
+///
+/// Nothing of this program may be open yet.
+pub fn close_inherited() {
+    let range = |flags: libc::c_uint| {
+        // SAFETY: takes three integers; nothing of ours is open yet, so no owner loses its descriptor.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) }
+    };
+    // Systems before Linux 5.9 cannot, and then what is inherited stays.
+    let _ = range(0);
+}
+
+/// The soft limit on descriptors as we were started with it, in case it was raised.
+static STARTED_WITH: OnceLock<(u64, u64)> = OnceLock::new();
+
+/// Raises the soft limit on descriptors to the hard one. What we start gets the one we were started with back: a program that uses
+/// `select(2)` may not take more than 1024.
+pub fn raise_descriptor_limit() {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        let _ = STARTED_WITH.set((soft, hard));
+    }
+}
+
+/// Has `command` start with the limit on descriptors that we were started with.
+pub fn restore_descriptor_limit(command: &mut Command) {
+    let Some((soft, hard)) = STARTED_WITH.get().copied() else {
+        return;
+    };
+    let restore = move || Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?);
+    // SAFETY: between fork and exec it makes one system call and neither allocates nor locks.
+    unsafe { command.pre_exec(restore) };
+}
+
+/// Has `command` start with every signal blocked: what it is sent before it has handlers waits for them.
+pub fn hold_signals(command: &mut Command) {
+    let block = || Ok(SigSet::all().thread_block()?);
+    // SAFETY: between fork and exec it makes one system call and neither allocates nor locks.
+    unsafe { command.pre_exec(block) };
+}
+
 /// Has `command` start in a session of its own, with no descriptor but those it is given: not even what whoever started us let us
 /// inherit.
 pub fn detach(command: &mut Command) {
+    restore_descriptor_limit(command);
     let detach = || {
         nix::unistd::setsid()?;
         // SAFETY: takes three integers and touches no memory of ours.

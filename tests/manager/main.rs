@@ -14,6 +14,7 @@ mod configuration;
 mod control;
 mod crash;
 mod down;
+mod foreground;
 mod from_circusd;
 mod ini_oracle;
 mod isolation;

@@ -19,9 +19,13 @@ Example:
 pub struct UpArgs {
     /// The INI file
     pub file: PathBuf,
-    /// Run the manager here instead of in the background
+    /// Run the manager here instead of in the background: shows what workers write into
+    /// no file; TERM or Ctrl-C stops everything, a second one kills what is left
     #[arg(long)]
     pub foreground: bool,
+    /// With --foreground: TERM or Ctrl-C ends only the manager, the workers run on
+    #[arg(long, requires = "foreground")]
+    pub keep_workers: bool,
     /// Return when every watcher is up (this is the default)
     #[arg(long, conflicts_with = "no_wait")]
     pub wait: bool,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::unistd::Uid;
 use papa_protocol::client::{Address, Client, ClientError, Options};
+use papa_protocol::json::reply::ClaimInfo;
 use papa_protocol::json::request::ops;
 use tokio::time::timeout;
 
@@ -134,6 +135,20 @@ pub(super) fn find(addresses: &[Address]) -> Result<Option<Kernel>, KernelError>
     })?
 }
 
+/// Who holds `namespace` in the kernel at `address`, in its own words; none where it is free.
+pub(super) fn holder_of(address: &Address, namespace: &str) -> Result<Option<String>, KernelError> {
+    let failed = |source| KernelError::Failed {
+        address: address.clone(),
+        source,
+    };
+    block_on(async {
+        let client = connect(address).await.map_err(failed)?;
+        let claims = client.call(ops::ClaimList {}).await.map_err(failed)?.claims;
+        let live = |claim: &ClaimInfo| claim.live && claim.namespace.as_str() == namespace;
+        Ok(claims.into_iter().find(live).map(|claim| claim.holder))
+    })?
+}
+
 /// Starts a kernel for `endpoint` and waits until it serves.
 pub(super) fn start(
     directory: &RuntimeDir,
@@ -186,7 +201,10 @@ pub(super) fn end_strays(addresses: &[Address]) -> Result<Vec<Member>, KernelErr
 
 /// Asks the kernel at the first of `addresses` that answers to end, which it does only when it holds nothing. False
 /// if none answers.
-pub(super) fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
+///
+/// # Errors
+/// It holds something still, or does not answer.
+pub fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
     block_on(async {
         for address in addresses {
             let failed = |source| KernelError::Failed {

@@ -4,6 +4,7 @@
 //! `screen`'s. Nothing here changes a log: files are only read, and the kernel is asked as a follower.
 //! Source: manager/README.md, "papactl".
 
+mod console;
 mod generations;
 mod live;
 mod pick;
@@ -28,6 +29,7 @@ use crate::config::{self, Surroundings};
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, LogsReply, Request, RequestError, Selection, log_files};
 
+pub use console::Console;
 use live::{Line, News};
 use pick::Wanted;
 use screen::{Printer, Style};
@@ -215,7 +217,7 @@ impl View<'_> {
                     note(&format!("papactl: {message}"));
                     break;
                 }
-                Ok(News::Gap(..)) => {}
+                Ok(News::Gap(..) | News::Ended(_)) => {}
                 Ok(News::Caught) | Err(_) => break,
             }
         }
@@ -268,7 +270,7 @@ impl View<'_> {
                 let patience = next_look.saturating_duration_since(Instant::now());
                 match news.recv_timeout(patience) {
                     Ok(News::Lines(lines)) => self.show(&lines)?,
-                    Ok(News::Caught) => {}
+                    Ok(News::Caught | News::Ended(_)) => {}
                     Ok(News::Gap(bytes, name)) => note(&format!(
                         "papactl: {bytes} bytes of {} went by unseen",
                         table::printable(&name)

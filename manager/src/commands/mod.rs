@@ -13,6 +13,7 @@ mod doctor;
 mod down;
 mod get;
 mod incr;
+mod init;
 pub mod kernel;
 mod kill;
 mod leftovers;
@@ -39,6 +40,7 @@ mod status;
 mod stop;
 pub mod table;
 mod up;
+mod up_lock;
 mod upgrade;
 mod version;
 
@@ -57,6 +59,8 @@ use crate::config::{self, ConfigErrors};
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{Command, Errno, Request, Selection, StatusReply};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+
+pub use logs::Console;
 
 use kernel::KernelError;
 use meant::Target;

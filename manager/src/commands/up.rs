@@ -15,9 +15,11 @@ use serde_json::json;
 
 use crate::cli::Common;
 use crate::cli::args::UpArgs;
+use crate::commands::init;
 use crate::commands::kernel::{self, Kernel};
 use crate::commands::programs::{self, Background};
 use crate::commands::progress::{self, ProgressLine};
+use crate::commands::up_lock::UpLock;
 use crate::commands::{
     CommandError, check, note, print, print_json, status_of_all, status_with_kernel, table,
 };
@@ -33,6 +35,8 @@ use crate::runtime_dir::RuntimeDir;
 
 /// How long the manager gets to compare the file with what runs.
 const PLAN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a claim is looked at whose manager does not answer here.
+const CLAIM_PATIENCE: Duration = Duration::from_millis(500);
 /// How often to look again.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -44,6 +48,9 @@ const MAX_WARNINGS: usize = 10;
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
+    if args.foreground && init::is_first_process() {
+        init::hold_signals()?;
+    }
     let config = config::load(&args.file, &Surroundings::current()?)?;
     config.require_watchers()?;
     if let Some(wanted) = &common.namespace
@@ -59,10 +66,13 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
         check::print_warnings(&config.warnings, MAX_WARNINGS);
     }
     let directory = RuntimeDir::locate();
+    directory.check_paths(&config.namespace)?;
     directory.ensure()?;
     let deadline = Instant::now() + common.timeout();
 
+    let lock = UpLock::take(&directory, &config.namespace, deadline)?;
     if let Some((client, status)) = running_manager(common, &directory, &config)? {
+        drop(lock);
         return report_running(common, args, &directory, &config, client, status);
     }
     // What would end the manager at once is said before anything is started.
@@ -70,6 +80,9 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
         Pidfile::check_free(path).map_err(|error| CommandError::Failed(error.to_string()))?;
     }
     let (kernel, kernel_started) = provide_kernel(common, &directory, &config)?;
+    if !kernel_started {
+        refuse_second(&kernel, &directory, &config)?;
+    }
     if !common.json {
         print(&kernel_line(&kernel, kernel_started))?;
     }
@@ -79,10 +92,14 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
         }
         error
     };
+    if args.foreground && init::is_first_process() {
+        return init::run(common, args, &config).map_err(end_kernel);
+    }
     if args.foreground {
-        return Err(end_kernel(become_manager(&config)));
+        return Err(end_kernel(become_manager(args, &config)));
     }
     let mut client = start_manager(common, &directory, &config, deadline).map_err(end_kernel)?;
+    drop(lock);
     let status = status_of_all(common, &mut client)?;
     if !common.json {
         let pid = status.manager.as_ref().map_or(0, |manager| manager.pid);
@@ -108,6 +125,31 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
             "started": kernel_started,
         }),
     )
+}
+
+/// A namespace has one manager. One that runs with another runtime directory (under sudo, su, cron) has its socket where nobody looks
+/// here; the kernel knows of it.
+fn refuse_second(
+    kernel: &Kernel,
+    directory: &RuntimeDir,
+    config: &Config,
+) -> Result<(), CommandError> {
+    let until = Instant::now() + CLAIM_PATIENCE;
+    loop {
+        let Some(holder) = kernel::holder_of(&kernel.address, &config.namespace)? else {
+            return Ok(());
+        };
+        // The connection of a manager that has just ended may be known to the kernel for a moment longer.
+        if Instant::now() >= until {
+            return Err(CommandError::Failed(format!(
+                "a manager already runs for namespace {:?}: {}; here the runtime directory is {}: set XDG_RUNTIME_DIR to the one above it there, or choose another namespace in [circus]",
+                config.namespace,
+                table::printable(&holder),
+                directory.path().display(),
+            )));
+        }
+        thread::sleep(POLL);
+    }
 }
 
 fn running_manager(
@@ -289,13 +331,29 @@ fn kernel_line(kernel: &Kernel, started: bool) -> String {
 }
 
 /// Replaces this program by the manager; returns only if that fails.
-fn become_manager(config: &Config) -> CommandError {
-    let program = match programs::find("papa-manager") {
-        Ok(program) => program,
-        Err(error) => return error.into(),
-    };
-    let source = process::Command::new(&program).arg(&config.path).exec();
-    programs::ProgramError::Start { program, source }.into()
+fn become_manager(args: &UpArgs, config: &Config) -> CommandError {
+    match foreground_manager(args, config) {
+        Ok((program, mut command)) => {
+            let source = command.exec();
+            programs::ProgramError::Start { program, source }.into()
+        }
+        Err(error) => error,
+    }
+}
+
+/// The manager in the foreground, not started yet, and its path.
+pub(super) fn foreground_manager(
+    args: &UpArgs,
+    config: &Config,
+) -> Result<(PathBuf, process::Command), CommandError> {
+    let program = programs::find("papa-manager")?;
+    let mut command = process::Command::new(&program);
+    command.arg("--foreground");
+    if args.keep_workers {
+        command.arg("--keep-workers");
+    }
+    command.arg(&config.path);
+    Ok((program, command))
 }
 
 fn start_manager(

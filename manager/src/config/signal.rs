@@ -28,6 +28,9 @@ impl SignalNumber {
     /// Circus's default stop signal.
     pub const TERM: Self = Self(Signal::SIGTERM as i32);
 
+    /// What nobody can ignore.
+    pub const KILL: Self = Self(Signal::SIGKILL as i32);
+
     /// The number as the system calls take it.
     #[must_use]
     pub fn number(self) -> i32 {

@@ -5,15 +5,21 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::config::SignalNumber;
 use crate::control::message::{Reply, Request, ShutdownReply};
 use crate::control::server::now as epoch_seconds;
-use crate::supervisor::{Phase, Supervisor, tasks};
+use crate::error::ManagerError;
+use crate::pidfd::Whom;
+use crate::supervisor::{Outcome, Phase, Supervisor, tasks};
 use crate::watcher::Watcher;
 
 /// How long trailing output may take to reach the log files when everything is shut down.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// The same where all of it goes to files that are known not to take it.
 const BROKEN_DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a signal to stop everything waits for a kernel: one that was killed is back sooner.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// Watchers that end with the manager.
@@ -62,11 +68,72 @@ impl Supervisor {
         self.phase = Phase::Quitting;
     }
 
+    /// TERM where everything ends with us. The second one kills what the first has asked to stop.
+    pub(super) fn stop_on_signal(&mut self) {
+        if matches!(self.phase, Phase::ShuttingDown { .. }) && self.connected() {
+            return self.hurry();
+        }
+        match self.phase {
+            Phase::Quitting => self.quit_on_signal(),
+            Phase::Done => {}
+            Phase::Attaching | Phase::Managing | Phase::ShuttingDown { .. } => {
+                if self.stop_by.is_some() || matches!(self.phase, Phase::ShuttingDown { .. }) {
+                    return self.give_up_stopping();
+                }
+                self.stop_by = Some(Instant::now() + KERNEL_PATIENCE);
+            }
+        }
+    }
+
+    /// Begins to stop everything once there is a kernel; without one, nothing can be stopped.
+    pub(super) fn stop_once_connected(&mut self, now: Instant) {
+        let Some(stop_by) = self.stop_by else {
+            return;
+        };
+        if self.connected() {
+            self.stop_by = None;
+            self.outcome = Outcome::Stopped;
+            self.stop_everything(Vec::new());
+        } else if now >= stop_by {
+            self.give_up_stopping();
+        }
+    }
+
+    fn give_up_stopping(&mut self) {
+        self.stop_by = None;
+        self.failure = Some(ManagerError::NotStopped {
+            reason: self.kernel_trouble.clone().unwrap_or_default(),
+        });
+        self.phase = Phase::Done;
+    }
+
+    /// Ends the patience with everybody who was asked to stop.
+    fn hurry(&mut self) {
+        let Some(link) = self.link.clone() else {
+            return;
+        };
+        tracing::warn!("asked again to stop; killing what is left");
+        let at = self.moment();
+        let kill = SignalNumber::KILL;
+        let mut asked = Vec::new();
+        for (id, watcher) in &mut self.watchers {
+            let workers = watcher.end_workers(None, Some(kill), Duration::ZERO, &at);
+            asked.extend(workers.into_iter().map(|process| (*id, process)));
+        }
+        for (id, process) in asked {
+            self.send_stop(id, process, kill.number(), Whom::Tree, &link);
+        }
+    }
+
     pub(super) fn shut_down(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
         if let Phase::ShuttingDown { answer, .. } = &mut self.phase {
             answer.push((request, reply));
             return;
         }
+        self.stop_everything(vec![(request, reply)]);
+    }
+
+    fn stop_everything(&mut self, answer: Vec<(Request, oneshot::Sender<Reply>)>) {
         tracing::info!("shutting everything down");
         self.orphans_of_kernels.look(Instant::now());
         for watcher in self.watchers.values_mut() {
@@ -75,7 +142,7 @@ impl Supervisor {
         self.queue.clear();
         self.give_up_change("the manager is ending");
         self.phase = Phase::ShuttingDown {
-            answer: vec![(request, reply)],
+            answer,
             drained_by: None,
             cleaning: false,
         };
@@ -85,7 +152,7 @@ impl Supervisor {
         if !self.watchers.values().all(Watcher::is_stopped) || self.awaits_orphans(now) {
             return;
         }
-        let drained = self.draining.is_empty();
+        let drained = self.draining.is_empty() && self.console.is_quiet();
         let broken = !drained && self.only_waits_for_broken_logs();
         let Phase::ShuttingDown {
             drained_by,

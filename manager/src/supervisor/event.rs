@@ -56,6 +56,10 @@ pub enum Event {
     Asked(Asked),
     /// End, leaving the workers that can be left.
     Quit,
+    /// End, and stop everything; the second time without patience.
+    Stop,
+    /// All output of an ended process was printed (`Console`).
+    Shown(u64),
     /// Somebody moved the log files.
     ReopenLogs,
     /// There is no point in going on.
@@ -94,6 +98,8 @@ pub enum Event {
 pub enum Outcome {
     /// For good.
     Ended,
+    /// The same, and everything was stopped on a signal.
+    Stopped,
     /// Another is to be started in its place, in the same process.
     Again,
 }
@@ -109,6 +115,8 @@ pub struct Setup {
     pub program: Option<PathBuf>,
     /// What it is started with.
     pub arguments: Vec<OsString>,
+    /// Whether output that is in no file is written to standard output.
+    pub console: bool,
     /// Our own file mode mask, for workers whose watcher has none, unless a predecessor has kept another.
     pub umask: Option<u32>,
 }

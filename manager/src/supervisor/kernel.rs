@@ -307,6 +307,7 @@ impl Supervisor {
         }
         self.early_exits.clear();
         self.draining.clear();
+        self.console.forget_all();
         self.drained(|_| true);
         self.unacknowledged.clear();
         self.saves.forget_exits();
@@ -316,6 +317,7 @@ impl Supervisor {
     /// The kernel has forgotten an ended process.
     fn forgotten(&mut self, serial: u64) {
         self.draining.remove(&serial);
+        self.console.forget(serial);
         self.drained(|known| known == serial);
         for watcher in self.watchers.values_mut() {
             if watcher.kept().ended.contains(&serial) {
@@ -382,8 +384,22 @@ impl Supervisor {
         for (id, serial) in std::mem::take(&mut self.unacknowledged) {
             let watcher = self.watchers.get(&id);
             let discard = watcher.is_some_and(|watcher| !is_logged(watcher.config()));
+            let key = watcher.map(|watcher| watcher.config().key.as_str());
+            if discard
+                && let Some(key) = key
+                && self.console.awaits(id, key, serial, Instant::now())
+            {
+                continue;
+            }
             self.saves.acknowledge(serial, discard);
         }
+    }
+
+    /// The console, which has held back the acknowledgement of an ended process, does not need it any more.
+    pub(super) fn forget_shown(&mut self, id: WatcherId, serial: u64) {
+        let watcher = self.watchers.get(&id);
+        let discard = watcher.is_none_or(|watcher| !is_logged(watcher.config()));
+        self.saves.acknowledge(serial, discard);
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) enum News {
     Caught,
     /// Bytes that nobody will see: so many, of whom.
     Gap(u64, String),
+    /// This process has ended, and what it wrote has come; what it left behind may write more.
+    Ended(u64),
     /// The kernel cannot be asked; nothing more comes.
     Failed(String),
 }
@@ -204,6 +206,7 @@ impl Live {
             next: None,
             kept_until: 0,
             partial: [None, None],
+            ends_at: None,
         })
     }
 
@@ -260,6 +263,7 @@ impl Live {
     /// Takes one push. False once nobody listens.
     async fn push(&mut self, push: Push, news: &SyncSender<News>) -> Result<bool, ClientError> {
         let mut lines = Vec::new();
+        let mut ended = None;
         match push {
             Push::Event(event) => {
                 if let (EventType::Made, Some(process)) = (event.kind, &event.process) {
@@ -285,6 +289,7 @@ impl Live {
                     return Ok(true);
                 };
                 let lost = worker.output(&header, &bytes, &mut lines);
+                ended = worker.has_ended().then_some(header.serial.0);
                 if header.end() >= worker.kept_until {
                     self.missing.remove(&header.serial.0);
                 }
@@ -308,13 +313,35 @@ impl Live {
                 }
                 self.kernel = new.hello;
             }
-            Push::Exit(_)
-            | Push::Lost(_)
-            | Push::Shutdown(_)
-            | Push::Failed(_)
-            | Push::Disconnected { .. } => {}
+            Push::Exit(exited) => {
+                let end = self.captured(exited.serial).await?;
+                if let (Some(worker), Some(end)) = (self.workers.get_mut(&exited.serial.0), end) {
+                    worker.ends_at = Some(end);
+                    ended = worker.has_ended().then_some(exited.serial.0);
+                }
+            }
+            Push::Lost(_) | Push::Shutdown(_) | Push::Failed(_) | Push::Disconnected { .. } => {}
         }
-        Ok(lines.is_empty() || news.send(News::Lines(lines)).is_ok())
+        if !lines.is_empty() && news.send(News::Lines(lines)).is_err() {
+            return Ok(false);
+        }
+        Ok(ended.is_none_or(|serial| news.send(News::Ended(serial)).is_ok()))
+    }
+
+    /// How much of a process's output the kernel has read; none when it knows the process no more.
+    async fn captured(&self, serial: Serial) -> Result<Option<u64>, ClientError> {
+        let list = ops::ProcessList {
+            serials: vec![serial],
+            ..ops::ProcessList::default()
+        };
+        match self.asking.call(list).await {
+            Ok(found) => Ok(found
+                .processes
+                .first()
+                .map(|process| process.ledger.captured)),
+            Err(ClientError::Refused(_) | ClientError::Lost) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks who a process is that was made while there was no connection.
@@ -364,6 +391,8 @@ struct Worker {
     kept_until: u64,
     /// Per stream, a line whose end has not come, and when it began.
     partial: [Option<(i64, Vec<u8>)>; 2],
+    /// How much there was when it was told that it ended; none: that was not told, or all of it has come.
+    ends_at: Option<u64>,
 }
 
 impl Worker {
@@ -411,6 +440,15 @@ impl Worker {
                 self.cut(stream, kept, lines);
             }
         }
+    }
+
+    /// Whether it has ended and everything up to then has come; said once.
+    fn has_ended(&mut self) -> bool {
+        let ended = self.ends_at.is_some_and(|end| self.next >= Some(end));
+        if ended {
+            self.ends_at = None;
+        }
+        ended
     }
 
     /// Gives out a line without its end: there will be none.

@@ -181,6 +181,8 @@ pub fn recover(
     for (key, fd) in fetched.0 {
         match key.kind {
             Kind::CONTROL => controls.push((key.id, fd)),
+            // The one before's; our own takes its place at the keeper.
+            Kind::POLLER => drop(fd),
             Kind::HANDOVER | Kind::SESSION | Kind::BINARY => resumption.kept.push((key, fd)),
             _ => strangers.push((key, fd)),
         }

@@ -7,11 +7,17 @@ lost in any round, and the longest at which something was.
 
     cargo build --release -p papa-kernel --bin papa
     python3 tests/bench/double_kill.py [--program target/release/papa] [--rounds 5] [--processes 50 500 2000]
+
+With --window only one is killed, and perf (as root) says how long it took until the other one had forked: from then on two
+processes hold everything again. Several programs are measured in turns, so that they meet the same load.
+
+    python3 tests/bench/double_kill.py --window target/release/papa [OTHER...] --rounds 10
 """
 
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -122,12 +128,64 @@ def survives(daemon, first, wait_ms):
     return after is not None and after["counts"]["running"] == daemon.count
 
 
+def window(programs, count, rounds):
+    """Prints how long one process held everything after the other was killed, for each program and order, in milliseconds."""
+    data = tempfile.NamedTemporaryFile(prefix="papa-bench-")
+    daemons = {program: Daemon(program, count) for program in programs}
+    events = ["-e", "signal:signal_generate", "--filter", "sig==9", "-e", "sched:sched_process_fork"]
+    perf = subprocess.Popen(["perf", "record", "-q", "-a", *events, "-o", data.name])
+    time.sleep(3)
+    kills = []
+    try:
+        for _ in range(rounds):
+            for first in ("keeper", "kernel"):
+                for program, daemon in daemons.items():
+                    before = daemon.settled()
+                    victims = [before["keeper"], before["pid"]]
+                    if first == "kernel":
+                        victims.reverse()
+                    os.kill(victims[0], signal.SIGKILL)
+                    daemon.child.poll()
+                    kills.append((first, program, *victims))
+                    daemon.wait(lambda status: status["incarnation"] > before["incarnation"])
+    finally:
+        perf.send_signal(signal.SIGINT)
+        perf.wait()
+        for daemon in daemons.values():
+            daemon.end()
+    script = subprocess.run(["perf", "script", "-i", data.name], capture_output=True, text=True, check=True).stdout
+    killed, forks = {}, []
+    for line in script.splitlines():
+        event = re.match(r"\s*.*?\s+(\d+)\s+\[\d+\]\s+([\d.]+):\s+(\S+):\s*(.*)", line)
+        if event is None:
+            continue
+        pid, at, name, rest = event.groups()
+        if "signal_generate" in name:
+            killed.setdefault(int(re.search(r" pid=(\d+)", rest)[1]), float(at))
+        else:
+            forks.append((int(pid), float(at)))
+    found = {}
+    for first, program, victim, other in kills:
+        forked = [at for pid, at in forks if pid == other and at > killed.get(victim, float("inf"))]
+        if forked:
+            found.setdefault((first, program), []).append((min(forked) - killed[victim]) * 1000)
+    for (first, program), times in sorted(found.items()):
+        times.sort()
+        print(f"{count} processes, {first} first, {program}: median {times[len(times) // 2]:.1f} ms, longest {times[-1]:.1f} ms "
+              f"of {len(times)}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--program", default="target/release/papa")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, nargs="+", default=[50, 500, 2000])
+    parser.add_argument("--window", nargs="+", metavar="PROGRAM", help="measure how long one process holds everything")
     arguments = parser.parse_args()
+    if arguments.window:
+        for count in arguments.processes:
+            window(arguments.window, count, arguments.rounds)
+        return
     for count in arguments.processes:
         for first, second in [("keeper", "kernel"), ("kernel", "keeper")]:
             daemon = Daemon(arguments.program, count)

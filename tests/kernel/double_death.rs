@@ -149,3 +149,22 @@ fn a_keeper_killed_before_the_next_kernel_has_fetched_has_a_second_holder() {
         loaded.assert_whole(&status["incarnation"]);
     }
 }
+
+#[test]
+fn a_kernel_that_was_killed_was_taken_apart_before_its_keeper_heard_of_it() {
+    let mut loaded = Loaded::start();
+    let incarnation = loaded.kernel.status()["incarnation"].clone();
+    for _ in 0..3 {
+        let keeper = loaded.kernel.keeper();
+        // With its copy what the kernel waits on outlives the kernel: thousands of files are not let go one by one meanwhile.
+        wait_until("the keeper holds it, and none of kernels before", || {
+            let held = procfs::descriptors(keeper);
+            held.iter()
+                .filter(|(_, to)| to.contains("[eventpoll]"))
+                .count()
+                == 1
+        });
+        loaded.kernel.kill_kernel();
+    }
+    loaded.assert_whole(&incarnation);
+}

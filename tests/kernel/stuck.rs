@@ -231,6 +231,12 @@ fn a_keeper_that_is_process_1_and_wakes_up_beside_its_successor_ends_nobody() {
         procfs::children(started).first().copied()
     });
     Classic::tcp(port).ask("make process w /bin/sleep 1000");
+    // The keeper takes its copies in its own time.
+    wait_until("the keeper has the process's descriptors", || {
+        procfs::descriptors(init)
+            .iter()
+            .any(|(_, to)| to.contains("papa-reel"))
+    });
     let held = procfs::open_descriptors(init);
     procfs::signal(init, Signal::SIGSTOP);
     wait_until_for("the kernel has become the keeper", LONG, || {

@@ -17,6 +17,10 @@ use crate::sys::pidfd::{Outcome, Usage, WaitStatus};
 pub struct Kind(pub u8);
 
 impl Kind {
+    /// What the kernel waits on, an epoll. Only held: thousands of files in it
+    /// are let go one by one when it closes, and a kernel that is killed would
+    /// do that before the keeper hears of its end.
+    pub const POLLER: Self = Self(0);
     /// The daemon's settings, a memfd.
     pub const CONFIG: Self = Self(1);
     /// The record of what exists, a memfd.
@@ -52,6 +56,7 @@ impl Kind {
     #[must_use]
     pub fn is_known(self) -> bool {
         let known = [
+            Self::POLLER,
             Self::CONFIG,
             Self::JOURNAL,
             Self::CONTROL,

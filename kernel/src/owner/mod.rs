@@ -294,6 +294,11 @@ impl Owner {
             groups.clear();
         }
         self.look_after_runtime_dir();
+        let poller = Rc::clone(&self.poller);
+        let key = Key::new(Kind::POLLER, 0);
+        if let Err(errno) = self.keep(&[(key, poller.get_ref().as_fd())]) {
+            warn!(%errno, "the keeper will hear later of this kernel's end");
+        }
     }
 
     /// What follows once an event was handled.

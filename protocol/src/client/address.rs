@@ -65,6 +65,21 @@ impl FromStr for Address {
     }
 }
 
+impl Address {
+    /// The place of a kernel that is reached here and does not say its own: a port, or the path of a socket.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Unix(path) => path.to_string_lossy().into_owned(),
+            // The kernel's own are `papa/UID/PORT`.
+            Self::Abstract(name) => {
+                let name = String::from_utf8_lossy(name);
+                name.rsplit('/').next().unwrap_or_default().to_owned()
+            }
+            Self::Tcp(address) => address.port().to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -78,6 +93,18 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_a_place_where_the_kernel_names_none() {
+        for (address, place) in [
+            ("unix:/run/papa/20202.sock", "/run/papa/20202.sock"),
+            ("127.0.0.1:20202", "20202"),
+            ("@papa/1000/20202", "20202"),
+        ] {
+            let address: Address = address.parse().unwrap();
+            assert_eq!(address.place(), place);
+        }
+    }
 
     #[test]
     fn every_notation_is_read() {

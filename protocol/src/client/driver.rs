@@ -45,7 +45,12 @@ pub(super) async fn open_any(
     let mut attempts = Vec::new();
     for address in addresses {
         match Connection::open(address, client).await {
-            Ok(opened) => return Ok(opened),
+            Ok((connection, mut hello)) => {
+                if hello.place.is_empty() {
+                    hello.place = address.place();
+                }
+                return Ok((connection, hello));
+            }
             Err(error) => attempts.push((address.clone(), error)),
         }
     }

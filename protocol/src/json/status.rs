@@ -23,7 +23,8 @@ pub struct HelloReply {
     /// recovery, another in a fresh kernel. 0: the kernel is older than this field.
     #[serde(default)]
     pub lineage: u64,
-    /// The port it serves, or the path of its socket. Empty: the kernel is older than this field.
+    /// The port it serves, or the path of its socket. Of a kernel older than this field a client takes the
+    /// address it was reached at.
     #[serde(default)]
     pub place: String,
     /// Directory with the control group of every process, called by its serial. None: processes have none.

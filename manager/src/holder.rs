@@ -1,11 +1,12 @@
-//! Who holds a port or a path: the process behind "address already in use".
+//! Who holds a port: the process behind "address already in use".
 //!
 //! Owns the way from an address to a process: the system's tables of sockets say the inode, `/proc/PID/fd` says who has it. Only looks,
 //! and everything it reads may be gone the next moment: an answer is for people, nothing is decided by it.
-//! Source: `proc_pid_fd(5)`, `proc_pid_net(5)`; `net/ipv4/tcp_ipv4.c` and `net/unix/af_unix.c` of Linux for the columns.
+//! Source: `proc_pid_fd(5)`, `proc_pid_net(5)`; `net/ipv4/tcp_ipv4.c` and `net/ipv6/tcp_ipv6.c` of Linux for the columns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 /// Most bytes read of one of the system's tables.
@@ -38,67 +39,116 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Who listens on a port of any address of this machine's.
+/// An address that somebody else has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sought {
+    /// None: a name that was not looked up; anybody at the port may be in the way.
+    pub address: Option<IpAddr>,
+    /// Its port.
+    pub port: u16,
+    /// UDP, otherwise TCP.
+    pub datagram: bool,
+}
+
+/// Who listens where it is in the way of `sought`: at the address itself, else at a wildcard that includes it or that it includes.
 #[must_use]
-pub fn of_port(port: u16, datagram: bool) -> Option<Holder> {
-    let tables = if datagram {
+pub fn of_address(sought: &Sought) -> Option<Holder> {
+    let tables = if sought.datagram {
         ["/proc/net/udp", "/proc/net/udp6"]
     } else {
         ["/proc/net/tcp", "/proc/net/tcp6"]
     };
-    let mut inodes = BTreeSet::new();
-    let mut user = None;
+    let mut found: BTreeMap<Hindrance, (u32, BTreeSet<u64>)> = BTreeMap::new();
     for table in tables {
         for line in read(Path::new(table)).lines().skip(1) {
-            if let Some((uid, inode)) = internet_line(line, port) {
-                inodes.insert(inode);
-                user = user.or(Some(uid));
+            if let Some(listener) = Listener::parse(line)
+                && let Some(hindrance) = listener.hinders(sought)
+            {
+                let (_, inodes) = found
+                    .entry(hindrance)
+                    .or_insert_with(|| (listener.uid, BTreeSet::new()));
+                inodes.insert(listener.inode);
             }
         }
     }
-    holder(&inodes, user)
+    let (uid, inodes) = found.into_values().next()?;
+    holder(&inodes, Some(uid))
 }
 
-/// Who has a unix socket bound to this path.
-#[must_use]
-pub fn of_path(path: &Path) -> Option<Holder> {
-    let path = path.to_str()?;
-    let table = read(Path::new("/proc/net/unix"));
-    let inodes = table
-        .lines()
-        .skip(1)
-        .filter_map(|line| unix_line(line, path))
-        .collect();
-    holder(&inodes, None)
+/// How a listener is in the way, the surest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Hindrance {
+    /// It has the very address.
+    Same,
+    /// One of the two is the wildcard of their family.
+    Wildcard,
+    /// One is `::`, which may take IPv4 too, and the other an IPv4 address.
+    BothFamilies,
 }
 
-/// User and inode of a listener on `port`: `sl local remote st queues tr tm retr uid timeout inode`.
-fn internet_line(line: &str, port: u16) -> Option<(u32, u64)> {
-    let mut words = line.split_whitespace();
-    let local = words.nth(1)?;
-    let state = words.nth(1)?;
-    let (_, number) = local.rsplit_once(':')?;
-    if u16::from_str_radix(number, 16) != Ok(port) || !LISTENING.contains(&state) {
-        return None;
-    }
-    let uid = words.nth(3)?.parse().ok()?;
-    let inode = words.nth(1)?.parse().ok()?;
-    Some((uid, inode))
+/// One line of the tables.
+#[derive(Debug, PartialEq, Eq)]
+struct Listener {
+    address: IpAddr,
+    port: u16,
+    uid: u32,
+    inode: u64,
 }
 
-/// Inode of a socket bound to `path`: `num refs protocol flags type state inode path`.
-fn unix_line(line: &str, path: &str) -> Option<u64> {
-    let mut rest = line;
-    let mut inode = None;
-    for column in 0..7 {
-        rest = rest.trim_start();
-        let end = rest.find(' ')?;
-        if column == 6 {
-            inode = rest[..end].parse().ok();
+impl Listener {
+    /// `sl local remote st queues tr tm retr uid timeout inode`.
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let local = words.nth(1)?;
+        let state = words.nth(1)?;
+        let (address, port) = local.rsplit_once(':')?;
+        if !LISTENING.contains(&state) {
+            return None;
         }
-        rest = &rest[end..];
+        Some(Self {
+            address: address_of(address)?,
+            port: u16::from_str_radix(port, 16).ok()?,
+            uid: words.nth(3)?.parse().ok()?,
+            inode: words.nth(1)?.parse().ok()?,
+        })
     }
-    (rest.strip_prefix(' ')? == path).then_some(inode?)
+
+    fn hinders(&self, sought: &Sought) -> Option<Hindrance> {
+        if self.port != sought.port {
+            return None;
+        }
+        let Some(wanted) = sought.address.map(|address| address.to_canonical()) else {
+            return Some(Hindrance::Wildcard);
+        };
+        let own = self.address.to_canonical();
+        let any_v6 = |address: IpAddr| address.is_ipv6() && address.is_unspecified();
+        if own == wanted {
+            Some(Hindrance::Same)
+        } else if own.is_ipv4() == wanted.is_ipv4() {
+            (own.is_unspecified() || wanted.is_unspecified()).then_some(Hindrance::Wildcard)
+        } else {
+            (any_v6(own) || any_v6(wanted)).then_some(Hindrance::BothFamilies)
+        }
+    }
+}
+
+/// An address as the tables have it: 32 bits at a time, in the machine's order.
+fn address_of(text: &str) -> Option<IpAddr> {
+    let part = |index: usize| {
+        let digits = text.get(index * 8..index * 8 + 8)?;
+        Some(u32::from_str_radix(digits, 16).ok()?.to_ne_bytes())
+    };
+    match text.len() {
+        8 => Some(IpAddr::from(part(0)?)),
+        32 => {
+            let mut bytes = [0; 16];
+            for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
+                chunk.copy_from_slice(&part(index)?);
+            }
+            Some(IpAddr::from(bytes))
+        }
+        _ => None,
+    }
 }
 
 fn holder(inodes: &BTreeSet<u64>, uid: Option<u32>) -> Option<Holder> {
@@ -157,39 +207,93 @@ fn read(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
-    use std::os::unix::net::UnixListener;
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 
     use super::*;
+
+    fn sought(address: Option<IpAddr>, port: u16, datagram: bool) -> Sought {
+        Sought {
+            address,
+            port,
+            datagram,
+        }
+    }
 
     #[test]
     fn an_address_in_use_named_nobody() {
         let own = i32::try_from(std::process::id()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let holder = of_port(port, false).unwrap();
-        assert_eq!(holder.pid, Some(own));
-        assert!(!holder.command.is_empty());
-        assert!(holder.to_string().ends_with(&format!("(pid {own})")));
+        for address in [None, Some([127, 0, 0, 1].into()), Some([0; 4].into())] {
+            let holder = of_address(&sought(address, port, false)).unwrap();
+            assert_eq!(holder.pid, Some(own));
+            assert!(!holder.command.is_empty());
+            assert!(holder.to_string().ends_with(&format!("(pid {own})")));
+        }
         drop(listener);
-        assert_eq!(of_port(port, false), None);
+        assert_eq!(of_address(&sought(None, port, false)), None);
 
         let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = datagrams.local_addr().unwrap().port();
-        assert_eq!(of_port(port, true).unwrap().pid, Some(own));
-
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a b.sock");
-        let _listener = UnixListener::bind(&path).unwrap();
-        assert_eq!(of_path(&path).unwrap().pid, Some(own));
-        assert_eq!(of_path(&directory.path().join("a")), None);
+        let holder = of_address(&sought(None, port, true)).unwrap();
+        assert_eq!(holder.pid, Some(own));
     }
 
     #[test]
-    fn foreign_lines_are_nobodys() {
-        for line in ["", "x", "0: 0100007F:1F90", "0: 0100007F:zz 0 0A"] {
-            assert_eq!(internet_line(line, 8080), None, "{line}");
-            assert_eq!(unix_line(line, "/x"), None, "{line}");
+    fn who_had_the_port_at_another_address_was_named() {
+        let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let other = Some([127, 0, 0, 1].into());
+        assert_eq!(of_address(&sought(other, port, false)), None);
+        let v6 = Some(Ipv6Addr::LOCALHOST.into());
+        assert_eq!(of_address(&sought(v6, port, false)), None);
+
+        let at = |address: IpAddr| Listener {
+            address,
+            port: 80,
+            uid: 0,
+            inode: 1,
+        };
+        let any_v4 = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+        let any_v6 = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+        let one = IpAddr::from([10, 0, 0, 1]);
+        let mapped = "::ffff:10.0.0.1".parse().unwrap();
+        for (listener, wanted, expected) in [
+            (one, one, Some(Hindrance::Same)),
+            (mapped, one, Some(Hindrance::Same)),
+            (any_v4, one, Some(Hindrance::Wildcard)),
+            (one, any_v4, Some(Hindrance::Wildcard)),
+            (any_v6, one, Some(Hindrance::BothFamilies)),
+            (any_v4, any_v6, Some(Hindrance::BothFamilies)),
+            (any_v4, IpAddr::from(Ipv6Addr::LOCALHOST), None),
+            (one, [10, 0, 0, 2].into(), None),
+        ] {
+            let hindrance = at(listener).hinders(&sought(Some(wanted), 80, false));
+            assert_eq!(hindrance, expected, "{listener} {wanted}");
+        }
+        assert_eq!(at(one).hinders(&sought(Some(one), 81, false)), None);
+    }
+
+    #[test]
+    fn addresses_are_read_as_the_system_writes_them() {
+        for (text, address) in [
+            ("0100007F", "127.0.0.1"),
+            ("00000000000000000000000001000000", "::1"),
+            ("0000000000000000FFFF00000100007F", "::ffff:127.0.0.1"),
+        ] {
+            // The texts are those of a little-endian machine.
+            if cfg!(target_endian = "little") {
+                assert_eq!(address_of(text), address.parse().ok(), "{text}");
+            }
+        }
+        for line in [
+            "",
+            "x",
+            "0: 0100007F:1F90",
+            "0: 0100007F:zz 0 0A",
+            "0: é100007:1F90 0 0A 0 0 0 0 0 1",
+        ] {
+            assert_eq!(Listener::parse(line), None, "{line}");
         }
     }
 }

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use crate::adopt::worker_of;
 use crate::config::{Config, SocketConfig, SocketType};
 use crate::error::ManagerError;
-use crate::holder;
+use crate::holder::{self, Sought};
 use crate::kernel_link::{Inventory, KernelLink, LinkError};
 use crate::probe::ready;
 use crate::runtime_dir::RuntimeDir;
@@ -200,10 +200,14 @@ async fn make_sockets(link: &KernelLink, sockets: &[SocketConfig]) -> BTreeMap<S
 /// Why a socket cannot be made, with whoever has its address.
 async fn hindrance(socket: &SocketConfig, error: &LinkError) -> String {
     let asked = socket.clone();
-    let found = tokio::task::spawn_blocking(move || match (&asked.path, asked.port) {
-        (Some(path), _) => holder::of_path(path),
-        (None, Some(port)) if port > 0 => holder::of_port(port, asked.kind == SocketType::Datagram),
-        _ => None,
+    // Who serves a path the kernel says itself.
+    let found = tokio::task::spawn_blocking(move || {
+        let port = asked.port.filter(|port| *port > 0)?;
+        holder::of_address(&Sought {
+            address: asked.host.as_ref().and_then(|host| host.parse().ok()),
+            port,
+            datagram: asked.kind == SocketType::Datagram,
+        })
     });
     match (error.code(), found.await) {
         (Some(ErrorCode::BindFailed), Ok(Some(holder))) => {

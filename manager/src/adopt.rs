@@ -16,6 +16,10 @@ pub struct Note {
     /// What it was started with, as `kernel_link::settings` has it; none: by an older manager.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settings: Option<u64>,
+    /// The highest serial of the sockets it was given: one of its sockets that has a higher one was made after it, and is another than
+    /// it has. None: it has none, or an older manager or kernel did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<u64>,
 }
 
 impl Note {

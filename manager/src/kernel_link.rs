@@ -4,8 +4,9 @@
 //! to ask (`supervisor`), the connection (`papa_protocol::client`).
 //! Invariant: every request can be repeated: what exists already is answered, not made twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
 
 use papa_protocol::client::{Client, ClientError};
 use papa_protocol::json::reply::ErrorCode;
@@ -16,7 +17,7 @@ use papa_protocol::process::{
 };
 use papa_protocol::record::Serial;
 use papa_protocol::size::ByteSize;
-use papa_protocol::socket::{Family, SocketType as KernelSocketType, Umask};
+use papa_protocol::socket::{Family, SocketInfo, SocketType as KernelSocketType, Umask};
 use papa_protocol::text::ByteString;
 
 use crate::adopt::Note;
@@ -87,6 +88,8 @@ pub struct KernelLink {
     namespace: String,
     /// File mode mask of workers whose watcher has none, once it is known; see `state::umask_value`.
     umask: Option<u32>,
+    /// Serials of the sockets there are, by their names in the file.
+    sockets: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl KernelLink {
@@ -97,6 +100,7 @@ impl KernelLink {
             client,
             namespace,
             umask: None,
+            sockets: Arc::default(),
         }
     }
 
@@ -238,9 +242,12 @@ impl KernelLink {
         match self.ask_for_socket(request).await {
             Err(error) if error.code() == Some(ErrorCode::Exists) => {
                 tracing::warn!(socket = socket.name, %error, "the socket is kept as it is");
+                self.describe_socket(socket).await.map(drop)
+            }
+            other => {
+                self.is_there(socket, &other?);
                 Ok(())
             }
-            other => Ok(other?),
         }
     }
 
@@ -252,19 +259,60 @@ impl KernelLink {
         let request = socket_request(socket, &self.namespace)?;
         match self.ask_for_socket(request).await {
             Err(error) if error.code() == Some(ErrorCode::Exists) => Ok(false),
-            other => Ok(other.map(|()| true)?),
+            other => {
+                self.is_there(socket, &other?);
+                Ok(true)
+            }
         }
     }
 
+    fn is_there(&self, socket: &SocketConfig, info: &SocketInfo) {
+        if let (Some(serial), Ok(mut known)) = (info.serial, self.sockets.lock()) {
+            known.insert(socket.name.clone(), serial);
+        }
+    }
+
+    /// The highest serial of these sockets, if all are known.
+    #[must_use]
+    pub fn newest_of(&self, sockets: &BTreeSet<String>) -> Option<u64> {
+        let known = self.sockets.lock().ok()?;
+        let serials = sockets.iter().map(|name| known.get(name).copied());
+        let serials: Option<Vec<u64>> = serials.collect();
+        serials?.into_iter().max()
+    }
+
+    async fn describe_socket(&self, socket: &SocketConfig) -> Result<SocketInfo, LinkError> {
+        let request = ops::SocketList {
+            names: vec![NamePattern::new(&socket.kernel_name(&self.namespace))],
+        };
+        let listed = self.client.call(request).await?.sockets;
+        let found = listed.into_iter().next();
+        let found = found.ok_or_else(|| std::io::Error::other("the kernel has no such socket"))?;
+        self.is_there(socket, &found);
+        Ok(found)
+    }
+
     /// Kernels that know no `replace` always replace.
-    async fn ask_for_socket(&self, mut request: ops::SocketMake) -> Result<(), ClientError> {
-        match self.client.call(request.clone()).await {
+    async fn ask_for_socket(
+        &self,
+        mut request: ops::SocketMake,
+    ) -> Result<SocketInfo, ClientError> {
+        let made = match self.client.call(request.clone()).await {
             Err(error) if request.replace && error.code() == Some(ErrorCode::Invalid) => {
                 request.replace = false;
-                self.client.call(request).await.map(drop)
+                self.client.call(request).await
             }
-            other => other.map(drop),
-        }
+            other => other,
+        };
+        made.map(|made| made.socket)
+    }
+
+    /// Whether the path of a unix socket leads to it, if the kernel knows.
+    ///
+    /// # Errors
+    /// The kernel refused, did not answer, or has no such socket.
+    pub async fn is_at_its_path(&self, socket: &SocketConfig) -> Result<Option<bool>, LinkError> {
+        Ok(self.describe_socket(socket).await?.at_path)
     }
 
     /// Whether a socket could be made: one like it is made under another name, and removed.
@@ -351,6 +399,7 @@ impl KernelLink {
         let note = Note {
             generation,
             settings,
+            sockets: self.newest_of(&watcher.used_sockets()),
         };
         request.tag = note.to_tag();
         let name = request.name.clone();

@@ -156,6 +156,8 @@ pub struct Supervisor {
     sockets_retried: bool,
     /// Unix sockets that are being bound anew.
     binding: BTreeSet<String>,
+    /// The files at the paths of unix sockets that are known to be those sockets, by device and inode.
+    own_files: BTreeMap<String, (u64, u64)>,
     /// Unix sockets and their paths, for the task that looks whether these are there.
     paths: watch::Sender<Vec<(String, std::path::PathBuf)>>,
     /// The configuration they are from.
@@ -236,6 +238,7 @@ impl Supervisor {
             signals: HashMap::new(),
             sockets_retried: false,
             binding: BTreeSet::new(),
+            own_files: BTreeMap::new(),
             paths: watch::Sender::default(),
             paths_of: None,
             log_troubles: Vec::new(),
@@ -356,7 +359,11 @@ impl Supervisor {
             Event::Trouble(trouble) => self.kernel_trouble = trouble,
             Event::Sockets(troubles) => self.sockets_told(troubles),
             Event::SocketsAgain(troubles) => self.sockets_tried(troubles),
-            Event::PathGone(name) => self.path_gone(&name),
+            Event::PathGone(name) => {
+                self.path_gone(&name, "somebody removed the path of the socket");
+            }
+            Event::PathThere(name, file) => self.path_there(&name, file),
+            Event::PathTold(name, file, own) => self.path_told(name, file, own),
             Event::BoundAnew(name, result) => self.bound_anew(&name, result),
             Event::Listed(inventory) => self.listed(inventory),
             Event::Kernel(push) => self.told(push),

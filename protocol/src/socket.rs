@@ -216,6 +216,12 @@ pub struct SocketInfo {
     /// Whether an inet6 socket leaves IPv4 to others, as asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v6only: Option<bool>,
+    /// Grows with each socket made: tells this one from one of the same name before it. None from an older kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// Whether the path of a unix socket leads to it. None where the system does not tell, and from an older kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_path: Option<bool>,
     /// The descriptor's number in the kernel and in processes that inherit it; none with `reuseport`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fileno: Option<u32>,

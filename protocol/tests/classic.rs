@@ -308,6 +308,8 @@ fn listings_look_as_papa_clients_parse_them() {
         reuseport: false,
         nonblocking: false,
         v6only: None,
+        serial: Some(7),
+        at_path: None,
         fileno: Some(100),
     };
     assert_eq!(

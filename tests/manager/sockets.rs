@@ -1,8 +1,11 @@
 //! Sockets in trouble: an address that somebody has, a path that somebody removes; and the flag that workers inherit.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use serde_json::{Value, json};
 
@@ -42,6 +45,15 @@ fn a_taken_port_gave_its_watcher_up_and_named_nobody() {
     assert!(!stack.request("doctor", "").to_string().contains("taken"));
 }
 
+/// Waits until a worker of `web` runs and the one of before is gone.
+#[track_caller]
+fn wait_replaced(stack: &Stack, before: &BTreeMap<u64, i32>) {
+    wait_until("the worker is replaced", || {
+        let pids = stack.pids("web");
+        pids.len() == 1 && !before.values().any(|pid| procfs::alive(*pid))
+    });
+}
+
 #[test]
 fn a_held_socket_whose_path_was_removed_stayed_unreachable() {
     let stack = Stack::start(&format!(
@@ -54,14 +66,73 @@ fn a_held_socket_whose_path_was_removed_stayed_unreachable() {
     fs::remove_file(&path).unwrap();
     wait_until("the path is back", || UnixStream::connect(&path).is_ok());
     // Who serves it now is another worker: the one before has a socket that nobody can reach.
-    wait_until("the worker is replaced", || {
-        let pids = stack.pids("web");
-        pids.len() == 1
-            && pids
-                .values()
-                .all(|pid| !before.values().any(|old| old == pid))
-    });
+    wait_replaced(&stack, &before);
     assert!(stack.manager_log().contains("somebody removed the path"));
+}
+
+#[test]
+fn a_held_socket_whose_path_a_stranger_took_stayed_unreachable_in_silence() {
+    let stack = Stack::start(&format!(
+        "[watcher:web]\ncmd = {}\ncopy_env = true\nuse_sockets = yes\nready = notify\n[socket:web]\npath = DIR/web.sock\n",
+        worker("DIR/web 1 notify $(circus.sockets.web)"),
+    ));
+    let before = stack.wait_pids("web", 1);
+    let path = stack.kernel.directory().join("web.sock");
+    let elsewhere = stack.kernel.directory().join("stranger.sock");
+    let stranger = UnixListener::bind(&elsewhere).unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    fs::rename(&elsewhere, &path).unwrap();
+    let inode = fs::metadata(&path).unwrap().ino();
+    let expected = format!("served by pid {}", std::process::id());
+    wait_until("the stranger is named", || {
+        stack.message("web").contains(&expected)
+    });
+    // Nothing is taken away: neither the path from the stranger, nor what there is from the workers.
+    assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+    assert_eq!(stack.pids("web"), before);
+    // Asked whether they serve, they had a connection that says nothing.
+    while stranger.accept().is_ok() {}
+    UnixStream::connect(&path).unwrap();
+    drop(stranger);
+    wait_replaced(&stack, &before);
+    UnixStream::connect(&path).unwrap();
+    assert_eq!(stack.message("web"), "");
+}
+
+#[test]
+fn workers_kept_a_dead_socket_when_the_manager_was_killed_while_it_was_bound_anew() {
+    let mut stack = Stack::start(&format!(
+        "[watcher:web]\ncmd = {}\ncopy_env = true\nuse_sockets = yes\nready = notify\n[socket:web]\npath = DIR/web.sock\n\
+         [watcher:other]\ncmd = sleep 1000\n",
+        worker("DIR/web 1 notify $(circus.sockets.web)"),
+    ));
+    let path = stack.kernel.directory().join("web.sock");
+    let other = stack.wait_pids("other", 1);
+    for place in ["socket.unbound", "socket.bound"] {
+        let before = stack.wait_pids("web", 1);
+        stack.kill_manager();
+        stack.start_manager_to_stop_at(place, 1);
+        stack.wait_attached();
+        fs::remove_file(&path).unwrap();
+        let failpoints = stack.failpoints();
+        wait_until(place, || failpoints.hit(place).is_some());
+        stack.kill_manager();
+        failpoints.clear();
+        stack.start_manager();
+        wait_replaced(&stack, &before);
+        // To the end of the answer: the worker would end by itself if nobody read it.
+        let mut answer = String::new();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+    }
+    // One manager later nobody is replaced again, and who has no socket never was.
+    let before = stack.wait_pids("web", 1);
+    stack.kill_manager();
+    stack.start_manager();
+    assert_eq!(stack.pids("web"), before);
+    assert_eq!(stack.pids("other"), other);
+    let log = stack.manager_log();
+    assert_eq!(log.matches("bound anew since").count(), 2);
 }
 
 #[test]
@@ -84,13 +155,7 @@ fn workers_kept_a_dead_socket_when_its_directory_was_removed() {
             .contains("starts no more workers without socket web")
     });
     fs::create_dir(&directory).unwrap();
-    wait_until("the worker is replaced", || {
-        let pids = stack.pids("web");
-        pids.len() == 1
-            && pids
-                .values()
-                .all(|pid| !before.values().any(|old| old == pid))
-    });
+    wait_replaced(&stack, &before);
     UnixStream::connect(directory.join("web.sock")).unwrap();
 }
 

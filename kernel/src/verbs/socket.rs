@@ -100,7 +100,7 @@ impl Owner {
         let mut listed: Vec<SocketInfo> =
             known(patterns, |patterns| self.table.find_sockets(patterns))
                 .into_iter()
-                .filter_map(|id| self.table.socket(id).map(describe))
+                .filter_map(|id| self.describe_socket(id))
                 .collect();
         listed.sort_by(|one, other| one.name.cmp(&other.name));
         listed.dedup_by(|one, other| one.name == other.name);
@@ -109,7 +109,16 @@ impl Owner {
 
     /// One socket, described.
     pub(crate) fn describe_socket(&self, id: u64) -> Option<SocketInfo> {
-        self.table.socket(id).map(describe)
+        let row = self.table.socket(id)?;
+        let mut info = describe(row);
+        if let (Some(path), Some(fd)) = (&row.make.path, self.socket_fds.get(&id)) {
+            info.at_path = match is_bound_at(fd, path.as_path()) {
+                Ok(bound) => Some(bound),
+                Err(Errno::ENOENT | Errno::ENOTDIR) => Some(false),
+                Err(_) => None,
+            };
+        }
+        Some(info)
     }
 
     /// Closes sockets and removes their paths.
@@ -240,6 +249,8 @@ pub(crate) fn describe(row: &SocketRow) -> SocketInfo {
         reuseport: make.reuseport,
         nonblocking: make.nonblocking,
         v6only: make.v6only,
+        serial: Some(row.id),
+        at_path: None,
         fileno: row.number,
     }
 }

@@ -38,6 +38,10 @@ pub enum Event {
     SocketsAgain(BTreeMap<String, String>),
     /// The path of a unix socket that the kernel holds is gone: nobody can reach it.
     PathGone(String),
+    /// At the path of a unix socket there is a file, of this device and inode.
+    PathThere(String, (u64, u64)),
+    /// Whether that file is the socket, if the kernel says so.
+    PathTold(String, (u64, u64), Option<bool>),
     /// A socket whose path was gone is bound anew, or why not.
     BoundAnew(String, Result<(), String>),
     /// What there is, after a reconnection.

@@ -55,6 +55,7 @@ impl Supervisor {
         self.know_before_rolls(resumed.as_ref());
         self.take_over_left(inventory.left);
         self.start_logs();
+        let outlived = self.with_sockets_of_before(&inventory.processes);
         self.reconcile(inventory.processes);
         failpoint::reach("adopt.reconciled");
         self.queue = self.start_order().into();
@@ -64,6 +65,7 @@ impl Supervisor {
         if let (Some(resumed), Some(config)) = (resumed, config) {
             self.resume_change(resumed, &config);
         }
+        self.replace_workers(outlived);
         self.ask_early();
     }
 

@@ -3,9 +3,12 @@
 //! Owns the list of troubles by socket. A watcher waits for its sockets as it waits for other watchers (`gates`): no start is tried and
 //! none is counted while one is missing. Leaves to others: the making (`tasks`, `kernel_link`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use papa_protocol::process::Process;
+
+use crate::adopt::{Note, worker_of};
 use crate::config::Config;
 use crate::control::message::ReloadHow;
 use crate::supervisor::{Supervisor, WatcherId, tasks};
@@ -56,8 +59,30 @@ impl Supervisor {
         tasks::make_sockets_again(link, failed.cloned().collect(), self.events.clone());
     }
 
+    /// A file is at the path of a unix socket; told every now and then. Asks the kernel whose it is where that is not known.
+    pub(super) fn path_there(&mut self, name: &str, file: (u64, u64)) {
+        let config = self.config.clone();
+        let socket = config.sockets.iter().find(|socket| socket.name == name);
+        if let (Some(socket), Some(link)) = (socket, &self.link)
+            && self.own_files.get(name) != Some(&file)
+            && !self.socket_troubles.contains_key(name)
+            && !self.binding.contains(name)
+        {
+            tasks::ask_whose_path(link.clone(), socket.clone(), file, self.events.clone());
+        }
+    }
+
+    /// The kernel has said whose the file is. A kernel that does not know is not asked about the same file again.
+    pub(super) fn path_told(&mut self, name: String, file: (u64, u64), own: Option<bool>) {
+        if own == Some(false) {
+            self.path_gone(&name, "something else is at the path of the socket");
+        } else {
+            self.own_files.insert(name, file);
+        }
+    }
+
     /// Nobody can connect to a unix socket whose path is gone, whatever its holders do. Told again until the path is there.
-    pub(super) fn path_gone(&mut self, name: &str) {
+    pub(super) fn path_gone(&mut self, name: &str, what: &str) {
         let config = self.config.clone();
         let socket = config.sockets.iter().find(|socket| socket.name == name);
         if let (Some(socket), Some(link)) = (socket, &self.link)
@@ -68,7 +93,7 @@ impl Supervisor {
             tracing::warn!(
                 socket = name,
                 path = socket.place(),
-                "somebody removed the path of the socket; it is bound anew"
+                "{what}; it is bound anew as soon as it can be"
             );
             tasks::bind_anew(link.clone(), socket.clone(), self.events.clone());
         }
@@ -103,9 +128,48 @@ impl Supervisor {
             })
             .map(|(id, _)| *id)
             .collect();
-        for id in using {
-            self.reload_one(id, ReloadHow::Graceful);
+        self.replace_workers(using);
+    }
+
+    /// Replaces the workers of these watchers, also where a reload is only a SIGHUP: they would keep the socket they have.
+    pub(super) fn replace_workers(&mut self, watchers: Vec<WatcherId>) {
+        for id in watchers {
+            let Some(watcher) = self.watchers.get(&id) else {
+                continue;
+            };
+            let how = match watcher.config().send_hup {
+                true => ReloadHow::Sequential,
+                false => ReloadHow::Graceful,
+            };
+            self.reload_one(id, how);
         }
+    }
+
+    /// Watchers with workers among `processes` that have another socket than there is now: a predecessor bound one anew and was
+    /// killed before it had replaced them.
+    pub(super) fn with_sockets_of_before(&self, processes: &[Process]) -> Vec<WatcherId> {
+        let Some(link) = &self.link else {
+            return Vec::new();
+        };
+        let has_another = |process: &Process| {
+            let (key, _) = worker_of(&self.config.namespace, &process.name)?;
+            let id = *self.keys.get(key)?;
+            let watcher = self.watchers.get(&id)?;
+            let given = Note::of(process)?.sockets?;
+            let newest = link.newest_of(&watcher.config().used_sockets())?;
+            let is_left = process.running && newest > given;
+            // One that is being reloaded replaces them anyway.
+            (is_left && watcher.is_wanted() && !watcher.is_rolling()).then_some(id)
+        };
+        let found: BTreeSet<WatcherId> = processes.iter().filter_map(has_another).collect();
+        for id in &found {
+            let watcher = self.watchers.get(id).map(|known| &known.config().name);
+            tracing::warn!(
+                watcher,
+                "its workers have a socket that was bound anew since; they are replaced"
+            );
+        }
+        found.into_iter().collect()
     }
 
     /// Tells the task that looks at paths which there are, where the configuration is another one than before.
@@ -117,6 +181,9 @@ impl Supervisor {
         self.paths_of = Some(self.config.clone());
         let sockets = self.config.sockets.iter();
         let paths = sockets.filter_map(|socket| Some((socket.name.clone(), socket.path.clone()?)));
-        self.paths.send_replace(paths.collect());
+        let paths: Vec<_> = paths.collect();
+        self.own_files
+            .retain(|name, _| paths.iter().any(|(known, _)| known == name));
+        self.paths.send_replace(paths);
     }
 }

@@ -4,6 +4,7 @@
 //! is harmless.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -250,13 +251,36 @@ pub(super) fn watch_paths(
             };
             sleep(PATHS_AGAIN).await;
             for (name, path) in watched {
-                let missing = matches!(
-                    tokio::fs::symlink_metadata(&path).await,
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound
-                );
-                if missing && events.send(Event::PathGone(name)).await.is_err() {
+                let event = match tokio::fs::symlink_metadata(&path).await {
+                    Ok(file) => Event::PathThere(name, (file.dev(), file.ino())),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        Event::PathGone(name)
+                    }
+                    Err(_) => continue,
+                };
+                if events.send(event).await.is_err() {
                     return;
                 }
+            }
+        }
+    });
+}
+
+/// Asks the kernel whether the file at the path of a unix socket is that socket.
+pub(super) fn ask_whose_path(
+    link: KernelLink,
+    socket: SocketConfig,
+    file: (u64, u64),
+    events: mpsc::Sender<Event>,
+) {
+    tokio::spawn(async move {
+        match link.is_at_its_path(&socket).await {
+            Ok(own) => {
+                let _ = events.send(Event::PathTold(socket.name, file, own)).await;
+            }
+            // It is asked again at the next look.
+            Err(error) => {
+                tracing::debug!(socket = socket.name, %error, "whose path it is stays open");
             }
         }
     });
@@ -267,9 +291,15 @@ pub(super) fn bind_anew(link: KernelLink, socket: SocketConfig, events: mpsc::Se
     tokio::spawn(async move {
         let bound = async {
             link.remove_socket(&socket).await?;
-            link.make_socket(&socket).await
+            failpoint::reach("socket.unbound");
+            link.make_socket(&socket).await?;
+            failpoint::reach("socket.bound");
+            Ok(())
         };
-        let result = bound.await.map_err(|error| error.to_string());
+        let result = match bound.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(hindrance(&socket, &error).await),
+        };
         let _ = events.send(Event::BoundAnew(socket.name, result)).await;
     });
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::wait_until;
+use crate::harness::{binary, private_command, wait_until};
 use crate::stack::Stack;
 
 #[test]
@@ -85,8 +85,33 @@ fn output_waits_in_the_kernel_while_its_file_cannot_be_written() {
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        message.contains("absent/lost.log")
+        // The number comes with the first look after the failure.
+        message.contains("/absent/lost.log cannot be written: No such file or directory; ")
+            && message.contains("lines wait in the kernel (1 KiB); make its directory")
     });
+    let logs = |arguments: &[&str]| {
+        let mut command = private_command(&binary("papactl"), stack.kernel.directory());
+        let output = command.args(arguments).output().unwrap();
+        (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (printed, _) = logs(&["doctor"]);
+    let words: Vec<_> = printed.split_whitespace().collect();
+    assert!(
+        words
+            .join(" ")
+            .contains("absent/lost.log cannot be written"),
+        "{printed}"
+    );
+    // It would show what an earlier run wrote.
+    let (_, said) = logs(&["logs", "lost", "well"]);
+    assert!(
+        said.contains("what is shown of it was written before that"),
+        "{said}"
+    );
+    assert_eq!(said.matches("cannot be written").count(), 1, "{said}");
     let before = stack.log("well.log").len();
     wait_until("the other file grows on", || {
         stack.log("well.log").len() > before + 20
@@ -95,6 +120,9 @@ fn output_waits_in_the_kernel_while_its_file_cannot_be_written() {
     fs::create_dir(&directory).unwrap();
     wait_until("the output is written after all", || {
         fs::read(directory.join("lost.log")).is_ok_and(|text| text == b"first\nsecond\n")
+    });
+    wait_until("nothing is said any more", || {
+        stack.request("status", "lost")["watchers"][0]["message"].is_null()
     });
 }
 
@@ -202,4 +230,39 @@ fn below_a_hard_limit_on_file_size_logging_came_to_an_end() {
         findings.contains("its files may have 2097152 bytes at most"),
         "{findings}"
     );
+}
+
+#[test]
+fn a_reel_that_could_not_be_written_stopped_its_worker_and_nothing_said_why() {
+    let mut stack = Stack::start(
+        "[watcher:w]\ncmd = sh -c 'until [ -e DIR/go ]; do sleep 0.01; done; head -c 20000000 /dev/zero; exec sleep 1000'\n\
+         copy_env = true\nstdout_stream.filename = DIR/absent/w.log\n",
+    );
+    stack.wait_pids("w", 1);
+    // A limit that comes later, whatever the daemon could raise: the reel was not made for it.
+    let pid = stack.kernel.pid().to_string();
+    let set = std::process::Command::new("prlimit")
+        .args(["--pid", &pid, "--fsize=262144:262144"])
+        .status();
+    assert!(set.unwrap().success());
+    fs::write(stack.kernel.directory().join("go"), "").unwrap();
+    let is_said = |text: &str| {
+        text.contains("its output cannot be stored: ") && text.contains("File too large")
+    };
+    wait_until("status says so", || {
+        let status = stack.request("status", "w");
+        let message = status["watchers"][0]["message"].as_str();
+        message.is_some_and(is_said)
+    });
+    let doctor = private_command(&binary("papactl"), stack.kernel.directory())
+        .arg("doctor")
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&doctor.stdout);
+    let finding = printed
+        .lines()
+        .any(|line| line.starts_with("problem  output "));
+    let words: Vec<_> = printed.split_whitespace().collect();
+    assert!(finding && is_said(&words.join(" ")), "{printed}");
+    assert!(!doctor.status.success());
 }

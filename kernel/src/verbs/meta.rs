@@ -60,6 +60,11 @@ impl Owner {
                 held: self.table.held.len() as u64,
                 claims: self.list_claims().len() as u64,
                 sessions: self.sessions.len() as u64,
+                troubled: self
+                    .live
+                    .values()
+                    .filter(|live| live.trouble.is_some())
+                    .count() as u64,
             },
             memory: Memory {
                 budget_bytes: SESSION_BUDGET_BYTES as u64,

@@ -86,6 +86,7 @@ pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> 
         label_width: sources.label_width(),
         files: Vec::new(),
         live: BTreeMap::new(),
+        troubles: std::mem::take(&mut reply.troubles),
         sender,
     };
     view.add_live(sources.live)?;
@@ -117,6 +118,8 @@ struct View<'a> {
     label_width: usize,
     files: Vec<(Tail, Printer)>,
     live: BTreeMap<String, LiveSource>,
+    /// What is wrong with files, by their paths.
+    troubles: BTreeMap<String, String>,
     sender: SyncSender<News>,
 }
 
@@ -138,6 +141,12 @@ impl View<'_> {
                 .map_err(|error| error.kind().into())
         });
         printed?;
+        if let Some(trouble) = self.troubles.get(&path.display().to_string()) {
+            note(&format!(
+                "papactl: {}; what is shown of it was written before that",
+                table::printable(trouble)
+            ));
+        }
         let (tail, begun) =
             opened.map_err(|error| CommandError::Failed(format!("log {shown}: {error}")))?;
         if of_one_worker {

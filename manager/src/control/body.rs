@@ -291,6 +291,9 @@ impl PlanAction {
 pub struct LogsReply {
     /// Per watcher, its log files.
     pub logs: Vec<WatcherLogs>,
+    /// What is wrong with log files, by their paths: what they hold is older than what their watchers say.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub troubles: BTreeMap<String, String>,
 }
 
 /// A watcher's log files; a stream that goes nowhere readable has none.
@@ -366,6 +369,7 @@ pub fn log_files<'a>(watchers: impl Iterator<Item = &'a WatcherConfig>) -> LogsR
                 stderr_lines: Some(LineForm::of(&watcher.stderr)),
             })
             .collect(),
+        troubles: BTreeMap::new(),
     }
 }
 

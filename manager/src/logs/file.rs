@@ -17,6 +17,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use papa_protocol::failpoint;
 
 use crate::config::RotationConfig;
@@ -88,6 +89,7 @@ pub struct LogFile {
 #[derive(Debug)]
 struct Trouble {
     reason: String,
+    remedy: Option<&'static str>,
     retry_at: Instant,
     stuck: Option<Stuck>,
 }
@@ -227,6 +229,12 @@ impl LogFile {
         self.trouble
             .as_ref()
             .map(|t| (t.reason.as_str(), t.retry_at))
+    }
+
+    /// What a person can do about it, where that is known.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        self.trouble.as_ref().and_then(|trouble| trouble.remedy)
     }
 
     /// Whether a write is in the file in part.
@@ -481,7 +489,12 @@ impl LogFile {
         self.pending = Pending::default();
         self.handle = None;
         self.trouble = Some(Trouble {
-            reason: format!("{}: {error}", self.path.display()),
+            reason: format!(
+                "log {} cannot be written: {}",
+                self.path.display(),
+                words(error)
+            ),
+            remedy: remedy(error),
             retry_at: now.at + self.retry_delay,
             stuck,
         });
@@ -546,4 +559,33 @@ impl LogFile {
             self.handle = None;
         }
     }
+}
+
+/// What the system says, without its number.
+fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error ") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
+    }
+}
+
+fn remedy(error: &io::Error) -> Option<&'static str> {
+    Some(match Errno::from_raw(error.raw_os_error()?) {
+        Errno::ENOENT => "make its directory, or set mkdir = yes for the stream",
+        Errno::EACCES => "let the user of the manager write there",
+        Errno::EPERM => {
+            "let the user of the manager write there; `lsattr` shows whether it is immutable"
+        }
+        Errno::ENOSPC => "make room on its disk",
+        Errno::EDQUOT => "make room, or raise the quota",
+        Errno::EROFS => "mount its file system writable",
+        Errno::EISDIR => "remove the directory that is in its place",
+        Errno::ENXIO => "remove the FIFO in its place, or let somebody read it",
+        Errno::EFBIG => {
+            "raise the limit on file size (`ulimit -f`) and start the manager anew, or set max_bytes for the stream"
+        }
+        Errno::EIO => "its disk fails; `dmesg` says more",
+        _ => return None,
+    })
 }

@@ -95,6 +95,8 @@ pub struct LogWriter {
     matched: Vec<u64>,
     /// Processes with a gap, whose ledger was not looked at since.
     unsettled: Vec<u64>,
+    /// By file or daemon in trouble: bytes of output that waited in the kernel when it was last tried.
+    waiting: HashMap<usize, u64>,
 }
 
 impl LogWriter {
@@ -121,6 +123,7 @@ impl LogWriter {
             touched: Vec::new(),
             matched: Vec::new(),
             unsettled: Vec::new(),
+            waiting: HashMap::new(),
         }
     }
 
@@ -403,6 +406,7 @@ impl LogWriter {
             // What it ends with is what the state says.
             self.desk.open_lines.remove(index);
         }
+        self.count_waiting();
         self.compress(now.at);
         let mut turns = Vec::new();
         for (serial, book) in &mut self.books {
@@ -476,8 +480,42 @@ impl LogWriter {
         self.desk
             .sinks
             .iter()
-            .filter_map(|sink| Some(sink.trouble()?.0.to_owned()))
+            .enumerate()
+            .filter_map(|(index, sink)| {
+                let (reason, _) = sink.trouble()?;
+                let waiting = match self.waiting.get(&index) {
+                    None | Some(0) => String::new(),
+                    Some(bytes) => format!(" ({} KiB)", bytes.div_ceil(1024)),
+                };
+                let remedy = sink.file().and_then(LogFile::remedy);
+                let remedy = remedy.map_or(String::new(), |remedy| format!("; {remedy}"));
+                Some(format!(
+                    "{reason}; lines wait in the kernel{waiting}{remedy}"
+                ))
+            })
             .collect()
+    }
+
+    /// Counts what waits for files in trouble. Not for each push: whoever is told would be told all the time.
+    fn count_waiting(&mut self) {
+        self.waiting.clear();
+        if self.desk.sinks.iter().all(|sink| sink.trouble().is_none()) {
+            return;
+        }
+        for book in self.books.values() {
+            let mut sinks: Vec<usize> = book
+                .streams
+                .iter()
+                .filter_map(|stream| stream.target.as_ref().map(|target| target.sink))
+                .collect();
+            sinks.dedup();
+            for sink in sinks {
+                // What is beyond a reel has been dropped meanwhile.
+                let reel_bytes = (book.tail_limit as u64).saturating_mul(TAIL_SHARE_OF_REEL);
+                let behind = book.seen.saturating_sub(book.acknowledged);
+                *self.waiting.entry(sink).or_default() += behind.min(reel_bytes);
+            }
+        }
     }
 
     /// Takes no more output of the process in; what is known of it stays in the state.

@@ -147,6 +147,21 @@ fn judge_kernel(seen: &Seen, kernel: &Kernel, findings: &mut Vec<Finding>) {
             status.pid, status.version, status.incarnation, status.counts.running
         ),
     ));
+    let troubled = kernel.processes.iter().filter_map(|process| {
+        let trouble = process.trouble.as_ref()?;
+        Some(format!(
+            "{} (pid {}) waits: {trouble}",
+            process.name, process.pid
+        ))
+    });
+    let troubled: Vec<String> = troubled.collect();
+    for text in troubled.iter().take(MAX_ALIKE) {
+        findings.push(problem("output", text.clone()));
+    }
+    if troubled.len() > MAX_ALIKE {
+        let more = troubled.len() - MAX_ALIKE;
+        findings.push(problem("output", format!("{more} more processes wait")));
+    }
     if status.skipped_records > 0 {
         findings.push(problem(
             "kernel",

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use papa_protocol::client::ClientError;
 use papa_protocol::json::request as ops;
+use papa_protocol::name::NamePattern;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::adopt::worker_of;
 use crate::config::WatcherConfig;
 use crate::control::message::{
     Command, Errno, ListReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply, Request,
-    RequestError, StatusReply, WatcherState, log_files,
+    RequestError, StatusReply, WatcherState, WatcherStatus, log_files,
 };
 use crate::kernel_link::KernelLink;
 use crate::supervisor::tickets::answer;
@@ -76,6 +78,10 @@ impl Supervisor {
                             .map(|watcher| watcher.config().as_ref()),
                     )),
                 };
+                let logs = logs.map(|mut logs| {
+                    logs.troubles = self.file_troubles();
+                    logs
+                });
                 answer(request, reply, logs.as_ref());
             }
             other => {
@@ -111,7 +117,12 @@ impl Supervisor {
         };
         tokio::spawn(async move {
             if let Some(manager) = &mut status.manager {
-                manager.kernel_pid = kernel_pid(&link).await;
+                let (pid, troubled) = kernel_pid(&link).await;
+                manager.kernel_pid = pid;
+                if troubled {
+                    let namespace = manager.namespace.clone();
+                    tell_reel_troubles(&link, &namespace, &mut status.watchers).await;
+                }
             }
             answer(request, reply, Ok(&status));
         });
@@ -172,9 +183,23 @@ impl Supervisor {
         let concerns = |trouble: &&String| {
             // One that names no file concerns all that are logged.
             let general = trouble.starts_with("logs: ") && !files.is_empty();
-            general || files.iter().any(|file| trouble.starts_with(file.as_str()))
+            let about = |file: &String| {
+                trouble.starts_with(&format!("log {file} cannot be written"))
+                    || trouble.starts_with(&format!("{file}: "))
+            };
+            general || files.iter().any(about)
         };
         self.log_troubles.iter().find(concerns).cloned()
+    }
+
+    /// Troubles by the log files they are about.
+    fn file_troubles(&self) -> BTreeMap<String, String> {
+        let about = |trouble: &String| {
+            let path = trouble.strip_prefix("log ")?;
+            let (path, _) = path.split_once(" cannot be written: ")?;
+            Some((path.to_owned(), trouble.clone()))
+        };
+        self.log_troubles.iter().filter_map(about).collect()
     }
 
     fn manager_status(&self) -> ManagerStatus {
@@ -234,13 +259,50 @@ impl Supervisor {
 }
 
 /// Which process the kernel is now; none if the connection has just gone.
-async fn kernel_pid(link: &KernelLink) -> Option<u32> {
+async fn kernel_pid(link: &KernelLink) -> (Option<u32>, bool) {
     let client = link.client();
     let asked = tokio::time::timeout(KERNEL_PATIENCE, client.call(ops::Status {})).await;
     match asked {
-        Ok(Ok(status)) => Some(status.pid),
-        Ok(Err(ClientError::Lost | ClientError::Closed)) => None,
+        Ok(Ok(status)) => (Some(status.pid), status.counts.troubled > 0),
+        Ok(Err(ClientError::Lost | ClientError::Closed)) => (None, false),
         // It stands still, or says nothing we understand: it is the one that was connected to, as far as anybody knows.
-        Ok(Err(_)) | Err(_) => Some(client.hello().pid),
+        Ok(Err(_)) | Err(_) => (Some(client.hello().pid), false),
+    }
+}
+
+/// Most workers of which it is told that they wait; `doctor` tells of more.
+const MAX_TOLD: usize = 8;
+
+/// Says at a watcher that the output of one of its workers cannot be stored: nothing else says why the worker waits.
+async fn tell_reel_troubles(link: &KernelLink, namespace: &str, watchers: &mut [WatcherStatus]) {
+    let list = ops::ProcessList {
+        names: vec![NamePattern::new(&format!("{namespace}.*"))],
+        ..ops::ProcessList::default()
+    };
+    let asked = tokio::time::timeout(KERNEL_PATIENCE, link.client().call(list)).await;
+    let Ok(Ok(listed)) = asked else {
+        return;
+    };
+    let mut told = 0;
+    for process in &listed.processes {
+        let Some((trouble, (key, wid))) = process
+            .trouble
+            .as_ref()
+            .zip(worker_of(namespace, &process.name))
+        else {
+            continue;
+        };
+        let is_its = |status: &&mut WatcherStatus| status.name.eq_ignore_ascii_case(key);
+        if let Some(status) = watchers.iter_mut().find(is_its) {
+            let before = status
+                .message
+                .take()
+                .map_or(String::new(), |message| format!("{message}; "));
+            status.message = Some(format!("{before}worker {wid} waits: {trouble}"));
+            told += 1;
+        }
+        if told == MAX_TOLD {
+            break;
+        }
     }
 }

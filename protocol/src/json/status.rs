@@ -97,6 +97,17 @@ pub struct Counts {
     pub claims: u64,
     /// Connections.
     pub sessions: u64,
+    /// Processes whose output cannot be stored at the moment; `process.list` says which and why.
+    #[serde(default, skip_serializing_if = "is_none_troubled")]
+    pub troubled: u64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks with a reference"
+)]
+fn is_none_troubled(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What sessions use of their budget.

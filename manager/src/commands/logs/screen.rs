@@ -181,6 +181,8 @@ pub(super) fn check_reader() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
     use crate::commands::logs::sources::Sources;
     use crate::control::message::{LogsReply, WatcherLogs};
 
@@ -192,7 +194,10 @@ mod tests {
             stdout_lines: Some(form),
             stderr_lines: None,
         };
-        let mut sources = Sources::of(&LogsReply { logs: vec![logs] });
+        let mut sources = Sources::of(&LogsReply {
+            logs: vec![logs],
+            troubles: BTreeMap::new(),
+        });
         let mut printer = Printer::new(sources.files.remove(0), style);
         printer.partial = line.to_vec();
         let mut out = Vec::new();

@@ -187,6 +187,7 @@ mod tests {
                 logs("b", Some("/x"), None),
                 logs("c", Some("/y"), Some("/z")),
             ],
+            troubles: BTreeMap::new(),
         });
         let labels: Vec<_> = sources.files.iter().map(FileSource::label).collect();
         assert_eq!(labels, ["a,b", "c stdout", "c stderr"]);
@@ -194,6 +195,7 @@ mod tests {
         assert!(sources.are_several());
         let one = Sources::of(&LogsReply {
             logs: vec![logs("b", Some("/x"), None)],
+            troubles: BTreeMap::new(),
         });
         assert!(!one.are_several() && !one.is_empty());
     }
@@ -205,6 +207,7 @@ mod tests {
         nowhere.stderr_lines = Some(LineForm::Nowhere);
         let sources = Sources::of(&LogsReply {
             logs: vec![logs("A", Some("/x"), None), logs("b", None, None), nowhere],
+            troubles: BTreeMap::new(),
         });
         let live: Vec<_> = sources
             .live

@@ -138,6 +138,7 @@ fn stuck(path: &Path, attempt: Attempt) -> LogFile {
     let mut log = LogFile::new(path.to_owned());
     log.trouble = Some(Trouble {
         reason: "no space".to_owned(),
+        remedy: None,
         retry_at: Instant::now(),
         stuck: Some(Stuck::Write(attempt)),
     });

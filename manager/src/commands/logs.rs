@@ -7,6 +7,7 @@
 mod console;
 mod generations;
 mod live;
+mod merge;
 mod pick;
 mod screen;
 pub(crate) mod since;
@@ -31,6 +32,7 @@ use crate::control::message::{Command, LogsReply, Request, RequestError, Selecti
 
 pub use console::Console;
 use live::{Line, News};
+use merge::{Shown, merged};
 use pick::Wanted;
 use screen::{Printer, Style};
 use sources::{FileSource, LiveSource, Sources};
@@ -92,11 +94,15 @@ pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> 
     view.add_live(sources.live)?;
     // One that cannot be read hides no other.
     let count = sources.files.len() + view.live.len();
+    let mut pile = (sources.files.len() > 1).then(Pile::default);
     for file in sources.files {
-        match view.add_file(file) {
+        match view.add_file(file, pile.as_mut()) {
             Err(CommandError::Failed(reason)) if count > 1 => note(&format!("papactl: {reason}")),
             result => result?,
         }
+    }
+    if let Some(pile) = pile {
+        view.show_pile(&pile)?;
     }
     let only_live = view.files.is_empty();
     view.show_kept(&news, only_live)?;
@@ -105,6 +111,16 @@ pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> 
     }
     let fresh = ask_again(common, reply, move |logs| meant.matches(logs));
     view.follow(&news, &fresh)
+}
+
+/// What is to be shown of files, before it is put in order.
+#[derive(Debug, Default)]
+struct Pile {
+    /// In the order of the view's files.
+    files: Vec<Shown>,
+    bytes: usize,
+    /// There was more than is put in order: it is shown file by file.
+    is_full: bool,
 }
 
 /// What is on the screen.
@@ -125,14 +141,29 @@ struct View<'a> {
 
 impl View<'_> {
     /// Shows what is meant of a file and remembers it for following.
-    fn add_file(&mut self, source: FileSource) -> Result<(), CommandError> {
+    fn add_file(
+        &mut self,
+        source: FileSource,
+        mut pile: Option<&mut Pile>,
+    ) -> Result<(), CommandError> {
         let path = source.path.clone();
         let shown = path.display();
         let stamps = Stamps::of(source.form.as_ref());
         let of_one_worker = source.of_one_worker;
         let mut printer = Printer::new(source, self.style);
         let mut printed = Ok(());
+        let mut waiting = Vec::new();
         let opened = Tail::open(path.clone(), &stamps, self.wanted, |bytes| {
+            if let Some(pile) = pile.as_deref_mut().filter(|pile| !pile.is_full) {
+                waiting.extend_from_slice(bytes);
+                pile.bytes += bytes.len();
+                pile.is_full = pile.bytes > MAX_KEPT_BYTES;
+                if !pile.is_full {
+                    return Ok(());
+                }
+            }
+            let late = std::mem::take(&mut waiting);
+            let bytes = if late.is_empty() { bytes } else { &late };
             printed = printer.take(bytes);
             // The failure to print must not be taken for one to read.
             printed
@@ -171,10 +202,36 @@ impl View<'_> {
         for failure in begun.failures {
             note(&format!("papactl: log {}", table::printable(&failure)));
         }
-        if !self.follow {
+        if let Some(pile) = pile {
+            pile.files.push(Shown {
+                bytes: waiting,
+                stamps,
+            });
+        } else if !self.follow {
             printer.finish()?;
         }
         self.files.push((tail, printer));
+        Ok(())
+    }
+
+    /// Shows what is meant of several files in the order in which it was written.
+    fn show_pile(&mut self, pile: &Pile) -> io::Result<()> {
+        if pile.is_full {
+            note(&format!(
+                "papactl: this is more than {} MiB, so files are shown one after the other",
+                MAX_KEPT_BYTES / (1024 * 1024)
+            ));
+        }
+        for (number, line) in merged(&pile.files, Utc::now()) {
+            if let Some((_, printer)) = self.files.get_mut(number) {
+                printer.take(line)?;
+            }
+        }
+        if !self.follow {
+            for (_, printer) in &mut self.files {
+                printer.finish()?;
+            }
+        }
         Ok(())
     }
 
@@ -314,7 +371,7 @@ impl View<'_> {
         }
         self.add_live(sources.live)?;
         for file in sources.files {
-            self.add_file(file)?;
+            self.add_file(file, None)?;
         }
         Ok(())
     }

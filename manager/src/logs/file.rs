@@ -8,6 +8,8 @@
 
 #[cfg(test)]
 mod cut;
+#[cfg(test)]
+mod damage;
 mod turning;
 mod write;
 

@@ -236,7 +236,10 @@ fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
 /// Is the path still the file meant? A link at the path is followed when opened, and the link is what is renamed.
 fn is_still(path: &Path, id: FileId) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(metadata.is_symlink() || file_id(&metadata) == id),
+        // What stands there now, a directory or a FIFO, may have got the number of a file that is gone.
+        Ok(metadata) => {
+            Ok(metadata.is_symlink() || (metadata.is_file() && file_id(&metadata) == id))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }

@@ -262,7 +262,7 @@ Example: one worker, which gets 5 seconds to end
     /// Print what the manager uses of CPU and memory
     #[command(name = "dstats", after_help = "Example:\n  $ papactl dstats")]
     DStats,
-    /// Print watchers' log files
+    /// Print watchers' log files, output that goes to no file, and the last words of workers that have ended
     #[command(visible_alias = "tail")]
     Logs(LogsArgs),
     /// Print what happens, as it happens: one line of JSON for each event

@@ -4,13 +4,14 @@
 //! to ask (`supervisor`), the connection (`papa_protocol::client`).
 //! Invariant: every request can be repeated: what exists already is answered, not made twice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use papa_protocol::client::{Client, ClientError};
+use papa_protocol::client::{Address, Client, ClientError, Options, Push};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
+use papa_protocol::json::request::ops::FollowFrom;
 use papa_protocol::name::{Name, NameError, NamePattern};
 use papa_protocol::process::{
     Account, Environment, Input, Overflow, Process, Rlimit, Sockets, Stderr, Stdout,
@@ -25,6 +26,7 @@ use crate::config::{
     Identity, Readiness, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig,
     WorkerInput, WorkerOutput, WorkerSpec, render_worker, scalar,
 };
+use crate::last_words::{Ends, lines_of};
 use crate::mark::{Lineage, Mark};
 use crate::probe::ready::Means;
 use crate::state;
@@ -32,6 +34,13 @@ use crate::sys;
 
 /// Output kept of a worker nobody logs: enough to see how it ended.
 const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;
+
+/// Ended processes whose last words are read when everything is listed; a predecessor that was away long has left more.
+const MAX_WORDS: usize = 256;
+
+/// Most output that is read for the sake of its last lines: what is kept of a worker nobody logs, and more. Of one whose log is stuck
+/// and that has more than this waiting, nothing is read: it gets to the log in the end.
+const MAX_FOLLOWED_BYTES: u64 = 1024 * 1024;
 
 /// Why the kernel did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -79,12 +88,18 @@ pub struct Inventory {
     pub left: state::KeptLeft,
     /// File mode mask of workers whose watcher names none, if one is kept.
     pub umask: Option<u32>,
+    /// By lower-case name of a watcher: how its latest workers ended.
+    pub ends: BTreeMap<String, Ends>,
+    /// By serial of a process that has ended: what it wrote last.
+    pub words: HashMap<u64, Vec<String>>,
 }
 
 /// The kernel, as one namespace's manager sees it.
 #[derive(Debug, Clone)]
 pub struct KernelLink {
     client: Client,
+    /// Where the kernel is, for connections besides that one.
+    addresses: Vec<Address>,
     namespace: String,
     /// File mode mask of workers whose watcher has none, once it is known; see `state::umask_value`.
     umask: Option<u32>,
@@ -95,9 +110,10 @@ pub struct KernelLink {
 impl KernelLink {
     /// Speaks for `namespace`.
     #[must_use]
-    pub fn new(client: Client, namespace: String) -> Self {
+    pub fn new(client: Client, addresses: Vec<Address>, namespace: String) -> Self {
         Self {
             client,
+            addresses,
             namespace,
             umask: None,
             sockets: Arc::default(),
@@ -161,12 +177,14 @@ impl KernelLink {
     pub async fn inventory(&self) -> Result<Inventory, LinkError> {
         let prefix = state::watcher_value(&self.namespace, "");
         let added_prefix = state::added_value(&self.namespace, "");
+        let ends_prefix = state::ends_value(&self.namespace, "");
         let change = state::change_value(&self.namespace);
         let left = state::left_value(&self.namespace);
         let umask = state::umask_value(&self.namespace);
         let names = vec![
             NamePattern::new(&format!("{prefix}*")),
             NamePattern::new(&format!("{added_prefix}*")),
+            NamePattern::new(&format!("{ends_prefix}*")),
             NamePattern::new(&change),
             NamePattern::new(&left),
             NamePattern::new(&umask),
@@ -187,6 +205,14 @@ impl KernelLink {
                 Some((key.to_owned(), state::Kept::parse(value.as_bytes())))
             })
             .collect();
+        let ends = values
+            .iter()
+            .filter_map(|(name, value)| {
+                let key = name.strip_prefix(ends_prefix.as_str())?;
+                let ends = state::parse("how workers ended", value.as_bytes())?;
+                Some((key.to_owned(), ends))
+            })
+            .collect();
         let change = values
             .get(change.as_str())
             .and_then(|value| state::parse("a change of the configuration", value.as_bytes()));
@@ -204,8 +230,19 @@ impl KernelLink {
             serials: Vec::new(),
         };
         let processes = self.client.call(list).await?.processes;
+        let mut words = HashMap::new();
+        for process in processes.iter().filter(|process| has_words(process)) {
+            if words.len() >= MAX_WORDS {
+                break;
+            }
+            if let Ok(lines) = self.last_lines(process).await {
+                words.insert(process.serial.0, lines);
+            }
+        }
         Ok(Inventory {
             processes,
+            ends,
+            words,
             kept,
             added,
             change,
@@ -490,6 +527,63 @@ impl KernelLink {
         }
     }
 
+    /// The last lines that nobody has taken of what an ended process wrote. The kernel has taken everything out of its pipes before it
+    /// tells of the end.
+    ///
+    /// # Errors
+    /// The kernel did not answer, or refused.
+    pub async fn last_lines_of(&self, serial: u64) -> Result<Vec<String>, LinkError> {
+        let list = ops::ProcessList {
+            names: Vec::new(),
+            serials: vec![Serial(serial)],
+        };
+        match self.client.call(list).await?.processes.first() {
+            Some(process) if has_words(process) => self.last_lines(process).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Read as a follower, which only looks, on a connection of its own: the output of one process is not to come between the rest.
+    async fn last_lines(&self, process: &Process) -> Result<Vec<String>, LinkError> {
+        let ledger = &process.ledger;
+        let end = ledger.captured;
+        let oldest = ledger.acknowledged.saturating_add(ledger.dropped);
+        if end - oldest > MAX_FOLLOWED_BYTES {
+            return Ok(Vec::new());
+        }
+        let options = Options {
+            client: format!("papa-manager {} last words", std::process::id()),
+            ..Options::default()
+        };
+        let (client, mut pushes) = Client::connect(self.addresses.clone(), options).await?;
+        client
+            .call(ops::OutputFollow {
+                names: vec![NamePattern::new(process.name.as_ref())],
+                from: FollowFrom::Start,
+            })
+            .await?;
+        let (mut start, mut position, mut words) = (oldest, oldest, Vec::new());
+        while position < end {
+            let Some(push) = pushes.recv().await else {
+                break;
+            };
+            let Push::Output { header, bytes } = push else {
+                continue;
+            };
+            if header.serial != process.serial || header.start < position {
+                continue;
+            }
+            if header.start > position {
+                // What is between was dropped or taken meanwhile.
+                words.clear();
+                start = header.start;
+            }
+            words.extend_from_slice(&bytes);
+            position = header.end();
+        }
+        Ok(lines_of(&words, start > 0))
+    }
+
     /// The exit of a process is known and dealt with. With `discard` its output is wanted by nobody.
     ///
     /// # Errors
@@ -577,6 +671,12 @@ fn digest(watcher: &WatcherConfig, request: &ops::ProcessMake) -> Option<u64> {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
     Some(hash)
+}
+
+/// Whether an ended process has output that nobody has taken.
+fn has_words(process: &Process) -> bool {
+    let ledger = &process.ledger;
+    !process.running && ledger.captured > ledger.acknowledged.saturating_add(ledger.dropped)
 }
 
 /// Whether anybody reads what the watcher's workers write.

@@ -24,6 +24,7 @@ pub mod control;
 pub mod error;
 pub mod holder;
 pub mod kernel_link;
+pub mod last_words;
 pub mod logs;
 pub mod mark;
 pub mod orphan;

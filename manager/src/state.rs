@@ -325,6 +325,12 @@ pub fn added_value(namespace: &str, key: &str) -> String {
     format!("{namespace}.manager.added.{key}")
 }
 
+/// Name of the value for how the latest workers of the watcher `key` ended.
+#[must_use]
+pub fn ends_value(namespace: &str, key: &str) -> String {
+    format!("{namespace}.manager.ends.{key}")
+}
+
 /// Name of the value for a change of the configuration under way.
 #[must_use]
 pub fn change_value(namespace: &str) -> String {

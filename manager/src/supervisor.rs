@@ -15,7 +15,7 @@ use papa_protocol::client::Address;
 use papa_protocol::json::status::HelloReply;
 use papa_protocol::process::Exit;
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::{Config, WatcherConfig};
 use crate::control::events::{EventKind, EventLog};
@@ -44,6 +44,7 @@ mod gates;
 mod inspect;
 mod keeping;
 mod kernel;
+mod last_words;
 mod left;
 mod lost;
 mod membership;
@@ -173,6 +174,13 @@ pub struct Supervisor {
     receiver: mpsc::Receiver<Event>,
     /// What was last given to the kernel to keep.
     saved: HashMap<WatcherId, Kept>,
+    /// Serial of the newest end kept of each watcher.
+    saved_ends: HashMap<WatcherId, u64>,
+    /// Exits that are dealt with when it is known what the worker wrote last.
+    hearing: HashMap<u64, Exit>,
+    hearing_permits: Arc<Semaphore>,
+    /// By serial: what workers wrote last whose end is dealt with next.
+    words: HashMap<u64, Vec<String>>,
     /// Watchers that are gone and whose ended workers the kernel still lists, by lower-case name; see `undrained`.
     undrained: BTreeMap<String, (Arc<WatcherConfig>, BTreeSet<u64>)>,
     /// What the kernel is to keep, and which exits it may forget.
@@ -245,6 +253,10 @@ impl Supervisor {
             events,
             receiver,
             saved: HashMap::new(),
+            saved_ends: HashMap::new(),
+            hearing: HashMap::new(),
+            hearing_permits: last_words::permits(),
+            words: HashMap::new(),
             undrained: BTreeMap::new(),
             saves: Saves::default(),
             answers: Vec::new(),
@@ -365,6 +377,7 @@ impl Supervisor {
             Event::PathThere(name, file) => self.path_there(&name, file),
             Event::PathTold(name, file, own) => self.path_told(name, file, own),
             Event::BoundAnew(name, result) => self.bound_anew(&name, result),
+            Event::Heard { serial, lines } => self.heard(serial, lines),
             Event::Listed(inventory) => self.listed(inventory),
             Event::Kernel(push) => self.told(push),
             Event::Started {

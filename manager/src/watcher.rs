@@ -8,6 +8,7 @@
 //! | `steps` | what is to be done now: grow, replace, shrink, stop |
 //! | `ends` | what an end, a failed start or a missed readiness means: back-off, flapping, giving up |
 //! | `found` | workers that were there already: a predecessor's, or of a start whose answer was lost |
+//! | `last_words` | how its latest workers ended, and what of that is said |
 //! | `left` | what workers leave behind, and when their numbers are free again |
 //! | `roll` | the rolling reload and its way back |
 //! | `proof` | when a start is done, or has failed |
@@ -23,12 +24,14 @@ use std::time::{Duration, Instant};
 
 use crate::config::known::is_stream_key;
 use crate::config::{Readiness, SignalNumber, WatcherConfig};
+use crate::last_words::Ends;
 use crate::state::{Kept, KeptCount, KeptRemoval};
 use crate::tree::Member;
 use crate::worker::{LeftDue, Running, State, Worker};
 
 mod ends;
 mod found;
+mod last_words;
 mod left;
 mod pauses;
 mod proof;
@@ -115,7 +118,12 @@ pub enum Ended {
     /// With an exit code.
     Code(i32),
     /// By a signal.
-    Signal(i32),
+    Signal {
+        /// Which.
+        signal: i32,
+        /// It left a core dump.
+        core: bool,
+    },
     /// The kernel no longer knows it.
     Unknown,
 }
@@ -124,7 +132,13 @@ impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exited with {code}"),
-            Self::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Self::Signal {
+                signal,
+                core: false,
+            } => write!(f, "was ended by signal {signal}"),
+            Self::Signal { signal, core: true } => {
+                write!(f, "was ended by signal {signal} (core dumped)")
+            }
             Self::Unknown => f.write_str("is gone"),
         }
     }
@@ -180,6 +194,10 @@ pub struct Watcher {
     refused: u32,
     /// By number of a worker: how often in a row it failed before it had shown that it stays.
     early: BTreeMap<u32, u32>,
+    /// How its latest workers ended that nobody had asked to.
+    last_ends: Ends,
+    /// Serial of the one that `message` is about.
+    about: Option<u64>,
     /// Starting it has no prospect; a person has to look.
     gave_up: bool,
     /// All wanted workers served at once since the last start.
@@ -223,6 +241,8 @@ impl Watcher {
             flapping_until: (!flapping_left.is_zero()).then(|| at.now + flapping_left),
             refused: 0,
             early: BTreeMap::new(),
+            last_ends: Ends::new(),
+            about: None,
             gave_up: kept.gave_up && kept.stopped != Some(true),
             came_up: kept.came_up,
             outdated: BTreeSet::new(),
@@ -530,6 +550,7 @@ impl Watcher {
     /// Forgets what went wrong, because a person asked for another attempt.
     fn forgive(&mut self) {
         self.message = None;
+        self.about = None;
         self.refused = 0;
         self.gave_up = false;
         self.kept.gave_up = false;

@@ -37,6 +37,8 @@ pub struct Worker {
     pub generation: u64,
     /// It is to be replaced, and goes when a successor serves.
     pub retiring: bool,
+    /// It is stopped because it was not ready in time, or not well: what it says last says why.
+    pub faulty: bool,
     /// It was asked to end with this signal, not with the configured one.
     pub own_signal: Option<SignalNumber>,
     /// How far it has come.
@@ -93,6 +95,7 @@ impl Worker {
         Self {
             generation,
             retiring: false,
+            faulty: false,
             own_signal: None,
             state: State::Starting { unwanted: false },
         }
@@ -152,6 +155,12 @@ impl Worker {
             self.state,
             State::Stopping { .. } | State::Starting { unwanted: true } | State::Left(_)
         )
+    }
+
+    /// Its end is nothing that somebody asked for.
+    #[must_use]
+    pub fn ends_by_itself(&self) -> bool {
+        self.faulty || !self.is_stopping()
     }
 
     /// Asks it to end. Answers the process to send the stop signal to, if that is to happen now.

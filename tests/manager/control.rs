@@ -17,11 +17,12 @@ const TWO: &str =
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One connection to the control socket.
-struct Session(BufReader<UnixStream>);
+#[derive(Debug)]
+pub(crate) struct Session(BufReader<UnixStream>);
 
 impl Session {
     #[track_caller]
-    fn connect(stack: &Stack) -> Self {
+    pub(crate) fn connect(stack: &Stack) -> Self {
         let path = stack.kernel.runtime_dir().join("circus.manager.sock");
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -47,13 +48,13 @@ impl Session {
     }
 
     #[track_caller]
-    fn command(&mut self, command: &str, properties: &Value) -> Value {
+    pub(crate) fn command(&mut self, command: &str, properties: &Value) -> Value {
         self.ask(&json!({"id": 1, "command": command, "properties": properties}).to_string())
     }
 
     /// The next event with this end of its topic.
     #[track_caller]
-    fn event(&mut self, topic: &str) -> Value {
+    pub(crate) fn event(&mut self, topic: &str) -> Value {
         loop {
             let event = self.line();
             if event["topic"] == topic {

@@ -19,6 +19,7 @@ mod from_circusd;
 mod ini_oracle;
 mod isolation;
 mod journal;
+mod last_words;
 mod later_version;
 mod lifecycle;
 mod logs;

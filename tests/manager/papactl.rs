@@ -438,7 +438,7 @@ fn status_and_doctor_were_content_with_a_watcher_that_was_given_up() {
     });
     // The cause stands before the count.
     let said = stack.message("dead");
-    assert!(said.contains("worker 1 exited with 7; 2 ends"), "{said}");
+    assert!(said.contains("worker 1 exited with 7, ran 0."), "{said}");
     for line in ["status --check", "status dead --check"] {
         assert!(failed(&stack, line, 3).contains("not as wanted: dead"));
     }
@@ -461,7 +461,7 @@ fn a_failure_of_long_ago_was_shown_at_a_watcher_that_is_well() {
         "[watcher:w]\ncmd = sh -c 'test -e DIR/well || exit 7; exec sleep 1000'\ncopy_env = true\nbackoff_first = 0.1\nbackoff_max = 0.1\nbackoff_reset = 1\n",
     );
     wait_until("it fails", || {
-        stack.message("w").contains("exited with 7, 2 times")
+        stack.message("w").contains("; 2 times in a row")
     });
     fs::write(stack.kernel.directory().join("well"), "").unwrap();
     stack.wait_pids("w", 1);

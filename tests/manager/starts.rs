@@ -74,7 +74,7 @@ fn a_job_that_ends_well_is_a_success_and_one_that_does_not_is_none() {
     drop(site);
     let site = Site::new(&job(3));
     fails(&site, "up site.ini", &["not up: job", "exited with 3"]);
-    fails(&site, "start job", &["job: worker 1 exited with 3"]);
+    fails(&site, "start job", &["job: worker 1 exited with 3, ran"]);
 }
 
 #[test]

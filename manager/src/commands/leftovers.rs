@@ -100,7 +100,7 @@ fn end_workers(
                     return Err(CommandError::Failed(format!("kernel {address}: {error}")));
                 }
             };
-            let link = KernelLink::new(client, namespace.to_owned());
+            let link = KernelLink::new(client, vec![address.clone()], namespace.to_owned());
             let hello = link.client().hello();
             let kernel = [hello.pid, hello.keeper].into_iter();
             let kernel = kernel.filter_map(|pid| i32::try_from(pid).ok()).collect();

@@ -5,6 +5,7 @@
 //! Source: manager/README.md, "papactl".
 
 mod console;
+pub(super) mod ended;
 mod generations;
 mod live;
 mod merge;
@@ -91,6 +92,10 @@ pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> 
         troubles: std::mem::take(&mut reply.troubles),
         sender,
     };
+    for logs in reply.logs.iter().filter(|logs| ended::of_no_file(logs)) {
+        let wids = wids.get(&logs.name.to_lowercase());
+        screen::write_out(&ended::shown(logs, wids, wanted, view.style))?;
+    }
     view.add_live(sources.live)?;
     // One that cannot be read hides no other.
     let count = sources.files.len() + view.live.len();

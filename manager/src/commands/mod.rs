@@ -335,6 +335,7 @@ fn change(
     let mut client = connect(common)?;
     let matching = select.matching.into();
     let selection = &meant::selection(common, &mut client, &select.names, matching, verb)?;
+    let begun_ms = logs::ended::now_ms();
     let outcome =
         wait_for::<Map<String, Value>>(common, &mut client, selection, command(selection.clone()));
     if let Err(error) = outcome {
@@ -344,6 +345,9 @@ fn change(
             && !common.json
         {
             print_selected(common, &mut client, selection)?;
+            let matcher = selection.matcher();
+            let meant = |name: &str| matcher.matches(&name.to_lowercase());
+            logs::ended::explain(common, &mut client, meant, begun_ms);
         }
         return Err(error);
     }
@@ -400,7 +404,13 @@ fn each_watcher(
     for target in targets {
         let selection = Selection::named(&target.watcher);
         let asked = command(target.watcher.clone());
-        let reply: Map<String, Value> = wait_for(common, &mut client, &selection, asked)?;
+        let begun_ms = logs::ended::now_ms();
+        let outcome = wait_for(common, &mut client, &selection, asked);
+        if let Err(CommandError::Manager(ManagerError::Refused(_))) = &outcome {
+            let meant = |name: &str| name == target.watcher;
+            logs::ended::explain(common, &mut client, meant, begun_ms);
+        }
+        let reply: Map<String, Value> = outcome?;
         if !common.json {
             let name = if several {
                 format!("{}: ", table::printable(&target.watcher))

@@ -17,6 +17,7 @@ use crate::cli::Common;
 use crate::cli::args::UpArgs;
 use crate::commands::init;
 use crate::commands::kernel::{self, Kernel};
+use crate::commands::logs::ended;
 use crate::commands::programs::{self, Background};
 use crate::commands::progress::{self, ProgressLine};
 use crate::commands::up_lock::UpLock;
@@ -37,6 +38,8 @@ use crate::runtime_dir::RuntimeDir;
 const PLAN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a claim is looked at whose manager does not answer here.
 const CLAIM_PATIENCE: Duration = Duration::from_millis(500);
+/// Ends so long ago are shown where a manager runs already, in milliseconds.
+const RECENT_MS: u64 = 60_000;
 /// How often to look again.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -69,6 +72,7 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     directory.check_paths(&config.namespace)?;
     directory.ensure()?;
     let deadline = Instant::now() + common.timeout();
+    let begun_ms = ended::now_ms();
 
     let lock = UpLock::take(&directory, &config.namespace, deadline)?;
     if let Some((client, status)) = running_manager(common, &directory, &config)? {
@@ -114,7 +118,7 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     } else {
         wait_until_up(common, &mut client, deadline)?
     };
-    finish(
+    let failed = finish(
         common,
         &config,
         common.no_wait,
@@ -124,7 +128,26 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
             "pid": kernel.pid,
             "started": kernel_started,
         }),
-    )
+    );
+    explain(common, &mut client, &status, begun_ms, failed)
+}
+
+/// What workers of watchers that are not up wrote last, before the failure is said.
+fn explain(
+    common: &Common,
+    client: &mut ManagerClient,
+    status: &StatusReply,
+    begun_ms: u64,
+    result: Result<(), CommandError>,
+) -> Result<(), CommandError> {
+    if let Err(CommandError::Failed(_)) = &result {
+        let down = |name: &str| {
+            let mut watchers = status.watchers.iter();
+            watchers.any(|watcher| watcher.name == name && is_down(watcher))
+        };
+        ended::explain(common, client, down, begun_ms);
+    }
+    result
 }
 
 /// A namespace has one manager. One that runs with another runtime directory (under sudo, su, cron) has its socket where nobody looks
@@ -231,7 +254,9 @@ fn report_running(
         }
         None => json!({"address": manager.kernel, "pid": manager.kernel_pid, "started": false}),
     };
-    finish(common, config, common.no_wait, &status, &kernel)
+    let begun_ms = ended::now_ms().saturating_sub(RECENT_MS);
+    let result = finish(common, config, common.no_wait, &status, &kernel);
+    explain(common, &mut client, &status, begun_ms, result)
 }
 
 /// The manager runs what it has read; somebody who edits the file and types `up` again expects otherwise. A file that cannot be read any
@@ -439,6 +464,12 @@ fn is_settled(watcher: &WatcherStatus) -> bool {
     }
 }
 
+/// It should be up and is not.
+fn is_down(watcher: &WatcherStatus) -> bool {
+    let stopped = watcher.state == WatcherState::Stopped && !watcher.dormant && !watcher.done;
+    !is_settled(watcher) || (stopped && watcher.message.is_some())
+}
+
 /// Prints the watchers; fails if one that should be up is not.
 fn finish(
     common: &Common,
@@ -450,11 +481,7 @@ fn finish(
     let down: Vec<_> = status
         .watchers
         .iter()
-        .filter(|watcher| {
-            let stopped =
-                watcher.state == WatcherState::Stopped && !watcher.dormant && !watcher.done;
-            !is_settled(watcher) || (stopped && watcher.message.is_some())
-        })
+        .filter(|watcher| is_down(watcher))
         .map(|watcher| table::printable(&watcher.name))
         .collect();
     if common.json {
@@ -477,7 +504,7 @@ fn finish(
         return Ok(());
     }
     Err(CommandError::Failed(format!(
-        "not up: {}; `papactl logs NAME` may say why, `papactl status` how it goes on",
+        "not up: {}; `papactl logs NAME` shows what it wrote last, `papactl status` how it goes on",
         down.join(", ")
     )))
 }

@@ -4,12 +4,13 @@
 //! `message`'s.
 //! Source: manager/README.md, "Control".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::{StreamConfig, WatcherConfig};
+use crate::last_words::End;
 
 /// Answer to `status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -311,6 +312,9 @@ pub struct WatcherLogs {
     /// What the lines of standard error look like.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr_lines: Option<LineForm>,
+    /// How the latest workers ended that nobody had asked to, with their last lines.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    pub ends: VecDeque<End>,
 }
 
 /// Where a stream's lines can be read, and how they say when they were written.
@@ -367,6 +371,7 @@ pub fn log_files<'a>(watchers: impl Iterator<Item = &'a WatcherConfig>) -> LogsR
                 stderr: file(&watcher.stderr),
                 stdout_lines: Some(LineForm::of(&watcher.stdout)),
                 stderr_lines: Some(LineForm::of(&watcher.stderr)),
+                ends: VecDeque::new(),
             })
             .collect(),
         troubles: BTreeMap::new(),

@@ -8,6 +8,7 @@
 //! Source: Circus's event topics and payloads.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,8 +16,9 @@ use tokio::sync::oneshot;
 
 use crate::control::reply::Reply;
 use crate::control::request::{Listen, Request, Since};
+use crate::last_words::End;
 
-/// Events kept for those who come back: minutes of a busy manager, some 2 MiB at the very most.
+/// Events kept for those who come back: minutes of a busy manager, some 10 MiB at the very most.
 const RING_EVENTS: usize = 4096;
 /// Most events in one answer to a listener.
 const BATCH_EVENTS: usize = 256;
@@ -49,12 +51,7 @@ pub enum EventKind {
         signal: i32,
     },
     /// A worker has ended.
-    Reap {
-        /// Its process.
-        pid: u32,
-        /// Negative for a signal; none when nobody saw the end.
-        exit_code: Option<i32>,
-    },
+    Reap(Box<End>),
     /// A reload is complete.
     Reload,
     /// An option was set.
@@ -92,6 +89,8 @@ pub enum EventKind {
     GaveUp {
         /// Why.
         reason: String,
+        /// The end that decided it, if it was one.
+        end: Option<Box<End>>,
     },
 }
 
@@ -106,7 +105,7 @@ impl EventKind {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Kill { .. } => "kill",
-            Self::Reap { .. } => "reap",
+            Self::Reap(_) => "reap",
             Self::Reload => "reload",
             Self::Updated { .. } => "updated",
             Self::Ready { .. } => "ready",
@@ -124,16 +123,38 @@ impl EventKind {
                 json!({"process_pid": pid, "wid": wid})
             }
             Self::Kill { pid, signal } => json!({"process_pid": pid, "signum": signal}),
-            Self::Reap { pid, exit_code } => json!({"process_pid": pid, "exit_code": exit_code}),
+            Self::Reap(end) => {
+                let mut fields = of_end(end);
+                fields["process_pid"] = end.pid.into();
+                fields
+            }
             Self::Updated { option } => json!({ "option": shortened(option) }),
             Self::Unhealthy { pid, wid, reason } => {
                 json!({"process_pid": pid, "wid": wid, "reason": shortened(reason)})
             }
-            Self::RolledBack { reason } | Self::Flapping { reason } | Self::GaveUp { reason } => {
+            Self::RolledBack { reason } | Self::Flapping { reason } => {
                 json!({ "reason": shortened(reason) })
+            }
+            Self::GaveUp { reason, end } => {
+                let mut fields = end.as_ref().map_or_else(|| json!({}), |end| of_end(end));
+                fields["reason"] = shortened(reason).into();
+                fields
             }
         }
     }
+}
+
+/// How a worker ended. `exit_code` is negative for a signal, and null when nobody saw the end; `ran` is in seconds.
+fn of_end(end: &End) -> Value {
+    let ran = end.ran_ms.map(|ms| Duration::from_millis(ms).as_secs_f64());
+    json!({
+        "wid": end.wid,
+        "exit_code": end.signal.map(|signal| -signal).or(end.code),
+        "core": end.core,
+        "asked": end.asked,
+        "ran": ran,
+        "tail": end.tail(),
+    })
 }
 
 fn shortened(text: &str) -> &str {

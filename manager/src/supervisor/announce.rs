@@ -5,8 +5,9 @@
 use crate::control::events::EventKind;
 use crate::control::message::WatcherState;
 use crate::control::server::now as epoch_seconds;
+use crate::last_words::End;
 use crate::supervisor::{Supervisor, WatcherId};
-use crate::watcher::{Ended, Notice};
+use crate::watcher::Notice;
 use crate::worker::Running;
 
 /// What was last said about a watcher.
@@ -39,19 +40,6 @@ impl Supervisor {
             .publish(&watcher.config().name, &kind, started);
     }
 
-    /// Tells of the end of a worker.
-    pub(super) fn publish_reap(&mut self, watcher: WatcherId, process: &Running, how: Ended) {
-        let kind = EventKind::Reap {
-            pid: process.pid.unsigned_abs(),
-            exit_code: match how {
-                Ended::Code(code) => Some(code),
-                Ended::Signal(signal) => Some(-signal),
-                Ended::Unknown => None,
-            },
-        };
-        self.publish(watcher, &kind);
-    }
-
     /// Tells what watchers had to tell, and which have become active or stopped since the last time.
     pub(super) fn announce(&mut self) {
         self.announced
@@ -72,7 +60,8 @@ impl Supervisor {
             if let Some(kind) = &change {
                 said.started = *kind == EventKind::Start;
             }
-            let notices = watcher.take_notices().into_iter().map(event_of);
+            let notices = watcher.take_notices().into_iter();
+            let notices = notices.map(|notice| event_of(notice, watcher.end_told()));
             for kind in notices.chain(change) {
                 self.events_log.publish(&watcher.config().name, &kind, now);
             }
@@ -80,7 +69,7 @@ impl Supervisor {
     }
 }
 
-fn event_of(notice: Notice) -> EventKind {
+fn event_of(notice: Notice, end: Option<&End>) -> EventKind {
     match notice {
         Notice::Ready { wid, pid } => EventKind::Ready {
             pid: pid.unsigned_abs(),
@@ -94,6 +83,9 @@ fn event_of(notice: Notice) -> EventKind {
         Notice::Reloaded => EventKind::Reload,
         Notice::RolledBack(reason) => EventKind::RolledBack { reason },
         Notice::Flapping(reason) => EventKind::Flapping { reason },
-        Notice::GaveUp(reason) => EventKind::GaveUp { reason },
+        Notice::GaveUp(reason) => EventKind::GaveUp {
+            reason,
+            end: end.cloned().map(Box::new),
+        },
     }
 }

@@ -48,6 +48,8 @@ pub enum Event {
     Listed(Inventory),
     /// The kernel said something.
     Kernel(Push),
+    /// What a worker that ended by itself wrote last.
+    Heard { serial: u64, lines: Vec<String> },
     /// A start was answered.
     Started {
         watcher: WatcherId,

@@ -55,8 +55,9 @@ impl Supervisor {
 
     /// Nothing is to be known of a watcher any more.
     pub(super) fn forget_kept(&mut self, key: &str) {
-        // The second says nothing without the first, which says that there is such a watcher; they are sent in order of name.
+        // The others say nothing without the last, which says that there is such a watcher; they are sent in order of name.
         let namespace = self.config.namespace.clone();
+        self.keep(state::ends_value(&namespace, key), None);
         self.keep(state::added_value(&namespace, key), None);
         self.keep(state::watcher_value(&namespace, key), None);
     }
@@ -74,6 +75,7 @@ impl Supervisor {
                 self.saves.keep(name, Some(kept.to_value()));
             }
         }
+        self.save_ends();
     }
 
     /// Sends what is queued, unless something is on its way.

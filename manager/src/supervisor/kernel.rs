@@ -13,8 +13,10 @@ use papa_protocol::process::{Exit, Process};
 use crate::adopt::{Note, worker_of};
 use crate::config::change::{Given, with_options};
 use crate::config::{Config, WatcherConfig};
+use crate::control::events::EventKind;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, is_logged, settings};
+use crate::last_words::End;
 use crate::logs::thread::{LogSettings, LogThread};
 use crate::state::{self, Kept};
 use crate::supervisor::resume::Resumed;
@@ -54,9 +56,12 @@ impl Supervisor {
         self.take_over(inventory.added, inventory.kept);
         self.know_before_rolls(resumed.as_ref());
         self.take_over_left(inventory.left);
+        self.take_over_ends(inventory.ends);
         self.start_logs();
         let outlived = self.with_sockets_of_before(&inventory.processes);
+        self.words = inventory.words;
         self.reconcile(inventory.processes);
+        self.words.clear();
         failpoint::reach("adopt.reconciled");
         self.queue = self.start_order().into();
         if matches!(self.phase, Phase::Attaching) {
@@ -169,9 +174,17 @@ impl Supervisor {
             return;
         }
         let how = process.exit.as_ref().map_or(Ended::Unknown, ended);
+        let exit = process.exit.as_ref();
+        let end = self.note_end(running.serial, exit);
+        self.hearing.remove(&running.serial);
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
         let worker = watcher.ended(running.serial, how, &at);
         if let Some((wid, _)) = worker {
-            self.publish_reap(id, &running, how);
+            if let Some(end) = end {
+                self.publish(id, &EventKind::Reap(Box::new(end)));
+            }
             self.discard_gate(id, wid);
         } else {
             let ran = process
@@ -181,6 +194,11 @@ impl Supervisor {
             let Some(watcher) = self.watchers.get_mut(&id) else {
                 return;
             };
+            if !watcher.knows_end(running.serial) {
+                let lines = self.words.remove(&running.serial).unwrap_or_default();
+                let end = End::of(wid, &running, exit, false, lines);
+                watcher.note_last_words(end);
+            }
             let unseen = Unseen {
                 wid,
                 serial: running.serial,
@@ -220,6 +238,7 @@ impl Supervisor {
                 self.known_until = serials.max().unwrap_or(0);
                 // Should this be another kernel, it keeps nothing yet.
                 self.saved.clear();
+                self.saved_ends.clear();
                 if let Some(link) = &self.link {
                     // Refused perhaps because of our own old connection, which the kernel still takes for alive.
                     let claim = !new.claims_refused.is_empty();
@@ -275,7 +294,15 @@ impl Supervisor {
 
     pub(super) fn exited(&mut self, serial: u64, exit: Exit) {
         failpoint::reach("exit.noticed");
+        if !self.hear_first(serial, &exit) {
+            self.ended_now(serial, exit);
+        }
+    }
+
+    /// What follows from an exit.
+    pub(super) fn ended_now(&mut self, serial: u64, exit: Exit) {
         let at = self.moment();
+        let end = self.note_end(serial, Some(&exit));
         let found = self
             .watchers
             .iter_mut()
@@ -285,8 +312,8 @@ impl Supervisor {
                 if worker.retiring {
                     failpoint::reach("reload.gone");
                 }
-                if let Some(process) = worker.process() {
-                    self.publish_reap(id, process, ended(&exit));
+                if let Some(end) = end {
+                    self.publish(id, &EventKind::Reap(Box::new(end)));
                 }
                 self.discard_gate(id, wid);
                 self.dealt_with(id, serial);
@@ -308,6 +335,7 @@ impl Supervisor {
             watcher.forget_kernel();
         }
         self.early_exits.clear();
+        self.hearing.clear();
         self.draining.clear();
         self.console.forget_all();
         self.drained(|_| true);
@@ -445,7 +473,10 @@ fn running(process: &Process, at: &Moment) -> Running {
 
 fn ended(exit: &Exit) -> Ended {
     match (exit.code, exit.signal) {
-        (_, Some(signal)) => Ended::Signal(signal),
+        (_, Some(signal)) => Ended::Signal {
+            signal,
+            core: exit.core,
+        },
         (Some(code), None) => Ended::Code(code),
         (None, None) => Ended::Unknown,
     }

@@ -247,6 +247,7 @@ impl Supervisor {
         let key = watcher.config().key.clone();
         self.keys.retain(|_, known| *known != id);
         self.saved.remove(&id);
+        self.saved_ends.remove(&id);
         self.signals.remove(&id);
         self.queue.retain(|queued| *queued != id);
         let ended = watcher.kept().ended.clone();

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use crate::adopt::worker_of;
 use crate::config::WatcherConfig;
 use crate::control::message::{
-    Command, Errno, ListReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply, Request,
-    RequestError, StatusReply, WatcherState, WatcherStatus, log_files,
+    Command, Errno, ListReply, LogsReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply,
+    Request, RequestError, StatusReply, WatcherState, WatcherStatus, log_files,
 };
 use crate::kernel_link::KernelLink;
 use crate::supervisor::tickets::answer;
@@ -71,12 +71,8 @@ impl Supervisor {
                 let logs = match name {
                     Some(name) => self
                         .named(name)
-                        .map(|watcher| log_files(std::iter::once(watcher.config().as_ref()))),
-                    None => Ok(log_files(
-                        self.watchers
-                            .values()
-                            .map(|watcher| watcher.config().as_ref()),
-                    )),
+                        .map(|watcher| logs_of([watcher].into_iter())),
+                    None => Ok(logs_of(self.watchers.values())),
                 };
                 let logs = logs.map(|mut logs| {
                     logs.troubles = self.file_troubles();
@@ -305,4 +301,13 @@ async fn tell_reel_troubles(link: &KernelLink, namespace: &str, watchers: &mut [
             break;
         }
     }
+}
+
+/// Where the output of watchers can be read, and how their latest workers ended.
+fn logs_of<'a>(watchers: impl Iterator<Item = &'a Watcher> + Clone) -> LogsReply {
+    let mut reply = log_files(watchers.clone().map(|watcher| watcher.config().as_ref()));
+    for (logs, watcher) in reply.logs.iter_mut().zip(watchers) {
+        logs.ends = watcher.last_ends().clone();
+    }
+    reply
 }

@@ -108,7 +108,10 @@ async fn connect(
                 if waiting {
                     tracing::info!(pid = client.hello().pid, "connected to the kernel");
                 }
-                return (KernelLink::new(client, config.namespace.clone()), pushes);
+                return (
+                    KernelLink::new(client, addresses.to_vec(), config.namespace.clone()),
+                    pushes,
+                );
             }
             Err(error) => {
                 tracing::debug!(%error, "no kernel yet");
@@ -503,6 +506,8 @@ pub(super) fn clean_up(
         let forget = ops::ValueRemove { names: vec![kept] };
         let added = NamePattern::new(&format!("{}*", state::added_value(&config.namespace, "")));
         let forget_added = ops::ValueRemove { names: vec![added] };
+        let ends = NamePattern::new(&format!("{}*", state::ends_value(&config.namespace, "")));
+        let forget_ends = ops::ValueRemove { names: vec![ends] };
         let own = [state::change_value, state::left_value, state::umask_value]
             .map(|name| NamePattern::new(&name(&config.namespace)));
         let forget_own = ops::ValueRemove { names: own.into() };
@@ -516,6 +521,7 @@ pub(super) fn clean_up(
         for result in [
             link.client().call(forget).await.map(drop),
             link.client().call(forget_added).await.map(drop),
+            link.client().call(forget_ends).await.map(drop),
             link.client().call(forget_own).await.map(drop),
             link.client().call(drop_logs).await.map(drop),
             link.client().call(drop_gates).await.map(drop),

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::config::FlappingConfig;
+use crate::last_words::seconds;
 use crate::state::{KeptFlapping, MAX_ENDS};
 use crate::watcher::proof::Early;
 use crate::watcher::{Ended, Moment, Notice, StartFailure, Watcher};
@@ -76,6 +77,7 @@ impl Watcher {
             "a worker cannot be started"
         );
         self.message = Some(reason);
+        self.about = None;
         self.note_early(wid, Early::NotUp);
         self.pauses.failed(wid, &self.config.backoff, at);
         self.keep_pauses();
@@ -104,9 +106,9 @@ impl Watcher {
             self.pauses.forget(wid);
             self.keep_pauses();
         } else {
-            let reason = format!("worker {wid} {how}");
+            let ran = at.now.saturating_duration_since(process.started);
+            let reason = end_text(wid, how, ran);
             if !self.fail_roll(worker.generation, &reason) {
-                let ran = at.now.saturating_duration_since(process.started);
                 self.note_end(wid, ran, worker.is_serving());
                 self.ended_by_itself(wid, serial, ran, how, at);
             }
@@ -139,7 +141,7 @@ impl Watcher {
             at.now + left.min(self.config.graceful_timeout)
         });
         self.leave_unseen(wid, unseen.process, asked, (how, ran), at);
-        if !dealt_with && !self.fail_roll(generation, &format!("worker {wid} {how}")) {
+        if !dealt_with && !self.fail_roll(generation, &end_text(wid, how, ran)) {
             self.note_end(wid, ran, true);
             self.ended_by_itself(wid, serial, ran, how, at);
         }
@@ -159,6 +161,8 @@ impl Watcher {
             .find(|(_, worker)| worker.process().is_some_and(|known| known.serial == serial))?;
         let (wid, generation) = (*wid, worker.generation);
         let process = worker.stop(grace, at.now)?;
+        worker.faulty = true;
+        self.about = None;
         self.notices.push(Notice::Unwell {
             wid,
             pid: process.pid,
@@ -187,6 +191,8 @@ impl Watcher {
         })?;
         let (wid, generation) = (*wid, worker.generation);
         let process = worker.stop(grace, at.now)?;
+        worker.faulty = true;
+        self.about = None;
         let seconds = self.config.ready_timeout.as_secs_f64();
         let mut reason = format!("worker {wid} was not ready within {seconds} s");
         if let Some(why) = why {
@@ -217,7 +223,7 @@ impl Watcher {
 
     fn ended_by_itself(&mut self, wid: u32, serial: u64, ran: Duration, how: Ended, at: &Moment) {
         if !self.config.respawn {
-            return self.note_finished(wid, serial, how);
+            return self.note_finished(wid, serial, how, ran);
         }
         let backoff = &self.config.backoff;
         if ran >= backoff.reset {
@@ -230,11 +236,12 @@ impl Watcher {
         self.keep_pauses();
         if !delay.is_zero() {
             self.message = Some(format!(
-                "worker {wid} {how}, {times} times soon after its start; next try in {:.1} s",
+                "{}; {times} times in a row soon after its start; next try in {:.1} s",
+                end_text(wid, how, ran),
                 delay.as_secs_f64()
             ));
         }
-        self.count_end(&format!("worker {wid} {how}"), at);
+        self.count_end(&end_text(wid, how, ran), at);
     }
 
     /// One more unexpected end, for this reason: perhaps one too many.
@@ -298,6 +305,11 @@ impl Watcher {
         self.halt();
         self.notices.push(Notice::GaveUp(reason));
     }
+}
+
+/// What became of a worker, for people: `worker 1 exited with 1, ran 0.2 s`.
+pub(super) fn end_text(wid: u32, how: Ended, ran: Duration) -> String {
+    format!("worker {wid} {how}, ran {}", seconds(ran))
 }
 
 /// The ends a predecessor has counted, on our clock.

@@ -67,6 +67,7 @@ impl Watcher {
                     Worker {
                         generation,
                         retiring,
+                        faulty: false,
                         own_signal,
                         state,
                     },

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::watcher::ends::end_text;
 use crate::watcher::roll::SETTLE;
 use crate::watcher::{Ended, Wanted, Watcher};
 use crate::worker::Worker;
@@ -45,9 +46,10 @@ impl Watcher {
     #[must_use]
     pub fn start_outcome(&self, now: Instant) -> Option<Result<(), String>> {
         let message = || {
-            self.message
-                .clone()
-                .unwrap_or_else(|| "its workers end soon after their start".to_owned())
+            self.message.clone().map_or_else(
+                || "its workers end soon after their start".to_owned(),
+                |message| self.with_last_line(message),
+            )
         };
         match self.wanted {
             Wanted::Restarting => None,
@@ -88,10 +90,10 @@ impl Watcher {
     }
 
     /// A worker ended that is not started again.
-    pub(super) fn note_finished(&mut self, wid: u32, serial: u64, how: Ended) {
+    pub(super) fn note_finished(&mut self, wid: u32, serial: u64, how: Ended, ran: Duration) {
         // The first that went wrong is what a person has to know.
         if self.kept.failed.is_empty() {
-            self.message = Some(format!("worker {wid} {how}"));
+            self.message = Some(end_text(wid, how, ran));
         }
         self.kept.finished.insert(serial);
         // Nobody knows how one ended that is gone.

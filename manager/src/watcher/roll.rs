@@ -216,7 +216,7 @@ impl Watcher {
         self.pauses.clear();
         self.keep_pauses();
         tracing::error!(watcher = self.config.name, reason, "rolled back");
-        self.rolled = Err(reason.clone());
+        self.rolled = Err(self.with_last_line(reason.clone()));
         self.message = Some(reason.clone());
         self.notices.push(Notice::RolledBack(reason));
         true

@@ -353,6 +353,7 @@ impl Watcher {
             let recovered = self.pauses.worst() < 2 || self.well_at().is_some_and(|at| at <= now);
             if recovered && self.config.respawn && self.rolled.is_ok() {
                 self.message = None;
+                self.about = None;
             }
         }
         if !self.config.respawn && self.target() == 0 && self.workers.is_empty() {

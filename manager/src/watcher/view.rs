@@ -158,7 +158,10 @@ impl Watcher {
                 self.outdated(),
                 self.config.name
             )),
-            _ => self.message.clone(),
+            _ => self
+                .message
+                .clone()
+                .map(|message| self.with_last_line(message)),
         }
     }
 }

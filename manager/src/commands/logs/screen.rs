@@ -193,6 +193,7 @@ mod tests {
             stderr: None,
             stdout_lines: Some(form),
             stderr_lines: None,
+            ends: Default::default(),
         };
         let mut sources = Sources::of(&LogsReply {
             logs: vec![logs],

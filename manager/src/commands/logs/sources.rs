@@ -176,6 +176,7 @@ mod tests {
             stderr: stderr.map(str::to_owned),
             stdout_lines: lines(stdout),
             stderr_lines: lines(stderr),
+            ends: Default::default(),
         }
     }
 

@@ -358,7 +358,7 @@ fn old_failures_of_one_worker_do_not_fail_the_start_of_another() {
 
 #[test]
 fn a_job_is_done_when_it_ends_with_0_and_has_failed_when_it_does_not() {
-    for (code, message) in [(0, None), (3, Some("worker 1 exited with 3"))] {
+    for (code, message) in [(0, None), (3, Some("worker 1 exited with 3, ran 0.0 s"))] {
         let mut bench = Bench::new("respawn = false\nnumprocesses = 2");
         bench.step();
         bench.end_as(1, Ended::Code(code));

@@ -1,0 +1,161 @@
+//! What a worker wrote before it ended is there afterwards, also without a log file: it is what says why.
+
+use std::fs;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::control::Session;
+use crate::harness::wait_until;
+use crate::orphans::Site;
+use crate::stack::Stack;
+
+fn said(output: &Output) -> String {
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[track_caller]
+fn fails(site: &Site, line: &str, wanted: &[&str]) -> String {
+    let output = site.papactl(line);
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "papactl {line}: {said}");
+    for text in wanted {
+        assert!(
+            said.contains(text),
+            "papactl {line}: no {text:?} in\n{said}"
+        );
+    }
+    said
+}
+
+#[test]
+fn what_a_worker_without_a_log_wrote_before_it_died_was_gone() {
+    let site = Site::new(
+        "[watcher:bad]\ncmd = sh -c 'echo first; echo no module named foo >&2; exit 7'\ncopy_env = true\n",
+    );
+    let up = fails(
+        &site,
+        "up site.ini",
+        &["not up: bad", "exited with 7, ran 0."],
+    );
+    // In the line of the watcher, and whole below it.
+    let words: Vec<&str> = up.split_whitespace().collect();
+    assert!(
+        words
+            .join(" ")
+            .contains("its last line: \"no module named foo\""),
+        "{up}"
+    );
+    assert!(up.contains("\nfirst\nno module named foo\n"), "{up}");
+    fails(
+        &site,
+        "start bad",
+        &["its last line: \"no module named foo\"", "\nfirst\n"],
+    );
+    let logs = site.done("logs bad");
+    assert!(
+        logs.contains("--- bad.1, pid ") && logs.contains("exited with 7"),
+        "{logs}"
+    );
+    assert!(
+        logs.contains("it wrote last:\nfirst\nno module named foo\n"),
+        "{logs}"
+    );
+    // Both managers are gone, the kernel still knows.
+    site.done("stop bad");
+    site.done("quit");
+    site.done("up site.ini");
+    let logs = site.done("logs bad");
+    assert!(logs.contains("\nfirst\nno module named foo\n"), "{logs}");
+    let lines = site.done("logs bad --json");
+    let line: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&line["line"], &line["ended"]),
+        (&json!("first"), &json!("exited with 7"))
+    );
+    // Nothing of it stays when the watcher goes.
+    let dump = |site: &Site| site.done("kernel dump");
+    assert!(dump(&site).contains("manager.ends.bad"));
+    site.done("rm bad");
+    wait_until("it is forgotten", || {
+        !dump(&site).contains("manager.ends.bad")
+    });
+}
+
+#[test]
+fn what_said_why_a_reload_was_taken_back_was_gone() {
+    let site = Site::new("[watcher:web]\ncmd = sh -c '. DIR/web'\ncopy_env = true\n");
+    let script = site.scratch.directory().join("web");
+    fs::write(&script, "exec sleep 1000\n").unwrap();
+    site.done("up site.ini");
+    fs::write(&script, "echo port in use; exit 3\n").unwrap();
+    fails(
+        &site,
+        "reload web",
+        &[
+            "rolled back",
+            "exited with 3",
+            "its last line: \"port in use\"",
+            "\nport in use\n",
+        ],
+    );
+    // Also of one that runs and is never ready.
+    fs::write(&script, "exec sleep 1000\n").unwrap();
+    let file = site.scratch.directory().join("site.ini");
+    let ini = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{ini}ready = notify\nready_timeout = 1\n")).unwrap();
+    fs::write(&script, "echo waits for the moon; exec sleep 1000\n").unwrap();
+    fails(&site, "reloadconfig", &["not ready within 1 s"]);
+    wait_until("its words are kept", || {
+        site.done("logs web").contains("\nwaits for the moon\n")
+    });
+}
+
+#[test]
+fn events_say_how_a_worker_ended_and_what_it_wrote_last() {
+    let stack = Stack::start(
+        "[watcher:w]\ncmd = sh -c 'printf \"\\033[31mred\\n\"; kill -SEGV $$'\ncopy_env = true\n\
+         autostart = false\nflapping.attempts = 2\nflapping.window = 60\nflapping.max_retry = 0\n\
+         [watcher:calm]\ncmd = sleep 1000\n",
+    );
+    stack.request_now("start", "w");
+    wait_until("it is given up", || stack.state("w") == "stopped");
+    stack.request("stop", "calm");
+    let mut listener = Session::connect(&stack);
+    listener.command("listen", &json!({"since": 0}));
+    for topic in ["watcher.w.reap", "watcher.w.gave_up"] {
+        let event = listener.event(topic);
+        assert_eq!(event["wid"], 1, "{event}");
+        assert_eq!(event["exit_code"], -11, "{event}");
+        assert_eq!(event["asked"], false, "{event}");
+        assert_eq!(event["tail"], json!(["\u{1b}[31mred"]), "{event}");
+        assert!(event["ran"].as_f64().unwrap() < 30.0, "{event}");
+        assert!(event["core"].is_boolean(), "{event}");
+    }
+    assert_eq!(listener.event("watcher.calm.reap")["asked"], true);
+    let message = stack.message("w");
+    assert!(
+        message.contains("given up: worker 1 was ended by signal 11"),
+        "{message}"
+    );
+    assert!(
+        message.contains("its last line: \"\\u{1b}[31mred\""),
+        "{message}"
+    );
+}
+
+#[test]
+fn of_a_worker_that_writes_without_end_only_the_last_lines_are_kept() {
+    let site = Site::new(
+        "[watcher:loud]\ncmd = sh -c 'seq 1 100000; exit 5'\nrespawn = false\ncopy_env = true\n",
+    );
+    fails(
+        &site,
+        "up site.ini",
+        &["its last line: \"100000\"", "\n99991\n", "54 lines before"],
+    );
+    let logs = site.done("logs -n all loud");
+    assert_eq!(logs.lines().count(), 1 + 64, "{logs}");
+    assert!(logs.ends_with("\n99999\n100000\n"), "{logs}");
+}

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// First pause before something refused is sent again.
 const AGAIN_MIN: Duration = Duration::from_millis(50);
@@ -65,17 +65,18 @@ pub enum Fate {
 }
 
 /// A number of steps after which it goes on; everything queued when it was made is done then.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Pass {
     until: u64,
     passed: watch::Receiver<u64>,
+    over: oneshot::Receiver<()>,
 }
 
 impl Pass {
     /// Waits; true once everything is done, false if that takes longer than `patience` or the manager ends.
-    pub(super) async fn wait(mut self, patience: Duration) -> bool {
-        let passed = self.passed.wait_for(|passed| *passed >= self.until);
-        matches!(tokio::time::timeout(patience, passed).await, Ok(Ok(_)))
+    /// Those that wait go on in the order in which their passes were made: workers start in the order of their priority.
+    pub(super) async fn wait(self, patience: Duration) -> bool {
+        self.is_over() || matches!(tokio::time::timeout(patience, self.over).await, Ok(Ok(())))
     }
 
     /// Whether everything is done.
@@ -124,6 +125,8 @@ pub(super) struct Saves {
     /// What is under way; `true`: of the first step.
     under_way: Option<bool>,
     passed: watch::Sender<u64>,
+    /// Whoever waits for a step, in order.
+    waiting: VecDeque<(u64, oneshot::Sender<()>)>,
     /// The first step is not sent before this.
     again: Option<Instant>,
     pause: Duration,
@@ -139,6 +142,7 @@ impl Default for Saves {
             sealed: false,
             under_way: None,
             passed: watch::Sender::new(0),
+            waiting: VecDeque::new(),
             again: None,
             pause: AGAIN_MIN,
             troubles: BTreeMap::new(),
@@ -195,8 +199,14 @@ impl Saves {
     }
 
     /// For whoever waits until everything queued so far is done.
-    pub(super) fn pass(&self) -> Pass {
+    pub(super) fn pass(&mut self) -> Pass {
+        let (sender, over) = oneshot::channel();
+        // One that is over already needs nobody to tell it.
+        if *self.passed.borrow() < self.last {
+            self.waiting.push_back((self.last, sender));
+        }
         Pass {
+            over,
             until: self.last,
             passed: self.passed.subscribe(),
         }
@@ -323,6 +333,18 @@ impl Saves {
         }
         if self.steps.is_empty() {
             self.passed.send_replace(self.last);
+        }
+        let passed = *self.passed.borrow();
+        while self
+            .waiting
+            .front()
+            .is_some_and(|(until, _)| *until <= passed)
+        {
+            let Some((_, sender)) = self.waiting.pop_front() else {
+                break;
+            };
+            // Whoever waited may have lost patience.
+            let _ = sender.send(());
         }
     }
 

@@ -223,13 +223,30 @@ fn the_queue_is_bounded_and_loses_no_name() {
 }
 
 #[tokio::test]
-async fn whoever_waits_goes_on_when_all_is_kept() {
+async fn whoever_waits_goes_on_in_order_when_all_is_kept() {
     let mut saves = Saves::default();
     keep(&mut saves, "a", "1");
     let pass = saves.pass();
-    let early = pass.clone().wait(Duration::from_millis(1)).await;
+    let early = saves.pass().wait(Duration::from_millis(1)).await;
     assert!(!early);
-    let waiting = tokio::spawn(pass.wait(Duration::from_secs(60)));
+    let order = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let mut waiting = vec![tokio::spawn(pass.wait(Duration::from_secs(60)))];
+    for number in 0..32 {
+        let (pass, order) = (saves.pass(), order.clone());
+        waiting.push(tokio::spawn(async move {
+            let over = pass.wait(Duration::from_secs(60)).await;
+            order.lock().expect("nobody panics").push(number);
+            over
+        }));
+    }
+    tokio::task::yield_now().await;
     take(&mut saves, Instant::now());
-    assert!(waiting.await.expect("it ends"));
+    for one in waiting {
+        assert!(one.await.expect("it ends"));
+    }
+    let order = order.lock().expect("nobody panics");
+    assert!(
+        order.is_sorted(),
+        "in the order in which they came: {order:?}"
+    );
 }

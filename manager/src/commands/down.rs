@@ -51,7 +51,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
         let strays = tree::describe(&strays);
         ended
             .said
-            .push(format!("what workers had left running: {strays}: ended"));
+            .push(format!("ended what workers had left running: {strays}"));
     }
     let (kernel, left) = match kernel::exit_if_idle(&places) {
         Ok(true) => ("ended".to_owned(), false),

@@ -61,7 +61,7 @@ pub enum Kind {
     Dropped,
     /// 1 when a line matched what the process's readiness waits for.
     Matched,
-    /// Where a line of standard output was cut that goes on; see [`Cut`].
+    /// Where a line of standard output was cut that goes on; see `Cut`.
     OutCut,
     /// The same for standard error.
     ErrCut,

@@ -14,9 +14,9 @@ pub mod args;
 mod foreign;
 
 use args::{
-    AddArgs, CheckArgs, CompletionsArgs, CountArgs, GetArgs, KernelVerb, KillArgs, ListenArgs,
-    LogsArgs, NameArg, NamesArg, OptionsArgs, ReloadArgs, ReloadConfigArgs, RmArgs, ScaleArgs,
-    SelectArgs, SetArgs, SignalArgs, StatsArgs, StatusArgs, UpArgs,
+    AddArgs, CheckArgs, CompletionsArgs, CountArgs, DoctorArgs, GetArgs, KernelVerb, KillArgs,
+    ListenArgs, LogsArgs, NameArg, NamesArg, OptionsArgs, ReloadArgs, ReloadConfigArgs, RmArgs,
+    ScaleArgs, SelectArgs, SetArgs, SignalArgs, StatsArgs, StatusArgs, UpArgs,
 };
 
 /// Runs the watchers of an INI file through the papa kernel. May be stopped, upgraded or killed at any time: the
@@ -304,8 +304,8 @@ Example:
   $ papactl doctor
   ok       kernel   pid 4711, connected
   notice   drift    web: numprocesses is 4, the file says 2
-Exit status 1 if there is a problem.")]
-    Doctor,
+Exit status 1 if there is a problem. Without a manager it asks the kernel alone.")]
+    Doctor(DoctorArgs),
     /// Print the versions of papactl, the manager and the kernel
     #[command(
         after_help = "Example:\n  $ papactl version\n  papactl  0.1.0\n  manager  0.1.0\n  kernel   0.1.0"

@@ -37,7 +37,7 @@ mod back;
 mod change;
 mod compare;
 mod console;
-mod doctor;
+pub(crate) mod doctor;
 mod ending;
 mod event;
 mod gates;

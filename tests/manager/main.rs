@@ -13,6 +13,7 @@ mod change;
 mod configuration;
 mod control;
 mod crash;
+mod doctor;
 mod down;
 mod foreground;
 mod from_circusd;

@@ -38,6 +38,14 @@ pub struct NameArg {
     pub name: Option<String>,
 }
 
+/// What `doctor` shows.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Show the ledger of every worker, not only their sum
+    #[arg(short = 'v', long)]
+    pub verbose: bool,
+}
+
 /// Watchers and workers, or all.
 #[derive(Debug, Args)]
 pub struct NamesArg {

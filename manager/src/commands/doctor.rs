@@ -1,13 +1,29 @@
 //! `papactl doctor`: everything that is not as it should be, and what was looked at.
 
 use crate::cli::Common;
-use crate::commands::{CommandError, connect, print, print_json, table, with_ok};
+use crate::cli::args::DoctorArgs;
+use crate::commands::kernel::{self, Examined};
+use crate::commands::{
+    CommandError, connect, loaded, namespace, print, print_json, table, with_ok,
+};
+use crate::control::client::ManagerError;
 use crate::control::message::{Command, DoctorReply, Finding, Level, Request};
+use crate::runtime_dir::RuntimeDir;
+use crate::supervisor::doctor::{judge_ledgers, notice, ok, problem};
+
+/// Most processes told by name.
+const MAX_TOLD: usize = 10;
 
 /// Runs the verb.
-pub(super) fn run(common: &Common) -> Result<(), CommandError> {
+pub(super) fn run(common: &Common, args: &DoctorArgs) -> Result<(), CommandError> {
     let request = Request::waiting(Command::Doctor);
-    let reply: DoctorReply = connect(common)?.ask(&request, common.timeout())?;
+    let reply: DoctorReply = match connect(common) {
+        Ok(mut manager) => manager.ask(&request, common.timeout())?,
+        Err(CommandError::Manager(error @ ManagerError::NotRunning { .. })) => DoctorReply {
+            findings: without_manager(common, &error)?,
+        },
+        Err(error) => return Err(error),
+    };
     let bad = reply
         .findings
         .iter()
@@ -15,12 +31,67 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
     if common.json {
         print_json(&with_ok(&reply))?;
     } else {
-        print(&rendered(&reply.findings))?;
+        let mut findings = reply.findings.clone();
+        findings.retain(|finding| args.verbose || !finding.detail);
+        print(&rendered(&findings))?;
     }
     if bad {
         Err(CommandError::Reported)
     } else {
         Ok(())
+    }
+}
+
+/// What the kernel alone tells.
+fn without_manager(common: &Common, error: &ManagerError) -> Result<Vec<Finding>, CommandError> {
+    let mut findings = vec![problem("manager", error.to_string())];
+    let namespace = namespace(common)?;
+    let config = common.config.as_deref().and_then(loaded);
+    let endpoint = config.as_ref().and_then(|config| config.kernel.as_ref());
+    let places = kernel::candidates(&RuntimeDir::locate(), endpoint)?;
+    let Some(kernel) = kernel::examine(&places)? else {
+        findings.push(problem(
+            "kernel",
+            "none answers; `papactl up FILE` starts one",
+        ));
+        return Ok(findings);
+    };
+    judge_alone(&kernel, &namespace, &mut findings);
+    Ok(findings)
+}
+
+fn judge_alone(kernel: &Examined, namespace: &str, findings: &mut Vec<Finding>) {
+    let status = &kernel.status;
+    findings.push(ok(
+        "kernel",
+        format!(
+            "pid {}, version {}, start number {}, {} processes run",
+            status.pid, status.version, status.incarnation, status.counts.running
+        ),
+    ));
+    judge_ledgers(&kernel.processes, &status.ledger, findings);
+    let ours = kernel.processes.iter().filter(|process| {
+        let name = process.name.as_str();
+        process.running
+            && name
+                .strip_prefix(namespace)
+                .is_some_and(|rest| rest.starts_with('.'))
+    });
+    let told: Vec<String> = ours
+        .map(|process| format!("{} (pid {})", process.name, process.pid))
+        .collect();
+    if !told.is_empty() {
+        let more = told.len().saturating_sub(MAX_TOLD);
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        let shown = told.get(..MAX_TOLD).unwrap_or(&told).join(", ");
+        let text = format!(
+            "run on without a manager: {shown}{more}; `papactl up FILE` takes them over, `papactl down` ends them"
+        );
+        findings.push(notice("processes", text));
     }
 }
 

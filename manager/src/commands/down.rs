@@ -8,8 +8,9 @@ use serde_json::json;
 use crate::cli::Common;
 use crate::commands::kernel::{self, KernelError};
 use crate::commands::leftovers::{self, Ended};
-use crate::commands::{CommandError, connect, namespace, print, print_json, quit, status_of_all};
-use crate::config::{self, Config, Surroundings};
+use crate::commands::{
+    CommandError, connect, loaded, namespace, print, print_json, quit, status_of_all,
+};
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, ManagerStatus};
 use crate::runtime_dir::RuntimeDir;
@@ -28,7 +29,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             ("ended", places_of(status.manager.as_ref())?)
         }
         Err(CommandError::Manager(ManagerError::NotRunning { .. })) => {
-            let config = common.config.as_deref().and_then(load);
+            let config = common.config.as_deref().and_then(loaded);
             let endpoint = config.as_ref().and_then(|config| config.kernel.as_ref());
             let places = kernel::candidates(&RuntimeDir::locate(), endpoint)?;
             ended = leftovers::end(&places, &namespace, config.as_ref())?;
@@ -41,7 +42,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             };
             quit::end_manager(common, Command::Quit)?;
             let places = places_of(Some(&manager))?;
-            let config = load(Path::new(&manager.config));
+            let config = loaded(Path::new(&manager.config));
             ended = leftovers::end(&places, &namespace, config.as_ref())?;
             ("ended", places)
         }
@@ -98,14 +99,9 @@ fn places_of(manager: Option<&ManagerStatus>) -> Result<Vec<Address>, KernelErro
     let Some(manager) = manager else {
         return kernel::candidates(&RuntimeDir::locate(), None);
     };
-    match load(Path::new(&manager.config)) {
+    match loaded(Path::new(&manager.config)) {
         Some(config) => kernel::candidates(&RuntimeDir::locate(), config.kernel.as_ref()),
         // Changed beyond reading since: what the manager says must do.
         None => Ok(vec![kernel::parse(&manager.kernel)?]),
     }
-}
-
-fn load(file: &Path) -> Option<Config> {
-    let around = Surroundings::current().ok()?;
-    config::load(file, &around).ok()
 }

@@ -12,6 +12,8 @@ use nix::unistd::Uid;
 use papa_protocol::client::{Address, Client, ClientError, Options};
 use papa_protocol::json::reply::ClaimInfo;
 use papa_protocol::json::request::ops;
+use papa_protocol::json::status::StatusReply;
+use papa_protocol::process::Process;
 use tokio::time::timeout;
 
 use crate::commands::programs::{Background, ProgramError};
@@ -178,6 +180,35 @@ pub(super) fn start(
         let places: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         KernelError::Silent(places.join(", "))
     })
+}
+
+/// What a kernel says of itself.
+#[derive(Debug)]
+pub(super) struct Examined {
+    /// Its state.
+    pub(super) status: StatusReply,
+    /// All its processes.
+    pub(super) processes: Vec<Process>,
+}
+
+/// Asks the kernel at the first of `addresses` that answers. None if none does.
+pub(super) fn examine(addresses: &[Address]) -> Result<Option<Examined>, KernelError> {
+    let Some(kernel) = find(addresses)? else {
+        return Ok(None);
+    };
+    block_on(async {
+        let address = kernel.address;
+        let asked = async {
+            let client = connect(&address).await?;
+            let processes = client.call(ops::ProcessList::default()).await?.processes;
+            let status = client.call(ops::Status {}).await?;
+            Ok(Examined { status, processes })
+        };
+        asked.await.map(Some).map_err(|source| KernelError::Failed {
+            address: address.clone(),
+            source,
+        })
+    })?
 }
 
 /// Ends what workers have started and hidden, where the kernel at the first of `addresses` that answers has no process any more. Answers

@@ -55,7 +55,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::args::{ReloadConfigArgs, SelectArgs};
 use crate::cli::{Common, Papactl, Verb};
-use crate::config::{self, ConfigErrors};
+use crate::config::{self, Config, ConfigErrors, Surroundings};
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{Command, Errno, Request, Selection, StatusReply};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
@@ -171,7 +171,7 @@ pub fn run(line: &Papactl) -> ExitCode {
         Verb::Upgrade => upgrade::run(common),
         Verb::Quit => quit::run(common),
         Verb::ReopenLogs => reopenlogs::run(common),
-        Verb::Doctor => doctor::run(common),
+        Verb::Doctor(args) => doctor::run(common, args),
         Verb::Completions(args) => completions::run(args),
         Verb::NumProcesses(args) => circus::num_processes(common, args.name.clone()),
         Verb::NumWatchers => circus::num_watchers(common),
@@ -261,6 +261,12 @@ fn namespace_of(file: &Path) -> Result<String, CommandError> {
 }
 
 /// Connects to the manager the command line means.
+/// What a file says, if it can be read.
+fn loaded(file: &Path) -> Option<Config> {
+    let around = Surroundings::current().ok()?;
+    config::load(file, &around).ok()
+}
+
 fn connect(common: &Common) -> Result<ManagerClient, CommandError> {
     let namespace = namespace(common)?;
     Ok(ManagerClient::connect(&RuntimeDir::locate(), &namespace)?)

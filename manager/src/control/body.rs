@@ -424,6 +424,9 @@ pub struct Finding {
     pub about: String,
     /// What was found, for people.
     pub text: String,
+    /// One of many that another finding sums up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detail: bool,
 }
 
 /// How bad a finding is.

@@ -253,7 +253,7 @@ fn judge_claims(seen: &Seen, claims: &[ClaimInfo], findings: &mut Vec<Finding>) 
 }
 
 /// What went where of every worker's output, and whether that adds up.
-fn judge_ledgers(processes: &[Process], whole: &Ledger, findings: &mut Vec<Finding>) {
+pub(crate) fn judge_ledgers(processes: &[Process], whole: &Ledger, findings: &mut Vec<Finding>) {
     let mut sum = Ledger::default();
     let mut gaps = Vec::new();
     let mut wrong = false;
@@ -261,7 +261,10 @@ fn judge_ledgers(processes: &[Process], whole: &Ledger, findings: &mut Vec<Findi
         let ledger = &process.ledger;
         let told = |text: String| format!("{}: {text}", process.name);
         match entries(ledger) {
-            Ok(text) if index < MAX_LEDGERS => findings.push(ok("ledger", told(text))),
+            Ok(text) if index < MAX_LEDGERS => findings.push(Finding {
+                detail: true,
+                ..ok("ledger", told(text))
+            }),
             Ok(_) => {}
             Err(text) => {
                 wrong = true;
@@ -464,15 +467,18 @@ fn listed(all: &[String]) -> String {
     format!(": {}{more}", some.join(", "))
 }
 
-fn ok(about: &str, text: impl Into<String>) -> Finding {
+/// Something that is as it should be.
+pub(crate) fn ok(about: &str, text: impl Into<String>) -> Finding {
     finding(Level::Ok, about, text)
 }
 
-fn notice(about: &str, text: impl Into<String>) -> Finding {
+/// Something worth knowing.
+pub(crate) fn notice(about: &str, text: impl Into<String>) -> Finding {
     finding(Level::Notice, about, text)
 }
 
-fn problem(about: &str, text: impl Into<String>) -> Finding {
+/// Something that is not as it should be.
+pub(crate) fn problem(about: &str, text: impl Into<String>) -> Finding {
     finding(Level::Problem, about, text)
 }
 
@@ -481,6 +487,7 @@ fn finding(level: Level, about: &str, text: impl Into<String>) -> Finding {
         level,
         about: about.to_owned(),
         text: text.into(),
+        detail: false,
     }
 }
 

@@ -19,11 +19,14 @@ use super::{Deadline, Owner, now_us};
 use crate::keeper::wire::{Key, Kind, ToKeeper};
 use crate::live::{Source, Waits};
 use crate::reel::Capture;
+use crate::sys::cgroup::Cgroups;
 use crate::sys::memfd::splice_away;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, exit_info, wait_id};
 use crate::sys::process::{parent_of, set_pipe_size};
 use crate::table::Entry;
 
+/// From one look whether everybody has left a control group to the next.
+const LOOK_AT_CGROUPS: Duration = Duration::from_secs(1);
 /// Ended processes whose numbers are kept from being reused; the oldest is
 /// let go when there are more.
 const MAX_ZOMBIES: usize = 1024;
@@ -206,9 +209,7 @@ impl Owner {
         let ledger = live.closed;
         drop(live);
         self.commit_fact(Entry::Forget { serial, ledger });
-        if let Some(groups) = &self.cgroups {
-            groups.remove(serial);
-        }
+        self.remove_cgroup(serial);
         failpoint::reach("exit.forgotten");
         self.unkeep(&[
             Key::new(Kind::PIDFD, serial),
@@ -216,6 +217,25 @@ impl Owner {
             Key::new(Kind::ERR, serial),
             Key::new(Kind::REEL, serial),
         ]);
+    }
+
+    /// Removes the control group of a process that is forgotten, now or when everybody has left it.
+    pub(crate) fn remove_cgroup(&mut self, serial: u64) {
+        if self
+            .cgroups
+            .as_mut()
+            .is_some_and(|groups| groups.remove(serial))
+        {
+            self.deadlines
+                .insert((Instant::now() + LOOK_AT_CGROUPS, Deadline::Cgroups));
+        }
+    }
+
+    pub(super) fn on_cgroups(&mut self, now: Instant) {
+        if self.cgroups.as_mut().is_some_and(Cgroups::try_again) {
+            self.deadlines
+                .insert((now + LOOK_AT_CGROUPS, Deadline::Cgroups));
+        }
     }
 
     /// Gives up a process's output; it runs on, its pipes are read and what

@@ -75,6 +75,8 @@ pub enum Deadline {
     FirstBatch(SessionId),
     /// Is the private socket's path still there?
     RuntimeDir,
+    /// Has everybody left the control groups of forgotten processes?
+    Cgroups,
     /// Has the keeper said anything?
     KeeperSilence,
     /// Have all connections stopped?
@@ -409,6 +411,7 @@ impl Owner {
                     self.ready_sessions.insert(session);
                 }
                 Deadline::RuntimeDir => self.on_runtime_dir(now),
+                Deadline::Cgroups => self.on_cgroups(now),
                 Deadline::KeeperSilence => self.on_keeper_silence(now),
                 Deadline::Freeze => self.on_freeze_limit(now),
                 Deadline::Accept => {

@@ -8,8 +8,10 @@
 //!
 //! Source: `cgroups(7)`; systemd's `CGROUP_DELEGATION`.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,9 @@ use tracing::warn;
 /// Most directories of kernels that are gone which a start clears away.
 const MAX_CLEARED: usize = 1024;
 
+/// Most groups that are tried again; more are removed when the kernel ends.
+const MAX_LATE: usize = 256;
+
 /// What the directories are called that this module makes in the subtree.
 const PREFIX: &str = "papa.";
 
@@ -27,6 +32,8 @@ const PREFIX: &str = "papa.";
 pub struct Cgroups {
     base: PathBuf,
     told: bool,
+    /// Groups of forgotten processes that somebody was in still.
+    late: BTreeSet<u64>,
 }
 
 impl Cgroups {
@@ -39,6 +46,7 @@ impl Cgroups {
         is_delegated(&subtree).then(|| Self {
             base: subtree.join(format!("{PREFIX}{lineage}")),
             told: false,
+            late: BTreeSet::new(),
         })
     }
 
@@ -67,9 +75,24 @@ impl Cgroups {
         }
     }
 
-    /// Removes the group of a process that is forgotten, if nobody is left in it.
-    pub fn remove(&self, serial: u64) {
-        let _ = fs::remove_dir(self.base.join(serial.to_string()));
+    /// Removes the group of a process that is forgotten. Answers whether it is the first that somebody is left in, for which
+    /// [`Self::try_again`] has to be called.
+    pub fn remove(&mut self, serial: u64) -> bool {
+        let first = self.late.is_empty();
+        if self.late.len() < MAX_LATE {
+            self.late.insert(serial);
+        }
+        self.try_again() && first
+    }
+
+    /// Removes the groups of forgotten processes that everybody has left by now. Answers whether there are others.
+    pub fn try_again(&mut self) -> bool {
+        let base = &self.base;
+        self.late.retain(|serial| {
+            let removed = fs::remove_dir(base.join(serial.to_string()));
+            removed.is_err_and(|error| error.kind() != ErrorKind::NotFound)
+        });
+        !self.late.is_empty()
     }
 
     /// Removes every group that nobody is in, those of kernels that are gone too.

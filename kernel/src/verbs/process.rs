@@ -192,9 +192,7 @@ impl Owner {
             Key::new(Kind::ERR, serial),
             Key::new(Kind::REEL, serial),
         ]);
-        if let Some(groups) = &self.cgroups {
-            groups.remove(serial);
-        }
+        self.remove_cgroup(serial);
     }
 
     /// Starts what was prepared. A keeper that has died or is stuck is not the

@@ -57,7 +57,8 @@ fn report(first: &SocketConfig, socket: &SocketConfig, findings: &mut Findings) 
     } else {
         "expected another address or port, or so_reuseport = yes in both"
     };
-    findings.error(&socket.origin, format!("{meant}: {remedy}"));
+    // As in Circus no mistake: the second is reported as it cannot be bound, and its watchers wait.
+    findings.warn(&socket.origin, format!("{meant}: {remedy}"));
 }
 
 /// Whether only one of two can be bound.

@@ -425,13 +425,18 @@ fn wait_until_up(
     deadline: Instant,
 ) -> Result<StatusReply, CommandError> {
     let mut troubled: HashMap<String, Instant> = HashMap::new();
+    let mut begun = None;
     progress::say_when_interrupted(common);
     let mut line = ProgressLine::new(common);
     loop {
         let status = status_of_all(common, client)?;
         line.show(&progress::missing(&status, &Selection::all()));
         let now = Instant::now();
-        let mut waiting = false;
+        // Until then nothing is known of watchers that are not to start by themselves.
+        let attached = status.manager.as_ref();
+        let attached = attached.is_none_or(|manager| manager.kernel_pid.is_some());
+        let since = *begun.get_or_insert(now);
+        let mut waiting = !attached && now.duration_since(since) < TROUBLE_PATIENCE;
         for watcher in &status.watchers {
             if is_settled(watcher) {
                 continue;

@@ -35,7 +35,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             ended = leftovers::end(&places, &namespace, config.as_ref())?;
             ("not running", places)
         }
-        Err(error) => {
+        Err(error @ CommandError::Manager(ManagerError::Refused(_))) => {
             // Without a kernel the manager can stop nothing: its workers are orphans, and it is in the way of their end.
             let Some(manager) = manager_without_kernel(common) else {
                 return Err(error);
@@ -46,6 +46,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             ended = leftovers::end(&places, &namespace, config.as_ref())?;
             ("ended", places)
         }
+        Err(error) => return Err(error),
     };
     let strays = kernel::end_strays(&places)?;
     if !strays.is_empty() {

@@ -6,9 +6,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{
-    Kernel, KernelBuilder, binary, private_command, procfs, wait_for, wait_until,
-};
+use crate::harness::{Kernel, KernelBuilder, procfs, wait_for, wait_until};
 use crate::stack::Stack;
 
 /// Clears its environment and leaves session and parent, so that neither mark nor descent tells whose it is.

@@ -116,6 +116,19 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// The usual soft limit on descriptors.
+const USUAL_DESCRIPTORS: u64 = 1024;
+
+/// How many descriptors this process may have.
+#[must_use]
+pub fn descriptor_limit() -> usize {
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL_DESCRIPTORS, |(soft, _)| soft);
+        usize::try_from(soft).unwrap_or(usize::MAX)
+    })
+}
+
 /// Has `command` start with the limit on descriptors that we were started with.
 pub fn restore_descriptor_limit(command: &mut Command) {
     let Some((soft, hard)) = STARTED_WITH.get().copied() else {

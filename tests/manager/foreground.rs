@@ -349,3 +349,53 @@ fn a_runtime_directory_that_cannot_be_used_names_its_remedy_everywhere() {
         }
     }
 }
+
+#[test]
+fn with_few_descriptors_workers_could_not_be_stopped_and_the_kernel_was_lost_again_and_again() {
+    let mut ini = String::new();
+    for number in 0..100 {
+        ini.push_str(&format!(
+            "[watcher:w{number}]\ncmd = sh -c 'while :; do echo line; sleep 0.5; done'\ngraceful_timeout = 5\n\
+             stdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/w{number}.log\n"
+        ));
+    }
+    let site = Site::new(&ini);
+    fs::create_dir(site.scratch.directory().join("logs")).unwrap();
+    let mut kernel = site
+        .command("papa", "--unix-socket")
+        .arg(site.scratch.directory().join("k.sock"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the kernel serves", || {
+        std::os::unix::net::UnixStream::connect(site.scratch.directory().join("k.sock")).is_ok()
+    });
+    let log = site.scratch.directory().join("manager.log");
+    let mut manager = private_command("sh".as_ref(), site.scratch.directory())
+        .current_dir(site.scratch.directory())
+        .arg("-c")
+        .arg(format!(
+            "ulimit -n 40; exec {} --log-file {} site.ini",
+            binary("papa-manager").display(),
+            log.display()
+        ))
+        .spawn()
+        .unwrap();
+    let lines = |number: usize| {
+        let path = site.scratch.path(&format!("logs/w{number}.log"));
+        fs::read_to_string(path).map_or(0, |text| text.lines().count())
+    };
+    wait_until("every log has lines", || {
+        (0..100).all(|number| lines(number) >= 2)
+    });
+    let stopped = site.papactl("stop w5 --timeout 20");
+    assert!(stopped.status.success(), "{}", said(&stopped));
+    let down = site.papactl("down");
+    assert!(down.status.success(), "{}", said(&down));
+    assert!(manager.wait().unwrap().success());
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(!text.contains("the kernel is gone"), "{text}");
+    assert_eq!(text.matches("too few descriptors").count(), 1, "{text}");
+    let _ = kernel.kill();
+    let _ = kernel.wait();
+}

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::AbortHandle;
 
+use crate::sys;
+
 /// Connections served at once, without those that listen.
 const MAX_CONNECTIONS: usize = 128;
 /// Connections that listen at once.
@@ -46,6 +48,16 @@ pub(super) struct Session {
     number: u64,
 }
 
+/// The same where there are few descriptors.
+fn most_listeners() -> usize {
+    (sys::descriptor_limit() / 8).clamp(1, MAX_LISTENERS)
+}
+
+/// The same where there are few descriptors.
+fn most_connections() -> usize {
+    (sys::descriptor_limit() / 8).clamp(1, MAX_CONNECTIONS)
+}
+
 impl Sessions {
     fn open(&self) -> MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -59,7 +71,7 @@ impl Sessions {
             .values()
             .filter(|(doing, _)| *doing != Doing::Listening)
             .count();
-        if asking >= MAX_CONNECTIONS {
+        if asking >= most_connections() {
             let quiet = open
                 .sessions
                 .iter()
@@ -121,7 +133,7 @@ impl Session {
             .values()
             .filter(|(doing, _)| *doing == Doing::Listening)
             .count();
-        if listening >= MAX_LISTENERS {
+        if listening >= most_listeners() {
             return false;
         }
         if let Some((doing, _)) = open.sessions.get_mut(&self.number) {

@@ -239,6 +239,19 @@ impl LogFile {
         self.trouble.as_ref().and_then(|trouble| trouble.remedy)
     }
 
+    /// Whether it takes a descriptor.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.handle.is_some()
+    }
+
+    /// Closes the file until the next byte comes, if nothing waits to be written.
+    pub fn rest(&mut self) {
+        if self.pending.bytes.is_empty() {
+            self.handle = None;
+        }
+    }
+
     /// Whether a write is in the file in part.
     #[must_use]
     pub fn is_stuck(&self) -> bool {

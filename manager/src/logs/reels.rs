@@ -16,11 +16,17 @@ use std::os::unix::fs::FileExt;
 use papa_protocol::record::Record;
 
 use crate::logs::layout::MAX_BATCH_BYTES;
+use crate::sys;
 
 /// Descriptors kept. Only processes that write much have one; with more of them than this the descriptor is asked for again.
 const MAX_OPEN: usize = 128;
 /// Bytes read at once: what one write takes.
 const READ_BYTES: usize = MAX_BATCH_BYTES;
+
+/// The same where there are few descriptors.
+fn most_open() -> usize {
+    (sys::descriptor_limit() / 8).clamp(1, MAX_OPEN)
+}
 
 /// The reels that are open.
 #[derive(Debug, Default)]
@@ -82,7 +88,7 @@ impl Reels {
         data_offset: u64,
         start_offset: u64,
     ) {
-        if self.open.len() >= MAX_OPEN
+        if self.open.len() >= most_open()
             && let Some(idle) = self.open.iter().min_by_key(|(_, reel)| reel.last_used)
         {
             let idle = *idle.0;

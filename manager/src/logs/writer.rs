@@ -6,6 +6,7 @@
 //! a file was suspended is not kept here but read from the kernel again.
 
 mod routing;
+mod spare;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -97,6 +98,8 @@ pub struct LogWriter {
     unsettled: Vec<u64>,
     /// By file or daemon in trouble: bytes of output that waited in the kernel when it was last tried.
     waiting: HashMap<usize, u64>,
+    /// It was said that there are more files than descriptors.
+    spares: bool,
 }
 
 impl LogWriter {
@@ -124,6 +127,7 @@ impl LogWriter {
             matched: Vec::new(),
             unsettled: Vec::new(),
             waiting: HashMap::new(),
+            spares: false,
         }
     }
 
@@ -229,6 +233,7 @@ impl LogWriter {
         payload: &[u8],
         now: Now,
     ) {
+        self.spare_descriptors(now);
         let Some(book) = self.books.get_mut(&serial) else {
             return;
         };

@@ -1,14 +1,14 @@
 //! Requests about single workers: start, signal, kill, and who belongs to one.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use papa_protocol::client::ClientError;
 use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::CONNECT_AGAIN_MIN;
@@ -20,6 +20,7 @@ use crate::probe::ready::Means;
 use crate::supervisor::probes::{gate, held_gate};
 use crate::supervisor::saves::Pass;
 use crate::supervisor::{Event, WatcherId};
+use crate::sys;
 use crate::tree::{self, Deed, Target, TreeThread};
 use crate::watcher::StartFailure;
 use crate::worker::Running;
@@ -32,6 +33,9 @@ const STATUS_PATIENCE: Duration = Duration::from_millis(500);
 const KEPT_PATIENCE: Duration = Duration::from_secs(5);
 /// A signal whose way was cut by a dying kernel is sent again, so often.
 const SIGNAL_ATTEMPTS: usize = 5;
+
+/// Signals sent at once; each takes a descriptor for a moment.
+const MAX_SIGNALS_AT_ONCE: usize = 64;
 
 /// Which worker is to be started, and for whom.
 #[derive(Debug, Clone, Copy)]
@@ -238,6 +242,11 @@ async fn send(
     process: Running,
     act: impl Fn(std::os::fd::OwnedFd) -> std::io::Result<()>,
 ) {
+    static AT_ONCE: LazyLock<Semaphore> = LazyLock::new(|| {
+        Semaphore::new((sys::descriptor_limit() / 16).clamp(1, MAX_SIGNALS_AT_ONCE))
+    });
+    // A descriptor that arrives where there is no number left for it costs the connection.
+    let _turn = AT_ONCE.acquire().await;
     for _ in 0..SIGNAL_ATTEMPTS {
         let sent = match link.pidfd(process.serial, process.pid).await {
             Ok(fd) => act(fd).map_err(LinkError::from),

@@ -127,6 +127,16 @@ impl Reel {
         Ok(Self::empty(file, layout, limit))
     }
 
+    /// Makes an empty reel of the first kind, which every version can read; it holds fewer records than [`Self::create`]'s.
+    ///
+    /// # Errors
+    /// The errno of `memfd_create(2)`.
+    pub fn create_for_older(limit: u64) -> Result<Self, Errno> {
+        let file = crate::sys::process::move_up(memfd::memfd_create("papa-reel")?);
+        memfd::set_size(&file, Layout::FIRST.empty_size())?;
+        Ok(Self::empty(file, Layout::FIRST, limit))
+    }
+
     fn empty(file: OwnedFd, layout: Layout, limit: u64) -> Self {
         Self {
             file,

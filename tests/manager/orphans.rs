@@ -276,3 +276,31 @@ fn what_a_worker_had_hidden_ran_on_after_down_without_a_word() {
     assert!(!procfs::alive(hidden));
     wait_until("the kernel has ended", || !procfs::alive(kernel));
 }
+
+#[test]
+fn another_installation_that_a_worker_had_started_was_ended_by_down() {
+    let site =
+        Site::new("[watcher:nest]\ncmd = sh DIR/nest.sh\ncopy_env = true\nautostart = false\n");
+    let directory = site.scratch.path("").trim_end_matches('/').to_owned();
+    let script = format!(
+        "mkdir {directory}/n\nenv -i XDG_RUNTIME_DIR={directory}/n {} --port 0 --daemonize \
+         --pid-file {directory}/n/pid --log-file {directory}/n/log\nexec sleep 1000\n",
+        binary("papa").display()
+    );
+    fs::write(site.scratch.path("nest.sh"), script).unwrap();
+    site.done("up site.ini");
+    site.done("start nest");
+    let keeper: i32 = wait_for("the other one runs", || {
+        let pid = fs::read_to_string(site.scratch.path("n/pid")).ok()?;
+        pid.trim().parse().ok()
+    });
+    site.done("stop nest");
+    let before = procfs::alive(keeper);
+    let printed = site.done("down");
+    let after = procfs::alive(keeper);
+    // It holds nothing, and ends.
+    procfs::signal(keeper, Signal::SIGTERM);
+    assert!(before, "a stop has ended it");
+    assert!(after, "{printed}");
+    assert!(!printed.contains("had left running"), "{printed}");
+}

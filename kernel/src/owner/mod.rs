@@ -149,6 +149,8 @@ pub struct Owner {
     last_term: Option<(Instant, bool)>,
     /// The program this one has replaced, until the keeper is replaced too.
     program_before: Option<OwnedFd>,
+    /// Until when the keeper may go back to it.
+    pub(crate) older_may_return: Option<Instant>,
     /// A copy of this process waits beside while there is no keeper.
     pub(crate) understudy: Option<Understudy>,
     /// Such a copy has been made, or this is one.
@@ -246,6 +248,7 @@ impl Owner {
             keeper_suspected: false,
             last_term: None,
             program_before: None,
+            older_may_return: None,
             understudy: None,
             doubled: false,
             runtime_dir_trouble: None,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use papa_protocol::failpoint;
 use tracing::{error, info, warn};
@@ -15,6 +15,9 @@ use crate::keeper::wire::{Key, Kind, Verdict};
 use crate::live::{Reader, SessionId};
 use crate::server::Server;
 use crate::sys::pidfd::Outcome;
+
+/// How long the keeper may go back to the program before, with time to spare.
+const PROBATION: Duration = Duration::from_secs(30);
 
 /// What the keeper has of a change of program.
 #[derive(Debug, Default)]
@@ -48,7 +51,10 @@ impl Owner {
         for (key, fd) in handed.kept {
             match key.kind {
                 Kind::HANDOVER => record = Some(HandOver::read(fd)),
-                Kind::BINARY => self.program_before = Some(fd),
+                Kind::BINARY => {
+                    self.program_before = Some(fd);
+                    self.older_may_return = Some(Instant::now() + PROBATION);
+                }
                 _ => {
                     descriptors.insert(key.id, fd);
                 }

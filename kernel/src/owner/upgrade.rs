@@ -152,6 +152,8 @@ impl Owner {
             // The keeper has died since, and the answer was given.
             return;
         }
+        // An older program would take such a reel for one of its own kind and write over it.
+        let harms = matches!(&tried, Tried::Found(check) if check.unreadable_reels > 0);
         let problem = match tried {
             Tried::Found(check) => {
                 let problem = fault(&check, self.unknown_records.len() as u64);
@@ -161,6 +163,10 @@ impl Owner {
             Tried::Failed(reason) => Some(reason),
         };
         match problem {
+            Some(reason) if harms => {
+                let advice = "nothing was changed, with `force` neither, since it could write over that output; it can be changed when those processes have ended";
+                self.end_change(Err(format!("{reason}; {advice}")));
+            }
             Some(reason) if !changing.force => {
                 let advice = "nothing was changed; `force` changes all the same, and what the program cannot read stays with the keeper until one that can is back";
                 self.end_change(Err(format!("{reason}; {advice}")));

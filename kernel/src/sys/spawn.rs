@@ -633,13 +633,6 @@ unsafe fn place(frame: &mut Frame) -> Result<(), (Step, i32)> {
             ],
         )
         .map_err(|errno| (Step::Descriptors, errno))?;
-        // Before anything of its own can be started from here.
-        if let Some(cgroup) = frame.cgroup {
-            let _ = ask(
-                libc::SYS_write,
-                [int(cgroup), at(c"0".as_ptr()), 1, 0, 0, 0],
-            );
-        }
         // A timer of its own kills the child if it hangs and nobody is left to
         // do so; exec deletes it.
         let mut event: libc::sigevent = std::mem::zeroed();
@@ -663,6 +656,13 @@ unsafe fn place(frame: &mut Frame) -> Result<(), (Step, i32)> {
             let _ = ask(
                 libc::SYS_timer_settime,
                 [int(timer), 0, at(&raw const limit), 0, 0, 0],
+            );
+        }
+        // Before anything of its own can be started from here, and with the timer running.
+        if let Some(cgroup) = frame.cgroup {
+            let _ = ask(
+                libc::SYS_write,
+                [int(cgroup), at(c"0".as_ptr()), 1, 0, 0, 0],
             );
         }
         // Belt and braces: everything of ours is close-on-exec already. Linux

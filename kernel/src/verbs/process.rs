@@ -97,8 +97,20 @@ impl Owner {
         let pipes = open_pipes(&make, reel_bytes, account.uid)
             .map_err(|errno| refused("open the pipes", errno))?;
         let captures = pipes.out.is_some() || pipes.err.is_some();
+        let largest = file_size_limit();
+        // The program before may be back soon, and may know the first kind only.
+        let of_first_kind = largest.is_none()
+            && self
+                .older_may_return
+                .is_some_and(|until| std::time::Instant::now() < until);
         let reel = captures
-            .then(|| Reel::create(reel_bytes, file_size_limit()))
+            .then(|| {
+                if of_first_kind {
+                    Reel::create_for_older(reel_bytes)
+                } else {
+                    Reel::create(reel_bytes, largest)
+                }
+            })
             .transpose()
             .map_err(no_reel)?;
 

@@ -214,20 +214,23 @@ pub(super) fn examine(addresses: &[Address]) -> Result<Option<Examined>, KernelE
 /// Ends what workers have started and hidden, where the kernel at the first of `addresses` that answers has no process any more. Answers
 /// who was ended.
 pub(super) fn end_strays(addresses: &[Address]) -> Result<Vec<Member>, KernelError> {
-    let status = block_on(async {
+    let found = block_on(async {
         for address in addresses {
             let Ok(client) = connect(address).await else {
                 continue;
             };
-            return client.call(ops::Status {}).await.ok();
+            let status = client.call(ops::Status {}).await.ok()?;
+            let pid = |number: u32| i32::try_from(number).unwrap_or(0);
+            let found = strays::find(pid(status.pid), pid(status.keeper));
+            // Asked after the look: whoever was seen is a process of nobody's, and who is started from now on was not seen.
+            let status = client.call(ops::Status {}).await.ok()?;
+            return (status.counts.processes == 0).then_some(found);
         }
         None
     })?;
-    let pid = |number: u32| i32::try_from(number).unwrap_or(0);
-    Ok(status
-        .filter(|status| status.counts.processes == 0)
-        .map(|status| strays::end(pid(status.pid), pid(status.keeper)))
-        .unwrap_or_default())
+    let found = found.unwrap_or_default();
+    strays::end(&found);
+    Ok(found.iter().map(strays::Stray::member).collect())
 }
 
 /// Asks the kernel at the first of `addresses` that answers to end, which it does only when it holds nothing. False

@@ -116,8 +116,9 @@ async fn ask(link: &KernelLink, namespace: &str) -> Result<Kernel, ClientError> 
     // Looked for before all are listed: who was started meanwhile is in the list.
     let now = client.call(ops::Status {}).await?;
     let (pid, keeper) = (now.pid.cast_signed(), now.keeper.cast_signed());
-    let looked = tokio::task::spawn_blocking(move || strays::unknown(pid, keeper));
-    let mut strays = looked.await.unwrap_or_default();
+    let looked = tokio::task::spawn_blocking(move || strays::find(pid, keeper));
+    let looked = looked.await.unwrap_or_default();
+    let mut strays: Vec<Member> = looked.iter().map(strays::Stray::member).collect();
     let all = ops::ProcessList {
         names: vec![NamePattern::new("*")],
         ..ops::ProcessList::default()

@@ -2,7 +2,8 @@
 //!
 //! They have lost their parent, left the session and cleared the environment; as the kernel or its keeper adopts what loses its parent
 //! below it, they are known to be some worker's. Leaves to others: when they are ended.
-//! Invariant: only below a kernel and a keeper that say so of themselves, and never process 1, which adopts strangers too.
+//! Invariants: only below a kernel and a keeper that say so of themselves, and never process 1, which adopts strangers too; nobody with
+//! a mark, which says whose it is, no manager, kernel or keeper, and nobody below these.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -18,71 +19,95 @@ use crate::tree::{Identity, Member};
 const GRACE: Duration = Duration::from_secs(5);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
-/// A manager that was started from a worker is nobody's to end here.
-const MANAGER: &str = "papa-manager";
 
-/// Processes that no mark tells of; the kernel's own processes are among them where they have none.
-#[must_use]
-pub fn unknown(kernel: i32, keeper: i32) -> Vec<Member> {
-    let all = processes();
-    let found = roots(&all, kernel, keeper).filter(|(pid, _)| Mark::of(*pid).is_none());
-    found.map(|(pid, stat)| stat.member(pid)).collect()
+/// One process that was found.
+#[derive(Debug, Clone)]
+pub struct Stray {
+    pid: i32,
+    stat: Stat,
 }
 
-/// Ends everything below a kernel and a keeper that have no process any more. Answers who was asked to end.
-#[must_use]
-pub fn end(kernel: i32, keeper: i32) -> Vec<Member> {
-    let mut asked: BTreeMap<Identity, Member> = BTreeMap::new();
-    let begun = Instant::now();
-    while begun.elapsed() < 2 * GRACE {
-        let all = processes();
-        let mut waiting: Vec<i32> = roots(&all, kernel, keeper).map(|(pid, _)| pid).collect();
-        if waiting.is_empty() {
-            break;
-        }
-        let late = begun.elapsed() >= GRACE;
-        let mut seen = BTreeSet::new();
-        while let Some(pid) = waiting.pop() {
-            let Some(stat) = all.get(&pid).filter(|_| seen.insert(pid)) else {
-                continue;
-            };
-            let member = stat.member(pid);
-            if asked.insert(member.identity(), member).is_none() {
-                signal_exactly(pid, stat, SIGTERM);
-            }
-            if late {
-                signal_exactly(pid, stat, SIGKILL);
-            }
-            let below = all.iter().filter(|(_, stat)| stat.parent == pid);
-            waiting.extend(below.map(|(pid, _)| *pid));
-        }
-        std::thread::sleep(PAUSE);
+impl Stray {
+    /// For people.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        self.stat.member(self.pid)
     }
-    asked.into_values().collect()
 }
 
-/// What the kernel or the keeper has adopted.
-fn roots(
-    all: &BTreeMap<i32, Stat>,
-    kernel: i32,
-    keeper: i32,
-) -> impl Iterator<Item = (i32, &Stat)> {
-    let is_ours =
-        keeper > 1 && is_titled(keeper, "papa: keeper") && is_titled(kernel, "papa: kernel");
+/// What kernel and keeper have adopted and no mark tells of, and what is below it. The kernel's own processes are among them where they
+/// have no mark.
+#[must_use]
+pub fn find(kernel: i32, keeper: i32) -> Vec<Stray> {
+    if keeper <= 1 || !is_titled(keeper, "papa: keeper") || !is_titled(kernel, "papa: kernel") {
+        return Vec::new();
+    }
+    let all = processes();
     let mut spared = BTreeSet::from([kernel, keeper]);
     let mut own = nix::unistd::getpid().as_raw();
     while own > 1 && spared.insert(own) {
         own = all.get(&own).map_or(0, |stat| stat.parent);
     }
-    all.iter()
-        .map(|(pid, stat)| (*pid, stat))
-        .filter(move |(pid, stat)| {
-            is_ours
-                && (stat.parent == keeper || stat.parent == kernel)
-                && !stat.is_zombie()
-                && !spared.contains(pid)
-                && stat.command != MANAGER
-        })
+    let mut found = Vec::new();
+    let mut waiting = vec![kernel, keeper];
+    while let Some(parent) = waiting.pop() {
+        for (pid, stat) in all.iter().filter(|(_, stat)| stat.parent == parent) {
+            if stat.is_zombie() || is_known(*pid, stat) || !spared.insert(*pid) {
+                continue;
+            }
+            waiting.push(*pid);
+            found.push(Stray {
+                pid: *pid,
+                stat: stat.clone(),
+            });
+        }
+    }
+    found
+}
+
+/// Ends these and what they start meanwhile.
+pub fn end(found: &[Stray]) {
+    let mut left: BTreeMap<Identity, Stray> = found
+        .iter()
+        .map(|stray| (stray.member().identity(), stray.clone()))
+        .collect();
+    let mut asked = BTreeSet::new();
+    let begun = Instant::now();
+    while begun.elapsed() < 2 * GRACE {
+        let all = processes();
+        left.retain(|(pid, started), _| {
+            all.get(pid)
+                .is_some_and(|stat| stat.started == *started && !stat.is_zombie())
+        });
+        if left.is_empty() {
+            return;
+        }
+        let parents: BTreeSet<i32> = left.keys().map(|(pid, _)| *pid).collect();
+        for (pid, stat) in &all {
+            if parents.contains(&stat.parent) && !stat.is_zombie() && !is_known(*pid, stat) {
+                left.entry((*pid, stat.started)).or_insert_with(|| Stray {
+                    pid: *pid,
+                    stat: stat.clone(),
+                });
+            }
+        }
+        let late = begun.elapsed() >= GRACE;
+        for (identity, stray) in &left {
+            if asked.insert(*identity) {
+                signal_exactly(stray.pid, &stray.stat, SIGTERM);
+            }
+            if late {
+                signal_exactly(stray.pid, &stray.stat, SIGKILL);
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether it is told whose a process is, or it is one of ours, of whichever installation.
+fn is_known(pid: i32, stat: &Stat) -> bool {
+    const PROGRAMS: [&str; 4] = ["papa-manager", "papactl", "papa-keeper", "papa-kernel"];
+    PROGRAMS.contains(&stat.command.as_str()) || is_titled(pid, "papa: ") || Mark::of(pid).is_some()
 }
 
 fn is_titled(pid: i32, role: &str) -> bool {

@@ -1,6 +1,7 @@
 //! A start is done when what was started has run for a moment, and has failed when it has not: never by chance.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
 use crate::harness::wait_until;
@@ -97,4 +98,19 @@ fn who_does_not_wait_is_answered_at_once() {
     let site = Site::new(BAD);
     site.done("up site.ini --no-wait");
     site.done("start soon --no-wait");
+}
+
+#[test]
+fn a_script_without_its_interpreter_was_said_not_to_exist_itself() {
+    let site = Site::new("[watcher:web]\ncmd = DIR/serve.py\nmax_retry = 0\n");
+    let script = site.scratch.path("serve.py");
+    fs::write(&script, "#!/nope/pythn3 -u\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    fails(&site, "up site.ini", &["web"]);
+    // Not from the screen, whose lines are broken anywhere.
+    let status = site.status().to_string();
+    assert!(
+        status.contains("its interpreter") && status.contains("/nope/pythn3"),
+        "{status}"
+    );
 }

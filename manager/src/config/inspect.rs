@@ -197,6 +197,21 @@ fn program_fault(config: &Config, watcher: &WatcherConfig) -> Option<String> {
     }
 }
 
+/// Why the system may say of a program that is there that it is not: the interpreter its first line names is missing. Reads the file.
+#[must_use]
+pub fn missing_interpreter(watcher: &WatcherConfig, namespace: &str) -> Option<String> {
+    let worker = render_worker(watcher, namespace, 1);
+    let program = worker.argv.first()?;
+    let found = if program.contains('/') {
+        watcher.working_dir.join(program)
+    } else {
+        let path = worker.env.get(OsStr::new("PATH"));
+        let path = path.map_or(OsStr::new(DEFAULT_PATH), |path| path.as_os_str());
+        search(path, program, &watcher.working_dir)?
+    };
+    interpreter_fault(&found, program_key(watcher))
+}
+
 /// A script whose interpreter is missing: the system then says that the script does not exist.
 fn interpreter_fault(program: &Path, key: &str) -> Option<String> {
     let mut start = Vec::new();

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::CONNECT_AGAIN_MIN;
-use crate::config::WatcherConfig;
+use crate::config::{WatcherConfig, inspect};
 use crate::kernel_link::{KernelLink, LinkError};
 use crate::pidfd::{self, Whom};
 use crate::probe::ProbeError;
@@ -88,6 +88,19 @@ pub(in crate::supervisor) fn start(
                     }
                 }),
             Err(failure) => Err(failure),
+        };
+        let result = match result {
+            Err(StartFailure::Refused(reason)) => {
+                let namespace = link.namespace().to_owned();
+                let hint = tokio::task::spawn_blocking(move || {
+                    inspect::missing_interpreter(&config, &namespace)
+                });
+                Err(StartFailure::Refused(match hint.await {
+                    Ok(Some(hint)) => format!("{reason}; {hint}"),
+                    _ => reason,
+                }))
+            }
+            result => result,
         };
         failpoint::reach("spawn.answered");
         let started = Event::Started {

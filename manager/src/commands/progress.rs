@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Common;
 use crate::commands::{note, print_json, table};
@@ -176,8 +177,15 @@ pub(super) fn say_when_interrupted(common: &Common) {
     let Ok(runtime) = listening() else {
         return;
     };
+    // Here and not in the thread: what is asked next may be interrupted before that runs.
+    let entered = runtime.enter();
+    let interrupts = signal(SignalKind::interrupt());
+    drop(entered);
+    let Ok(mut interrupts) = interrupts else {
+        return;
+    };
     thread::spawn(move || {
-        if runtime.block_on(tokio::signal::ctrl_c()).is_err() {
+        if runtime.block_on(interrupts.recv()).is_none() {
             return;
         }
         let reason = format!("waiting was interrupted; {GOES_ON}");

@@ -39,8 +39,10 @@ use layout::{
     ENTRY, HEADER_BYTES, INDEX_OFFSET, LANDED_AT, LANDING_BYTES, Layout, MAGIC_AT, PAGE,
     RING_END_AT, word,
 };
-pub use layout::{MIN_FILE_BYTES, largest_reel};
+pub use layout::{FIRST_DATA_OFFSET, MIN_FILE_BYTES, largest_reel};
 
+/// A process does not write so much in its life: what says so is damaged.
+const MAX_POSITION: u64 = 1 << 62;
 /// Header words.
 const INTENT_AT: u64 = 8;
 /// The word `start`; it is moved before anything below it is given back.
@@ -173,6 +175,9 @@ impl Reel {
         let behind = size.saturating_sub(layout.empty_size());
         reel.committed = behind;
         if layout.ring.is_some() {
+            if word(RING_END_AT) > MAX_POSITION {
+                return Err(Errno::EBADMSG);
+            }
             reel.landing_used = behind > 0 || word(LANDED_AT) > 0;
             // What has been copied but not been cut off is in the ring.
             reel.landed = if word(LANDED_AT) > 0 { 0 } else { behind };

@@ -24,7 +24,7 @@ pub(super) const ENTRY: u64 = 16;
 /// Bytes of the header in use.
 pub(super) const HEADER_BYTES: usize = 88;
 /// First byte of the data in a reel of the first kind.
-pub(super) const FIRST_DATA_OFFSET: u64 = 1 << 20;
+pub const FIRST_DATA_OFFSET: u64 = 1 << 20;
 /// Largest reel of the first kind, in bytes: its index has an entry for 16 of
 /// them, as that of larger ones.
 const FIRST_KIND_BYTES: u64 = 1 << 20;

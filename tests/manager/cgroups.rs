@@ -7,20 +7,10 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use crate::harness::{Kernel, KernelBuilder, procfs, wait_for, wait_until};
+use crate::orphans::HIDES;
 use crate::stack::Stack;
 
-/// Clears its environment and leaves session and parent, so that neither mark nor descent tells whose it is.
-const HIDES: &str = "
-import os, sys, time
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        os.execve('/bin/sh', ['sh', '-c', 'echo $$ > %s/hidden; exec sleep 1000' % sys.argv[1]], {})
-    os._exit(0)
-time.sleep(1000)
-";
-
-/// The same, and replaces itself as fast as it can.
+/// Leaves its worker, and replaces itself as fast as it can.
 const RUNS_AWAY: &str = "
 import os, sys, time
 if os.fork() == 0:

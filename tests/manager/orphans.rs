@@ -232,7 +232,7 @@ fn orphans_are_waited_for_or_left_where_the_file_says_so() {
 }
 
 /// Clears its environment and leaves session and parent, so that nothing tells whose it is.
-const HIDES: &str = "
+pub(crate) const HIDES: &str = "
 import os, sys, time
 if os.fork() == 0:
     os.setsid()

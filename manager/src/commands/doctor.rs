@@ -9,7 +9,7 @@ use crate::commands::{
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, DoctorReply, Finding, Level, Request};
 use crate::runtime_dir::RuntimeDir;
-use crate::supervisor::doctor::{judge_ledgers, notice, ok, problem};
+use crate::supervisor::doctor::{judge_ledgers, notice, problem, running};
 
 /// Most processes told by name.
 const MAX_TOLD: usize = 10;
@@ -62,13 +62,7 @@ fn without_manager(common: &Common, error: &ManagerError) -> Result<Vec<Finding>
 
 fn judge_alone(kernel: &Examined, namespace: &str, findings: &mut Vec<Finding>) {
     let status = &kernel.status;
-    findings.push(ok(
-        "kernel",
-        format!(
-            "pid {}, version {}, start number {}, {} processes run",
-            status.pid, status.version, status.incarnation, status.counts.running
-        ),
-    ));
+    findings.push(running(status));
     judge_ledgers(&kernel.processes, &status.ledger, findings);
     let ours = kernel.processes.iter().filter(|process| {
         let name = process.name.as_str();

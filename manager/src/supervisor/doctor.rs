@@ -141,13 +141,7 @@ async fn ask(link: &KernelLink, namespace: &str) -> Result<Kernel, ClientError> 
 
 fn judge_kernel(seen: &Seen, kernel: &Kernel, findings: &mut Vec<Finding>) {
     let status = &kernel.status;
-    findings.push(ok(
-        "kernel",
-        format!(
-            "pid {}, version {}, start number {}, {} processes run",
-            status.pid, status.version, status.incarnation, status.counts.running
-        ),
-    ));
+    findings.push(running(status));
     let troubled = kernel.processes.iter().filter_map(|process| {
         let trouble = process.trouble.as_ref()?;
         Some(format!(
@@ -466,6 +460,17 @@ fn listed(all: &[String]) -> String {
     };
     let some: Vec<&str> = all.iter().take(MAX_ALIKE).map(String::as_str).collect();
     format!(": {}{more}", some.join(", "))
+}
+
+/// A kernel that answers.
+pub(crate) fn running(status: &StatusReply) -> Finding {
+    ok(
+        "kernel",
+        format!(
+            "pid {}, version {}, start number {}, {} processes run",
+            status.pid, status.version, status.incarnation, status.counts.running
+        ),
+    )
 }
 
 /// Something that is as it should be.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::libc;
 
+use crate::config::Identity;
 use crate::mark::{Lineage, Mark};
 use crate::pidfd;
 use crate::tree::{Stat, processes};
@@ -158,6 +159,25 @@ impl Orphan {
             tracing::warn!(pid = self.pid, %error, "an orphan cannot be signalled");
         }
     }
+}
+
+/// Users whose processes may be orphans, besides our own those of these watchers: anybody can write our mark into the environment of
+/// their own.
+#[must_use]
+pub fn users<'a>(identities: impl Iterator<Item = &'a Identity>) -> BTreeSet<u32> {
+    let mut users = BTreeSet::from([nix::unistd::geteuid().as_raw()]);
+    for identity in identities {
+        match identity {
+            Identity::Number(uid) => {
+                users.insert(*uid);
+            }
+            Identity::Name(name) => {
+                let user = nix::unistd::User::from_name(name).ok().flatten();
+                users.extend(user.map(|user| user.uid.as_raw()));
+            }
+        }
+    }
+    users
 }
 
 /// Those above a process, the nearest first.

@@ -1,7 +1,6 @@
 //! What a worker wrote before it ended is there afterwards, also without a log file: it is what says why.
 
 use std::fs;
-use std::process::Output;
 
 use serde_json::{Value, json};
 
@@ -9,25 +8,7 @@ use crate::control::Session;
 use crate::harness::wait_until;
 use crate::orphans::Site;
 use crate::stack::Stack;
-
-fn said(output: &Output) -> String {
-    let text = [&output.stdout[..], &output.stderr[..]].concat();
-    String::from_utf8_lossy(&text).into_owned()
-}
-
-#[track_caller]
-fn fails(site: &Site, line: &str, wanted: &[&str]) -> String {
-    let output = site.papactl(line);
-    let said = said(&output);
-    assert_eq!(output.status.code(), Some(1), "papactl {line}: {said}");
-    for text in wanted {
-        assert!(
-            said.contains(text),
-            "papactl {line}: no {text:?} in\n{said}"
-        );
-    }
-    said
-}
+use crate::starts::fails;
 
 #[test]
 fn what_a_worker_without_a_log_wrote_before_it_died_was_gone() {

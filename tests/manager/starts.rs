@@ -14,7 +14,7 @@ fn said(output: &Output) -> String {
 
 /// It fails, with this on the screen.
 #[track_caller]
-fn fails(site: &Site, line: &str, wanted: &[&str]) -> String {
+pub(crate) fn fails(site: &Site, line: &str, wanted: &[&str]) -> String {
     let output = site.papactl(line);
     let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "papactl {line}: {said}");

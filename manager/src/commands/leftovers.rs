@@ -20,11 +20,11 @@ use papa_protocol::record::Serial;
 use crate::adopt::{Note, worker_of};
 use crate::commands::CommandError;
 use crate::commands::kernel::{block_on, connect, is_absent};
-use crate::config::{Config, Identity, WatcherConfig};
+use crate::config::{Config, WatcherConfig};
 use crate::control::message::LostOutput;
 use crate::kernel_link::{KernelLink, LinkError};
 use crate::mark::Lineage;
-use crate::orphan::{Orphan, Search};
+use crate::orphan::{self, Orphan, Search};
 use crate::pidfd::{self, Whom};
 use crate::tree::{self, Deed, Target, TargetId, TreeThread};
 
@@ -381,18 +381,6 @@ fn places(addresses: &[Address]) -> BTreeSet<String> {
 }
 
 fn users(config: Option<&Config>) -> BTreeSet<u32> {
-    let mut users = BTreeSet::from([nix::unistd::geteuid().as_raw()]);
-    for watcher in config.into_iter().flat_map(|config| &config.watchers) {
-        match &watcher.uid {
-            Some(Identity::Number(uid)) => {
-                users.insert(*uid);
-            }
-            Some(Identity::Name(name)) => {
-                let user = nix::unistd::User::from_name(name).ok().flatten();
-                users.extend(user.map(|user| user.uid.as_raw()));
-            }
-            None => {}
-        }
-    }
-    users
+    let watchers = config.into_iter().flat_map(|config| &config.watchers);
+    orphan::users(watchers.filter_map(|watcher| watcher.uid.as_ref()))
 }

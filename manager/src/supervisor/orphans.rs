@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::config::{Identity, OrphanPolicy, WatcherConfig};
+use crate::config::{OrphanPolicy, WatcherConfig};
 use crate::control::message::OrphanStatus;
 use crate::mark::Lineage;
-use crate::orphan::{Orphan, Search};
+use crate::orphan::{self, Orphan, Search};
 use crate::supervisor::{Phase, Supervisor, tasks};
 
 /// From one look at known orphans to the next.
@@ -233,19 +233,7 @@ impl Supervisor {
 
     /// Users whose processes may be our orphans: anybody can write our mark into the environment of their own.
     fn users(&self) -> BTreeSet<u32> {
-        let mut users = BTreeSet::from([nix::unistd::geteuid().as_raw()]);
-        for watcher in self.watchers.values() {
-            match &watcher.config().uid {
-                Some(Identity::Number(uid)) => {
-                    users.insert(*uid);
-                }
-                Some(Identity::Name(name)) => {
-                    let user = nix::unistd::User::from_name(name).ok().flatten();
-                    users.extend(user.map(|user| user.uid.as_raw()));
-                }
-                None => {}
-            }
-        }
-        users
+        let watchers = self.watchers.values();
+        orphan::users(watchers.filter_map(|watcher| watcher.config().uid.as_ref()))
     }
 }

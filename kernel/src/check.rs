@@ -11,6 +11,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, anyhow};
+use papa_protocol::failpoint;
 use papa_protocol::json::status::UpgradeCheck;
 
 use crate::config::Config;
@@ -51,6 +52,7 @@ pub fn run(file: &OwnedFd) -> anyhow::Result<()> {
             found.unreadable_reels += 1;
         }
     }
+    failpoint::reach("check.looked");
     let line = serde_json::to_string(&found).context("what was found")?;
     writeln!(std::io::stdout(), "{line}").context("answer")
 }

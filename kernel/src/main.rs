@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         failpoint::start("kernel", stop_self);
         serve()
     } else if role == check::TITLE {
+        failpoint::start("check", stop_self);
         look()
     } else {
         match launcher::launch(&Args::parse()) {

@@ -81,6 +81,17 @@ pub enum Capture {
     End,
 }
 
+/// A way to lay out a reel's file, for which a version is made or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ReelKind {
+    /// Every version reads it.
+    First,
+    /// Its index is larger.
+    LargeIndex,
+    /// Its data is a ring.
+    Ring,
+}
+
 /// The store itself.
 #[derive(Debug)]
 pub struct Reel {
@@ -237,6 +248,18 @@ impl Reel {
         self.give_back();
         // What there is no memory for is written before the intent changes.
         let _ = self.write_index();
+    }
+
+    /// Which versions can read it.
+    #[must_use]
+    pub fn kind(&self) -> ReelKind {
+        if self.layout.ring.is_some() {
+            ReelKind::Ring
+        } else if self.layout == Layout::FIRST {
+            ReelKind::First
+        } else {
+            ReelKind::LargeIndex
+        }
     }
 
     /// Looks whether `file` is a reel this version reads, changing nothing.

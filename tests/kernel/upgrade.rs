@@ -575,6 +575,42 @@ fn a_program_that_is_only_tried_writes_nothing() {
 }
 
 #[test]
+fn output_begun_while_a_program_was_tried_went_to_one_that_might_not_read_it() {
+    let (kernel, points, _directory) = with_failpoints();
+    let mut client = kernel.json();
+    client.make_process("small", &["/bin/sleep", "1000"], json!({}));
+    let large = json!({"reel_bytes": 16 << 20});
+    let asked_while = |program: &dyn Fn(&mut Json)| {
+        points.clear();
+        points.arm("check.looked", 1, "check");
+        let mut asker = kernel.json();
+        let id = asker.ask("kernel.upgrade", json!({}), None).expect("sent");
+        let hit = wait_for("the program has looked", || {
+            let hit = points.hit("check.looked")?;
+            (procfs::stat(hit.pid)?.state == 'T').then_some(hit)
+        });
+        program(&mut kernel.json());
+        procfs::signal(hit.pid, Signal::SIGCONT);
+        asker.reply(id).expect("answered")
+    };
+    // The first reel of a kind that earlier versions do not know.
+    let refused = asked_while(&|client| {
+        client.make_process("large", &["/bin/sleep", "1000"], large.clone());
+    });
+    let reason = refused.expect_err("nothing is changed");
+    let reason = reason["message"].as_str().unwrap();
+    assert!(
+        reason.contains("a process was started while") && reason.contains("ask again"),
+        "{reason}"
+    );
+    // Another of that kind, which the program has seen.
+    let changed = asked_while(&|client| {
+        client.make_process("more", &["/bin/sleep", "1000"], large.clone());
+    });
+    assert_eq!(changed.expect("it is changed")["check"]["reels"], 2);
+}
+
+#[test]
 fn a_change_with_most_descriptors_in_use() {
     let mut kernel = Kernel::builder()
         .wrapper(&["prlimit", "--nofile=400:400"])

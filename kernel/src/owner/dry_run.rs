@@ -66,6 +66,11 @@ pub(super) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun
             shown.push((Key::new(Kind::REEL, *serial), reel.file()));
         }
     }
+    for (serial, start) in &owner.starting {
+        if let Some(reel) = start.reel() {
+            shown.push((Key::new(Kind::REEL, *serial), reel.file()));
+        }
+    }
     // This process has one thread, so nobody else starts anything while these
     // are open for an exec.
     let started = spawn(program, &shown, write);

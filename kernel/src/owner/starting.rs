@@ -66,6 +66,11 @@ impl Start {
         self.child.pid
     }
 
+    /// Where its output is to go.
+    pub(crate) fn reel(&self) -> Option<&Reel> {
+        self.streams.reel.as_ref()
+    }
+
     /// What has to move if this process changes its role.
     pub(crate) fn descriptors(&self, serial: u64) -> impl Iterator<Item = (Key, &OwnedFd)> {
         let streams = &self.streams;

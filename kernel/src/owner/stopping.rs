@@ -4,7 +4,7 @@
 //! Each is told and hands over what it has as soon as it awaits no answer. Who
 //! comes meanwhile is stopped too, or waits with the system.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -92,6 +92,7 @@ impl Owner {
             dry_run: false,
             force: false,
             program,
+            tried_reels: BTreeSet::new(),
             stage: Stage::Trying,
         });
         self.freeze(Role::Orphan);

@@ -29,6 +29,7 @@ use tracing::{error, info, warn};
 use super::Owner;
 use super::dry_run::{self, Tried};
 use super::session::Expect;
+use super::starting::Start;
 use super::stopping::Role;
 use crate::connection::Frozen;
 use crate::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
@@ -36,6 +37,7 @@ use crate::keeper::PROGRAM_BEFORE;
 use crate::keeper::program::path_of;
 use crate::keeper::wire::{Key, Kind, ToKeeper};
 use crate::live::SessionId;
+use crate::reel::{Reel, ReelKind};
 use crate::server::{Listener, Server};
 use crate::sys::process;
 use crate::sys::socket::local_port;
@@ -49,6 +51,8 @@ pub(crate) struct Changing {
     pub(super) dry_run: bool,
     pub(super) force: bool,
     pub(super) program: OwnedFd,
+    /// Kinds of reels there were when the program was tried.
+    pub(super) tried_reels: BTreeSet<ReelKind>,
     pub(super) stage: Stage,
 }
 
@@ -129,6 +133,7 @@ impl Owner {
             dry_run: op.dry_run,
             force: op.force,
             program,
+            tried_reels: self.reel_kinds(),
             stage: Stage::Trying,
         });
         Ok(())
@@ -205,6 +210,7 @@ impl Owner {
             dry_run: false,
             force: false,
             program,
+            tried_reels: BTreeSet::new(),
             stage: Stage::Trying,
         });
         self.freeze(Role::Keeper);
@@ -226,6 +232,14 @@ impl Owner {
         }
         let role = *role;
         failpoint::reach("upgrade.frozen");
+        if role == Role::Kernel && !self.reel_kinds().is_subset(&changing.tried_reels) {
+            let reason = format!(
+                "a process was started while {} was tried, and it is not known whether that program can read its output; \
+                 ask again",
+                changing.change.to_path
+            );
+            return self.take_back(changing, &reason);
+        }
         let errno = self.hand_over(&changing, role);
         // Only a failure comes back.
         let reason = format!(
@@ -417,6 +431,16 @@ impl Owner {
         if let Err(errno) = kept {
             warn!(%errno, "where the next version will be could not be noted");
         }
+    }
+
+    /// Kinds of reels there are, without the first, which every version reads.
+    fn reel_kinds(&self) -> BTreeSet<ReelKind> {
+        let live = self.live.values().filter_map(|live| live.reel.as_ref());
+        let starting = self.starting.values().filter_map(Start::reel);
+        live.chain(starting)
+            .map(Reel::kind)
+            .filter(|kind| *kind != ReelKind::First)
+            .collect()
     }
 
     // ---- answering -----------------------------------------------------

@@ -25,7 +25,7 @@ use crate::journal::Journal;
 use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
 use crate::keeper::{self, notify};
-use crate::reel::{MIN_FILE_BYTES, largest_reel};
+use crate::reel::{LINEAR_FILE_BYTES, MIN_FILE_BYTES, largest_reel};
 use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, local_port, open_listener, server_at};
 use crate::sys::{memfd, process};
 
@@ -71,7 +71,7 @@ pub fn launch(args: &Args) -> anyhow::Result<std::convert::Infallible> {
     let detached = private_and_detached(args, &mut config, &mut controls, log.as_ref());
     let ready = detached.inspect_err(|_| config.remove_files())?;
     config.original_limits = process::raise_limits();
-    if let Some(limit) = process::file_size_limit() {
+    if let Some(limit) = process::file_size_limit().filter(|limit| *limit < LINEAR_FILE_BYTES) {
         complain_of_limit(limit);
     }
     let become_keeper = || -> Result<Errno, Errno> {

@@ -39,7 +39,7 @@ use layout::{
     ENTRY, HEADER_BYTES, INDEX_OFFSET, LANDED_AT, LANDING_BYTES, Layout, MAGIC_AT, PAGE,
     RING_END_AT, word,
 };
-pub use layout::{FIRST_DATA_OFFSET, MIN_FILE_BYTES, largest_reel};
+pub use layout::{FIRST_DATA_OFFSET, LINEAR_FILE_BYTES, MIN_FILE_BYTES, largest_reel};
 
 /// A process does not write so much in its life: what says so is damaged.
 const MAX_POSITION: u64 = 1 << 62;
@@ -168,6 +168,80 @@ impl Reel {
             landed: 0,
             landing_used: false,
         }
+    }
+
+    /// A copy of this reel in a file of its own, laid out as a ring so that it stays below `largest_file` bytes whatever is captured.
+    /// Positions, records and counts are the same; this one is left as it is.
+    ///
+    /// # Errors
+    /// `EFBIG` if what is kept has no room in it (see [`Self::drop_for_ring`]), else what the system says.
+    pub fn to_ring(&self, largest_file: u64) -> Result<Self, Errno> {
+        let layout = Layout::ring(self.limit, largest_file)?;
+        let (Some(ring), Some(mut header)) = (layout.ring, layout.header()) else {
+            return Err(Errno::EFBIG);
+        };
+        if self.committed - self.start > ring.limit
+            || self.records.len() as u64 >= layout.max_records() - 1
+        {
+            return Err(Errno::EFBIG);
+        }
+        for (at, word) in [
+            (INTENT_AT, u64::from(self.intent)),
+            (START_AT, self.start),
+            (START_AT + 16, self.dropped),
+            (RING_END_AT, self.committed),
+        ] {
+            let at = usize::try_from(at).map_err(|_| Errno::EFBIG)?;
+            header[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        let file = crate::sys::process::move_up(memfd::memfd_create("papa-reel")?);
+        memfd::set_size(&file, layout.empty_size())?;
+        memfd::write_at(&file, &header, MAGIC_AT)?;
+        let index: Vec<u8> = self.records.iter().flat_map(encode).collect();
+        memfd::write_at(&file, &index, INDEX_OFFSET)?;
+        let mut bytes = BytesMut::new();
+        let mut at = self.start;
+        while at < self.committed {
+            let end = self.committed.min(at + MAX_SPLICE as u64);
+            bytes.clear();
+            self.read(
+                &mut bytes,
+                at,
+                usize::try_from(end - at).map_err(|_| Errno::EFBIG)?,
+            )?;
+            write_pieces(&file, &layout, at..end, &bytes)?;
+            at = end;
+        }
+        Ok(Self {
+            file,
+            layout,
+            limit: ring.limit,
+            records: self.records.clone(),
+            first_slot: 0,
+            indexed: self.records.len(),
+            punched: self.start,
+            landed: 0,
+            landing_used: false,
+            ..*self
+        })
+    }
+
+    /// Drops the oldest output until [`Self::to_ring`] has room for the rest. Returns the bytes lost.
+    ///
+    /// # Errors
+    /// `EFBIG` where no ring has room, else what the system says when the header cannot be written.
+    pub fn drop_for_ring(&mut self, largest_file: u64) -> Result<u64, Errno> {
+        let layout = Layout::ring(self.limit, largest_file)?;
+        let limit = layout.ring.map_or(0, |ring| ring.limit);
+        let mut lost = self.drop_until(limit, layout.max_records())?;
+        // One record may be more than all of the ring.
+        let oldest = self.committed.saturating_sub(limit);
+        if self.start < oldest {
+            let cut = oldest - self.start;
+            self.move_start(oldest, cut)?;
+            lost += cut;
+        }
+        Ok(lost)
     }
 
     /// Reads a reel back and changes nothing in it; `now_us` is the stamp for
@@ -350,12 +424,7 @@ impl Reel {
             let from = self.committed - self.landed;
             let length = usize::try_from(self.landed).map_err(|_| Errno::EFBIG)?;
             self.read(&mut bytes, from, length)?;
-            let mut rest = &bytes[..];
-            for piece in self.layout.pieces(from..self.committed, self.committed) {
-                let here = usize::try_from(piece.end - piece.start).unwrap_or(0);
-                memfd::write_at(&self.file, &rest[..here], piece.start)?;
-                rest = &rest[here..];
-            }
+            write_pieces(&self.file, &self.layout, from..self.committed, &bytes)?;
             let mut words = [0u8; 16];
             words[..8].copy_from_slice(&self.committed.to_le_bytes());
             words[8..].copy_from_slice(&self.landed.to_le_bytes());
@@ -500,12 +569,15 @@ impl Reel {
     /// # Errors
     /// What the system says when the header cannot be written.
     pub fn drop_oldest(&mut self) -> Result<u64, Errno> {
+        self.drop_until(self.limit, self.layout.max_records())
+    }
+
+    fn drop_until(&mut self, limit: u64, max_records: u64) -> Result<u64, Errno> {
         let mut position = self.start;
         let mut records = 0;
         let count = self.records.len();
         while records + 1 < count
-            && (self.committed - position > self.limit
-                || (count - records) as u64 >= self.layout.max_records() - 1)
+            && (self.committed - position > limit || (count - records) as u64 >= max_records - 1)
         {
             position = self.records[records].end;
             records += 1;
@@ -677,6 +749,22 @@ impl Reel {
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Writes the bytes at the positions of `range` into a ring.
+fn write_pieces(
+    file: &OwnedFd,
+    layout: &Layout,
+    range: std::ops::Range<u64>,
+    mut bytes: &[u8],
+) -> Result<(), Errno> {
+    let landed = range.end;
+    for piece in layout.pieces(range, landed) {
+        let here = usize::try_from(piece.end - piece.start).unwrap_or(0);
+        memfd::write_at(file, &bytes[..here], piece.start)?;
+        bytes = &bytes[here..];
+    }
+    Ok(())
 }
 
 fn encode(record: &Record) -> [u8; 16] {

@@ -9,7 +9,8 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::{
-    Collector, Kernel, PATIENCE, assert_same_bytes, below_file_limit, procfs, wait_until,
+    Collector, Failpoints, Kernel, PATIENCE, assert_same_bytes, below_file_limit, procfs,
+    wait_until,
 };
 
 fn make_some(kernel: &Kernel, count: usize) {
@@ -246,6 +247,80 @@ fn where_files_are_too_small_for_any_output_the_start_says_so() {
         .make_process("v", &["/bin/true"], json!({"reel_bytes": 0}));
 }
 
+/// Sets a limit on file size for the running kernel.
+fn limit_files(kernel: &mut Kernel, bytes: u64) {
+    let pid = kernel.pid().to_string();
+    let limit = format!("--fsize={bytes}:{bytes}");
+    let set = Command::new("prlimit")
+        .args(["--pid", &pid, &limit])
+        .status();
+    assert!(set.expect("prlimit can be run").success());
+}
+
+#[test]
+fn a_limit_on_file_size_beyond_all_output_made_every_reel_a_ring() {
+    // 1 TiB.
+    let wrapper = below_file_limit(1 << 30);
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    let mut kernel = Kernel::builder().wrapper(&wrapper).start();
+    assert_eq!(kernel.status()["file_size_limit"], json!(null));
+    assert!(!kernel.log().contains("ulimit"), "{}", kernel.log());
+    let mut client = kernel.json();
+    let made = client.make_process("w", &["/bin/sleep", "1000"], json!({}));
+    client.ok("output.consume", json!({"names": ["w"]}));
+    let reel = client.ok("output.reel", json!({"serial": made["serial"]}));
+    assert_eq!(reel["data_offset"], 1 << 20);
+}
+
+#[test]
+fn a_limit_on_file_size_that_came_later_stopped_workers_that_had_written_much() {
+    let mut expected = Vec::new();
+    for number in 1..=1_200_000 {
+        std::io::Write::write_fmt(&mut expected, format_args!("{number}\n")).unwrap();
+    }
+    for place in [None, Some("reel.copied"), Some("reel.moved")] {
+        let folder = tempfile::tempdir().unwrap();
+        let points = Failpoints::at(folder.path());
+        let mut kernel = Kernel::builder()
+            .environment(Failpoints::VARIABLE, folder.path().to_str().unwrap())
+            .start();
+        let mut collector = Collector::new(&kernel.socket_path(), &["w"]);
+        let made = kernel.json().make_process(
+            "w",
+            &["seq", "1200000"],
+            json!({"env": {"PATH": "/usr/bin:/bin"}, "overflow": "block"}),
+        );
+        let serial = made["serial"].as_u64().unwrap();
+        collector.run_until("output comes", PATIENCE, |all| {
+            let seen = all.seen.get(&serial);
+            seen.is_some_and(|seen| seen.bytes.len() >= 1_000_000)
+        });
+        if let Some(place) = place {
+            points.arm(place, 1, "kernel");
+        }
+        limit_files(&mut kernel, 4 << 20);
+        if let Some(place) = place {
+            // It stands still while it moves the reel, and dies there.
+            let pid = std::cell::Cell::new(0);
+            collector.run_until("the reel is moved", PATIENCE, |_| {
+                pid.set(points.hit(place).map_or(0, |hit| hit.pid));
+                pid.get() != 0
+            });
+            procfs::signal(pid.get(), Signal::SIGKILL);
+        }
+        let seen = collector.finish(serial);
+        assert_same_bytes(&format!("all lines, {place:?}"), &expected, &seen.bytes);
+        assert_eq!(seen.dropped, 0, "{place:?}");
+        if place.is_none() {
+            assert_eq!(
+                kernel.log().matches("is reached; the output goes").count(),
+                1
+            );
+            assert_eq!(kernel.log().matches("cannot be stored").count(), 0);
+        }
+    }
+}
+
 #[test]
 fn output_that_cannot_be_stored_is_told_with_the_process_and_once_in_the_log() {
     let mut kernel = Kernel::start();
@@ -257,12 +332,8 @@ fn output_that_cannot_be_stored_is_told_with_the_process_and_once_in_the_log() {
         &["/bin/sh", "-c", &script],
         json!({"env": {"PATH": "/usr/bin:/bin"}}),
     );
-    // A limit that comes later, whatever the daemon could raise: this reel was not made for it.
-    let pid = kernel.pid().to_string();
-    let set = Command::new("prlimit")
-        .args(["--pid", &pid, "--fsize=2097152:2097152"])
-        .status();
-    assert!(set.expect("prlimit can be run").success());
+    // A limit that comes later, and below which there is no room for any output.
+    limit_files(&mut kernel, 200_000);
     std::fs::write(&go, "").unwrap();
     wait_until("it is told", || {
         let _ = &mut collector;

@@ -232,6 +232,40 @@ fn below_a_hard_limit_on_file_size_logging_came_to_an_end() {
     );
 }
 
+/// Sets a limit on file size for the running kernel.
+fn limit_files(stack: &mut Stack, bytes: u64) {
+    let pid = stack.kernel.pid().to_string();
+    let limit = format!("--fsize={bytes}:{bytes}");
+    let set = std::process::Command::new("prlimit")
+        .args(["--pid", &pid, &limit])
+        .status();
+    assert!(set.unwrap().success());
+}
+
+#[test]
+fn a_reel_that_moved_below_a_limit_left_its_log_unwhole() {
+    let mut stack = Stack::start(
+        "[watcher:w]\ncmd = sh -c 'seq 600000; until [ -e DIR/go ]; do sleep 0.01; done; seq 600001 1200000; exec sleep 1000'\n\
+         copy_env = true\nstdout_stream.filename = DIR/logs/w.log\nstdout_stream.max_bytes = 0\n",
+    );
+    let ends_with = |stack: &Stack, text: &str| stack.log("w.log").ends_with(text.as_bytes());
+    wait_until("the first half is logged", || {
+        ends_with(&stack, "\n600000\n")
+    });
+    // Less than the reel's offsets have come to already.
+    limit_files(&mut stack, 2 << 20);
+    fs::write(stack.kernel.directory().join("go"), "").unwrap();
+    wait_until("all is logged", || ends_with(&stack, "\n1200000\n"));
+    let mut expected = Vec::new();
+    for number in 1..=1_200_000 {
+        std::io::Write::write_fmt(&mut expected, format_args!("{number}\n")).unwrap();
+    }
+    assert!(
+        stack.log("w.log") == expected,
+        "lines were lost or repeated"
+    );
+}
+
 #[test]
 fn a_reel_that_could_not_be_written_stopped_its_worker_and_nothing_said_why() {
     let mut stack = Stack::start(
@@ -239,12 +273,8 @@ fn a_reel_that_could_not_be_written_stopped_its_worker_and_nothing_said_why() {
          copy_env = true\nstdout_stream.filename = DIR/absent/w.log\n",
     );
     stack.wait_pids("w", 1);
-    // A limit that comes later, whatever the daemon could raise: the reel was not made for it.
-    let pid = stack.kernel.pid().to_string();
-    let set = std::process::Command::new("prlimit")
-        .args(["--pid", &pid, "--fsize=262144:262144"])
-        .status();
-    assert!(set.unwrap().success());
+    // A limit that comes later, and below which there is no room for any output.
+    limit_files(&mut stack, 200_000);
     fs::write(stack.kernel.directory().join("go"), "").unwrap();
     let is_said = |text: &str| {
         text.contains("its output cannot be stored: ") && text.contains("File too large")

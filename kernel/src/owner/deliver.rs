@@ -492,8 +492,11 @@ impl Batch {
             let inline = match delivery {
                 Delivery::Inline => true,
                 Delivery::Reel => false,
-                // What is worth a piece of its own is worth no copy at all.
-                Delivery::Auto => reel.committed() - start < OWN_PIECE_BYTES as u64,
+                // What is worth a piece of its own is worth no copy at all, where the reader can do without.
+                Delivery::Auto => {
+                    reel.data_offset().is_none()
+                        || reel.committed() - start < OWN_PIECE_BYTES as u64
+                }
             };
             let room = if inline { self.room() } else { usize::MAX };
             let (end, records) = clip(reel.records_from(start), start, room);

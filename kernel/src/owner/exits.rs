@@ -22,7 +22,7 @@ use crate::reel::Capture;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::memfd::splice_away;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, exit_info, wait_id};
-use crate::sys::process::{parent_of, set_pipe_size};
+use crate::sys::process::{file_size_limit, parent_of, set_pipe_size};
 use crate::table::Entry;
 
 /// From one look whether everybody has left a control group to the next.
@@ -327,6 +327,7 @@ impl Owner {
             return;
         }
         let mut taken = 0;
+        let mut moved = false;
         loop {
             let Some(live) = self.live.get_mut(&serial) else {
                 return;
@@ -369,18 +370,72 @@ impl Owner {
                     self.end_stream(serial, stream);
                     return;
                 }
-                Err(errno) => {
-                    // Once, not at each try.
-                    if live.trouble.replace(errno) != Some(errno) {
-                        warn!(serial, %errno, "output cannot be stored; it stays in the pipe, and its writer waits");
+                Err(Errno::EFBIG) if !moved => {
+                    moved = true;
+                    if !self.move_to_ring(serial, waits) {
+                        return self.cannot_store(serial, Errno::EFBIG);
                     }
-                    self.pause(serial);
-                    self.deadlines
-                        .insert((Instant::now() + RETRY_INTERVAL, Deadline::Retry(serial)));
-                    return;
                 }
+                Err(errno) => return self.cannot_store(serial, errno),
             }
         }
+    }
+
+    /// What there is no room for stays in the pipe until it is tried again.
+    fn cannot_store(&mut self, serial: u64, errno: Errno) {
+        // Once, not at each try.
+        if let Some(live) = self.live.get_mut(&serial)
+            && live.trouble.replace(errno) != Some(errno)
+        {
+            warn!(serial, %errno, "output cannot be stored; it stays in the pipe, and its writer waits");
+        }
+        self.pause(serial);
+        self.deadlines
+            .insert((Instant::now() + RETRY_INTERVAL, Deadline::Retry(serial)));
+    }
+
+    /// The offsets in a reel have come to the largest a file may have (`RLIMIT_FSIZE`): from now on its output is kept in a file that
+    /// needs no larger ones. False if it cannot be moved, or not yet.
+    fn move_to_ring(&mut self, serial: u64, waits: bool) -> bool {
+        let Some(largest) = file_size_limit() else {
+            return false;
+        };
+        if self.older_is_expected() {
+            return false;
+        }
+        let Some(live) = self.live.get_mut(&serial) else {
+            return false;
+        };
+        let Some(reel) = &mut live.reel else {
+            return false;
+        };
+        if !waits {
+            let dropped = reel.drop_for_ring(largest);
+            if let Some(errno) = live.note_release(dropped) {
+                warn!(serial, %errno, "the oldest output could not be dropped");
+            }
+        }
+        let Some(Ok(ring)) = live.reel.as_ref().map(|reel| reel.to_ring(largest)) else {
+            return false;
+        };
+        // Nothing is taken into either before the keeper has the new one.
+        failpoint::reach("reel.copied");
+        let key = Key::new(Kind::REEL, serial);
+        if let Err(errno) = self.keep(&[(key, ring.as_fd())]) {
+            warn!(serial, %errno, "a reel that has come to the limit on file size cannot be moved");
+            return false;
+        }
+        failpoint::reach("reel.moved");
+        info!(
+            serial,
+            largest,
+            bytes = ring.limit(),
+            "the limit on file size (ulimit -f) is reached; the output goes to a reel that stays below it"
+        );
+        if let Some(live) = self.live.get_mut(&serial) {
+            live.reel = Some(ring);
+        }
+        true
     }
 
     /// Keeps a reel within its limits by the process's policy.

@@ -433,6 +433,12 @@ impl Owner {
         }
     }
 
+    /// Whether the program before may be back soon, which may know reels of the first kind only.
+    pub(crate) fn older_is_expected(&self) -> bool {
+        self.older_may_return
+            .is_some_and(|until| Instant::now() < until)
+    }
+
     /// Kinds of reels there are, without the first, which every version reads.
     fn reel_kinds(&self) -> BTreeSet<ReelKind> {
         let live = self.live.values().filter_map(|live| live.reel.as_ref());

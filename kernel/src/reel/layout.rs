@@ -6,7 +6,8 @@
 //! its data begins. Where files may only become so large (`RLIMIT_FSIZE`),
 //! offsets cannot grow with all that was ever captured: the data is a ring
 //! then, followed by a landing in which what was taken waits until it has been
-//! copied into the ring.
+//! copied into the ring. That costs a second copy, so below a large limit a
+//! reel begins without a ring and moves to one if it ever gets there.
 //!
 //! Owns offsets; reads and writes nothing itself.
 //! Source: kernel/README.md, "Processes"; `setrlimit(2)`.
@@ -36,6 +37,9 @@ pub(super) const LANDING_BYTES: u64 = 64 * 1024;
 const MIN_RING_INDEX: u64 = 64 * 1024;
 /// Smallest largest file in which a ring has room.
 pub const MIN_FILE_BYTES: u64 = 256 * 1024;
+/// Where files may have this many bytes, a reel begins without a ring: few processes ever write so much, and the largest reel (16 GiB
+/// and an index of that size) fits in twice.
+pub const LINEAR_FILE_BYTES: u64 = 1 << 36;
 /// Nothing in a file lies behind this; more in a header is a mistake.
 const MAX_OFFSET: u64 = 1 << 46;
 
@@ -91,8 +95,8 @@ impl Layout {
     /// # Errors
     /// `EFBIG` if it has no room below that.
     pub(super) fn new(limit: u64, largest_file: Option<u64>) -> Result<Self, Errno> {
-        if let Some(largest) = largest_file {
-            return Self::below(limit, largest);
+        if let Some(largest) = largest_file.filter(|largest| *largest < LINEAR_FILE_BYTES) {
+            return Self::ring(limit, largest);
         }
         if limit <= FIRST_KIND_BYTES {
             return Ok(Self::FIRST);
@@ -104,7 +108,11 @@ impl Layout {
         })
     }
 
-    fn below(limit: u64, largest: u64) -> Result<Self, Errno> {
+    /// A ring for a reel that keeps `limit` bytes, or what has room, in a file of at most `largest` bytes.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn ring(limit: u64, largest: u64) -> Result<Self, Errno> {
         if largest < MIN_FILE_BYTES {
             return Err(Errno::EFBIG);
         }
@@ -247,7 +255,7 @@ mod tests {
                 1 << 20,
                 4 << 20,
                 1 << 30,
-                u64::MAX / 2,
+                LINEAR_FILE_BYTES - 1,
             ] {
                 let layout = Layout::new(limit, Some(largest)).unwrap();
                 assert!(
@@ -261,5 +269,19 @@ mod tests {
             }
         }
         assert_eq!(Layout::new(1, Some(MIN_FILE_BYTES - 1)), Err(Errno::EFBIG));
+    }
+
+    #[test]
+    fn any_limit_on_file_size_however_large_made_every_reel_a_ring() {
+        for limit in [0, 1 << 20, 64 << 20, 16 << 30] {
+            for largest in [LINEAR_FILE_BYTES, 1 << 40, u64::MAX / 2] {
+                let layout = Layout::new(limit, Some(largest)).unwrap();
+                assert_eq!(Ok(layout), Layout::new(limit, None));
+                assert!(
+                    layout.empty_size() + 2 * limit <= largest,
+                    "{limit} {largest}"
+                );
+            }
+        }
     }
 }

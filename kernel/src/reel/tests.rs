@@ -340,6 +340,23 @@ fn short_lines_that_alternate_filled_a_large_reel_at_65_279() {
 }
 
 #[test]
+fn a_record_larger_than_the_ring_it_should_go_to_stopped_its_writer() {
+    let mut reel = Reel::create(8 << 20, None).unwrap();
+    let (read, write) = pipe();
+    crate::sys::process::set_pipe_size(&read, 1 << 20);
+    nix::unistd::write(&write, &[7; 500_000]).unwrap();
+    reel.capture(&read, Stream::Out, 1 << 20, 1).unwrap();
+    assert_eq!(reel.records_from(0).count(), 1);
+    assert_eq!(reel.to_ring(MIN_FILE_BYTES).unwrap_err(), Errno::EFBIG);
+    let lost = reel.drop_for_ring(MIN_FILE_BYTES).unwrap();
+    let ring = reel.to_ring(MIN_FILE_BYTES).unwrap();
+    assert_eq!((ring.start(), ring.dropped()), (lost, lost));
+    assert_eq!(ring.committed(), 500_000);
+    assert_eq!(500_000 - lost, ring.limit());
+    assert_eq!(all(&recovered(&ring)), all(&reel));
+}
+
+#[test]
 fn a_reel_of_an_unknown_kind_is_refused() {
     let file = memfd::memfd_create("test").unwrap();
     memfd::write_at(&file, b"paparel9", 0).unwrap();
@@ -349,10 +366,10 @@ fn a_reel_of_an_unknown_kind_is_refused() {
 
 proptest! {
     /// Against a plain string: captures of both streams, acknowledgements,
-    /// drops and recoveries in any order, in each kind of reel.
+    /// drops, recoveries and moves to a ring in any order, in each kind of reel.
     #[test]
     fn holds_what_a_string_would(
-        steps in proptest::collection::vec((0u8..6, 1usize..9000), 1..80),
+        steps in proptest::collection::vec((0u8..8, 1usize..9000), 1..80),
         kind in 0u8..3,
     ) {
         let (read, write) = pipe();
@@ -370,7 +387,7 @@ proptest! {
             stamp += 5_000;
             match step {
                 // Whoever captures makes room before.
-                0..=2 if largest.is_some() && reel.committed() - reel.start() + amount as u64 > limit + 4096 => {}
+                0..=2 if reel.kind() == ReelKind::Ring && reel.committed() - reel.start() + amount as u64 > reel.limit() + 4096 => {}
                 0..=2 => {
                     let byte = u8::try_from(amount % 251).unwrap();
                     let bytes = vec![byte; amount];
@@ -388,6 +405,18 @@ proptest! {
                     let lost = reel.drop_oldest().unwrap();
                     start += usize::try_from(lost).unwrap();
                     dropped += lost;
+                }
+                5 => {
+                    if let Ok(ring) = reel.to_ring(300_000) {
+                        prop_assert!(memfd::size(ring.as_fd()).unwrap() <= 300_000);
+                        reel = ring;
+                    }
+                }
+                6 => {
+                    let lost = reel.drop_for_ring(MIN_FILE_BYTES + amount as u64).unwrap();
+                    start += usize::try_from(lost).unwrap();
+                    dropped += lost;
+                    reel = reel.to_ring(MIN_FILE_BYTES + amount as u64).unwrap();
                 }
                 _ => {
                     let file = reel.as_fd().try_clone_to_owned().unwrap();

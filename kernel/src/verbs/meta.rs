@@ -72,7 +72,8 @@ impl Owner {
             },
             ledger,
             skipped_records: self.skipped_records,
-            file_size_limit: crate::sys::process::file_size_limit(),
+            file_size_limit: crate::sys::process::file_size_limit()
+                .filter(|bytes| *bytes < crate::reel::LINEAR_FILE_BYTES),
         }
     }
 }

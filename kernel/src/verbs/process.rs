@@ -24,7 +24,7 @@ use crate::keeper::wire::{Key, Kind};
 use crate::live::{Live, SessionId, Source};
 use crate::owner::starting::{Asker, Streams};
 use crate::owner::{Owner, now_us};
-use crate::reel::{MIN_FILE_BYTES, Reel};
+use crate::reel::{LINEAR_FILE_BYTES, MIN_FILE_BYTES, Reel};
 use crate::sys::process::{descriptor_limit, file_size_limit, move_up, set_owner};
 use crate::sys::spawn::{self, Failure, Outcome, Started, Step};
 use crate::table::{Entry, Matcher, ProcessRow, known};
@@ -98,11 +98,8 @@ impl Owner {
             .map_err(|errno| refused("open the pipes", errno))?;
         let captures = pipes.out.is_some() || pipes.err.is_some();
         let largest = file_size_limit();
-        // The program before may be back soon, and may know the first kind only.
-        let of_first_kind = largest.is_none()
-            && self
-                .older_may_return
-                .is_some_and(|until| std::time::Instant::now() < until);
+        let of_first_kind =
+            largest.is_none_or(|bytes| bytes >= LINEAR_FILE_BYTES) && self.older_is_expected();
         let reel = captures
             .then(|| {
                 if of_first_kind {

@@ -75,7 +75,7 @@ pub struct StatusReply {
     pub ledger: Ledger,
     /// Journal records a recovery died of twice and left out.
     pub skipped_records: u64,
-    /// Bytes a file of the kernel's may have at most, if there is a limit it cannot raise: reels are cut to it.
+    /// Bytes a file of the kernel's may have at most, if there is a limit below 64 GiB that it cannot raise: reels are cut to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_size_limit: Option<u64>,
 }

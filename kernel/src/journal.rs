@@ -47,6 +47,12 @@ const COMPACT_FILE_PART: u64 = 4;
 /// the largest file is left behind it.
 const COMPACT_GROWTH_PART: u64 = 4;
 const COMPACT_END_PART: u64 = 8;
+/// After a compaction that failed, the next is tried when the journal has
+/// grown by this part of its length …
+const COMPACT_RETRY_PART: u64 = 4;
+/// … but by no less than this many bytes; and where less is left below the
+/// largest file, when half of that is used or no record fits any more.
+const COMPACT_RETRY_MIN_BYTES: u64 = 64 * 1024;
 /// Times recovery may die on one record before it is left out.
 const MAX_DEATHS: u64 = 2;
 
@@ -77,6 +83,8 @@ pub struct Journal {
     live: u64,
     /// Bytes a file may have (`RLIMIT_FSIZE`).
     largest_file: Option<u64>,
+    /// No compaction is tried before the journal ends here: the last one failed.
+    retry_at: u64,
 }
 
 /// A journal as found, record by record.
@@ -142,6 +150,7 @@ impl Journal {
                 end: start,
                 live: 0,
                 largest_file: file_size_limit(),
+                retry_at: 0,
             },
             at: start,
             poison,
@@ -172,6 +181,11 @@ impl Journal {
             // A cut record has a bad checksum, but the next one must not be
             // hidden behind it.
             let _ = memfd::set_size(&self.file, self.end);
+            if errno == Errno::EFBIG {
+                // The limit may have been set later, and there may be room in front.
+                self.largest_file = file_size_limit();
+                self.retry_at = 0;
+            }
             return Err(errno.into());
         }
         self.end += bytes.len() as u64;
@@ -193,6 +207,9 @@ impl Journal {
     /// Whether enough of the journal is history to be worth rewriting.
     #[must_use]
     pub fn wants_compaction(&self) -> bool {
+        if self.end < self.retry_at {
+            return false;
+        }
         let length = self.length();
         let is_near_limit = self.largest_file.is_some_and(|largest| {
             let has_grown = length > largest / COMPACT_FILE_PART
@@ -208,7 +225,8 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Self::append`]; then the old records are still in force, and it
-    /// is not wanted again before the journal has grown.
+    /// is not wanted again before the journal has grown by a part of its
+    /// length.
     pub fn compact<'a, R: Serialize + 'a>(
         &mut self,
         image: impl Iterator<Item = R> + Clone,
@@ -220,8 +238,15 @@ impl Journal {
                 self.compact_behind(image)
             }
         });
+        self.retry_at = 0;
         if compacted.is_err() {
             let _ = memfd::set_size(&self.file, self.end);
+            let growth = (self.length() / COMPACT_RETRY_PART).max(COMPACT_RETRY_MIN_BYTES);
+            let left = self
+                .largest_file
+                .map(|bytes| bytes.saturating_sub(self.end));
+            self.retry_at = self.end + left.map_or(growth, |left| growth.min(left / 2).max(1));
+            return compacted;
         }
         self.live = self.length();
         compacted

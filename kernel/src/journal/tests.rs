@@ -133,8 +133,42 @@ fn a_refused_compaction_waits_until_the_journal_has_grown() {
     assert!(journal.wants_compaction());
     journal.compact([Item(None)].into_iter()).unwrap_err();
     assert!(!journal.wants_compaction());
-    journal.append(&"x".repeat(901 * 1024)).unwrap();
+    journal.append(&"x".repeat(74 * 1024)).unwrap();
+    assert!(!journal.wants_compaction());
+    journal.append(&"x".repeat(1024)).unwrap();
     assert!(journal.wants_compaction());
+}
+
+#[test]
+fn at_the_end_of_its_file_a_refused_compaction_was_tried_at_each_append() {
+    const LARGEST: u64 = 1 << 20;
+    let file = Journal::create().unwrap();
+    let (_, mut journal) = read_all(&file);
+    journal.largest_file = Some(LARGEST);
+    // Little that lives, far behind in the file.
+    let begin = LARGEST - LARGEST / COMPACT_END_PART - 4096;
+    memfd::set_size(&file, begin).unwrap();
+    journal.write_image(["x"].iter(), begin, None).unwrap();
+    let (_, mut journal) = read_all(&file);
+    journal.largest_file = Some(LARGEST);
+    let (mut tries, mut appends) = (0, 0);
+    while journal.end + 3000 < LARGEST {
+        journal.append(&"x".repeat(1000)).unwrap();
+        appends += 1;
+        if journal.wants_compaction() {
+            journal.compact([Item(None)].into_iter()).unwrap_err();
+            tries += 1;
+        }
+    }
+    assert!(
+        appends > 100 && (2..=12).contains(&tries),
+        "{tries} of {appends}"
+    );
+    // Once it works again, half of what is left has not been used yet.
+    journal.append(&"x".repeat(1600)).unwrap();
+    assert!(journal.wants_compaction());
+    journal.compact(["y"].iter()).unwrap();
+    assert_eq!(read_all(&file).0, ["y"]);
 }
 
 #[test]

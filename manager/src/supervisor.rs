@@ -429,6 +429,7 @@ impl Supervisor {
             Event::Read(read) => self.read(*read),
             Event::SocketsChanged(result) => self.sockets_changed(result),
             Event::Left(answers) => self.left_found(answers),
+            Event::OrphansFound(look, found) => self.orphans_found(look, found),
             Event::Saved(fates) => self.saves_told(fates),
             Event::ReloadAll => self.reload_all(),
             Event::Upgrade => self.ask_for_upgrade(None),
@@ -580,7 +581,8 @@ impl Supervisor {
     /// Lets watchers start in the order of their priority, each when the one before has been started.
     fn release(&mut self, now: Instant) {
         let waits = |until: Option<Instant>| until.is_some_and(|at| now < at);
-        if self.link.is_none() || waits(self.next_release) || waits(self.logs_due) {
+        let unready = waits(self.next_release) || waits(self.logs_due);
+        if self.link.is_none() || unready || !self.orphans_of_kernels.is_known() {
             return;
         }
         self.next_release = None;

@@ -166,6 +166,8 @@ pub struct Gate {
     pub stop_later: bool,
     /// What an earlier kernel's workers that still run have to do with its start, for people.
     pub orphans: Option<String>,
+    /// It is not known yet whether there are such.
+    pub orphans_unknown: bool,
 }
 
 /// One watcher.

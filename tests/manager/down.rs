@@ -1,7 +1,8 @@
 //! `down` leaves nothing, also where no manager or no kernel is there, and tells what was lost.
 
 use std::fs;
-use std::process::Output;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -111,5 +112,66 @@ fn a_reload_is_over_only_when_the_last_old_worker_was_asked_to_end() {
         });
         stack.start_manager();
         before = stack.wait_pids("web", 4);
+    }
+}
+
+/// Holds a process so that it survives SIGKILL, as one does that waits for a broken device.
+const HOLD: &str = "
+import ctypes, sys, time
+libc = ctypes.CDLL(None)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+seize, stop_at_exit = 0x4206, 0x40
+assert libc.ptrace(seize, int(sys.argv[1]), None, ctypes.c_void_p(stop_at_exit)) == 0
+print('held', flush=True)
+time.sleep(1000)
+";
+
+fn hold(pid: i32) -> Child {
+    let mut holder = Command::new("python3")
+        .args(["-c", HOLD, &pid.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let output = holder.stdout.take().unwrap();
+    BufReader::new(output).read_line(&mut line).unwrap();
+    assert_eq!(line, "held\n");
+    holder
+}
+
+#[test]
+fn down_waited_for_ever_for_what_survives_a_kill() {
+    for kernel_lives in [true, false] {
+        let site = Site::new(
+            "[watcher:stuck]\ncmd = sleep 1000\ncopy_env = true\ngraceful_timeout = 0.2\n\
+             [watcher:web]\ncmd = sleep 1000\ncopy_env = true\n",
+        );
+        site.done("up site.ini");
+        let stuck = *site.wait_pids("stuck", 1).first().unwrap();
+        let web = *site.wait_pids("web", 1).first().unwrap();
+        let mut holder = hold(stuck);
+        if kernel_lives {
+            site.done("quit");
+        } else {
+            site.kill_kernels();
+        }
+        let begun = Instant::now();
+        let output = site.papactl("down --config site.ini --timeout 4");
+        let took = begun.elapsed();
+        let text = said(&output);
+        let lived = procfs::alive(stuck);
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert!(lived, "it could be killed after all: {text}");
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(took < Duration::from_secs(10), "{took:?}: {text}");
+        assert!(
+            text.contains(&format!("not ended: pid {stuck} (sleep), state t")),
+            "{text}"
+        );
+        assert!(!text.contains(&format!("{stuck}: ended")), "{text}");
+        assert!(!procfs::alive(web), "{text}");
+        site.done("down --config site.ini");
+        nothing_is_left(&site);
     }
 }

@@ -217,8 +217,10 @@ fn orphans_are_waited_for_or_left_where_the_file_says_so() {
     site.kill_kernels();
     site.done("up site.ini --no-wait");
     site.wait_pids("leaves", 1);
-    let printed = String::from_utf8(site.papactl("status").stdout).unwrap();
-    assert!(printed.contains("orphans = wait"), "{printed}");
+    wait_until("status says what is waited for", || {
+        let printed = String::from_utf8(site.papactl("status").stdout).unwrap();
+        printed.contains("orphans = wait")
+    });
     assert!(procfs::alive(waited) && procfs::alive(left));
     assert_eq!(site.pids("waits").len(), 0);
     procfs::signal(waited, Signal::SIGKILL);
@@ -309,4 +311,65 @@ fn another_installation_that_a_worker_had_started_was_ended_by_down() {
     assert!(before, "a stop has ended it");
     assert!(after, "{printed}");
     assert!(!printed.contains("had left running"), "{printed}");
+}
+
+/// Its first watcher clears its environment at once, its second only that of a child.
+const BARE: &str = "[watcher:bare]\ncmd = env -i /bin/sleep 1000\n\
+    [watcher:parent]\ncmd = sh -c 'env -i /bin/sleep 1000 & echo $! > DIR/child; wait'\ncopy_env = true\n\
+    [watcher:waits]\ncmd = env -i /bin/sleep 1000\norphans = wait\n";
+
+fn number_in(site: &Site, file: &str) -> i32 {
+    wait_for("it has told its number", || {
+        let text = fs::read_to_string(site.scratch.path(file)).ok()?;
+        text.trim().parse().ok()
+    })
+}
+
+#[test]
+fn workers_without_a_mark_ran_on_beside_their_successors() {
+    let site = Site::new(BARE);
+    site.done("up site.ini");
+    let bare = *site.wait_pids("bare", 1).first().unwrap();
+    let waited = *site.wait_pids("waits", 1).first().unwrap();
+    let child = number_in(&site, "child");
+    wait_until("its environment is empty", || {
+        [bare, waited, child]
+            .iter()
+            .all(|pid| procfs::environment(*pid).is_empty())
+    });
+    site.kill_kernels();
+    site.done("up site.ini --no-wait");
+    let after = *site.wait_pids("bare", 1).first().unwrap();
+    site.wait_pids("parent", 1);
+    assert!(!procfs::alive(bare), "{bare} runs beside {after}");
+    assert!(!procfs::alive(child), "{child} outlived its worker");
+    let status = site.status();
+    let watchers = status["watchers"].as_array().unwrap();
+    let waits = watchers.iter().find(|one| one["name"] == "waits").unwrap();
+    assert_eq!(waits["orphans"][0]["pid"], waited, "{waits}");
+    assert_eq!(waits["workers"], Value::Array(Vec::new()), "{waits}");
+    let said = String::from_utf8(site.papactl("doctor").stdout).unwrap();
+    assert!(
+        said.contains("orphan waits.1") && said.contains(&waited.to_string()),
+        "{said}"
+    );
+    assert!(procfs::alive(waited), "orphans = wait");
+    procfs::signal(waited, Signal::SIGKILL);
+    site.wait_pids("waits", 1);
+}
+
+#[test]
+fn workers_without_a_mark_ran_on_after_a_down_without_a_kernel() {
+    let site = Site::new(BARE);
+    site.done("up site.ini");
+    let mut all = vec![number_in(&site, "child")];
+    for name in ["bare", "parent", "waits"] {
+        all.extend(site.wait_pids(name, 1));
+    }
+    site.kill_kernels();
+    let printed = site.done("down");
+    for pid in &all {
+        assert!(!procfs::alive(*pid), "{pid} runs on: {printed}");
+    }
+    assert!(printed.contains("orphan of bare, worker 1"), "{printed}");
 }

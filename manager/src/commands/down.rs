@@ -1,13 +1,14 @@
 //! `papactl down`: stops workers, gives up sockets, ends the manager, and the kernel when nothing is left in it.
 
 use std::path::Path;
+use std::time::Instant;
 
 use papa_protocol::client::Address;
 use serde_json::json;
 
 use crate::cli::Common;
 use crate::commands::kernel::{self, KernelError};
-use crate::commands::leftovers::{self, Ended};
+use crate::commands::leftovers::{self, Ended, Task};
 use crate::commands::{
     CommandError, connect, loaded, namespace, print, print_json, quit, status_of_all,
 };
@@ -22,6 +23,7 @@ const STILL_HELD: &str = "something is left in the kernel that is not of this ma
 /// Runs the verb.
 pub(super) fn run(common: &Common) -> Result<(), CommandError> {
     let namespace = namespace(common)?;
+    let deadline = Instant::now() + common.timeout();
     let mut ended = Ended::default();
     let (manager, places) = match quit::end_manager(common, Command::Shutdown) {
         Ok((status, said)) => {
@@ -32,7 +34,13 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             let config = common.config.as_deref().and_then(loaded);
             let endpoint = config.as_ref().and_then(|config| config.kernel.as_ref());
             let places = kernel::candidates(&RuntimeDir::locate(), endpoint)?;
-            ended = leftovers::end(&places, &namespace, config.as_ref())?;
+            ended = leftovers::end(&Task {
+                addresses: &places,
+                namespace: &namespace,
+                config: config.as_ref(),
+                known: &[],
+                deadline,
+            })?;
             ("not running", places)
         }
         Err(error @ CommandError::Manager(ManagerError::Refused(_))) => {
@@ -40,10 +48,16 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             let Some(manager) = manager_without_kernel(common) else {
                 return Err(error);
             };
-            quit::end_manager(common, Command::Quit)?;
+            let (known, _) = quit::end_manager(common, Command::Quit)?;
             let places = places_of(Some(&manager))?;
             let config = loaded(Path::new(&manager.config));
-            ended = leftovers::end(&places, &namespace, config.as_ref())?;
+            ended = leftovers::end(&Task {
+                addresses: &places,
+                namespace: &namespace,
+                config: config.as_ref(),
+                known: &known.watchers,
+                deadline,
+            })?;
             ("ended", places)
         }
         Err(error) => return Err(error),
@@ -60,13 +74,9 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
         Ok(false) => ("not running".to_owned(), false),
         Err(error) => (format!("stays: {error}"), true),
     };
-    let unended = ended
-        .said
-        .iter()
-        .find(|said| said.contains("cannot be ended"));
     let lost: Vec<String> = ended.lost.iter().map(ToString::to_string).collect();
-    let failure = if let Some(unended) = unended {
-        Some(unended.clone())
+    let failure = if let Some(left_running) = leftovers::tell_left(&ended.left) {
+        Some(left_running)
     } else if !lost.is_empty() {
         Some(lost.join("; "))
     } else {
@@ -75,7 +85,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
     if common.json {
         let status = if failure.is_some() { "error" } else { "ok" };
         print_json(
-            &json!({"status": status, "reason": failure, "manager": manager, "kernel": kernel, "ended": ended.said, "lost": ended.lost}),
+            &json!({"status": status, "reason": failure, "manager": manager, "kernel": kernel, "ended": ended.said, "left": ended.left, "lost": ended.lost}),
         )?;
         return match failure {
             Some(_) => Err(CommandError::Reported),

@@ -2,9 +2,11 @@
 //!
 //! Owns the order: claim the namespace, ask workers to end, kill what is left of them when their time is over, then give everything
 //! back. Leaves to others: finding and signalling (`pidfd`, `tree`, `orphan`).
-//! Invariant: only processes with a worker's name in the namespace, or with its mark, are ended; each is signalled through a pidfd.
+//! Invariants: only processes with a worker's name in the namespace, with its mark, or known to a manager as its workers are ended,
+//! each signalled through a pidfd. Nothing is waited for beyond the deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,10 +23,10 @@ use crate::adopt::{Note, worker_of};
 use crate::commands::CommandError;
 use crate::commands::kernel::{block_on, connect, is_absent};
 use crate::config::{Config, WatcherConfig};
-use crate::control::message::LostOutput;
+use crate::control::message::{LostOutput, WatcherStatus};
 use crate::kernel_link::{KernelLink, LinkError};
-use crate::mark::Lineage;
-use crate::orphan::{self, Orphan, Search};
+use crate::mark::{Lineage, Mark};
+use crate::orphan::{self, Known, Orphan, Search};
 use crate::pidfd::{self, Whom};
 use crate::tree::{self, Deed, Target, TargetId, TreeThread};
 
@@ -35,20 +37,54 @@ const UNKNOWN_GRACE: Duration = Duration::from_secs(30);
 /// How long what was killed may take to be gone.
 const KILLED_PATIENCE: Duration = Duration::from_secs(5);
 
+/// From one kill of what survives it to the next.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+/// Most processes named one by one that are left.
+const MAX_LEFT: usize = 20;
+
 /// What was ended.
 #[derive(Debug, Default)]
 pub(super) struct Ended {
     /// For people, one sentence each.
     pub(super) said: Vec<String>,
+    /// What runs still when the time was over, for people.
+    pub(super) left: Vec<String>,
     /// Output of workers that nobody had written.
     pub(super) lost: Vec<LostOutput>,
 }
 
+/// What is to be ended, and until when.
+#[derive(Debug)]
+pub(super) struct Task<'a> {
+    /// Where the kernel may answer.
+    pub(super) addresses: &'a [Address],
+    /// Whose workers they are.
+    pub(super) namespace: &'a str,
+    /// How each is to be ended.
+    pub(super) config: Option<&'a Config>,
+    /// Workers that a manager knew whose kernel is lost.
+    pub(super) known: &'a [WatcherStatus],
+    /// Nothing is waited for any longer.
+    pub(super) deadline: Instant,
+}
+
 /// How a worker is asked to end.
+#[derive(Clone, Copy)]
 struct Manner {
     signal: i32,
     whom: Whom,
     grace: Duration,
+}
+
+/// One worker on its way out.
+struct Ending {
+    target: Target,
+    manner: Manner,
+    kill_at: Instant,
+    /// What it has left was asked to end.
+    asked: bool,
+    /// For people, once it has ended.
+    said: String,
 }
 
 impl Manner {
@@ -73,26 +109,17 @@ impl Manner {
 }
 
 /// Ends everything that an earlier manager, or an earlier kernel, has left.
-pub(super) fn end(
-    addresses: &[Address],
-    namespace: &str,
-    config: Option<&Config>,
-) -> Result<Ended, CommandError> {
-    let (mut ended, spared) = end_workers(addresses, namespace, config)?.unwrap_or_default();
-    let orphans = end_orphans(addresses, namespace, config, &spared);
-    ended.said.extend(orphans);
+pub(super) fn end(task: &Task<'_>) -> Result<Ended, CommandError> {
+    let (mut ended, spared) = end_workers(task)?.unwrap_or_default();
+    end_orphans(task, &spared, &mut ended);
     Ok(ended)
 }
 
 /// Ends the workers that a manager has left in the kernel at the first of `addresses` that answers, and gives up what was kept for
 /// the next. Answers also which processes are the kernel's; none if no kernel answers.
-fn end_workers(
-    addresses: &[Address],
-    namespace: &str,
-    config: Option<&Config>,
-) -> Result<Option<(Ended, Vec<i32>)>, CommandError> {
+fn end_workers(task: &Task<'_>) -> Result<Option<(Ended, Vec<i32>)>, CommandError> {
     block_on(async {
-        for address in addresses {
+        for address in task.addresses {
             let client = match connect(address).await {
                 Ok(client) => client,
                 Err(error) if is_absent(address, &error) => continue,
@@ -100,18 +127,22 @@ fn end_workers(
                     return Err(CommandError::Failed(format!("kernel {address}: {error}")));
                 }
             };
-            let link = KernelLink::new(client, vec![address.clone()], namespace.to_owned());
+            let link = KernelLink::new(client, vec![address.clone()], task.namespace.to_owned());
             let hello = link.client().hello();
             let kernel = [hello.pid, hello.keeper].into_iter();
             let kernel = kernel.filter_map(|pid| i32::try_from(pid).ok()).collect();
-            let ended = end_all(&link, config).await?;
+            let ended = end_all(&link, task.config, task.deadline).await?;
             return Ok(Some((ended, kernel)));
         }
         Ok(None)
     })?
 }
 
-async fn end_all(link: &KernelLink, config: Option<&Config>) -> Result<Ended, CommandError> {
+async fn end_all(
+    link: &KernelLink,
+    config: Option<&Config>,
+    deadline: Instant,
+) -> Result<Ended, CommandError> {
     let failed = |error: LinkError| CommandError::Failed(format!("the kernel: {error}"));
     let holder = format!("papactl down, pid {}", std::process::id());
     if let Err(error) = link.claim(&holder).await {
@@ -125,7 +156,7 @@ async fn end_all(link: &KernelLink, config: Option<&Config>) -> Result<Ended, Co
     let mut ended = Ended::default();
     let workers = workers(link, config).await.map_err(failed)?;
     let mut trees = Trees::start()?;
-    let mut open: BTreeMap<u64, (Target, Manner, Instant, bool)> = BTreeMap::new();
+    let mut open: BTreeMap<u64, Ending> = BTreeMap::new();
     for process in workers.iter().filter(|process| process.running) {
         let (key, wid) = worker_of(link.namespace(), &process.name).unwrap_or_default();
         let manner = Manner::of(config.and_then(|config| config.watcher(key)));
@@ -152,27 +183,34 @@ async fn end_all(link: &KernelLink, config: Option<&Config>) -> Result<Ended, Co
         signal(link, process, manner.signal, manner.whom)
             .await
             .map_err(failed)?;
-        ended
-            .said
-            .push(format!("worker {wid} of {key}, pid {pid}: ended"));
-        let kill_at = Instant::now() + manner.grace;
-        open.insert(process.serial.0, (target, manner, kill_at, false));
+        let one = Ending {
+            target,
+            manner,
+            kill_at: Instant::now() + manner.grace,
+            asked: false,
+            said: format!("worker {wid} of {key}, pid {pid}: ended"),
+        };
+        open.insert(process.serial.0, one);
     }
     let kernel = i32::try_from(link.client().hello().pid).ok();
     while !open.is_empty() {
         let now = Instant::now();
-        let running: BTreeSet<u64> = self::workers(link, config)
+        let running: BTreeMap<u64, Process> = self::workers(link, config)
             .await
             .map_err(failed)?
-            .iter()
+            .into_iter()
             .filter(|process| process.running)
-            .map(|process| process.serial.0)
+            .map(|process| (process.serial.0, process))
             .collect();
         let mut gone = Vec::new();
-        for (serial, (target, manner, kill_at, asked)) in &mut open {
-            let late = now >= *kill_at;
-            if running.contains(serial) {
-                if late && let Some(process) = workers.iter().find(|one| one.serial.0 == *serial) {
+        for (serial, one) in &mut open {
+            let late = now >= one.kill_at;
+            let over = now >= deadline.min(one.kill_at + KILLED_PATIENCE);
+            if let Some(process) = running.get(serial) {
+                if over {
+                    ended.left.extend(left(one.target.leader, None));
+                    gone.push(*serial);
+                } else if late {
                     signal(link, process, libc::SIGKILL, Whom::Tree)
                         .await
                         .map_err(failed)?;
@@ -180,18 +218,20 @@ async fn end_all(link: &KernelLink, config: Option<&Config>) -> Result<Ended, Co
                 continue;
             }
             // The worker has ended: what it has left gets the same signal once, and the rest of the time.
-            let deed = match (late, *asked) {
+            let deed = match (late, one.asked) {
                 (true, _) => Deed::Kill(None),
-                (false, false) => Deed::Signal(manner.signal),
+                (false, false) => Deed::Signal(one.manner.signal),
                 (false, true) => Deed::Look,
             };
-            *asked = true;
-            let left = trees.ask(target.clone(), deed, kernel);
-            if left.is_empty() || now >= *kill_at + KILLED_PATIENCE {
-                if !left.is_empty() {
-                    let left = tree::describe(&left);
-                    ended.said.push(format!("cannot be ended: {left}"));
-                }
+            one.asked = true;
+            let members = trees.ask(one.target.clone(), deed, kernel, deadline);
+            if members.is_empty() {
+                ended.said.push(std::mem::take(&mut one.said));
+                gone.push(*serial);
+            } else if over {
+                let members = members.iter();
+                let members = members.filter_map(|one| left(one.pid, Some(one.started)));
+                ended.left.extend(members);
                 gone.push(*serial);
             }
         }
@@ -201,6 +241,11 @@ async fn end_all(link: &KernelLink, config: Option<&Config>) -> Result<Ended, Co
         if !open.is_empty() {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+    if !ended.left.is_empty() {
+        // The kernel keeps what is known of them, for the next attempt.
+        link.release().await.map_err(failed)?;
+        return Ok(ended);
     }
     give_back(link, config, &mut ended).await.map_err(failed)?;
     Ok(ended)
@@ -302,72 +347,162 @@ impl Trees {
         Ok(Self { thread, answers })
     }
 
-    fn ask(&mut self, target: Target, deed: Deed, kernel: Option<i32>) -> Vec<tree::Member> {
+    fn ask(
+        &mut self,
+        target: Target,
+        deed: Deed,
+        kernel: Option<i32>,
+        deadline: Instant,
+    ) -> Vec<tree::Member> {
         self.thread.order(tree::Order {
             target,
             deed,
             kernel,
         });
-        let answers = self.answers.recv_timeout(KILLED_PATIENCE);
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let answers = self.answers.recv_timeout(patience.min(KILLED_PATIENCE));
         let answers = answers.unwrap_or_default().into_iter();
         answers.flat_map(|answer| answer.members).collect()
     }
 }
 
 /// Ends the orphans that kernels at these places have left; `spared` are the processes of one that lives.
-fn end_orphans(
-    addresses: &[Address],
-    namespace: &str,
-    config: Option<&Config>,
-    spared: &[i32],
-) -> Vec<String> {
-    let mut said = Vec::new();
-    for place in places(addresses) {
+fn end_orphans(task: &Task<'_>, spared: &[i32], ended: &mut Ended) {
+    for place in places(task.addresses) {
         let lineage = Lineage {
             started_us: 0,
             place,
         };
         let search = Search {
-            namespace,
-            lineage: &lineage,
-            users: &users(config),
-            spared,
+            namespace: task.namespace.to_owned(),
+            known: known(task, &lineage),
+            lineage,
+            users: users(task.config),
+            spared: spared.to_vec(),
         };
-        let found = search.run();
-        let keys: BTreeSet<String> = found.iter().map(|one| one.mark.watcher.clone()).collect();
-        let manner = |key: &str| Manner::of(config.and_then(|config| config.watcher(key)));
-        for orphan in found.iter().filter(|orphan| orphan.top) {
-            let manner = manner(&orphan.mark.watcher);
-            orphan.signal(manner.signal, manner.whom);
+        end_found(task, search, ended);
+    }
+}
+
+fn end_found(task: &Task<'_>, mut search: Search, ended: &mut Ended) {
+    let found = search.run();
+    let manner = |key: &str| Manner::of(task.config.and_then(|config| config.watcher(key)));
+    let begun = Instant::now();
+    let mut open: BTreeMap<String, Instant> = BTreeMap::new();
+    for orphan in &found {
+        search.remember(orphan);
+        let key = &orphan.mark.watcher;
+        open.insert(key.clone(), begun + manner(key).grace);
+    }
+    let mut kill_at = open.clone();
+    let mut seen = found.clone();
+    let mut asked: BTreeSet<tree::Identity> = BTreeSet::new();
+    while !open.is_empty() {
+        let now = Instant::now();
+        for key in open.keys() {
+            let manner = manner(key);
+            let mut of = seen.clone();
+            of.retain(|orphan| orphan.mark.watcher == *key);
+            for orphan in orphan::asked_to_end(&of, manner.whom == Whom::WorkerAndChildren) {
+                // Once each; what lives on without its parent is asked as well.
+                if asked.insert((orphan.pid, orphan.started)) {
+                    orphan.signal(manner.signal);
+                }
+            }
         }
-        let begun = Instant::now();
-        for key in keys {
-            let kill_at = begun + manner(&key).grace;
-            let mut ours: Vec<Orphan> = found.clone();
-            ours.retain(|orphan| orphan.mark.watcher == key);
-            while ours.iter().any(Orphan::lives) && Instant::now() < kill_at {
-                thread::sleep(LOOK_AGAIN);
+        let due = kill_at.iter().filter(|(_, at)| **at <= now);
+        let due: BTreeSet<String> = due.map(|(key, _)| key.clone()).collect();
+        if !due.is_empty() {
+            search.kill_all(&due);
+            kill_at.retain(|key, _| open.contains_key(key));
+            for key in due {
+                kill_at.insert(key, now + KILL_AGAIN);
             }
-            // Also what they started meanwhile.
-            search.kill_all(&key);
-            let killed = Instant::now();
-            while ours.iter().any(Orphan::lives) && killed.elapsed() < KILLED_PATIENCE {
-                thread::sleep(LOOK_AGAIN);
+        }
+        let lived = seen.len();
+        seen.retain(Orphan::lives);
+        if seen.len() < lived {
+            // What they started meanwhile.
+            seen = search.run();
+            for orphan in &seen {
+                search.remember(orphan);
             }
-            for orphan in ours.iter().filter(|orphan| orphan.top) {
-                let end = if orphan.lives() {
-                    "cannot be ended"
-                } else {
-                    "ended"
-                };
-                said.push(format!(
-                    "orphan of {key}, worker {}, pid {} ({}): {end}",
-                    orphan.mark.wid, orphan.pid, orphan.command
-                ));
-            }
+        }
+        open.retain(|key, grace_ends| {
+            let over = now >= task.deadline.min(*grace_ends + KILLED_PATIENCE);
+            !over && seen.iter().any(|orphan| orphan.mark.watcher == *key)
+        });
+        kill_at.retain(|key, _| open.contains_key(key));
+        if !open.is_empty() {
+            thread::sleep(LOOK_AGAIN);
         }
     }
-    said
+    for orphan in found.iter().filter(|orphan| orphan.top) {
+        if !orphan.lives() {
+            ended.said.push(format!(
+                "orphan of {}, worker {}, pid {} ({}): ended",
+                orphan.mark.watcher, orphan.mark.wid, orphan.pid, orphan.command
+            ));
+        }
+    }
+    let left = search.run();
+    let left = left
+        .iter()
+        .filter_map(|orphan| left_of(&orphan.mark, orphan));
+    ended.left.extend(left);
+}
+
+/// The workers that a manager knew when it lost its kernel.
+fn known(task: &Task<'_>, lineage: &Lineage) -> Vec<Known> {
+    let all = task.known.iter().flat_map(|watcher| {
+        let key = watcher.name.to_lowercase();
+        let workers = watcher.workers.iter();
+        workers.filter_map(move |worker| {
+            Some(Known {
+                pid: i32::try_from(worker.pid).ok()?,
+                started: worker.started_ticks?,
+                mark: Mark {
+                    namespace: task.namespace.to_owned(),
+                    watcher: key.clone(),
+                    wid: worker.wid,
+                    lineage: lineage.clone(),
+                },
+            })
+        })
+    });
+    all.collect()
+}
+
+/// What people are told of those that are left; none if there are none.
+pub(super) fn tell_left(left: &[String]) -> Option<String> {
+    let (first, more) = left.split_at(left.len().min(MAX_LEFT));
+    if first.is_empty() {
+        return None;
+    }
+    let mut text = format!("not ended: {}", first.join("; "));
+    if !more.is_empty() {
+        // Writing to a string does not fail.
+        let _ = write!(text, "; and {} more", more.len());
+    }
+    text.push_str(
+        "; try again with a longer --timeout, or see what they wait for (state D: a device or file system that does not answer)",
+    );
+    Some(text)
+}
+
+fn left_of(mark: &Mark, orphan: &Orphan) -> Option<String> {
+    let left = left(orphan.pid, Some(orphan.started))?;
+    Some(format!("{left}, orphan of {}", mark.watcher))
+}
+
+/// A process that runs still, for people.
+fn left(pid: i32, started: Option<u64>) -> Option<String> {
+    let stat = tree::stat(pid)?;
+    if stat.is_zombie() || started.is_some_and(|started| started != stat.started) {
+        return None;
+    }
+    let state = char::from(stat.state);
+    Some(format!("pid {pid} ({}), state {state}", stat.command))
 }
 
 /// The places of kernels, as workers know them.

@@ -200,6 +200,7 @@ mod tests {
                     pid,
                     serial: 1,
                     started_us: 0,
+                    started_ticks: None,
                     stopping: false,
                 })
                 .collect(),

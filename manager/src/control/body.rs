@@ -146,6 +146,9 @@ pub struct WorkerStatus {
     pub serial: u64,
     /// Microseconds since the epoch.
     pub started_us: u64,
+    /// Ticks since boot, where they are known: with the pid they name one process for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ticks: Option<u64>,
     /// It has been asked to stop.
     #[serde(default)]
     pub stopping: bool,

@@ -15,6 +15,7 @@ use crate::control::server::Asked;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
 use crate::logs::thread::LogReport;
+use crate::orphan::Orphan;
 use crate::supervisor::probes::Finding;
 use crate::supervisor::saves::{Fate, Key};
 use crate::supervisor::upgrade::Asker;
@@ -89,6 +90,8 @@ pub enum Event {
     SocketsChanged(Result<(), String>),
     /// Who is left of workers that have ended, or were killed.
     Left(Vec<Answer>),
+    /// The look of this number has found these orphans of earlier kernels.
+    OrphansFound(u64, Vec<Orphan>),
     /// What became of what was to be kept.
     Saved(Vec<(Key, Fate)>),
     /// Reload every watcher that runs.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
+use crate::config::OrphanPolicy;
 use crate::supervisor::{Supervisor, WatcherId};
 use crate::watcher::{Gate, Watcher};
 
@@ -14,7 +15,7 @@ impl Supervisor {
     pub(super) fn set_gates(&mut self) -> bool {
         let depends = |watcher: &Watcher| !watcher.config().depends_on.is_empty();
         let any = !self.socket_troubles.is_empty()
-            || !self.orphans_of_kernels.is_empty()
+            || !self.orphans_of_kernels.is_clear()
             || self.watchers.values().any(depends);
         if !self.gated && !any {
             return false;
@@ -57,6 +58,8 @@ impl Supervisor {
             socket: self.missing_socket(watcher),
             stop_later,
             orphans: self.orphan_hindrance(config),
+            orphans_unknown: config.orphans != OrphanPolicy::Leave
+                && !self.orphans_of_kernels.is_known(),
         }
     }
 

@@ -49,7 +49,7 @@ impl Supervisor {
         self.kernel = Some(link.client().hello());
         self.lost_since = None;
         self.listing = false;
-        self.orphans_of_kernels.look(Instant::now());
+        self.orphans_of_kernels.look_anew(Instant::now());
         self.link = Some(link);
         self.settle_umask(inventory.umask);
         self.retry_sockets();
@@ -115,6 +115,7 @@ impl Supervisor {
             watcher.forget_ended(|serial| listed.contains(&serial));
         }
         self.draining.retain(|serial| listed.contains(serial));
+        self.orphans_of_kernels.retain_workers(&listed, known_until);
         self.keep_undrained(&listed);
         let mut foreign = 0;
         for process in processes {
@@ -171,8 +172,10 @@ impl Supervisor {
             if !known {
                 self.publish_spawn(id, wid, &running);
             }
+            self.note_worker(id, wid, process);
             return;
         }
+        self.orphans_of_kernels.forget_worker(running.serial);
         let how = process.exit.as_ref().map_or(Ended::Unknown, ended);
         let exit = process.exit.as_ref();
         let end = self.note_end(running.serial, exit);
@@ -302,6 +305,7 @@ impl Supervisor {
     /// What follows from an exit.
     pub(super) fn ended_now(&mut self, serial: u64, exit: Exit) {
         let at = self.moment();
+        self.orphans_of_kernels.forget_worker(serial);
         let end = self.note_end(serial, Some(&exit));
         let found = self
             .watchers
@@ -331,6 +335,8 @@ impl Supervisor {
         tracing::error!(
             "the kernel was lost with everything it held; what it had started runs on as orphans"
         );
+        self.orphans_of_kernels.lose_workers();
+        self.orphans_of_kernels.look_anew(Instant::now());
         for watcher in self.watchers.values_mut() {
             watcher.forget_kernel();
         }
@@ -382,6 +388,7 @@ impl Supervisor {
                     failpoint::reach("reload.started");
                 }
                 self.publish_spawn(id, wid, &running);
+                self.note_worker(id, wid, &process);
                 if let Some(exit) = self.early_exits.remove(&serial) {
                     self.exited(serial, exit);
                 }

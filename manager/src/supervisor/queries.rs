@@ -137,6 +137,9 @@ impl Supervisor {
             if !self.connected() && status.state != WatcherState::Stopped {
                 status.state = WatcherState::Starting;
             }
+            for worker in &mut status.workers {
+                worker.started_ticks = self.orphans_of_kernels.started(worker.serial);
+            }
             let key = status.name.to_lowercase();
             status.orphans = self.orphans_of_kernels.statuses(&key);
             if let Some(orphans) = self.orphans_of_kernels.told(&key, self.orphan_policy(&key)) {

@@ -87,6 +87,7 @@ impl Watcher {
             || self.gate.start_after.is_some()
             || self.gate.socket.is_some()
             || self.gate.orphans.is_some()
+            || self.gate.orphans_unknown
             || self.startable() == 0
             || self.pauses.any_paused()
             || self.flapping_until.is_some()
@@ -381,6 +382,7 @@ impl Watcher {
             && !self.dormant
             && self.gate.socket.is_none()
             && self.gate.orphans.is_none()
+            && !self.gate.orphans_unknown
             && (self.gate.start_after.is_none() || self.came_up)
     }
 

@@ -112,6 +112,7 @@ impl Watcher {
                         pid: process.pid.unsigned_abs(),
                         serial: process.serial,
                         started_us: process.started_us,
+                        started_ticks: None,
                         stopping: worker.is_stopping(),
                     })
                 })
@@ -150,6 +151,9 @@ impl Watcher {
         }
         if let Some(orphans) = &self.gate.orphans {
             return Some(orphans.clone());
+        }
+        if self.gate.orphans_unknown && self.is_coming_up() {
+            return Some("looks for orphans of an earlier kernel".to_owned());
         }
         match &self.gate.start_after {
             Some(other) if self.is_coming_up() => Some(format!("waits for {other}")),

@@ -421,6 +421,7 @@ fn a_gate_holds_the_start_and_the_stop() {
     let mut bench = Bench::new("");
     bench.watcher.set_gate(Gate {
         orphans: None,
+        orphans_unknown: false,
         start_after: Some("db".into()),
         socket: None,
         stop_later: false,
@@ -436,6 +437,7 @@ fn a_gate_holds_the_start_and_the_stop() {
     bench.watcher.stop();
     bench.watcher.set_gate(Gate {
         orphans: None,
+        orphans_unknown: false,
         start_after: None,
         socket: None,
         stop_later: true,

@@ -3,6 +3,8 @@
 //! Owns the reading of such words against what runs now. A watcher that is really called `all` or `web:1` comes first.
 //! Source: manager/README.md, "papactl".
 
+use std::collections::HashSet;
+
 use crate::cli::Common;
 use crate::commands::{CommandError, status_of_all, table};
 use crate::control::client::{ManagerClient, ManagerError};
@@ -12,7 +14,7 @@ use crate::control::message::{Matching, RequestError, Selection, StatusReply, Wa
 const ALL: &str = "all";
 
 /// One of those that are meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Target {
     /// A watcher, as it writes itself.
     pub(super) watcher: String,
@@ -21,7 +23,7 @@ pub(super) struct Target {
 }
 
 /// A worker that runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Worker {
     pub(super) wid: u32,
     pub(super) pid: u32,
@@ -36,8 +38,18 @@ pub(super) fn targets(
     client: &mut ManagerClient,
     words: &[String],
 ) -> Result<Vec<Target>, CommandError> {
-    let status = status_of_all(common, client)?;
-    Ok(expanded(&status, words)?)
+    targets_in(&status_of_all(common, client)?, words)
+}
+
+/// As [`targets`], by a status that is already there.
+///
+/// # Errors
+/// A word that means nobody.
+pub(super) fn targets_in(
+    status: &StatusReply,
+    words: &[String],
+) -> Result<Vec<Target>, CommandError> {
+    Ok(expanded(status, words)?)
 }
 
 /// The watchers `words` mean, for requests that take a selection. One plain word passes as it is: the manager knows whether it means
@@ -186,8 +198,9 @@ fn worker(watcher: &WatcherStatus, text: &str) -> Result<Worker, ManagerError> {
 
 fn expanded(status: &StatusReply, words: &[String]) -> Result<Vec<Target>, ManagerError> {
     let mut targets: Vec<Target> = Vec::new();
+    let mut seen = HashSet::new();
     let mut add = |target: Target| {
-        if !targets.contains(&target) {
+        if seen.insert(target.clone()) {
             targets.push(target);
         }
     };

@@ -44,6 +44,7 @@ mod up_lock;
 mod upgrade;
 mod version;
 
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -260,13 +261,13 @@ fn namespace_of(file: &Path) -> Result<String, CommandError> {
     Ok(config::resolve::namespace_of(file, &around)?)
 }
 
-/// Connects to the manager the command line means.
 /// What a file says, if it can be read.
 fn loaded(file: &Path) -> Option<Config> {
     let around = Surroundings::current().ok()?;
     config::load(file, &around).ok()
 }
 
+/// Connects to the manager the command line means.
 fn connect(common: &Common) -> Result<ManagerClient, CommandError> {
     let namespace = namespace(common)?;
     Ok(ManagerClient::connect(&RuntimeDir::locate(), &namespace)?)
@@ -447,35 +448,40 @@ fn done(common: &Common) -> Result<(), CommandError> {
 /// What runs of `targets`: the whole watchers in the manager's order, of a watcher that is named only by workers those alone.
 fn print_targets(
     common: &Common,
-    client: &mut ManagerClient,
+    mut status: StatusReply,
     targets: &[Target],
 ) -> Result<(), CommandError> {
-    let mut status = status_of_all(common, client)?;
-    status.watchers.retain_mut(|watcher| {
-        let of_watcher = || {
-            targets
-                .iter()
-                .filter(|target| target.watcher == watcher.name)
-        };
-        if of_watcher().all(|target| target.worker.is_some()) {
-            let wids: Vec<u32> = of_watcher()
-                .filter_map(|target| target.worker)
-                .map(|worker| worker.wid)
-                .collect();
-            watcher.workers.retain(|worker| wids.contains(&worker.wid));
-            return !wids.is_empty();
+    // By watcher: the workers that are meant; none of them named means all.
+    let mut meant: HashMap<&str, Option<BTreeSet<u32>>> = HashMap::new();
+    for target in targets {
+        let workers = meant
+            .entry(&target.watcher)
+            .or_insert_with(|| Some(BTreeSet::new()));
+        match (target.worker, workers) {
+            (Some(worker), Some(wids)) => {
+                wids.insert(worker.wid);
+            }
+            (_, workers) => *workers = None,
         }
-        true
-    });
-    let shown = |name: &String| {
-        let mut watchers = status.watchers.iter();
-        watchers.any(|watcher| watcher.name.to_lowercase() == name.to_lowercase())
-    };
-    let statuses = std::mem::take(&mut status.statuses);
-    status.statuses = statuses
-        .into_iter()
-        .filter(|(name, _)| shown(name))
+    }
+    status
+        .watchers
+        .retain_mut(|watcher| match meant.get(watcher.name.as_str()) {
+            None => false,
+            Some(None) => true,
+            Some(Some(wids)) => {
+                watcher.workers.retain(|worker| wids.contains(&worker.wid));
+                true
+            }
+        });
+    let shown: BTreeSet<&str> = status
+        .watchers
+        .iter()
+        .map(|watcher| watcher.name.as_str())
         .collect();
+    status
+        .statuses
+        .retain(|name, _| shown.contains(name.as_str()));
     show_status(common, status)
 }
 

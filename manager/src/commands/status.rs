@@ -1,5 +1,7 @@
 //! `papactl status`: watchers, their state and their workers' pids.
 
+use std::collections::HashSet;
+
 use crate::cli::Common;
 use crate::cli::args::StatusArgs;
 use crate::commands::meant::Target;
@@ -11,10 +13,16 @@ use crate::control::message::{WatcherState, WatcherStatus};
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), CommandError> {
     let mut client = connect(common)?;
-    let targets = meant::targets(common, &mut client, &args.whom.names)?;
     let status = status_with_kernel(common, &mut client)?;
-    print_targets(common, &mut client, &targets)?;
-    match status.manager {
+    let targets = meant::targets_in(&status, &args.whom.names)?;
+    let failing = if args.check {
+        not_as_wanted(&status.watchers, &targets)
+    } else {
+        Vec::new()
+    };
+    let manager = status.manager.clone();
+    print_targets(common, status, &targets)?;
+    match manager {
         Some(manager) if manager.kernel_pid.is_none() => {
             note(&format!(
                 "papactl: no kernel answers the manager (pid {}), so it cannot say what runs; `papactl up {}` starts one",
@@ -23,29 +31,28 @@ pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), CommandError
             ));
             Err(CommandError::Reported)
         }
-        _ if args.check => check(&status.watchers, &targets),
-        _ => Ok(()),
+        _ if failing.is_empty() => Ok(()),
+        _ => {
+            note(&format!("papactl: not as wanted: {}", failing.join(", ")));
+            Err(CommandError::Unwell)
+        }
     }
 }
 
-/// Whether every watcher that is meant is as it is wanted.
-fn check(watchers: &[WatcherStatus], targets: &[Target]) -> Result<(), CommandError> {
-    let is_meant = |watcher: &&WatcherStatus| {
-        let mut targets = targets.iter();
-        targets.any(|target| target.watcher == watcher.name)
-    };
+/// The watchers that are meant and not as they are wanted.
+fn not_as_wanted(watchers: &[WatcherStatus], targets: &[Target]) -> Vec<String> {
+    let meant: HashSet<&str> = targets
+        .iter()
+        .map(|target| target.watcher.as_str())
+        .collect();
     let short = |watcher: &WatcherStatus| {
         let wanted = matches!(watcher.state, WatcherState::Active | WatcherState::Starting);
         wanted && !watcher.dormant && watcher.workers.len() < watcher.numprocesses as usize
     };
-    let meant = watchers.iter().filter(is_meant);
-    let unwell: Vec<String> = meant
+    watchers
+        .iter()
+        .filter(|watcher| meant.contains(watcher.name.as_str()))
         .filter(|watcher| watcher.failing || short(watcher))
         .map(|watcher| table::printable(&watcher.name))
-        .collect();
-    if unwell.is_empty() {
-        return Ok(());
-    }
-    note(&format!("papactl: not as wanted: {}", unwell.join(", ")));
-    Err(CommandError::Unwell)
+        .collect()
 }

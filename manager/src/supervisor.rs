@@ -70,7 +70,7 @@ pub use probes::Finding;
 use probes::Probes;
 use saves::Saves;
 use tasks::Order;
-use tickets::Ticket;
+use tickets::{Hangups, Ticket};
 pub use upgrade::{Checked, own_program};
 
 /// Events waiting for the loop; a full queue slows its senders.
@@ -153,6 +153,8 @@ pub struct Supervisor {
     socket_troubles: BTreeMap<String, String>,
     /// Stop signals on their way, for the starts behind them.
     signals: HashMap<WatcherId, Vec<oneshot::Receiver<()>>>,
+    /// How far the SIGHUPs of the last reload are out, where a reload is no more than that.
+    hangups: HashMap<WatcherId, Hangups>,
     /// They are being tried again.
     sockets_retried: bool,
     /// Unix sockets that are being bound anew.
@@ -244,6 +246,7 @@ impl Supervisor {
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
             socket_troubles: BTreeMap::new(),
             signals: HashMap::new(),
+            hangups: HashMap::new(),
             sockets_retried: false,
             binding: BTreeSet::new(),
             own_files: BTreeMap::new(),

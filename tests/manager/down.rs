@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{procfs, wait_until};
+use crate::harness::{binary, private_command, procfs, wait_until};
 use crate::orphans::Site;
 use crate::stack::Stack;
 
@@ -115,6 +117,40 @@ fn a_reload_is_over_only_when_the_last_old_worker_was_asked_to_end() {
     }
 }
 
+#[test]
+fn a_hangup_or_a_signal_was_said_to_be_sent_before_it_was() {
+    let site = Site::new(
+        "[watcher:web]\ncmd = sh -c 'trap \"echo >> DIR/heard\" HUP; echo > DIR/up; while :; do sleep 0.05; done'\n\
+         copy_env = true\nsend_hup = true\n",
+    );
+    site.done("up site.ini");
+    let worker = site.wait_pids("web", 1);
+    let heard = || fs::read_to_string(site.scratch.path("heard")).map_or(0, |text| text.len());
+    let up = site.scratch.directory().join("up");
+    wait_until("it listens", || up.exists());
+    let status: Value = serde_json::from_str(&site.done("kernel status --json")).unwrap();
+    let kernel = i32::try_from(status["kernel"]["pid"].as_i64().unwrap()).unwrap();
+    for (count, verb) in [(1, "reload"), (2, "signal")] {
+        // Without it nobody can be signalled.
+        procfs::signal(kernel, Signal::SIGSTOP);
+        let mut command = private_command(&binary("papactl"), site.scratch.directory());
+        let words: &[&str] = if verb == "signal" { &["HUP"] } else { &[] };
+        let mut asked = command.args([verb, "web"]).args(words).spawn().unwrap();
+        let until = Instant::now() + Duration::from_millis(700);
+        let mut early = None;
+        while early.is_none() && Instant::now() < until {
+            early = asked.try_wait().unwrap();
+            thread::sleep(Duration::from_millis(20));
+        }
+        procfs::signal(kernel, Signal::SIGCONT);
+        let ended = asked.wait().unwrap();
+        assert!(early.is_none(), "{verb} was answered before: {early:?}");
+        assert!(ended.success(), "{verb}: {ended:?}");
+        wait_until("the worker has heard it", || heard() == count);
+    }
+    assert_eq!(site.pids("web"), worker);
+}
+
 /// Holds a process so that it survives SIGKILL, as one does that waits for a broken device.
 const HOLD: &str = "
 import ctypes, sys, time
@@ -156,7 +192,7 @@ fn down_waited_for_ever_for_what_survives_a_kill() {
             site.kill_kernels();
         }
         let begun = Instant::now();
-        let output = site.papactl("down --config site.ini --timeout 4");
+        let output = site.papactl("down --config site.ini --timeout 6");
         let took = begun.elapsed();
         let text = said(&output);
         let lived = procfs::alive(stuck);
@@ -164,7 +200,7 @@ fn down_waited_for_ever_for_what_survives_a_kill() {
         holder.wait().unwrap();
         assert!(lived, "it could be killed after all: {text}");
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(took < Duration::from_secs(10), "{took:?}: {text}");
+        assert!(took < Duration::from_secs(12), "{took:?}: {text}");
         assert!(
             text.contains(&format!("not ended: pid {stuck} (sleep), state t")),
             "{text}"

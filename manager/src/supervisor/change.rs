@@ -70,6 +70,13 @@ pub(super) enum Stage {
     Closing,
 }
 
+impl Change {
+    /// The file was read, and it is decided what to do.
+    pub(super) fn is_read(&self) -> bool {
+        !matches!(self.stage, Stage::Reading)
+    }
+}
+
 impl Supervisor {
     /// Begins a change, or has it wait for the one under way.
     pub(super) fn ask_for_change(&mut self, request: Request, reply: oneshot::Sender<Reply>) {

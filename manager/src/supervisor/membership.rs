@@ -249,6 +249,7 @@ impl Supervisor {
         self.saved.remove(&id);
         self.saved_ends.remove(&id);
         self.signals.remove(&id);
+        self.hangups.remove(&id);
         self.queue.retain(|queued| *queued != id);
         let ended = watcher.kept().ended.clone();
         if watcher.is_removed() && !ended.is_empty() {

@@ -14,7 +14,7 @@ use crate::control::message::{
 use crate::control::message::{Kill, Signal};
 use crate::control::server::{Asked, now};
 use crate::pidfd::Whom;
-use crate::supervisor::tickets::{Body, Goal, Ticket, answer, done, refuse};
+use crate::supervisor::tickets::{Body, Goal, Hangups, Ticket, answer, done, refuse};
 use crate::supervisor::{Phase, Supervisor, WatcherId, tasks};
 use crate::watcher::Watcher;
 use crate::worker::Running;
@@ -27,6 +27,8 @@ const MAX_EARLY: usize = 256;
 
 /// How long they wait: a kernel that was killed is back sooner, and whoever asks is to know that there is none.
 const KERNEL_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long the kernel may be away before those are told who asked while it was there; after a crash it is back sooner.
+const LOST_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Supervisor {
     pub(super) fn asked(&mut self, asked: Asked) {
@@ -261,6 +263,7 @@ impl Supervisor {
             return;
         };
         let config = watcher.config().clone();
+        self.hangups.remove(&id);
         tracing::info!(watcher = config.name, ?how, "asked to reload");
         if !watcher.is_wanted() {
             return watcher.start();
@@ -275,11 +278,19 @@ impl Supervisor {
                     .filter_map(|worker| worker.process().copied())
                     .collect();
                 watcher.refreshed();
+                let mut hangups = Hangups::default();
                 if let Some(link) = &self.link {
                     for process in running {
-                        tasks::signal(link.clone(), process, nix::libc::SIGHUP, Whom::Worker);
+                        hangups.send(tasks::signal(
+                            link.clone(),
+                            process,
+                            nix::libc::SIGHUP,
+                            Whom::Worker,
+                            self.events.clone(),
+                        ));
                     }
                 }
+                self.hangups.insert(id, hangups);
             }
             ReloadHow::Graceful | ReloadHow::Sequential => {
                 watcher.reload(config, how == ReloadHow::Sequential);
@@ -345,11 +356,25 @@ impl Supervisor {
             Reach::Tree => Whom::Tree,
             Reach::Child(pid) => Whom::Child(i32::try_from(pid).unwrap_or(0)),
         };
+        let mut sent = Vec::new();
         for process in meant {
             tracing::info!(pid = process.pid, signal = %signal.signal, "signalling on request");
-            tasks::signal(link.clone(), process, signal.signal.number(), whom);
+            let (number, events) = (signal.signal.number(), self.events.clone());
+            sent.push(tasks::signal(link.clone(), process, number, whom, events));
         }
-        done(request, reply);
+        tokio::spawn(async move {
+            let mut failures = Vec::new();
+            for one in sent {
+                let told = one.await;
+                let told = told.unwrap_or_else(|_| Err("the manager is ending".to_owned()));
+                failures.extend(told.err());
+            }
+            if failures.is_empty() {
+                return done(request, reply);
+            }
+            let error = RequestError::new(Errno::Asynchronous, failures.join("; "));
+            refuse(request, reply, &error);
+        });
     }
 
     fn kill(&mut self, request: Request, reply: oneshot::Sender<Reply>, kill: &Kill) {
@@ -415,10 +440,44 @@ impl Supervisor {
         for (_, asked) in gone {
             refuse(asked.request, asked.reply, &not_connected());
         }
+        if self.lost_for_good().is_some_and(|at| now >= at) {
+            for (request, reply) in self.take_askers() {
+                refuse(request, reply, &lost());
+            }
+        }
+    }
+
+    /// When whoever asked before the kernel was lost is told that it is; none while it is there.
+    fn lost_for_good(&self) -> Option<Instant> {
+        Some(self.lost_since? + LOST_PATIENCE)
+    }
+
+    /// Everybody who waits for something that cannot be done without the kernel.
+    fn take_askers(&mut self) -> Vec<(Request, oneshot::Sender<Reply>)> {
+        let tickets = std::mem::take(&mut self.tickets).into_iter();
+        let mut askers: Vec<_> = tickets
+            .map(|ticket| (ticket.request, ticket.reply))
+            .collect();
+        if let Phase::ShuttingDown { answer, .. } = &mut self.phase {
+            askers.append(answer);
+        }
+        // While the file is read the asker says what is to come of it, and the kernel is not needed.
+        let change = self.change.as_mut().filter(|change| change.is_read());
+        askers.extend(change.and_then(|change| change.asker.take()));
+        askers
+    }
+
+    fn has_askers(&self) -> bool {
+        let stopping =
+            matches!(&self.phase, Phase::ShuttingDown { answer, .. } if !answer.is_empty());
+        let change = self.change.as_ref().filter(|change| change.is_read());
+        stopping || !self.tickets.is_empty() || change.is_some_and(|change| change.asker.is_some())
     }
 
     pub(super) fn late_deadline(&self) -> Option<Instant> {
-        self.early.first().map(|(at, _)| *at + KERNEL_PATIENCE)
+        let early = self.early.first().map(|(at, _)| *at + KERNEL_PATIENCE);
+        let lost = self.lost_for_good().filter(|_| self.has_askers());
+        early.into_iter().chain(lost).min()
     }
 }
 
@@ -444,6 +503,14 @@ fn acts(command: &Command) -> bool {
             | Command::Incr { .. }
             | Command::Decr { .. }
             | Command::Set { .. }
+    )
+}
+
+/// For those whose request was taken up before.
+fn lost() -> RequestError {
+    RequestError::new(
+        Errno::Command,
+        "the kernel is gone, so it is not known whether this was done; `papactl up FILE` starts one, `papactl quit` ends the manager",
     )
 }
 

@@ -53,11 +53,50 @@ pub(super) enum Body {
     Count,
 }
 
+/// Signals that tell workers to read their settings again.
+#[derive(Debug, Default)]
+pub(super) struct Hangups {
+    /// Those on their way.
+    open: Vec<oneshot::Receiver<Result<(), String>>>,
+    /// Why some were not sent, for people.
+    failures: Vec<String>,
+}
+
+impl Hangups {
+    pub(super) fn send(&mut self, sent: oneshot::Receiver<Result<(), String>>) {
+        self.open.push(sent);
+    }
+
+    fn settle(&mut self) {
+        let failures = &mut self.failures;
+        self.open.retain_mut(|one| match one.try_recv() {
+            Err(TryRecvError::Empty) => true,
+            Ok(Ok(())) | Err(TryRecvError::Closed) => false,
+            Ok(Err(failure)) => {
+                failures.push(failure);
+                false
+            }
+        });
+    }
+
+    /// Whether all were sent; none while that is open.
+    fn outcome(&self) -> Option<Result<(), String>> {
+        match (self.open.is_empty(), self.failures.is_empty()) {
+            (false, _) => None,
+            (true, true) => Some(Ok(())),
+            (true, false) => Some(Err(self.failures.join("; "))),
+        }
+    }
+}
+
 impl Supervisor {
     /// Answers those whose watchers have got where they should.
     pub(super) fn settle_tickets(&mut self) {
         for signals in self.signals.values_mut() {
             signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
+        }
+        for hangups in self.hangups.values_mut() {
+            hangups.settle();
         }
         for ticket in std::mem::take(&mut self.tickets) {
             if ticket.reply.is_closed() {
@@ -102,7 +141,8 @@ impl Supervisor {
                     if outcome.is_ok() && signals.is_some_and(|signals| !signals.is_empty()) {
                         return None;
                     }
-                    outcome
+                    let hangups = self.hangups.get(id).map(Hangups::outcome);
+                    outcome.and(hangups.unwrap_or(Some(Ok(())))?)
                 }
                 Goal::Settled if watcher.is_settled() && !watcher.is_wanted() => Ok(()),
                 Goal::Settled if watcher.is_settled() => started()?,

@@ -161,7 +161,8 @@ pub(in crate::supervisor) fn stop(
         }
         // A stop is not refused because nothing can be kept.
         kept.wait(KEPT_PATIENCE).await;
-        send(&link, process, |fd| {
+        // What goes wrong is logged; whoever is still there is killed in the end.
+        let _ = send(&link, process, |fd| {
             pidfd::signal(fd, process.pid, signal, whom)
         })
         .await;
@@ -216,15 +217,25 @@ async fn kernel_now(link: &KernelLink) -> i32 {
     i32::try_from(pid).unwrap_or(0)
 }
 
-/// Sends a signal to one process, or to others of its tree.
-pub(in crate::supervisor) fn signal(link: KernelLink, process: Running, signal: i32, whom: Whom) {
+/// Sends a signal to one process, or to others of its tree. What it answers is told when the signal is out, or why it is not.
+pub(in crate::supervisor) fn signal(
+    link: KernelLink,
+    process: Running,
+    signal: i32,
+    whom: Whom,
+    events: mpsc::Sender<Event>,
+) -> oneshot::Receiver<Result<(), String>> {
+    let (told, receiver) = oneshot::channel();
     tokio::spawn(async move {
-        send(&link, process, |fd| {
+        let sent = send(&link, process, |fd| {
             pidfd::signal(fd, process.pid, signal, whom)
         })
         .await;
+        let _ = told.send(sent);
+        let _ = events.send(Event::SignalSent).await;
         failpoint::reach("reload.stopping");
     });
+    receiver
 }
 
 /// Kills one worker and everything it started.
@@ -238,7 +249,7 @@ pub(in crate::supervisor) fn kill(
     tokio::spawn(async move {
         target.mark = mark(&link, &worker).await;
         let kernel = Some(kernel_now(&link).await);
-        send(&link, process, |leader| {
+        let _ = send(&link, process, |leader| {
             trees.order(tree::Order {
                 target: target.clone(),
                 deed: Deed::Kill(Some(leader)),
@@ -250,11 +261,12 @@ pub(in crate::supervisor) fn kill(
     });
 }
 
+/// Has something done with the pidfd of a process, unless that has ended. What goes wrong is logged, and told to people.
 async fn send(
     link: &KernelLink,
     process: Running,
     act: impl Fn(std::os::fd::OwnedFd) -> std::io::Result<()>,
-) {
+) -> Result<(), String> {
     static AT_ONCE: LazyLock<Semaphore> = LazyLock::new(|| {
         Semaphore::new((sys::descriptor_limit() / 16).clamp(1, MAX_SIGNALS_AT_ONCE))
     });
@@ -266,14 +278,22 @@ async fn send(
             Err(error) => Err(error),
         };
         match sent {
-            Ok(()) => return,
+            Ok(()) => return Ok(()),
             // Its exit is on the way to us.
-            Err(error) if error.code() == Some(ErrorCode::NotFound) => return,
+            Err(error) if error.code() == Some(ErrorCode::NotFound) => return Ok(()),
             Err(error) if error.is_unanswered() => sleep(CONNECT_AGAIN_MIN).await,
             Err(error) => {
                 tracing::warn!(pid = process.pid, %error, "a worker cannot be signalled");
-                return;
+                return Err(format!("pid {} cannot be signalled: {error}", process.pid));
             }
         }
     }
+    tracing::warn!(
+        pid = process.pid,
+        "a worker cannot be signalled: the kernel does not answer"
+    );
+    Err(format!(
+        "pid {} cannot be signalled: the kernel does not answer",
+        process.pid
+    ))
 }

@@ -20,9 +20,6 @@ use papa_protocol::text::escape_control_bytes;
 /// kernel is replaced instead of being refused.
 pub const CONTROL_BACKLOG: i32 = 4096;
 
-/// Most bytes of a command line shown.
-const MAX_COMMAND_BYTES: u64 = 120;
-
 /// Everything about a socket that must be said before or at bind.
 #[derive(Debug, Clone)]
 pub struct Options<'a> {
@@ -137,30 +134,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Who that is, for people: `pid 12 (gunicorn app:main)`.
+    /// Who that is, for people: `pid 12 (gunicorn)`. The command line is not
+    /// read: it lies in that process's memory, and whoever reads it may wait
+    /// for as long as that is locked.
     #[must_use]
     pub fn describe(self) -> String {
         let Some(pid) = self.pid else {
             return "a process the system does not name".to_owned();
         };
-        let read = |file: &str| {
-            let mut bytes = Vec::new();
-            let file = std::fs::File::open(format!("/proc/{pid}/{file}")).ok()?;
-            std::io::Read::read_to_end(
-                &mut std::io::Read::take(file, MAX_COMMAND_BYTES),
-                &mut bytes,
-            )
-            .ok()?;
-            let line = bytes
-                .split(|byte| *byte == 0)
-                .collect::<Vec<_>>()
-                .join(&b' ');
-            let line = line.trim_ascii();
-            (!line.is_empty()).then(|| escape_control_bytes(line))
-        };
-        match read("cmdline").or_else(|| read("comm")) {
-            Some(command) => format!("pid {pid} ({command})"),
-            None => format!("whoever has the socket of pid {pid}, which has ended"),
+        match std::fs::read(format!("/proc/{pid}/comm")) {
+            Ok(name) => format!("pid {pid} ({})", escape_control_bytes(name.trim_ascii())),
+            Err(_) => format!("whoever has the socket of pid {pid}, which has ended"),
         }
     }
 }
@@ -195,8 +179,32 @@ pub fn server_at(path: &Path) -> Result<Option<Server>, Errno> {
 /// The errno of `stat(2)` or of asking the system about the socket.
 pub fn is_bound_at(socket: impl AsFd, path: &Path) -> Result<bool, Errno> {
     let file = nix::sys::stat::lstat(path)?;
-    let (device, inode) = super::diag::unix_file(socket)?;
-    Ok(file.st_dev == device && file.st_ino & u64::from(u32::MAX) == u64::from(inode))
+    let bound = super::diag::unix_file(socket)?;
+    let there = (file.st_dev, file.st_ino);
+    Ok(is_same_file(bound, there, || {
+        nix::sys::statfs::statfs(path).map_or(0, |system| magic(system.filesystem_type()))
+    }))
+}
+
+/// File systems whose files have other devices than the file system itself: each subvolume of btrfs and bcachefs, and each layer of
+/// overlayfs, has one of its own. Source: `statfs(2)`, `include/uapi/linux/magic.h`.
+const MAGICS_WITH_MORE_DEVICES: [u32; 3] = [0x9123_683E, 0xCA45_1A4E, 0x794C_7630];
+
+/// Whether the device of the file system and cut inode that a socket is `bound` to are those of the file that is `there`. `magic` says
+/// what file system the file is on; where its files have other devices the inode decides alone, and a copy of a whole subvolume at that
+/// path is taken for the original.
+fn is_same_file(bound: (u64, u32), there: (u64, u64), magic: impl FnOnce() -> u32) -> bool {
+    there.1 & u64::from(u32::MAX) == u64::from(bound.1)
+        && (there.0 == bound.0 || MAGICS_WITH_MORE_DEVICES.contains(&magic()))
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "32 bits are in use; C libraries differ in the type"
+)]
+fn magic(kind: nix::sys::statfs::FsType) -> u32 {
+    kind.0 as u32
 }
 
 #[cfg(test)]
@@ -264,6 +272,41 @@ mod tests {
         let fd = open_listener(Address::Internet(any), &datagram).unwrap();
         assert_ne!(local_port(&fd).unwrap(), 0);
     }
+    #[test]
+    fn a_socket_on_btrfs_was_taken_for_gone_from_its_path() {
+        const EXT4: u32 = 0xEF53;
+        const BTRFS: u32 = 0x9123_683E;
+        const OVERLAYFS: u32 = 0x794C_7630;
+        for (bound, there, magic, same) in [
+            ((42, 257), (42, 257), EXT4, true),
+            ((42, 257), (42, 258), EXT4, false),
+            ((42, 257), (44, 257), EXT4, false),
+            // In a subvolume, and on an upper layer of another file system.
+            ((42, 257), (44, 257), BTRFS, true),
+            ((45, 264), (46, 264), OVERLAYFS, true),
+            ((42, 257), (44, 258), BTRFS, false),
+            // The system says the lower half of the inode.
+            ((42, 257), (42, (1 << 32) + 257), EXT4, true),
+        ] {
+            let found = is_same_file(bound, there, || magic);
+            assert_eq!(found, same, "{bound:?} {there:?} {magic:x}");
+        }
+    }
+
+    #[test]
+    fn who_serves_a_path_is_named_without_asking_its_memory() {
+        let own = Server {
+            pid: Some(std::process::id().cast_signed()),
+        };
+        let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let pid = std::process::id();
+        assert_eq!(own.describe(), format!("pid {pid} ({})", name.trim_end()));
+        let gone = Server {
+            pid: Some(i32::MAX),
+        };
+        assert!(gone.describe().contains("which has ended"));
+    }
+
     #[test]
     fn a_path_is_served_while_anybody_listens_whatever_the_type() {
         let directory = tempfile::tempdir().unwrap();

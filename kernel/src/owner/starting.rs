@@ -165,7 +165,16 @@ impl Owner {
             // kill ends it before the file system answers. It is given up like
             // any process that was removed.
             (_, Some(pidfd)) => {
-                self.started(start.session, serial, Started { pid, pidfd }, start.streams);
+                self.started(
+                    start.session,
+                    serial,
+                    Started {
+                        pid,
+                        pidfd,
+                        outside: None,
+                    },
+                    start.streams,
+                );
                 self.remove_process(serial);
             }
             (_, None) => self.undo_start(serial),

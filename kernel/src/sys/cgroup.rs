@@ -1,21 +1,24 @@
 //! A control group for each process, where the system has given us a subtree of them.
 //!
-//! Owns finding that subtree and making and removing the groups in it. A process and all it starts stay in its group whatever they fork,
+//! Owns finding that subtree, naming the groups in it, and removing them; a starting child makes its own, so that nobody waits for the
+//! system but whoever waits for the start. A process and all it starts stay in its group whatever they fork,
 //! call or clear; the manager finds, freezes and kills them by it. Everything here is an extra: where a step fails, processes start
 //! without a group.
 //! Invariant: only a subtree that is marked as delegated is touched (`user.delegate` or `trusted.delegate` is 1, as systemd sets it
-//! for `Delegate=yes`); in any other the groups are somebody else's to manage.
+//! for `Delegate=yes`); in any other the groups are somebody else's to manage. Of another line of kernels nothing is removed while one of
+//! them runs: each holds a shared lock (`flock(2)`) on its directory.
 //!
 //! Source: `cgroups(7)`; systemd's `CGROUP_DELEGATION`.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tracing::warn;
 
 /// Most directories of kernels that are gone which a start clears away.
@@ -31,6 +34,8 @@ const PREFIX: &str = "papa.";
 #[derive(Debug)]
 pub struct Cgroups {
     base: PathBuf,
+    /// Says to other kernels that this one runs.
+    lock: Option<Flock<File>>,
     told: bool,
     /// Groups of forgotten processes that somebody was in still.
     late: BTreeSet<u64>,
@@ -43,11 +48,16 @@ impl Cgroups {
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let subtree = own_directory(&mounts, &own)?;
-        is_delegated(&subtree).then(|| Self {
+        is_delegated(&subtree).then(|| Self::of(&subtree, lineage))
+    }
+
+    fn of(subtree: &Path, lineage: u64) -> Self {
+        Self {
             base: subtree.join(format!("{PREFIX}{lineage}")),
+            lock: None,
             told: false,
             late: BTreeSet::new(),
-        })
+        }
     }
 
     /// The directory.
@@ -56,22 +66,32 @@ impl Cgroups {
         &self.base
     }
 
-    /// Makes the group of a process. The child that writes to the descriptor is in it from then on.
-    pub fn make(&mut self, serial: u64) -> Option<OwnedFd> {
+    /// The group that a process is to make and enter. None where its directory has no place in a path.
+    pub fn group(&mut self, serial: u64) -> Option<ControlGroup> {
+        self.hold();
+        let path = |path: &Path| CString::new(path.as_os_str().as_bytes()).ok();
         let group = self.base.join(serial.to_string());
-        let made = fs::create_dir_all(&group).and_then(|()| {
-            OpenOptions::new()
-                .write(true)
-                .open(group.join("cgroup.procs"))
-        });
-        match made {
-            Ok(file) => Some(file.into()),
-            Err(error) => {
-                if !std::mem::replace(&mut self.told, true) {
-                    warn!(path = %group.display(), %error, "processes start without a control group");
-                }
-                None
-            }
+        Some(ControlGroup {
+            base: path(&self.base)?,
+            procs: path(&group.join("cgroup.procs"))?,
+            path: path(&group)?,
+        })
+    }
+
+    /// Makes the directory, if it is not there, and keeps other kernels from removing what is in it.
+    fn hold(&mut self) {
+        if self.lock.is_some() || fs::create_dir_all(&self.base).is_err() {
+            return;
+        }
+        self.lock = File::open(&self.base)
+            .ok()
+            .and_then(|directory| Flock::lock(directory, FlockArg::LockSharedNonblock).ok());
+    }
+
+    /// A process has started without its group; it is said once.
+    pub fn note_failure(&mut self, errno: Errno) {
+        if !std::mem::replace(&mut self.told, true) {
+            warn!(path = %self.base.display(), %errno, "processes start without a control group");
         }
     }
 
@@ -95,7 +115,7 @@ impl Cgroups {
         !self.late.is_empty()
     }
 
-    /// Removes every group that nobody is in, those of kernels that are gone too.
+    /// Removes every group that nobody is in, those of other kernels too if none of their line runs any more.
     pub fn clear(&self) {
         let Some(subtree) = self.base.parent() else {
             return;
@@ -105,12 +125,30 @@ impl Cgroups {
             name.is_some_and(|name| name.starts_with(PREFIX))
         };
         for base in directories(subtree).filter(is_ours).take(MAX_CLEARED) {
+            let lock = File::open(&base)
+                .ok()
+                .and_then(|directory| Flock::lock(directory, FlockArg::LockExclusiveNonblock).ok());
+            // Groups of a kernel that runs may be empty for they are just made.
+            if lock.is_none() && base != self.base {
+                continue;
+            }
             for group in directories(&base) {
                 let _ = fs::remove_dir(group);
             }
             let _ = fs::remove_dir(base);
         }
     }
+}
+
+/// A control group as paths, laid out for a child that allocates nothing.
+#[derive(Debug, Clone)]
+pub struct ControlGroup {
+    /// The directory it is in.
+    pub base: CString,
+    /// Its own.
+    pub path: CString,
+    /// The file by which a process enters it.
+    pub procs: CString,
 }
 
 fn directories(path: &Path) -> impl Iterator<Item = PathBuf> {
@@ -163,6 +201,29 @@ fn is_delegated(subtree: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_in_the_same_group_cleared_what_another_had_just_made() {
+        let subtree = tempfile::tempdir().unwrap();
+        let mut first = Cgroups::of(subtree.path(), 1);
+        let mut second = Cgroups::of(subtree.path(), 2);
+        let fresh = |groups: &mut Cgroups, serial: u64| {
+            groups.group(serial).unwrap();
+            let path = groups.base().join(serial.to_string());
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let (one, two) = (fresh(&mut first, 7), fresh(&mut second, 7));
+        second.clear();
+        assert!(one.exists(), "another kernel's");
+        assert!(!two.exists(), "its own");
+        // Its kernel is gone, and another of that line is not there yet.
+        drop(first);
+        let mut first = Cgroups::of(subtree.path(), 1);
+        second.clear();
+        assert!(!one.exists() && !first.base().exists());
+        assert!(fresh(&mut first, 8).exists());
+    }
 
     #[test]
     fn our_group_is_found_below_the_mount_that_shows_it() {

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use papa_protocol::failpoint;
 
+use super::cgroup::ControlGroup;
 use super::pidfd::{Target, wait_id};
 use super::process;
 use super::raw::{CLONE_FLAGS, call};
@@ -39,6 +40,9 @@ const OWN_TIMER_SECONDS: i64 = EXEC_LIMIT.as_secs().cast_signed() + 5;
 
 /// Bytes of stack for the child, of which system-call wrappers use little.
 const STACK_BYTES: usize = 64 * 1024;
+
+/// Times a child makes its control group, if somebody removes it meanwhile.
+const GROUP_TRIES: usize = 3;
 
 /// First byte of the message a child sends to the keeper; see `keeper.rs`.
 pub const REGISTER: u8 = 3;
@@ -75,8 +79,8 @@ pub struct Plan<'a> {
     pub oom_score_adj: Option<CString>,
     /// Resource, soft and hard limit.
     pub rlimits: Vec<(u32, u64, u64)>,
-    /// Opened `cgroup.procs` of the control group to be in; whoever cannot be moved there starts where we are.
-    pub cgroup: Option<BorrowedFd<'a>>,
+    /// The control group to make and to be in; whoever cannot starts where we are.
+    pub cgroup: Option<ControlGroup>,
     /// Index in `env` of an entry `LISTEN_PID=` followed by room for the
     /// child's own number, which only it knows in time.
     pub listen_pid: Option<usize>,
@@ -128,6 +132,8 @@ pub struct Started {
     pub pid: i32,
     /// The handle to it.
     pub pidfd: OwnedFd,
+    /// Why it is not in its control group.
+    pub outside: Option<Errno>,
 }
 
 /// What came of a start so far.
@@ -164,6 +170,7 @@ struct Memory {
     /// What the frame's pointers lead to.
     _strings: [Vec<CString>; 3],
     _others: [Option<CString>; 2],
+    _group: Option<ControlGroup>,
 }
 
 /// All raw pointers and numbers, laid out for the child.
@@ -175,7 +182,10 @@ struct Frame {
     failed_step: AtomicI32,
     failed_errno: AtomicI32,
     keeper: Option<RawFd>,
-    cgroup: Option<RawFd>,
+    /// The control group's parent, itself and its file, if there is to be one.
+    cgroup: Option<[*const libc::c_char; 3]>,
+    /// Why it could not be entered.
+    outside: AtomicI32,
     candidates: Vec<*const libc::c_char>,
     argv: Vec<*const libc::c_char>,
     env: Vec<*const libc::c_char>,
@@ -244,8 +254,7 @@ pub fn start(mut plan: Plan<'_>, patience: Duration) -> Result<Outcome, Failure>
         .unwrap_or(2);
     let sources = plan.descriptors.iter().map(|(from, _)| from.as_raw_fd());
     let keeper = plan.keeper.map(|keeper| keeper.as_raw_fd());
-    let cgroup = plan.cgroup.map(|cgroup| cgroup.as_raw_fd());
-    let cut = sources.chain(keeper).chain(cgroup).max().unwrap_or(2) + 1;
+    let cut = sources.chain(keeper).max().unwrap_or(2) + 1;
     let mut message = [0u8; 13];
     message[0] = REGISTER;
     message[1..9].copy_from_slice(&plan.serial.to_le_bytes());
@@ -255,7 +264,11 @@ pub fn start(mut plan: Plan<'_>, patience: Duration) -> Result<Outcome, Failure>
         failed_step: AtomicI32::new(0),
         failed_errno: AtomicI32::new(0),
         keeper,
-        cgroup,
+        cgroup: plan
+            .cgroup
+            .as_ref()
+            .map(|group| [&group.base, &group.path, &group.procs].map(|path| path.as_ptr())),
+        outside: AtomicI32::new(0),
         candidates: plan.candidates.iter().map(|entry| entry.as_ptr()).collect(),
         argv: terminated(&plan.argv),
         env: terminated(&plan.env),
@@ -305,6 +318,7 @@ pub fn start(mut plan: Plan<'_>, patience: Duration) -> Result<Outcome, Failure>
         _stack: stack,
         _strings: [plan.candidates, plan.argv, plan.env],
         _others: [plan.directory, plan.oom_score_adj],
+        _group: plan.cgroup,
     });
     let lives = memory.frame.lives.as_ptr();
     let argument = ptr::from_mut(&mut memory.frame);
@@ -376,6 +390,7 @@ impl Starting {
         }
         let failed = memory.frame.failed_step.load(Ordering::Acquire);
         let errno = Errno::from_raw(memory.frame.failed_errno.load(Ordering::Acquire));
+        let outside = memory.frame.outside.load(Ordering::Acquire);
         self.memory = None;
         let failure = if failed != 0 {
             Some(Failure {
@@ -401,6 +416,7 @@ impl Starting {
         Some(Ok(Started {
             pid: self.pid,
             pidfd,
+            outside: (outside != 0).then(|| Errno::from_raw(outside)),
         }))
     }
 
@@ -542,6 +558,12 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> (Step, i32) {
         if let Err(failed) = place(frame) {
             return failed;
         }
+        // With the rights we have, and before anything can be started from here.
+        if let Some(paths) = frame.cgroup
+            && let Err(errno) = enter_group(paths)
+        {
+            frame.outside.store(errno, Ordering::Release);
+        }
         // The limits, the user and all that may hang come behind the
         // registration: as a worker's user, or below its limits, too many
         // descriptors may be on their way already (ETOOMANYREFS).
@@ -609,6 +631,36 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> (Step, i32) {
     }
 }
 
+/// Makes a control group and enters it: its parent's path, its own, and that of the file to write to.
+///
+/// # Safety
+/// Runs in the child only; the pointers lead to strings.
+unsafe fn enter_group([base, group, procs]: [*const libc::c_char; 3]) -> Result<(), i32> {
+    const MODE: usize = 0o755;
+    let here = int(libc::AT_FDCWD);
+    let flags = int(libc::O_WRONLY | libc::O_CLOEXEC);
+    let mut result = Ok(());
+    for _ in 0..GROUP_TRIES {
+        // SAFETY: system calls on strings that the parent keeps.
+        result = unsafe {
+            // Those that are there already are as good; anything else is seen by opening the file.
+            let _ = ask(libc::SYS_mkdirat, [here, at(base), MODE, 0, 0, 0]);
+            let _ = ask(libc::SYS_mkdirat, [here, at(group), MODE, 0, 0, 0]);
+            let file = ask(libc::SYS_openat, [here, at(procs), flags, 0, 0, 0]);
+            file.and_then(|file| {
+                let written = ask(libc::SYS_write, [file, at(c"0".as_ptr()), 1, 0, 0, 0]);
+                let _ = ask(libc::SYS_close, [file, 0, 0, 0, 0, 0]);
+                written.map(drop)
+            })
+        };
+        // Another kernel may have removed it between two of these.
+        if !matches!(result, Err(libc::ENOENT | libc::ENODEV)) {
+            break;
+        }
+    }
+    result
+}
+
 /// What needs descriptors of the parent's, up to the registration; takes no
 /// file system that could hang.
 ///
@@ -656,13 +708,6 @@ unsafe fn place(frame: &mut Frame) -> Result<(), (Step, i32)> {
             let _ = ask(
                 libc::SYS_timer_settime,
                 [int(timer), 0, at(&raw const limit), 0, 0, 0],
-            );
-        }
-        // Before anything of its own can be started from here, and with the timer running.
-        if let Some(cgroup) = frame.cgroup {
-            let _ = ask(
-                libc::SYS_write,
-                [int(cgroup), at(c"0".as_ptr()), 1, 0, 0, 0],
             );
         }
         // Belt and braces: everything of ours is close-on-exec already. Linux

@@ -174,6 +174,9 @@ impl Owner {
     ) {
         let pid = started.pid.unsigned_abs();
         failpoint::reach("spawn.executed");
+        if let (Some(errno), Some(groups)) = (started.outside, &mut self.cgroups) {
+            groups.note_failure(errno);
+        }
         self.commit_fact(Entry::Started { serial, pid });
         let Some(row) = self.table.process(serial) else {
             return;
@@ -214,7 +217,10 @@ impl Owner {
         pipes: &Pipes,
     ) -> Result<Outcome, Failure> {
         let patience = self.start_patience();
-        let cgroup = self.cgroups.as_mut().and_then(|groups| groups.make(serial));
+        let cgroup = self
+            .cgroups
+            .as_mut()
+            .and_then(|groups| groups.group(serial));
         let cgroup = cgroup.as_ref();
         let plan = prepared.plan(self, serial, pipes, cgroup);
         let failure = match spawn::start(plan, patience) {

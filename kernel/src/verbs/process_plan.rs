@@ -20,6 +20,7 @@ use super::process::{Pipes, explain};
 use super::socket::{FIRST_NUMBER, open};
 use super::{VerbError, fail};
 use crate::owner::Owner;
+use crate::sys::cgroup::ControlGroup;
 use crate::sys::spawn::{Failure, LISTEN_PID_ENTRY, Plan};
 
 /// Where programs are looked for when the environment has no `PATH`.
@@ -332,7 +333,7 @@ impl Prepared {
         owner: &'a Owner,
         serial: u64,
         pipes: &'a Pipes,
-        cgroup: Option<&'a OwnedFd>,
+        cgroup: Option<&ControlGroup>,
     ) -> Plan<'a> {
         let descriptors = self
             .placed
@@ -365,7 +366,7 @@ impl Prepared {
             nice: self.nice,
             oom_score_adj: self.oom_score_adj.clone(),
             rlimits: self.rlimits.clone(),
-            cgroup: cgroup.map(AsFd::as_fd),
+            cgroup: cgroup.cloned(),
             listen_pid: self.listen_pid,
         }
     }

@@ -81,6 +81,22 @@ fn remedy() -> String {
     }
 }
 
+/// What is odd about the directory that the environment names; nothing if all is well.
+#[must_use]
+pub fn oddity() -> String {
+    let Some(given) = env::var_os("XDG_RUNTIME_DIR").filter(|given| !given.is_empty()) else {
+        return String::new();
+    };
+    let given = Path::new(&given);
+    if !given.is_absolute() {
+        format!(" (XDG_RUNTIME_DIR is {given:?}, no absolute path, and is ignored)")
+    } else if !given.exists() {
+        format!(" (XDG_RUNTIME_DIR is {given:?}, which does not exist)")
+    } else {
+        String::new()
+    }
+}
+
 impl RuntimeDir {
     /// The directory for this user and environment.
     #[must_use]
@@ -139,14 +155,25 @@ impl RuntimeDir {
             path: self.path.clone(),
             reason,
         };
-        let metadata = fs::symlink_metadata(&self.path).map_err(|error| RuntimeDirError::Io {
-            path: self.path.clone(),
-            error,
-        })?;
+        let uid = Uid::effective().as_raw();
+        let metadata = match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                // What is not there yet could not be made in another user's directory either.
+                if error.kind() == io::ErrorKind::NotFound
+                    && self.path.parent().is_some_and(Path::exists)
+                {
+                    self.verify_parent(uid)?;
+                }
+                return Err(RuntimeDirError::Io {
+                    path: self.path.clone(),
+                    error,
+                });
+            }
+        };
         if !metadata.is_dir() {
             return Err(refused("not a directory".into()));
         }
-        let uid = Uid::effective().as_raw();
         if metadata.uid() != uid {
             return Err(refused(format!(
                 "belongs to uid {}, expected {uid}",
@@ -180,10 +207,29 @@ impl RuntimeDir {
         Ok(())
     }
 
+    /// The user whose directory it is, or the one above it.
+    #[must_use]
+    pub fn owner(&self) -> Option<u32> {
+        let metadata = fs::symlink_metadata(&self.path)
+            .or_else(|_| fs::metadata(self.path.parent().unwrap_or(Path::new("/"))));
+        metadata.ok().map(|metadata| metadata.uid())
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether a socket of ours may be there: the directory is ours or can be made, and its path is short enough.
+    #[must_use]
+    pub fn can_hold_sockets(&self) -> bool {
+        let usable = match self.verify() {
+            Ok(()) => true,
+            Err(RuntimeDirError::Io { error, .. }) => error.kind() == io::ErrorKind::NotFound,
+            Err(_) => false,
+        };
+        usable && self.kernel_socket(u16::MAX).as_os_str().len() <= MAX_SOCKET_PATH
     }
 
     /// Whether sockets in the directory can have their names.

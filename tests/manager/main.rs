@@ -15,6 +15,7 @@ mod control;
 mod crash;
 mod doctor;
 mod down;
+mod elsewhere;
 mod foreground;
 mod from_circusd;
 mod ini_oracle;

@@ -19,7 +19,12 @@ pub(super) fn run(common: &Common, args: &DoctorArgs) -> Result<(), CommandError
     let request = Request::waiting(Command::Doctor);
     let reply: DoctorReply = match connect(common) {
         Ok(mut manager) => manager.ask(&request, common.timeout())?,
-        Err(CommandError::Manager(error @ ManagerError::NotRunning { .. })) => DoctorReply {
+        Err(
+            error @ (CommandError::Elsewhere(_)
+            | CommandError::Manager(
+                ManagerError::NotRunning { .. } | ManagerError::RuntimeDir(_),
+            )),
+        ) => DoctorReply {
             findings: without_manager(common, &error)?,
         },
         Err(error) => return Err(error),
@@ -43,24 +48,32 @@ pub(super) fn run(common: &Common, args: &DoctorArgs) -> Result<(), CommandError
 }
 
 /// What the kernel alone tells.
-fn without_manager(common: &Common, error: &ManagerError) -> Result<Vec<Finding>, CommandError> {
+fn without_manager(common: &Common, error: &CommandError) -> Result<Vec<Finding>, CommandError> {
     let mut findings = vec![problem("manager", error.to_string())];
     let namespace = namespace(common)?;
     let config = common.config.as_deref().and_then(loaded);
     let endpoint = config.as_ref().and_then(|config| config.kernel.as_ref());
     let places = kernel::candidates(&RuntimeDir::locate(), endpoint)?;
-    let Some(kernel) = kernel::examine(&places)? else {
+    let kernel = match kernel::examine(&places) {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            findings.push(problem("kernel", error.to_string()));
+            return Ok(findings);
+        }
+    };
+    let Some(kernel) = kernel else {
         findings.push(problem(
             "kernel",
             "none answers; `papactl up FILE` starts one",
         ));
         return Ok(findings);
     };
-    judge_alone(&kernel, &namespace, &mut findings);
+    let elsewhere = matches!(error, CommandError::Elsewhere(_));
+    judge_alone(&kernel, &namespace, elsewhere, &mut findings);
     Ok(findings)
 }
 
-fn judge_alone(kernel: &Examined, namespace: &str, findings: &mut Vec<Finding>) {
+fn judge_alone(kernel: &Examined, namespace: &str, elsewhere: bool, findings: &mut Vec<Finding>) {
     let status = &kernel.status;
     findings.push(running(status));
     judge_ledgers(&kernel.processes, &status.ledger, findings);
@@ -74,7 +87,7 @@ fn judge_alone(kernel: &Examined, namespace: &str, findings: &mut Vec<Finding>) 
     let told: Vec<String> = ours
         .map(|process| format!("{} (pid {})", process.name, process.pid))
         .collect();
-    if !told.is_empty() {
+    if !told.is_empty() && !elsewhere {
         let more = told.len().saturating_sub(MAX_TOLD);
         let more = if more > 0 {
             format!(" and {more} more")

@@ -22,8 +22,11 @@ use crate::runtime_dir::{DEFAULT_KERNEL_PORT, RuntimeDir, abstract_kernel_socket
 use crate::tree::{Member, strays};
 
 mod outcome;
+mod taken;
 mod upgrade;
 pub(super) mod verbs;
+
+pub(super) use taken::account;
 
 /// How long a kernel may take to greet and to answer: it does nothing slow.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,6 +56,9 @@ pub enum KernelError {
         #[source]
         source: ClientError,
     },
+    /// Somebody else has the port; who, and what to do.
+    #[error("{0}")]
+    Taken(String),
     /// The kernel was found and then failed.
     #[error("the kernel at {address}: {source}")]
     Failed {
@@ -79,6 +85,19 @@ pub enum KernelError {
     Io(#[from] io::Error),
 }
 
+impl KernelError {
+    /// Something answered at `address`, and it is no kernel of ours.
+    pub(super) fn at(address: &Address, source: ClientError) -> Self {
+        match taken::describe(address, &source) {
+            Some(text) => Self::Taken(text),
+            None => Self::Unusable {
+                address: address.clone(),
+                source,
+            },
+        }
+    }
+}
+
 /// Where to look for the kernel, best first; `endpoint` is what the configuration names.
 ///
 /// # Errors
@@ -102,7 +121,10 @@ pub fn candidates(
     };
     let mut addresses = Vec::new();
     if local {
-        addresses.push(Address::Unix(directory.kernel_socket(port)));
+        // A directory that we may not use has no socket of ours; the other places may still have the kernel.
+        if directory.can_hold_sockets() {
+            addresses.push(Address::Unix(directory.kernel_socket(port)));
+        }
         addresses.push(Address::Abstract(
             abstract_kernel_socket(Uid::effective(), port).into_bytes(),
         ));
@@ -125,12 +147,7 @@ pub(super) fn find(addresses: &[Address]) -> Result<Option<Kernel>, KernelError>
             match connect(address).await {
                 Ok(client) => return describe(address, &client).await.map(Some),
                 Err(error) if is_absent(address, &error) => {}
-                Err(source) => {
-                    return Err(KernelError::Unusable {
-                        address: address.clone(),
-                        source,
-                    });
-                }
+                Err(source) => return Err(KernelError::at(address, source)),
             }
         }
         Ok(None)
@@ -248,7 +265,7 @@ pub fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
             let client = match connect(address).await {
                 Ok(client) => client,
                 Err(error) if is_absent(address, &error) => continue,
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(KernelError::at(address, error)),
             };
             return match client.call(ops::KernelExit {}).await {
                 // It may be gone before its answer is read.

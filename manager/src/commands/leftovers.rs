@@ -21,7 +21,7 @@ use papa_protocol::record::Serial;
 
 use crate::adopt::{Note, worker_of};
 use crate::commands::CommandError;
-use crate::commands::kernel::{block_on, connect, is_absent};
+use crate::commands::kernel::{KernelError, block_on, connect, is_absent};
 use crate::config::{Config, WatcherConfig};
 use crate::control::message::{LostOutput, WatcherStatus};
 use crate::kernel_link::{KernelLink, LinkError};
@@ -123,9 +123,7 @@ fn end_workers(task: &Task<'_>) -> Result<Option<(Ended, Vec<i32>)>, CommandErro
             let client = match connect(address).await {
                 Ok(client) => client,
                 Err(error) if is_absent(address, &error) => continue,
-                Err(error) => {
-                    return Err(CommandError::Failed(format!("kernel {address}: {error}")));
-                }
+                Err(error) => return Err(KernelError::at(address, error).into()),
             };
             let link = KernelLink::new(client, vec![address.clone()], task.namespace.to_owned());
             let hello = link.client().hello();

@@ -11,6 +11,7 @@ mod completions;
 mod decr;
 mod doctor;
 mod down;
+mod elsewhere;
 mod get;
 mod incr;
 mod init;
@@ -84,6 +85,9 @@ pub enum CommandError {
     /// The manager is not there, refused or failed.
     #[error(transparent)]
     Manager(#[from] ManagerError),
+    /// No manager is found here, and this is why, or where one is.
+    #[error("{0}")]
+    Elsewhere(String),
     /// The kernel is not there, refused or failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -116,6 +120,7 @@ impl CommandError {
             Self::Config(_) | Self::Usage(_) | Self::Checked => EXIT_USAGE,
             Self::Unwell => EXIT_UNWELL,
             Self::Manager(_)
+            | Self::Elsewhere(_)
             | Self::Kernel(_)
             | Self::Program(_)
             | Self::RuntimeDir(_)
@@ -270,7 +275,8 @@ fn loaded(file: &Path) -> Option<Config> {
 /// Connects to the manager the command line means.
 fn connect(common: &Common) -> Result<ManagerClient, CommandError> {
     let namespace = namespace(common)?;
-    Ok(ManagerClient::connect(&RuntimeDir::locate(), &namespace)?)
+    ManagerClient::connect(&RuntimeDir::locate(), &namespace)
+        .map_err(|error| elsewhere::explain(common, error))
 }
 
 /// What runs now, for all watchers.

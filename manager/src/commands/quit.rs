@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::cli::Common;
-use crate::commands::{CommandError, namespace, print, print_json, progress, status_of_all};
+use crate::commands::{
+    CommandError, connect, namespace, print, print_json, progress, status_of_all,
+};
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{Command, Request, Selection, ShutdownReply, StatusReply};
 use crate::runtime_dir::RuntimeDir;
@@ -43,7 +45,7 @@ pub(super) fn end_manager(
     let directory = RuntimeDir::locate();
     let namespace = namespace(common)?;
     let deadline = Instant::now() + common.timeout();
-    let mut client = ManagerClient::connect(&directory, &namespace)?;
+    let mut client = connect(common)?;
     let status = status_of_all(common, &mut client)?;
     let quitting = command == Command::Quit;
     progress::say_when_interrupted(common);

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::cli::Common;
 use crate::cli::args::UpArgs;
+use crate::commands::elsewhere;
 use crate::commands::init;
 use crate::commands::kernel::{self, Kernel};
 use crate::commands::logs::ended;
@@ -69,8 +70,10 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
         check::print_warnings(&config.warnings, MAX_WARNINGS);
     }
     let directory = RuntimeDir::locate();
-    directory.check_paths(&config.namespace)?;
-    directory.ensure()?;
+    let usable = directory
+        .check_paths(&config.namespace)
+        .and_then(|()| directory.ensure());
+    usable.map_err(|error| elsewhere::explain(common, error.into()))?;
     let deadline = Instant::now() + common.timeout();
     let begun_ms = ended::now_ms();
 
@@ -165,10 +168,11 @@ fn refuse_second(
         // The connection of a manager that has just ended may be known to the kernel for a moment longer.
         if Instant::now() >= until {
             return Err(CommandError::Failed(format!(
-                "a manager already runs for namespace {:?}: {}; here the runtime directory is {}: set XDG_RUNTIME_DIR to the one above it there, or choose another namespace in [circus]",
+                "a manager already runs for namespace {:?}: {}; here the runtime directory is {}{}, or choose another namespace in [circus]",
                 config.namespace,
                 table::printable(&holder),
                 directory.path().display(),
+                table::printable(&elsewhere::reach(&holder)),
             )));
         }
         thread::sleep(POLL);

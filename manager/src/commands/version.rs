@@ -3,12 +3,25 @@
 use serde_json::json;
 
 use crate::cli::Common;
-use crate::commands::{CommandError, connect, kernel, print, print_json, table};
+use crate::commands::{CommandError, connect, kernel, note, print, print_json, table};
+use crate::control::client::ManagerError;
 use crate::control::message::{Command, Request, StatusReply};
 
 /// Runs the verb. What does not run has no version; that is no failure.
 pub(super) fn run(common: &Common) -> Result<(), CommandError> {
-    let manager = connect(common).ok().and_then(|mut client| {
+    let connected = connect(common).inspect_err(|error| {
+        // That none runs is said in the table; that one cannot be found from here is not.
+        if !matches!(
+            error,
+            CommandError::Manager(ManagerError::NotRunning { .. })
+        ) {
+            note(&format!(
+                "papactl: {}",
+                table::printable(&error.to_string())
+            ));
+        }
+    });
+    let manager = connected.ok().and_then(|mut client| {
         let request = Request::waiting(Command::Status { name: None });
         let status: StatusReply = client.ask(&request, common.timeout()).ok()?;
         Some(status.manager?.version)

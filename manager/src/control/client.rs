@@ -14,7 +14,7 @@ use nix::unistd::Uid;
 use serde::de::DeserializeOwned;
 
 use crate::control::message::{MAX_REPLY_BYTES, Reply, ReplyError, Request, RequestError};
-use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::runtime_dir::{self, RuntimeDir, RuntimeDirError};
 
 /// How much is read at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -27,8 +27,8 @@ const STREAM_PERIOD: Duration = Duration::from_secs(3600);
 pub enum ManagerError {
     /// Nobody listens for this namespace.
     #[error(
-        "no manager runs for namespace {namespace:?} (looked for {socket}); start one with `papactl up FILE`",
-        socket = socket.display()
+        "no manager runs for namespace {namespace:?} (looked for {socket}{oddity}); start one with `papactl up FILE`",
+        socket = socket.display(), oddity = runtime_dir::oddity()
     )]
     NotRunning {
         /// The namespace asked for.
@@ -100,6 +100,7 @@ impl ManagerClient {
             namespace: namespace.to_owned(),
             socket: socket.clone(),
         };
+        directory.check_paths(namespace)?;
         match directory.verify() {
             Err(RuntimeDirError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(not_running());

@@ -27,7 +27,9 @@ pub(in crate::commands) fn run(common: &Common, verb: &KernelVerb) -> Result<(),
 pub(in crate::commands) fn places(common: &Common) -> Result<Vec<Address>, CommandError> {
     let manager = match connect(common) {
         Ok(mut client) => status_of_all(common, &mut client)?.manager,
-        Err(CommandError::Manager(ManagerError::NotRunning { .. })) => None,
+        Err(
+            CommandError::Elsewhere(_) | CommandError::Manager(ManagerError::NotRunning { .. }),
+        ) => None,
         Err(error) => return Err(error),
     };
     if let Some(manager) = manager {
@@ -57,7 +59,7 @@ fn with_kernel<T>(
                     return Ok(Some((address.clone(), result)));
                 }
                 Err(error) if is_absent(address, &error) => {}
-                Err(error) => return Err(failed(error)),
+                Err(source) => return Err(KernelError::at(address, source)),
             }
         }
         Ok(None)

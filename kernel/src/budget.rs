@@ -98,7 +98,7 @@ impl Budget {
             tracing::warn!(
                 session,
                 bytes = account.bytes,
-                "the budget of all sessions is spent; this one goes"
+                "session memory limit reached; closing the largest session"
             );
             self.used.set(self.used.get() - account.bytes);
             account.inbox.end();

@@ -119,7 +119,7 @@ impl Config {
             && fs::read_to_string(path).is_ok_and(|text| text.trim() != keeper.to_string())
             && let Err(error) = write_pid_file(path, keeper)
         {
-            tracing::warn!(path = %path.display(), %error, "the pid file cannot be written");
+            tracing::warn!(path = %path.display(), %error, "cannot write the pid file");
         }
     }
 

@@ -102,7 +102,7 @@ pub fn recover(
             Read::Unknown(record) => unknown.push(record),
             Read::Bad(error) => {
                 replay.skipped += 1;
-                tracing::error!(%error, "a journal record is left out");
+                tracing::error!(%error, "skipping a journal record this version cannot read");
             }
         }
     }
@@ -154,7 +154,7 @@ pub fn recover(
         if let Some(fd) = fetched.take(Kind::SOCKET, id) {
             socket_fds.insert(id, fd);
         } else if held {
-            tracing::error!(id, "a socket's descriptor is missing");
+            tracing::error!(id, "the descriptor of a socket is missing");
             record(&mut table, Entry::Unsocket { id });
         }
     }

@@ -209,7 +209,7 @@ impl Server {
                 Err(error) => {
                     debug!(%error, "accept");
                     if is_exhaustion(&error) {
-                        warn!(%error, "no descriptor for another caller");
+                        warn!(%error, "out of descriptors; not accepting further callers for now");
                         let again = self.again.notified();
                         self.owner.tell(0, Incoming::CannotAccept);
                         tokio::select! {
@@ -328,7 +328,7 @@ fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, R
     let (uid, pid, tcp) = match transport {
         Transport::Unix(stream) => {
             let credentials = getsockopt(&stream.as_fd(), PeerCredentials)
-                .map_err(|_| Refusal::Because("its user cannot be told"))?;
+                .map_err(|_| Refusal::Because("cannot determine the caller's user id"))?;
             // A caller the system shows us no number of is nobody in
             // particular: it is in another pid namespace.
             let pid = Some(credentials.pid()).filter(|pid| *pid > 0);
@@ -338,10 +338,10 @@ fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, R
             // An answer must not wait for the next one.
             let _ = stream.set_nodelay(true);
             let ours = stream.local_addr().map_err(|_| Refusal::Gone)?;
-            let theirs = theirs.ok_or(Refusal::Because("its address cannot be told"))?;
+            let theirs = theirs.ok_or(Refusal::Because("cannot determine the caller's address"))?;
             let holder = tcp_holder(theirs, ours).map_err(|errno| match errno {
                 Errno::ENOENT => Refusal::Gone,
-                _ => Refusal::Because("its user cannot be told"),
+                _ => Refusal::Because("cannot determine the caller's user id"),
             })?;
             // While a caller that has gone waited to be accepted, somebody else
             // may have taken its port. A connection that is still open is the

@@ -80,7 +80,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Events handled before watchers are asked what to do: a burst of exits is one decision.
 const EVENTS_PER_TURN: usize = 256;
 
-/// Where we are in life.
+/// Phase of the manager's life cycle.
 #[derive(Debug)]
 enum Phase {
     /// Until the namespace is ours.

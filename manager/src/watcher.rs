@@ -47,7 +47,7 @@ use roll::Roll;
 /// A probe that waits for a worker gets this much longer to say what is missing.
 pub const TELL_WHY: Duration = Duration::from_secs(1);
 
-/// However late a manager takes a worker over that is not ready yet, it looks so long whether it is.
+/// Minimum time an adopted worker that is not ready yet gets to become ready.
 const LATE_LOOK: Duration = Duration::from_secs(5);
 
 /// The moment something happened, as the loop read it.

@@ -403,7 +403,7 @@ impl Batch {
     /// A header is in the batch and its bytes cannot be had: the batch must not
     /// be sent, and the session cannot be told anything else either.
     fn fail(&mut self, serial: u64, errno: Errno) {
-        tracing::error!(serial, %errno, "a reel cannot be read; its reader is closed");
+        tracing::error!(serial, %errno, "cannot read a reel; closing its reader");
         self.broken = true;
     }
 

@@ -120,7 +120,7 @@ impl Owner {
         let hopeless = !self.has_exit_info && !live.adopted;
         if found.is_some() || hopeless || now.duration_since(since) > LOOKUP_LIMIT {
             if found.is_none() {
-                warn!(serial, "how this process ended is not known");
+                warn!(serial, "exit status of the process is unknown");
             }
             self.record_exit(serial, found, now_us());
         } else {
@@ -387,7 +387,7 @@ impl Owner {
         if let Some(live) = self.live.get_mut(&serial)
             && live.trouble.replace(errno) != Some(errno)
         {
-            warn!(serial, %errno, "output cannot be stored; it stays in the pipe, and its writer waits");
+            warn!(serial, %errno, "cannot store output; it stays in the pipe and its writer waits");
         }
         self.pause(serial);
         self.deadlines
@@ -412,7 +412,7 @@ impl Owner {
         if !waits {
             let dropped = reel.drop_for_ring(largest);
             if let Some(errno) = live.note_release(dropped) {
-                warn!(serial, %errno, "the oldest output could not be dropped");
+                warn!(serial, %errno, "cannot drop the oldest output");
             }
         }
         let Some(Ok(ring)) = live.reel.as_ref().map(|reel| reel.to_ring(largest)) else {
@@ -422,7 +422,7 @@ impl Owner {
         failpoint::reach("reel.copied");
         let key = Key::new(Kind::REEL, serial);
         if let Err(errno) = self.keep(&[(key, ring.as_fd())]) {
-            warn!(serial, %errno, "a reel that has come to the limit on file size cannot be moved");
+            warn!(serial, %errno, "cannot move a reel that has reached the file size limit");
             return false;
         }
         failpoint::reach("reel.moved");
@@ -452,7 +452,7 @@ impl Owner {
             Waits::No if reel.is_over() => {
                 let dropped = reel.drop_oldest();
                 if let Some(errno) = live.note_release(dropped) {
-                    warn!(serial, %errno, "the oldest output could not be dropped");
+                    warn!(serial, %errno, "cannot drop the oldest output");
                 }
             }
             Waits::ForEver if reel.is_full() => self.pause(serial),
@@ -517,7 +517,7 @@ impl Owner {
             Ok(0) => self.end_stream(serial, stream),
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => {
-                warn!(serial, %errno, "unwanted output cannot be read");
+                warn!(serial, %errno, "cannot read output nobody wants");
                 self.end_stream(serial, stream);
             }
         }
@@ -594,7 +594,7 @@ impl Owner {
         let acknowledged = reel.acknowledge(position);
         let is_full = reel.is_full();
         if let Some(errno) = live.note_release(acknowledged) {
-            warn!(serial, %errno, "an acknowledgement could not be recorded");
+            warn!(serial, %errno, "cannot record an acknowledgement");
         }
         if live.paused && !is_full {
             self.resume(serial);

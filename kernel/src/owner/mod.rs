@@ -105,7 +105,7 @@ pub struct Fixed {
 /// A claim whose holder is connected.
 pub(crate) type LiveClaims = HashMap<Name, SessionId>;
 
-/// Everything.
+/// The state of the whole kernel; events are its methods.
 #[derive(Debug)]
 pub struct Owner {
     pub(crate) config: Config,
@@ -268,7 +268,7 @@ impl Owner {
     /// `handed` goes along if the keeper has died.
     pub(crate) fn confirm(&mut self, findings: Findings, handed: &[(Key, OwnedFd)]) {
         if let Err(error) = self.journal.settle() {
-            error!(%error, "the journal could not be cut behind its last record");
+            error!(%error, "cannot truncate the journal after its last record");
         }
         self.unrecorded = findings.entries.into();
         self.record_findings();
@@ -285,7 +285,7 @@ impl Owner {
     fn record_findings(&mut self) {
         while let Some(entry) = self.unrecorded.front() {
             if let Err(error) = self.journal.append(entry) {
-                error!(%error, "what recovery found could not be recorded yet");
+                error!(%error, "cannot record yet what recovery found");
                 return;
             }
             self.unrecorded.pop_front();
@@ -302,7 +302,7 @@ impl Owner {
         let poller = Rc::clone(&self.poller);
         let key = Key::new(Kind::POLLER, 0);
         if let Err(errno) = self.keep(&[(key, poller.get_ref().as_fd())]) {
-            warn!(%errno, "the keeper will hear later of this kernel's end");
+            warn!(%errno, "cannot give the keeper a copy of the event poller; it will notice the end of this kernel later");
         }
     }
 
@@ -395,7 +395,7 @@ impl Owner {
         if let Some((at, _)) = self.deadlines.first()
             && let Err(errno) = self.alarm.ring_by(*at)
         {
-            error!(%errno, "the alarm cannot be set");
+            error!(%errno, "cannot set the timer of the event loop");
         }
     }
 
@@ -446,7 +446,7 @@ impl Owner {
     pub(crate) fn commit_fact(&mut self, entry: Entry) {
         self.record_findings();
         if let Err(error) = self.journal.append(&entry) {
-            error!(%error, "a change could not be recorded");
+            error!(%error, "cannot record a change in the journal");
         }
         self.table.apply(entry);
     }
@@ -458,7 +458,7 @@ impl Owner {
             .iter()
             .map(|record| Record::Unknown(record));
         if let Err(error) = self.journal.compact(ours.chain(later)) {
-            error!(%error, "the journal could not be compacted");
+            error!(%error, "cannot compact the journal");
         }
     }
 
@@ -537,7 +537,7 @@ impl Owner {
             return;
         };
         if !session.push(line) {
-            warn!(session = id, "does not read what is pushed; closing it");
+            warn!(session = id, "client does not read what it is sent; closing its session");
             session.close();
             self.on_gone(id);
         }
@@ -571,7 +571,7 @@ impl Owner {
                     .get_ref()
                     .add(pipe, Source::Pipe(serial, stream))
             {
-                error!(serial, %errno, "a stream cannot be watched");
+                error!(serial, %errno, "cannot watch an output stream");
             }
         }
         self.drain_if_ended(serial);

@@ -64,7 +64,7 @@ impl Owner {
             None => return None,
             Some(Ok(record)) => record,
             Some(Err(errno)) => {
-                error!(%errno, "what was handed over cannot be read; the sessions are closed");
+                error!(%errno, "cannot read the handed-over sessions; closing them");
                 return None;
             }
         };
@@ -108,14 +108,14 @@ impl Owner {
     ) {
         let id = record.id;
         let Some(socket) = descriptors.remove(&record.connection.socket) else {
-            warn!(session = id, "its socket is missing; it is closed");
+            warn!(session = id, "socket of a session is missing; closing the session");
             return;
         };
         let take = |number| descriptors.remove(&number);
         let outbox = match server.resume(id, socket, record.peer.tcp, record.connection, take) {
             Ok(outbox) => outbox,
             Err(error) => {
-                warn!(session = id, %error, "cannot be gone on with; it is closed");
+                warn!(session = id, %error, "cannot resume a session after the change of program; closing it");
                 return;
             }
         };

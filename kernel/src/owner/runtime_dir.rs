@@ -39,12 +39,12 @@ impl Owner {
         match self.bind_again(&path) {
             Ok(()) => {
                 self.runtime_dir_trouble = None;
-                info!(path = %path.display(), "the private socket is back");
+                info!(path = %path.display(), "private socket bound again");
             }
             // Tried every ten seconds for as long as it takes, said once.
             Err(error) if self.runtime_dir_trouble.as_ref() == Some(&error) => {}
             Err(error) => {
-                warn!(path = %path.display(), error, "the private socket is gone");
+                warn!(path = %path.display(), error, "private socket is gone");
                 self.runtime_dir_trouble = Some(error);
             }
         }

@@ -133,7 +133,7 @@ impl Owner {
             }
             Ok(Side::Copy) => true,
             Err(errno) => {
-                error!(%errno, "no second process holds everything until there is a keeper");
+                error!(%errno, "cannot start the stand-in process; nothing else holds the descriptors until there is a keeper");
                 false
             }
         }
@@ -184,11 +184,11 @@ impl Owner {
             }
             Ok(Signal::SIGUSR1) => {
                 crate::logging::reopen();
-                info!("the log was opened anew, as asked");
+                info!("log reopened on request");
             }
             Ok(Signal::SIGUSR2) => {
                 if let Err(error) = self.ask_upgrade(None, KernelUpgrade::default()) {
-                    error!(%error, "the program is not changed");
+                    error!(%error, "not changing the program");
                 }
             }
             _ => {}
@@ -309,14 +309,14 @@ impl Owner {
         if let Some(until) = self.ending
             && (self.sessions.is_empty() || Instant::now() >= until)
         {
-            info!("idle, as asked: ending");
+            info!("nothing left to hold; ending as requested");
             self.exit(0);
         }
         if self.ends_as_init.is_some()
             && self.claims.is_empty()
             && self.table.processes().all(|row| row.exit.is_some())
         {
-            info!("managers and processes have ended, as asked: ending");
+            info!("managers and processes have ended; ending as requested");
             self.exit(0);
         }
     }
@@ -338,7 +338,7 @@ fn is_gone(told: Result<(), Errno>) -> bool {
         Err(
             Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS,
         ) => {
-            error!("the keeper could not be sent a descriptor");
+            error!("cannot send a descriptor to the keeper");
             false
         }
         Err(_) => true,

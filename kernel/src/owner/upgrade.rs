@@ -178,7 +178,7 @@ impl Owner {
             }
             problem => {
                 if let Some(reason) = problem {
-                    warn!(reason, "the program is taken all the same");
+                    warn!(reason, "changing to the new program although its dry run failed (force)");
                 }
                 if changing.dry_run {
                     self.end_change(Ok(true));
@@ -273,7 +273,7 @@ impl Owner {
         let file = match record.and_then(|record| record.write()) {
             Ok(file) => file,
             Err(errno) if role == Role::Orphan => {
-                error!(%errno, "the sessions cannot be handed over; they are closed");
+                error!(%errno, "cannot hand sessions over; closing them");
                 self.take_keepers_place("it is gone", &[]);
             }
             Err(errno) => return errno,
@@ -318,7 +318,7 @@ impl Owner {
             (Ok(()), Role::Kernel) => match self.link.try_program(changing.program.as_fd()) {
                 Ok(()) => {
                     failpoint::reach("upgrade.tried");
-                    info!(path = changing.change.to_path, "changing the program");
+                    info!(path = changing.change.to_path, "changing to the new program");
                     let errno = takeover::become_program(self, changing.program.as_fd(), &handed);
                     let told = self.link.tell(&ToKeeper::Untried);
                     self.check_keeper_with(told, &handed);
@@ -412,7 +412,7 @@ impl Owner {
             let listener = fd.try_clone().and_then(|copy| Listener::new(copy, tcp));
             match listener {
                 Ok(listener) => server.serve(listener),
-                Err(error) => error!(%error, "a listener cannot be served again"),
+                Err(error) => error!(%error, "cannot serve a listener again"),
             }
         }
     }
@@ -429,7 +429,7 @@ impl Owner {
         });
         // Without it the path before is the default once more.
         if let Err(errno) = kept {
-            warn!(%errno, "where the next version will be could not be noted");
+            warn!(%errno, "cannot record the path of the next program");
         }
     }
 
@@ -464,8 +464,8 @@ impl Owner {
         failpoint::reach("upgrade.answering");
         self.program_before = None;
         match &result {
-            Ok(dry_run) => info!(path = change.to_path, dry_run, "the program is good"),
-            Err(reason) => error!(path = change.to_path, reason, "the program was not changed"),
+            Ok(dry_run) => info!(path = change.to_path, dry_run, "new program accepted"),
+            Err(reason) => error!(path = change.to_path, reason, "program not changed"),
         }
         let Some((session, id)) = &change.asked else {
             return;

@@ -91,7 +91,7 @@ impl Cgroups {
     /// A process has started without its group; it is said once.
     pub fn note_failure(&mut self, errno: Errno) {
         if !std::mem::replace(&mut self.told, true) {
-            warn!(path = %self.base.display(), %errno, "processes start without a control group");
+            warn!(path = %self.base.display(), %errno, "starting processes without a control group");
         }
     }
 

@@ -246,7 +246,7 @@ impl Owner {
             }
         }
         if let Err(errno) = result {
-            tracing::error!(serial, %errno, "a process cannot be watched");
+            tracing::error!(serial, %errno, "cannot watch a process for its end");
         }
     }
 

@@ -56,7 +56,7 @@ pub struct LogThread {
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
     pub(super) watchers: Arc<[Arc<WatcherConfig>]>,
-    /// How often files were to be opened anew.
+    /// Reopen requests so far; a change means reopen.
     pub(super) reopenings: u64,
     pub(super) finish: bool,
 }

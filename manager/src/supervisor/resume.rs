@@ -43,7 +43,7 @@ impl Resumed {
                 ..config
             }),
             Err(errors) => {
-                tracing::error!(%errors, "a change of the configuration was begun and is not taken up: what was before is not accepted any more");
+                tracing::error!(%errors, "cannot resume the interrupted reloadconfig: the previous configuration no longer validates");
                 return None;
             }
         };

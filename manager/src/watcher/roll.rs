@@ -141,7 +141,7 @@ impl Watcher {
     pub(super) fn is_rolled_out(&self, generation: u64) -> bool {
         match &self.kept.roll {
             Some(roll) => roll.to != generation,
-            // Of a reload that failed. Those who have noted none, or an older one, are as good as they were.
+            // Only workers of a failed reload match; workers without a generation, or of an older one, do not.
             None => self.kept.generation < generation && generation <= self.kept.generations,
         }
     }

@@ -278,7 +278,7 @@ impl KernelLink {
         let request = socket_request(socket, &self.namespace)?;
         match self.ask_for_socket(request).await {
             Err(error) if error.code() == Some(ErrorCode::Exists) => {
-                tracing::warn!(socket = socket.name, %error, "the socket is kept as it is");
+                tracing::warn!(socket = socket.name, %error, "keeping the existing socket, which differs from the file");
                 self.describe_socket(socket).await.map(drop)
             }
             other => {
@@ -447,14 +447,14 @@ impl KernelLink {
             && as_written(watcher, &mut request)
         {
             // The release it was read with is gone: what has taken its place is better than nothing.
-            tracing::warn!(process = %name, %error, "cannot be started where its directory was; tries where it is now");
+            tracing::warn!(process = %name, %error, "cannot start in the pinned release directory; trying the current one");
             made = self.client.call(request).await;
         }
         match made {
             Ok(made) => Ok(made.process),
             Err(error) if error.code() == Some(ErrorCode::Exists) => {
                 // The configuration changed while the worker ran: it is kept until it is restarted.
-                tracing::warn!(process = %name, %error, "the worker runs with other settings and is kept");
+                tracing::warn!(process = %name, %error, "keeping a worker that runs with other settings");
                 let list = ops::ProcessList {
                     names: vec![NamePattern::new(&name)],
                     serials: Vec::new(),
@@ -729,7 +729,7 @@ fn process_request(
             .filter_map(|(name, value)| match name.into_string() {
                 Ok(name) => Some((name, ByteString::from(value))),
                 Err(name) => {
-                    tracing::warn!(variable = ?name, "a variable's name is not UTF-8 and is left out");
+                    tracing::warn!(variable = ?name, "ignoring an environment variable whose name is not UTF-8");
                     None
                 }
             })

@@ -99,7 +99,7 @@ fn main() -> ExitCode {
             around.enter(&mut command);
             sys::restore_descriptor_limit(&mut command);
             let error = command.exec();
-            tracing::error!(%error, program = %program.display(), "cannot be started anew");
+            tracing::error!(%error, program = %program.display(), "cannot execute the new program");
             result = Err(error).with_context(|| format!("starting {} anew", program.display()));
         }
         result
@@ -267,7 +267,7 @@ fn forward_signals(
                 _ = quit.recv() => end(),
                 _ = reopen.recv() => {
                     if let Err(error) = log.reopen() {
-                        tracing::warn!(%error, "our own log file cannot be reopened");
+                        tracing::warn!(%error, "cannot reopen the manager's own log file");
                     }
                     Event::ReopenLogs
                 }

@@ -191,7 +191,7 @@ impl Orphan {
             return;
         }
         if let Err(error) = pidfd::signal(pidfd, self.pid, signal, pidfd::Whom::Worker) {
-            tracing::warn!(pid = self.pid, %error, "an orphan cannot be signalled");
+            tracing::warn!(pid = self.pid, %error, "cannot signal an orphan");
         }
     }
 }

@@ -272,7 +272,7 @@ pub struct KeptSession {
 #[must_use]
 pub fn parse<T: DeserializeOwned>(what: &str, value: &[u8]) -> Option<T> {
     serde_json::from_slice(value)
-        .inspect_err(|error| tracing::warn!(%error, what, "kept and unreadable; it is ignored"))
+        .inspect_err(|error| tracing::warn!(%error, what, "ignoring state saved in the kernel that cannot be read"))
         .ok()
 }
 

@@ -425,7 +425,10 @@ impl Supervisor {
             Event::Demanded(id) => {
                 self.probes.forget_demand(id);
                 if let Some(watcher) = self.watchers.get_mut(&id) {
-                    tracing::info!(watcher = watcher.config().name, "wanted by a connection");
+                    tracing::info!(
+                        watcher = watcher.config().name,
+                        "starting on demand: a client connects"
+                    );
                     watcher.demand();
                 }
             }

@@ -391,7 +391,8 @@ fn a_caller_who_comes_when_no_descriptor_is_left_is_served_once_there_is_one() {
     // It says so at each try, and does not spin meanwhile.
     let tries = || {
         let log = kernel.log();
-        log.matches("out of descriptors; not accepting further callers for now").count()
+        log.matches("out of descriptors; not accepting further callers for now")
+            .count()
     };
     wait_until("it has tried some times", || tries() >= 4);
     let least = Duration::from_millis(100) * 3;

@@ -316,7 +316,7 @@ fn a_limit_on_file_size_that_came_later_stopped_workers_that_had_written_much() 
                 kernel.log().matches("is reached; the output goes").count(),
                 1
             );
-            assert_eq!(kernel.log().matches("cannot be stored").count(), 0);
+            assert_eq!(kernel.log().matches("cannot store output").count(), 0);
         }
     }
 }
@@ -347,5 +347,5 @@ fn output_that_cannot_be_stored_is_told_with_the_process_and_once_in_the_log() {
     wait_until("it was tried again", || {
         begin.elapsed() > std::time::Duration::from_secs(1)
     });
-    assert_eq!(kernel.log().matches("cannot be stored").count(), 1);
+    assert_eq!(kernel.log().matches("cannot store output").count(), 1);
 }

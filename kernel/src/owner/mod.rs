@@ -537,7 +537,10 @@ impl Owner {
             return;
         };
         if !session.push(line) {
-            warn!(session = id, "client does not read what it is sent; closing its session");
+            warn!(
+                session = id,
+                "client does not read what it is sent; closing its session"
+            );
             session.close();
             self.on_gone(id);
         }

@@ -108,7 +108,10 @@ impl Owner {
     ) {
         let id = record.id;
         let Some(socket) = descriptors.remove(&record.connection.socket) else {
-            warn!(session = id, "socket of a session is missing; closing the session");
+            warn!(
+                session = id,
+                "socket of a session is missing; closing the session"
+            );
             return;
         };
         let take = |number| descriptors.remove(&number);

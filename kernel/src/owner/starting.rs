@@ -153,7 +153,10 @@ impl Owner {
     /// Ends a start that takes too long.
     fn give_up_start(&mut self, serial: u64, mut start: Start) {
         let pid = start.child.pid;
-        warn!(serial, pid, "program does not start in time; killing the process");
+        warn!(
+            serial,
+            pid, "program does not start in time; killing the process"
+        );
         let late = start.prepared.explain(Failure {
             step: Step::Late,
             errno: nix::errno::Errno::ETIMEDOUT,

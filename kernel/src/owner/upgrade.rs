@@ -178,7 +178,10 @@ impl Owner {
             }
             problem => {
                 if let Some(reason) = problem {
-                    warn!(reason, "changing to the new program although its dry run failed (force)");
+                    warn!(
+                        reason,
+                        "changing to the new program although its dry run failed (force)"
+                    );
                 }
                 if changing.dry_run {
                     self.end_change(Ok(true));
@@ -318,7 +321,10 @@ impl Owner {
             (Ok(()), Role::Kernel) => match self.link.try_program(changing.program.as_fd()) {
                 Ok(()) => {
                     failpoint::reach("upgrade.tried");
-                    info!(path = changing.change.to_path, "changing to the new program");
+                    info!(
+                        path = changing.change.to_path,
+                        "changing to the new program"
+                    );
                     let errno = takeover::become_program(self, changing.program.as_fd(), &handed);
                     let told = self.link.tell(&ToKeeper::Untried);
                     self.check_keeper_with(told, &handed);

@@ -90,7 +90,7 @@ impl ControlServer {
             Found::Nobody => {}
             Found::Lives(pid) => return Err(running(pid)),
             Found::Ended(pid) => {
-                tracing::warn!(pid, "the manager before us did not answer and was ended");
+                tracing::warn!(pid, "ended an earlier manager that did not answer");
             }
         }
         let Some(lock) = lock(&path).map_err(failed)? else {
@@ -204,7 +204,7 @@ async fn accept(
         let accepted = tokio::time::timeout(LOOK_FOR_PATH, listener.accept()).await;
         match accepted {
             Ok(Ok((stream, _))) if is_trusted(&stream) => serve(stream, &sessions, &asked),
-            Ok(Ok(_)) => tracing::warn!("a control connection of another user was refused"),
+            Ok(Ok(_)) => tracing::warn!("refused a control connection of another user"),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "cannot accept a control connection");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
@@ -212,14 +212,14 @@ async fn accept(
             Err(_) => match listen_again(&path) {
                 Ok(None) => {}
                 Ok(Some((again, now))) => {
-                    tracing::warn!(path = %path.display(), "the control socket was removed and is made anew");
+                    tracing::warn!(path = %path.display(), "control socket was removed; recreating it");
                     *bound.lock().unwrap_or_else(PoisonError::into_inner) = now;
                     listener = again;
                     trouble = None;
                 }
                 // Once for each reason, not every time.
                 Err(error) if trouble.as_ref() != Some(&error.to_string()) => {
-                    tracing::warn!(path = %path.display(), %error, "the control socket was removed and cannot be made anew");
+                    tracing::warn!(path = %path.display(), %error, "cannot recreate the control socket, which was removed");
                     trouble = Some(error.to_string());
                 }
                 Err(_) => {}

@@ -116,7 +116,7 @@ pub(super) fn resume(
         });
     }
     let Some(found) = find(path, id) else {
-        tracing::warn!(path = %path.display(), "the file of an interrupted log write is gone; the write goes to a new one");
+        tracing::warn!(path = %path.display(), "file of an interrupted log write is gone; writing to a new one");
         return Ok(Resumed {
             handle: open(path, false)?,
             written: 0,

@@ -151,7 +151,7 @@ impl LogFile {
                     Ok(found) => found,
                     Err(error) => {
                         if !self.said {
-                            tracing::warn!(%path, %error, "an interrupted log write cannot be finished yet");
+                            tracing::warn!(%path, %error, "cannot finish an interrupted log write yet");
                         }
                         return self.suspend(&error, now, Some(Stuck::Unopened(unfinished)));
                     }
@@ -204,7 +204,7 @@ impl LogFile {
             self.ticked = false;
         } else if self.limits != limits && !self.limits_disputed {
             self.limits_disputed = true;
-            tracing::warn!(path = %self.path.display(), max_bytes = self.limits.max_bytes, backup_count = self.limits.backup_count, "two streams share the log file; the first one's limits hold");
+            tracing::warn!(path = %self.path.display(), max_bytes = self.limits.max_bytes, backup_count = self.limits.backup_count, "two streams share a log file; using the limits of the first");
         }
     }
 
@@ -439,7 +439,7 @@ impl LogFile {
     fn is_well(&mut self) {
         self.retry_delay = RETRY_MIN;
         if std::mem::take(&mut self.said) {
-            tracing::info!(path = %self.path.display(), "the log file can be written again");
+            tracing::info!(path = %self.path.display(), "log file can be written again");
         }
     }
 
@@ -463,7 +463,7 @@ impl LogFile {
         } = std::mem::take(&mut self.pending);
         bytes.extend_from_slice(more);
         if let Err(error) = store.note_written(slot, written) {
-            tracing::warn!(path = %self.path.display(), %error, "the log state cannot note how far a write came");
+            tracing::warn!(path = %self.path.display(), %error, "cannot record the progress of a write in the log state");
         }
         let attempt = Attempt {
             slot,
@@ -483,7 +483,7 @@ impl LogFile {
         if let Err(error) = attempt.proceed() {
             if attempt.written > 0 {
                 if let Err(error) = store.note_written(attempt.slot, attempt.written) {
-                    tracing::warn!(path = %self.path.display(), %error, "the log state cannot note how far a write came");
+                    tracing::warn!(path = %self.path.display(), %error, "cannot record the progress of a write in the log state");
                 }
                 return self.suspend(&error, now, Some(Stuck::Write(attempt)));
             }
@@ -499,7 +499,7 @@ impl LogFile {
 
     fn suspend(&mut self, error: &io::Error, now: Now, stuck: Option<Stuck>) {
         if !std::mem::replace(&mut self.said, true) {
-            tracing::warn!(path = %self.path.display(), %error, "the log file cannot be written; its output waits in the kernel");
+            tracing::warn!(path = %self.path.display(), %error, "cannot write the log file; its output waits in the kernel");
         }
         self.pending = Pending::default();
         self.handle = None;

@@ -123,7 +123,7 @@ impl Compressor {
     }
 
     fn pause(&mut self, path: &Path, error: &io::Error, now: Instant) {
-        tracing::warn!(path = %path.display(), %error, "a rotated log file cannot be compressed now and stays as it is");
+        tracing::warn!(path = %path.display(), %error, "cannot compress a rotated log file; leaving it uncompressed");
         self.paused_until = Some(now + TRY_AGAIN);
     }
 }

@@ -48,7 +48,7 @@ pub(super) async fn open_state(
                     return Err(error.into());
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    tracing::error!(%error, "the log state in the kernel is unusable and is replaced");
+                    tracing::error!(%error, "replacing the log state in the kernel, which is unusable");
                 }
                 Err(error) => return Err(error.into()),
             }

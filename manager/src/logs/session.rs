@@ -386,7 +386,7 @@ impl<'a> Session<'a> {
             Ok(Ok(())) => {}
             // Unacknowledged output comes again, and the state says what of it is written.
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the last acknowledgements did not get through");
+                tracing::warn!(%error, "cannot send the last acknowledgements");
             }
             Err(_) => tracing::warn!("the last acknowledgements took too long"),
         }

@@ -280,7 +280,7 @@ impl Syslog {
 
     fn suspend(&mut self, error: &io::Error, now: Now) {
         if self.retry_delay == RETRY_MIN {
-            tracing::warn!(address = %self.config.address, %error, "the syslog daemon cannot be reached; its output waits in the kernel");
+            tracing::warn!(address = %self.config.address, %error, "cannot reach the syslog daemon; its output waits in the kernel");
         }
         if !matches!(self.socket, Connection::Resolving(_)) {
             self.socket = Connection::Closed;

@@ -107,7 +107,7 @@ impl LogThread {
     pub fn finish(self) {
         self.wanted.send_modify(|wanted| wanted.finish = true);
         if self.ended.recv_timeout(FAREWELL + LAST_WRITE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            tracing::warn!("the log thread hangs in a write and is left behind");
+            tracing::warn!("log thread hangs in a write; ending without it");
         }
     }
 }

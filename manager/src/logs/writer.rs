@@ -293,7 +293,7 @@ impl LogWriter {
             source,
             position: 1,
         }) {
-            tracing::warn!(%error, serial, "the log state cannot note that a process is ready");
+            tracing::warn!(%error, serial, "cannot record in the log state that a process is ready");
         }
         self.matched.push(serial);
     }
@@ -327,7 +327,7 @@ impl LogWriter {
         };
         match self.desk.store.set_done(delta) {
             Ok(()) => book.reported = settled,
-            Err(error) => tracing::warn!(%error, serial, "the log state cannot note a gap"),
+            Err(error) => tracing::warn!(%error, serial, "cannot record a gap in the log state"),
         }
     }
 

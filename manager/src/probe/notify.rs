@@ -76,7 +76,7 @@ pub(super) async fn wait(
                 ));
             }
         } else {
-            tracing::warn!(?sender, "a readiness message of another user is ignored");
+            tracing::warn!(?sender, "ignoring a readiness message of another user");
         }
         // The one just looked at; nobody else receives here.
         receive(&socket, MsgFlags::empty()).map_err(what())?;

@@ -214,7 +214,7 @@ impl Supervisor {
         match result {
             Ok(()) => self.change_watchers(change, *next),
             Err(reason) if change.undoing.is_some() => {
-                tracing::error!(reason, "a socket cannot be put back");
+                tracing::error!(reason, "cannot restore a socket");
                 let why = change.undoing.take().unwrap_or_default();
                 change.undoing = Some(format!("{why}; but {reason}"));
                 self.change_watchers(change, *next);
@@ -303,7 +303,7 @@ impl Supervisor {
                 ));
             }
             if change.undoing.is_none() {
-                tracing::error!(reason, "the configuration is taken back");
+                tracing::error!(reason, "restoring the previous configuration");
                 change.undoing = Some(reason);
                 change.begun.clear();
                 // Before that is kept: a successor must not take a reload that failed for one that takes back.
@@ -311,10 +311,10 @@ impl Supervisor {
                 let next = self.compare(change.before.as_ref().clone());
                 change.rolls = self.rolls(&next.plan);
                 self.keep_change(&mut change);
-                tracing::info!(plan = %next.plan, "the way back");
+                tracing::info!(plan = %next.plan, "steps to restore the previous configuration");
                 return self.change_sockets(change, next);
             }
-            tracing::error!(reason, "something could not be put back");
+            tracing::error!(reason, "cannot restore part of the previous configuration");
         }
         // Those a predecessor has begun to stop have the sockets still.
         let removed = self.watchers.iter().filter(|(_, known)| known.is_removed());
@@ -380,8 +380,8 @@ impl Supervisor {
         match (change.asker.take(), result) {
             (Some((request, reply)), Ok(())) => answer(request, reply, Ok(&change.reply)),
             (Some((request, reply)), Err(error)) => refuse(request, reply, error),
-            (None, Ok(())) => tracing::info!("the configuration is applied"),
-            (None, Err(error)) => tracing::error!(%error, "the configuration is not applied"),
+            (None, Ok(())) => tracing::info!("configuration applied"),
+            (None, Err(error)) => tracing::error!(%error, "configuration not applied"),
         }
         if let Some((request, reply)) = self.changes.pop_front() {
             self.ask_for_change(request, reply);

@@ -50,7 +50,7 @@ impl Supervisor {
                 match with_options(&config, &watcher.name, given) {
                     Ok(changed) => *watcher = changed,
                     Err(errors) => {
-                        tracing::warn!(watcher = watcher.name, %errors, "what was set at run time does not fit the file and is dropped");
+                        tracing::warn!(watcher = watcher.name, %errors, "discarding a setting made at run time that the file no longer allows");
                         continue;
                     }
                 }

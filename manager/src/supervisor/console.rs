@@ -98,7 +98,7 @@ impl Supervisor {
             match Console::start(self.addresses.clone(), namespace, ended) {
                 Ok(console) => self.console.console = Some(console),
                 Err(error) => {
-                    tracing::warn!(%error, "output that is in no file is not shown here");
+                    tracing::warn!(%error, "not showing output of workers without a log file");
                     self.console.wanted = false;
                 }
             }

@@ -32,7 +32,7 @@ impl Supervisor {
     /// TERM. The second one does not wait for what the first has asked to stop.
     pub(super) fn quit_on_signal(&mut self) {
         if matches!(self.phase, Phase::Quitting) {
-            tracing::warn!("a second signal to quit; what is still stopping is left alone");
+            tracing::warn!("second signal to quit; leaving workers that are still stopping");
             self.phase = Phase::Done;
         } else {
             self.quit();

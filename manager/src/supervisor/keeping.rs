@@ -181,7 +181,7 @@ impl Supervisor {
                 () = tokio::time::sleep_until(again.min(until)) => {
                     if tokio::time::Instant::now() >= until {
                         let trouble = self.saves.trouble(Instant::now());
-                        tracing::warn!(trouble, "The kernel has not taken everything that was to be kept");
+                        tracing::warn!(trouble, "the kernel has not saved all state of the manager yet");
                         return;
                     }
                 }

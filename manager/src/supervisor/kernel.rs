@@ -90,7 +90,7 @@ impl Supervisor {
                 self.logs_due = any.then(|| Instant::now() + LOGS_READY);
             }
             Err(error) => {
-                tracing::error!(%error, "the log thread cannot be started; output stays in the kernel");
+                tracing::error!(%error, "cannot start the log thread; output stays in the kernel");
                 self.log_troubles = vec![format!("logs: {error}")];
             }
         }
@@ -456,7 +456,7 @@ pub(super) fn with_what_was_set(
     match with_options(base, &config.name, given) {
         Ok(changed) => (Arc::new(changed), kept),
         Err(errors) => {
-            tracing::warn!(watcher = config.name, %errors, "what was set at run time does not fit the file and is dropped");
+            tracing::warn!(watcher = config.name, %errors, "discarding a setting made at run time that the file no longer allows");
             kept.set.clear();
             kept.env = None;
             (config.clone(), kept)

@@ -29,7 +29,7 @@ impl Supervisor {
             match TreeThread::start(report) {
                 Ok(thread) => self.trees = Some(thread),
                 Err(error) => {
-                    tracing::error!(%error, "Processes cannot be looked for; what workers leave behind runs on");
+                    tracing::error!(%error, "cannot look for processes; what workers leave behind runs on");
                 }
             }
         }

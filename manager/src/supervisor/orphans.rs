@@ -266,7 +266,7 @@ impl Supervisor {
             let known = look.found.clone();
             let found = tokio::task::spawn_blocking(move || look.run()).await;
             let found = found.unwrap_or_else(|error| {
-                tracing::error!(%error, "Orphans of earlier kernels cannot be looked for");
+                tracing::error!(%error, "cannot look for orphans of earlier kernels");
                 known
             });
             // The loop is gone only when the manager ends.

@@ -295,7 +295,7 @@ impl Worker {
             let finding = match gate.wait(&ready, self.uid().await, deadline).await {
                 Ok(()) => Finding::Ready,
                 Err(error @ ProbeError::NotPrepared(_)) => {
-                    tracing::warn!(watcher = self.config.name, %error, "taken for ready");
+                    tracing::warn!(watcher = self.config.name, %error, "cannot ask whether the worker is ready; treating it as ready");
                     Finding::Ready
                 }
                 Err(error) => Finding::NotReady(error.to_string()),
@@ -330,7 +330,7 @@ impl Worker {
                 }
                 Err(error) => {
                     failures += 1;
-                    tracing::warn!(watcher = self.config.name, pid, failures, %error, "a health check failed");
+                    tracing::warn!(watcher = self.config.name, pid, failures, %error, "health check failed");
                     if failures >= check.retries.max(1) {
                         return error.to_string();
                     }
@@ -376,7 +376,7 @@ fn wait_for_demand(
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the sockets of a watcher on demand cannot be watched");
+                    tracing::warn!(%error, "cannot watch the sockets of an on_demand watcher");
                     tokio::time::sleep(DEMAND_AGAIN).await;
                 }
             }

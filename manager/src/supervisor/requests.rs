@@ -134,7 +134,7 @@ impl Supervisor {
                     self.reload_one(id, ReloadHow::Graceful);
                 }
             }
-            Err(error) => tracing::warn!(%error, "nothing is reloaded"),
+            Err(error) => tracing::warn!(%error, "nothing reloaded"),
         }
     }
 

@@ -189,7 +189,7 @@ impl Supervisor {
             match with_options(from.unwrap_or(&self.config), name, given) {
                 Ok(config) => watcher.set_before_roll(Arc::new(config)),
                 Err(errors) => {
-                    tracing::warn!(watcher = watcher.config().name, %errors, "should its reload fail, the settings before are not known");
+                    tracing::warn!(watcher = watcher.config().name, %errors, "previous settings unknown; a failed reload of this watcher cannot go back to them");
                 }
             }
         }
@@ -239,7 +239,7 @@ impl Supervisor {
         let mut next = self.compare(to.as_ref().clone());
         next.plan.sockets = whole.sockets;
         next.from = from.clone();
-        tracing::warn!(plan = %next.plan, undoing, "going on with a change of the configuration that was begun");
+        tracing::warn!(plan = %next.plan, undoing, "resuming an interrupted reloadconfig");
         let change = Change {
             asker: None,
             restart: false,

@@ -269,7 +269,7 @@ impl Saves {
             };
             refused = true;
             let trouble = self.troubles.entry(key.clone()).or_insert_with(|| {
-                tracing::warn!(what = %about(&key), reason, "The kernel refused to keep something; trying again");
+                tracing::warn!(what = %about(&key), reason, "the kernel refused to save state; trying again");
                 Trouble {
                     since: now,
                     reason: String::new(),
@@ -315,7 +315,7 @@ impl Saves {
             step.entries.remove(key);
         }
         if self.troubles.remove(key).is_some() {
-            tracing::info!(what = %about(key), "The kernel keeps it again");
+            tracing::info!(what = %about(key), "saved in the kernel after earlier failures");
         }
     }
 

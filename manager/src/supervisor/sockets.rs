@@ -29,7 +29,7 @@ impl Supervisor {
         let before = std::mem::replace(&mut self.socket_troubles, troubles);
         for socket in before.keys() {
             if !self.socket_troubles.contains_key(socket) {
-                tracing::info!(socket, "the socket is there");
+                tracing::info!(socket, "socket is available again");
                 self.replace_users(socket);
             }
         }
@@ -105,7 +105,7 @@ impl Supervisor {
         match result {
             Ok(()) => self.replace_users(name),
             Err(reason) => {
-                tracing::warn!(socket = name, reason, "the socket cannot be bound anew");
+                tracing::warn!(socket = name, reason, "cannot rebind the socket");
                 self.socket_troubles.insert(name.to_owned(), reason);
                 self.retry_sockets();
             }

@@ -182,7 +182,7 @@ async fn settle(
         match listed.await {
             Ok(inventory) => return inventory,
             Err(error) => {
-                tracing::warn!(%error, "the kernel does not tell what it has");
+                tracing::warn!(%error, "cannot list what the kernel holds; trying again");
                 sleep(CONNECT_AGAIN_MIN).await;
             }
         }
@@ -376,12 +376,12 @@ async fn exchange(
     if result.is_err() {
         for socket in made {
             if let Err(error) = link.remove_socket(socket).await {
-                tracing::error!(socket = socket.name, %error, "the socket stays");
+                tracing::error!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
         for Replacement { before, after, .. } in closed {
             if let Err(error) = remake(link, after, before).await {
-                tracing::error!(socket = before.name, %error, "the socket cannot be put back");
+                tracing::error!(socket = before.name, %error, "cannot restore the socket");
             }
         }
     }
@@ -432,7 +432,7 @@ pub(super) fn remove_sockets(
     tokio::spawn(async move {
         for socket in sockets {
             if let Err(error) = link.remove_socket(&socket).await {
-                tracing::warn!(socket = socket.name, %error, "the socket stays");
+                tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
         let _ = events.send(Event::SocketsChanged(Ok(()))).await;
@@ -444,7 +444,7 @@ pub(super) async fn remove_own_sockets(link: &KernelLink, config: &Config) {
     let removal = async {
         for socket in config.sockets.iter().filter(|socket| !socket.use_papa) {
             if let Err(error) = link.remove_socket(socket).await {
-                tracing::warn!(socket = socket.name, %error, "the socket stays");
+                tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
     };
@@ -494,12 +494,12 @@ pub(super) fn clean_up(
         let lost = untaken(&link, &left).await;
         for serial in left {
             if let Err(error) = link.acknowledge_exit(serial, true).await {
-                tracing::warn!(serial, %error, "an ended process stays in the kernel");
+                tracing::warn!(serial, %error, "cannot remove an ended process from the kernel");
             }
         }
         for socket in &config.sockets {
             if let Err(error) = link.remove_socket(socket).await {
-                tracing::warn!(socket = socket.name, %error, "the socket stays");
+                tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
         let kept = NamePattern::new(&format!("{}*", state::watcher_value(&config.namespace, "")));

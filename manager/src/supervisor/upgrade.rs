@@ -76,11 +76,11 @@ impl Supervisor {
         match (&result, asker) {
             (Ok(()), Some((request, reply))) => done(request, reply),
             (Err(error), Some((request, reply))) => refuse(request, reply, error),
-            (Err(error), None) => tracing::error!(%error, "not started anew"),
+            (Err(error), None) => tracing::error!(%error, "upgrade refused"),
             (Ok(()), None) => {}
         }
         if result.is_ok() {
-            tracing::info!("starting anew; workers stay in the kernel");
+            tracing::info!("executing the new program; workers stay in the kernel");
             // Whoever waits loses the connection with us; the work itself goes on.
             self.give_up_change(GOES_ON);
             for ticket in std::mem::take(&mut self.tickets) {

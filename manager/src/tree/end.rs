@@ -181,6 +181,6 @@ fn log_refusal(pid: i32, signal: i32, result: io::Result<()>) {
     if let Err(error) = result
         && error.raw_os_error() != Some(nix::libc::ESRCH)
     {
-        tracing::warn!(pid, signal, %error, "A process of a worker cannot be signalled");
+        tracing::warn!(pid, signal, %error, "cannot signal a process of a worker");
     }
 }

@@ -65,7 +65,7 @@ impl Console {
             .name("console".to_owned())
             .spawn(move || {
                 if let Err(error) = printer.run(&receiver, &ended) {
-                    tracing::warn!(%error, "standard output is closed; output that is in no file is not shown any more");
+                    tracing::warn!(%error, "standard output is closed; no longer showing output of workers without a log file");
                 }
                 still_open.store(false, Ordering::Relaxed);
             })?;
@@ -149,7 +149,7 @@ impl Printer {
                 News::Gap(bytes, name) => gap(bytes, &name, &mut out),
                 News::Ended(serial) => ended(serial),
                 News::Failed(error) => {
-                    tracing::warn!(error, "output that is in no file cannot be shown here");
+                    tracing::warn!(error, "cannot show output of workers without a log file");
                 }
                 News::Caught => {}
             }

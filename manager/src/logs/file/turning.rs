@@ -166,7 +166,7 @@ impl LogFile {
     }
 
     pub(super) fn pause_rotation(&mut self, error: &io::Error, now: Now) {
-        tracing::warn!(path = %self.path.display(), %error, "the log file cannot be rotated and grows on");
+        tracing::warn!(path = %self.path.display(), %error, "cannot rotate the log file; it keeps growing");
         self.rotation_paused_until = Some(now.at + ROTATION_RETRY);
     }
 }

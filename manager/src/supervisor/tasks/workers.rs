@@ -283,7 +283,7 @@ async fn send(
             Err(error) if error.code() == Some(ErrorCode::NotFound) => return Ok(()),
             Err(error) if error.is_unanswered() => sleep(CONNECT_AGAIN_MIN).await,
             Err(error) => {
-                tracing::warn!(pid = process.pid, %error, "a worker cannot be signalled");
+                tracing::warn!(pid = process.pid, %error, "cannot signal a worker");
                 return Err(format!("pid {} cannot be signalled: {error}", process.pid));
             }
         }

@@ -465,6 +465,7 @@ impl Watcher {
             .iter_mut()
             .find(|(_, worker)| worker.process().is_some_and(|known| known.serial == serial));
         if let Some((wid, worker)) = found
+            && worker.ended.is_none()
             && worker.serve()
             && let Some(process) = worker.process()
         {

@@ -39,6 +39,8 @@ pub struct Worker {
     pub retiring: bool,
     /// It is stopped because it was not ready in time, or not well: what it says last says why.
     pub faulty: bool,
+    /// When it ended, from then until its end is dealt with: what it wrote last may have to be read before.
+    pub ended: Option<Instant>,
     /// It was asked to end with this signal, not with the configured one.
     pub own_signal: Option<SignalNumber>,
     /// How far it has come.
@@ -96,6 +98,7 @@ impl Worker {
             generation,
             retiring: false,
             faulty: false,
+            ended: None,
             own_signal: None,
             state: State::Starting { unwanted: false },
         }
@@ -217,6 +220,7 @@ impl Worker {
     pub fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Stopping { kill_at, .. } => Some(kill_at),
+            State::Waiting { .. } if self.ended.is_some() => None,
             State::Waiting { settles, limit, .. } => {
                 Some(settles.map_or(limit, |at| at.min(limit)))
             }

@@ -297,6 +297,9 @@ impl Supervisor {
 
     pub(super) fn exited(&mut self, serial: u64, exit: Exit) {
         failpoint::reach("exit.noticed");
+        for watcher in self.watchers.values_mut() {
+            watcher.ending(serial, &exit);
+        }
         if !self.hear_first(serial, &exit) {
             self.ended_now(serial, exit);
         }

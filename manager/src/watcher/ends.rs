@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use papa_protocol::process::Exit;
+
 use crate::config::FlappingConfig;
 use crate::last_words::seconds;
 use crate::state::{KeptFlapping, MAX_ENDS};
@@ -83,6 +85,16 @@ impl Watcher {
         self.keep_pauses();
     }
 
+    /// A process of the watcher has ended, and its end is about to be dealt with.
+    pub fn ending(&mut self, serial: u64, exit: &Exit) {
+        for worker in self.workers.values_mut() {
+            if let Some(process) = worker.process().filter(|known| known.serial == serial) {
+                let ran = exit.stamp_us.saturating_sub(process.started_us);
+                worker.ended = Some(process.started + Duration::from_micros(ran));
+            }
+        }
+    }
+
     /// A process of the watcher ended. Answers what it was if it was one of its workers.
     pub fn ended(&mut self, serial: u64, how: Ended, at: &Moment) -> Option<(u32, Worker)> {
         let (wid, worker) = self.workers.iter().find_map(|(wid, worker)| {
@@ -106,7 +118,8 @@ impl Watcher {
             self.pauses.forget(wid);
             self.keep_pauses();
         } else {
-            let ran = at.now.saturating_duration_since(process.started);
+            let ended = worker.ended.unwrap_or(at.now);
+            let ran = ended.saturating_duration_since(process.started);
             let reason = end_text(wid, how, ran);
             if !self.fail_roll(worker.generation, &reason) {
                 self.note_end(wid, ran, worker.is_serving());

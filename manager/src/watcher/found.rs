@@ -68,6 +68,7 @@ impl Watcher {
                         generation,
                         retiring,
                         faulty: false,
+                        ended: None,
                         own_signal,
                         state,
                     },

@@ -115,9 +115,9 @@ impl Watcher {
     }
 
     fn stays(&self, worker: &Worker, now: Instant) -> bool {
-        self.config.ready.is_some()
-            || worker
-                .process()
-                .is_some_and(|process| process.started + SETTLE <= now)
+        let settled = worker
+            .process()
+            .is_some_and(|process| process.started + SETTLE <= now);
+        worker.ended.is_none() && (self.config.ready.is_some() || settled)
     }
 }

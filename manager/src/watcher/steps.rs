@@ -206,6 +206,9 @@ impl Watcher {
             else {
                 continue;
             };
+            if worker.ended.is_some() {
+                continue;
+            }
             if settles.is_some_and(|settles| settles <= at.now) {
                 worker.serve();
                 self.notices.push(Notice::Ready {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use papa_protocol::process::Exit;
+
 use super::*;
 use crate::config::{Surroundings, load};
 use crate::control::message::WatcherState;
@@ -370,5 +372,34 @@ fn a_job_is_done_when_it_ends_with_0_and_has_failed_when_it_does_not() {
         let mut next = Bench::with("respawn = false\nnumprocesses = 2", kept);
         next.step();
         assert_eq!(next.watcher.status(next.at.now).done, code == 0);
+    }
+}
+
+#[test]
+fn a_worker_whose_last_words_were_read_for_long_was_said_to_stay() {
+    for lines in ["respawn = no", "respawn = no\nready = notify"] {
+        let mut bench = Bench::new(lines);
+        bench.watcher.start();
+        bench.step();
+        let exit = Exit {
+            stamp_us: 1 + 20_000,
+            code: Some(1),
+            signal: None,
+            core: false,
+            rusage: None,
+        };
+        bench.watcher.ending(1, &exit);
+        bench.later(Duration::from_secs(2));
+        bench.step();
+        bench.watcher.ready(1);
+        assert_eq!(bench.watcher.start_outcome(bench.at.now), None);
+        assert_eq!(
+            bench.watcher.deadline(),
+            None,
+            "nobody has to wake up for it"
+        );
+        bench.end(1);
+        let message = bench.watcher.message().unwrap();
+        assert!(message.contains("ran 0.0 s"), "{message}");
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::{Config, WatcherConfig};
 use crate::control::events::{EventKind, EventLog};
-use crate::control::message::{Reply, Request};
+use crate::control::message::{Reply, Request, WatcherLogs};
 use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
 use crate::kernel_link::KernelLink;
@@ -185,6 +185,8 @@ pub struct Supervisor {
     words: HashMap<u64, Vec<String>>,
     /// Watchers that are gone and whose ended workers the kernel still lists, by lower-case name; see `undrained`.
     undrained: BTreeMap<String, (Arc<WatcherConfig>, BTreeSet<u64>)>,
+    /// Where watchers that went lately wrote, and how their workers ended.
+    gone: VecDeque<WatcherLogs>,
     /// What the kernel is to keep, and which exits it may forget.
     saves: Saves,
     /// Answers that wait until what they tell of is kept.
@@ -261,6 +263,7 @@ impl Supervisor {
             hearing_permits: last_words::permits(),
             words: HashMap::new(),
             undrained: BTreeMap::new(),
+            gone: VecDeque::new(),
             saves: Saves::default(),
             answers: Vec::new(),
             listing: false,

@@ -94,6 +94,60 @@ fn what_said_why_a_reload_was_taken_back_was_gone() {
 }
 
 #[test]
+fn what_said_why_a_change_failed_was_shown_by_up_start_and_restart_alone() {
+    let site = Site::new("[watcher:web]\ncmd = sh -c '. DIR/web'\ncopy_env = true\n");
+    let script = site.scratch.path("web");
+    fs::write(&script, "exec sleep 1000\n").unwrap();
+    site.done("up site.ini");
+    fs::write(&script, "echo no port; echo port in use >&2; exit 3\n").unwrap();
+    let wanted = ["exited with 3", "it wrote last:\nno port\nport in use\n"];
+    fails(&site, "set web stop_children true env A=1", &wanted);
+    fails(&site, "incr web", &wanted);
+    site.done("decr web --no-wait");
+    let file = site.scratch.directory().join("site.ini");
+    let before = fs::read_to_string(&file).unwrap();
+    // Of a watcher that is gone again when its failure is told.
+    let more = format!("[watcher:other]\ncmd = sh {script}\ncopy_env = true\n");
+    fs::write(&file, format!("{before}{more}")).unwrap();
+    let said = fails(&site, "reloadconfig", &wanted);
+    assert!(said.contains("--- other.1, pid "), "{said}");
+    let changed = format!("{before}[env:web]\nA = 2\n");
+    fs::write(&file, changed).unwrap();
+    fails(&site, "reloadconfig", &wanted);
+    fs::write(&file, before).unwrap();
+    let line = format!("add --start late sh {script}");
+    fails(&site, &line, &wanted);
+}
+
+#[test]
+fn where_the_last_words_are_in_a_log_file_a_failure_showed_none() {
+    let site = Site::new(
+        "[watcher:web]\ncmd = sh -c '. DIR/web'\ncopy_env = true\n\
+         stdout_stream.class = FileStream\nstdout_stream.filename = DIR/out.log\n\
+         stderr_stream.class = FileStream\nstderr_stream.filename = DIR/err.log\n",
+    );
+    let (out, err) = (site.scratch.path("out.log"), site.scratch.path("err.log"));
+    let ends = |path: &str, lines: &str| format!("--- its log {path} ends with:\n{lines}");
+    let script = site.scratch.path("web");
+    fs::write(&script, "echo port in use >&2; exit 3\n").unwrap();
+    let nothing = format!("--- it wrote nothing to its log {out}\n");
+    for line in ["up site.ini", "restart web"] {
+        fails(
+            &site,
+            line,
+            &["exited with 3", &nothing, &ends(&err, "port in use\n")],
+        );
+    }
+    fs::write(&script, "echo serves; exec sleep 1000\n").unwrap();
+    site.done("start web");
+    fs::write(&script, "seq 1 100; exit 4\n").unwrap();
+    let ten: String = (91..=100).map(|number| format!("{number}\n")).collect();
+    for line in ["reload web", "set web env A=1", "incr web"] {
+        fails(&site, line, &["exited with 4", &ends(&out, &ten)]);
+    }
+}
+
+#[test]
 fn events_say_how_a_worker_ended_and_what_it_wrote_last() {
     let stack = Stack::start(
         "[watcher:w]\ncmd = sh -c 'printf \"\\033[31mred\\n\"; kill -SEGV $$'\ncopy_env = true\n\

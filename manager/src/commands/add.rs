@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::cli::Common;
 use crate::cli::args::AddArgs;
-use crate::commands::{CommandError, connect, done, print_selected, set, wait_for};
+use crate::commands::{CommandError, connect, done, print_selected, set, wait_or_explain};
 use crate::control::message::{Add, Command, Selection};
 use crate::control::options::quote;
 
@@ -34,7 +34,9 @@ pub(super) fn run(common: &Common, args: &AddArgs) -> Result<(), CommandError> {
     });
     let mut client = connect(common)?;
     let selection = Selection::named(&args.name);
-    let _: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
+    let lower = args.name.to_lowercase();
+    let meant = |name: &str| name.to_lowercase() == lower;
+    let _: Map<String, Value> = wait_or_explain(common, &mut client, &selection, command, meant)?;
     if args.start && !common.no_wait {
         return print_selected(common, &mut client, &selection);
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::cli::Common;
 use crate::cli::args::KillArgs;
 use crate::commands::meant::{self, Target};
-use crate::commands::{CommandError, connect, done, signal, wait_for};
+use crate::commands::{CommandError, connect, done, signal, wait_or_explain};
 use crate::control::client::ManagerClient;
 use crate::control::message::{Command, Kill, Selection};
 
@@ -42,12 +42,14 @@ pub(super) fn each(
 ) -> Result<(), CommandError> {
     for target in targets {
         let selection = Selection::named(&target.watcher);
+        let name = target.watcher.clone();
         let command = Command::Kill(Kill {
             name: target.watcher,
             pid: target.worker.map(|worker| worker.pid).or(how.pid),
             ..how.clone()
         });
-        let _: Map<String, Value> = wait_for(common, client, &selection, command)?;
+        let _: Map<String, Value> =
+            wait_or_explain(common, client, &selection, command, |one| one == name)?;
     }
     Ok(())
 }

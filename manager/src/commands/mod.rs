@@ -338,6 +338,23 @@ fn wait_for<T: DeserializeOwned>(
     }
 }
 
+/// Asks for work on `selection` and waits until it is done; if it fails, what workers of the watchers that are `meant` wrote last is
+/// shown before the failure.
+fn wait_or_explain<T: DeserializeOwned>(
+    common: &Common,
+    client: &mut ManagerClient,
+    selection: &Selection,
+    command: Command,
+    meant: impl Fn(&str) -> bool,
+) -> Result<T, CommandError> {
+    let begun_ms = logs::ended::now_ms();
+    let outcome = wait_for(common, client, selection, command);
+    if let Err(CommandError::Manager(ManagerError::Refused(_))) = &outcome {
+        logs::ended::explain(common, client, meant, begun_ms);
+    }
+    outcome
+}
+
 /// Start, stop, restart, reload: asks, waits, and prints what became of the watchers.
 fn change(
     common: &Common,
@@ -417,13 +434,9 @@ fn each_watcher(
     for target in targets {
         let selection = Selection::named(&target.watcher);
         let asked = command(target.watcher.clone());
-        let begun_ms = logs::ended::now_ms();
-        let outcome = wait_for(common, &mut client, &selection, asked);
-        if let Err(CommandError::Manager(ManagerError::Refused(_))) = &outcome {
-            let meant = |name: &str| name == target.watcher;
-            logs::ended::explain(common, &mut client, meant, begun_ms);
-        }
-        let reply: Map<String, Value> = outcome?;
+        let meant = |name: &str| name == target.watcher;
+        let reply: Map<String, Value> =
+            wait_or_explain(common, &mut client, &selection, asked, meant)?;
         if !common.json {
             let name = if several {
                 format!("{}: ", table::printable(&target.watcher))

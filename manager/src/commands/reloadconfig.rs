@@ -2,7 +2,9 @@
 
 use crate::cli::Common;
 use crate::cli::args::ReloadConfigArgs;
-use crate::commands::{CommandError, connect, note, print, print_json, table, wait_for, with_ok};
+use crate::commands::{
+    CommandError, connect, note, print, print_json, table, wait_or_explain, with_ok,
+};
 use crate::control::message::{Command, PlanReply, PlanStep, Selection};
 
 /// Runs the verb.
@@ -12,7 +14,8 @@ pub(super) fn run(common: &Common, args: &ReloadConfigArgs) -> Result<(), Comman
         plan: args.plan,
         accept_removal: args.accept_removal,
     };
-    let reply: PlanReply = wait_for(common, &mut client, &Selection::all(), command)?;
+    let all = Selection::all();
+    let reply: PlanReply = wait_or_explain(common, &mut client, &all, command, |_| true)?;
     if common.json {
         return print_json(&with_ok(reply));
     }

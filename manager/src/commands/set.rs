@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::cli::Common;
 use crate::cli::args::SetArgs;
-use crate::commands::{CommandError, connect, done, wait_for};
+use crate::commands::{CommandError, connect, done, wait_or_explain};
 use crate::control::message::{Command, OptionValues, Selection};
 use crate::control::options::from_text;
 
@@ -28,11 +28,13 @@ pub(super) fn run(common: &Common, args: &SetArgs) -> Result<(), CommandError> {
     let name = args.name.clone();
     let selection = Selection::named(&name);
     let mut client = connect(common)?;
-    let _: Map<String, Value> = wait_for(
+    let lower = name.to_lowercase();
+    let _: Map<String, Value> = wait_or_explain(
         common,
         &mut client,
         &selection,
         Command::Set { name, options },
+        |one| one.to_lowercase() == lower,
     )?;
     done(common)
 }

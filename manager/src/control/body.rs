@@ -298,6 +298,9 @@ pub struct LogsReply {
     /// What is wrong with log files, by their paths: what they hold is older than what their watchers say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub troubles: BTreeMap<String, String>,
+    /// Watchers that are gone, whose workers had ended unasked: of a change that was taken back, for example.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<WatcherLogs>,
 }
 
 /// A watcher's log files; a stream that goes nowhere readable has none.
@@ -318,6 +321,9 @@ pub struct WatcherLogs {
     /// How the latest workers ended that nobody had asked to, with their last lines.
     #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
     pub ends: VecDeque<End>,
+    /// Something that ended workers wrote is on its way to the files still.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
 }
 
 /// Where a stream's lines can be read, and how they say when they were written.
@@ -375,9 +381,11 @@ pub fn log_files<'a>(watchers: impl Iterator<Item = &'a WatcherConfig>) -> LogsR
                 stdout_lines: Some(LineForm::of(&watcher.stdout)),
                 stderr_lines: Some(LineForm::of(&watcher.stderr)),
                 ends: VecDeque::new(),
+                draining: false,
             })
             .collect(),
         troubles: BTreeMap::new(),
+        gone: Vec::new(),
     }
 }
 

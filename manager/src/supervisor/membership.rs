@@ -251,6 +251,7 @@ impl Supervisor {
         self.signals.remove(&id);
         self.hangups.remove(&id);
         self.queue.retain(|queued| *queued != id);
+        self.note_gone(&watcher);
         let ended = watcher.kept().ended.clone();
         if watcher.is_removed() && !ended.is_empty() {
             // A successor has to know where what they wrote last goes.

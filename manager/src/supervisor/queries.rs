@@ -15,14 +15,16 @@ use crate::adopt::worker_of;
 use crate::config::WatcherConfig;
 use crate::control::message::{
     Command, Errno, ListReply, LogsReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply,
-    Request, RequestError, StatusReply, WatcherState, WatcherStatus, log_files,
+    Request, RequestError, StatusReply, WatcherLogs, WatcherState, WatcherStatus, log_files,
 };
-use crate::kernel_link::KernelLink;
+use crate::kernel_link::{KernelLink, is_logged};
 use crate::supervisor::tickets::answer;
 use crate::supervisor::{Supervisor, shown_options};
 use crate::watcher::Watcher;
 
 /// How long `status` waits for the kernel to say which process it is. It does nothing slow; one that stands still must not keep anybody
+/// Watchers remembered that are gone; it is asked for them right after a change was taken back.
+const MAX_GONE: usize = 16;
 /// from seeing the workers.
 const KERNEL_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -76,6 +78,7 @@ impl Supervisor {
                 };
                 let logs = logs.map(|mut logs| {
                     logs.troubles = self.file_troubles();
+                    logs.gone = self.gone();
                     logs
                 });
                 answer(request, reply, logs.as_ref());
@@ -122,6 +125,25 @@ impl Supervisor {
             }
             answer(request, reply, Ok(&status));
         });
+    }
+
+    /// Notes a watcher that goes, for whoever asks afterwards why.
+    pub(super) fn note_gone(&mut self, watcher: &Watcher) {
+        if watcher.last_ends().is_empty() {
+            return;
+        }
+        let logs = logs_of([watcher].into_iter()).logs;
+        self.gone.extend(logs);
+        let surplus = self.gone.len().saturating_sub(MAX_GONE);
+        self.gone.drain(..surplus);
+    }
+
+    fn gone(&self) -> Vec<WatcherLogs> {
+        let mut gone: Vec<WatcherLogs> = self.gone.iter().cloned().collect();
+        for logs in &mut gone {
+            logs.draining = self.undrained.contains_key(&logs.name.to_lowercase());
+        }
+        gone
     }
 
     fn status(&self, name: Option<&str>) -> Result<StatusReply, RequestError> {
@@ -311,6 +333,7 @@ fn logs_of<'a>(watchers: impl Iterator<Item = &'a Watcher> + Clone) -> LogsReply
     let mut reply = log_files(watchers.clone().map(|watcher| watcher.config().as_ref()));
     for (logs, watcher) in reply.logs.iter_mut().zip(watchers) {
         logs.ends = watcher.last_ends().clone();
+        logs.draining = is_logged(watcher.config()) && !watcher.kept().ended.is_empty();
     }
     reply
 }

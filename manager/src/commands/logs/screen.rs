@@ -194,10 +194,12 @@ mod tests {
             stdout_lines: Some(form),
             stderr_lines: None,
             ends: Default::default(),
+            draining: false,
         };
         let mut sources = Sources::of(&LogsReply {
             logs: vec![logs],
             troubles: BTreeMap::new(),
+            gone: Vec::new(),
         });
         let mut printer = Printer::new(sources.files.remove(0), style);
         printer.partial = line.to_vec();

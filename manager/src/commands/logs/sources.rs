@@ -177,6 +177,7 @@ mod tests {
             stdout_lines: lines(stdout),
             stderr_lines: lines(stderr),
             ends: Default::default(),
+            draining: false,
         }
     }
 
@@ -189,6 +190,7 @@ mod tests {
                 logs("c", Some("/y"), Some("/z")),
             ],
             troubles: BTreeMap::new(),
+            gone: Vec::new(),
         });
         let labels: Vec<_> = sources.files.iter().map(FileSource::label).collect();
         assert_eq!(labels, ["a,b", "c stdout", "c stderr"]);
@@ -197,6 +199,7 @@ mod tests {
         let one = Sources::of(&LogsReply {
             logs: vec![logs("b", Some("/x"), None)],
             troubles: BTreeMap::new(),
+            gone: Vec::new(),
         });
         assert!(!one.are_several() && !one.is_empty());
     }
@@ -209,6 +212,7 @@ mod tests {
         let sources = Sources::of(&LogsReply {
             logs: vec![logs("A", Some("/x"), None), logs("b", None, None), nowhere],
             troubles: BTreeMap::new(),
+            gone: Vec::new(),
         });
         let live: Vec<_> = sources
             .live

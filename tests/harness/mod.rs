@@ -23,6 +23,7 @@ pub mod revision;
 mod scratch;
 pub mod whole;
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 pub use classic::Classic;
@@ -93,12 +94,15 @@ pub fn copy_program(from: &std::path::Path, to: &std::path::Path) {
     );
 }
 
-/// Says that this test cannot run here; in CI that is a failure, since nobody would read the line.
+/// Says that this test cannot run here, past the test runner's capture, so that whoever runs the suite sees it; in CI it is a failure.
 ///
 /// # Panics
 /// When the environment says `CI=true`.
 pub fn skipped(why: &str) {
-    println!("skipped: {why}");
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    // `println!` would be captured, and shown of failed tests only.
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
     assert!(
         std::env::var("CI").as_deref() != Ok("true"),
         "skipped in CI: {why}"

@@ -47,9 +47,14 @@ struct Mixed {
 impl Mixed {
     #[track_caller]
     fn start(kernel: &Path, manager: &Path) -> Self {
+        Self::start_with(kernel, manager, INI)
+    }
+
+    #[track_caller]
+    fn start_with(kernel: &Path, manager: &Path, ini: &str) -> Self {
         let kernel = Kernel::builder().program(kernel).start();
         let directory = kernel.directory().to_owned();
-        let ini = INI.replace("DIR", directory.to_str().unwrap());
+        let ini = ini.replace("DIR", directory.to_str().unwrap());
         fs::write(directory.join("stack.ini"), ini).unwrap();
         let program = directory.join("papa-manager");
         install(manager, &program);
@@ -163,6 +168,37 @@ fn managers_and_kernels_of_two_versions_serve_each_other_and_managers_change() {
             mixed.assert_whole(&when);
         }
     }
+}
+
+#[test]
+fn a_socket_key_that_an_older_kernel_does_not_know_was_a_riddle() {
+    let Some(old) = old() else {
+        return;
+    };
+    // The second section makes the first one's IPv6 socket leave IPv4 to it.
+    let port = harness::free_port();
+    let ini = format!(
+        "{INI}[watcher:web]\ncmd = sleep 1000\nuse_sockets = True\n\
+         [socket:six]\nhost = ::\nfamily = AF_INET6\nport = {port}\n\
+         [socket:four]\nhost = 0.0.0.0\nport = {port}\n"
+    );
+    let mixed = Mixed::start_with(&old.join("papa"), &binary("papa-manager"), &ini);
+    let papactl = binary("papactl");
+    let said = wait_for("status says why it waits", || {
+        let output = mixed.papactl(&papactl, "status web --json");
+        let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let message = status["watchers"][0]["message"].as_str()?;
+        message.contains("v6only").then(|| message.to_owned())
+    });
+    for part in [
+        "six",
+        "needs v6only, which a kernel of an older version does not know",
+        "papactl kernel upgrade",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // Nobody else waits for it.
+    mixed.assert_whole("beside a socket that cannot be made");
 }
 
 #[test]

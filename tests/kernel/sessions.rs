@@ -57,6 +57,10 @@ fn wrong_words_are_answered_with_what_is_accepted() {
     ] {
         assert_eq!(client.ask_error(line), error, "{line}");
     }
+    // Whoever types this wants to leave, not to end the kernel.
+    client.send_bytes(b"exit\r\n").expect("it is there");
+    assert_eq!(client.read_to_end(), "ok\n");
+    assert_eq!(kernel.classic().ask("get nothing"), "");
 }
 
 #[test]

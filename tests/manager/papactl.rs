@@ -342,6 +342,8 @@ fn an_interrupted_wait_says_that_the_work_goes_on() {
 #[test]
 fn wrong_arguments_are_usage_errors_and_say_what_is_accepted() {
     let stack = Stack::start(TWO);
+    stack.wait_pids("web", 2);
+    stack.wait_pids("worker", 1);
     for (line, expected) in [
         ("signal web zero HUP", "watcher zero not found"),
         ("incr web x", "watcher x not found"),
@@ -699,4 +701,35 @@ fn quit_leaves_the_workers_and_down_leaves_nothing() {
         (&json!("ok"), &json!("ended"))
     );
     assert!(pids.values().all(|pid| !procfs::alive(*pid)));
+}
+
+#[test]
+fn one_watcher_without_workers_kept_the_others_from_what_all_were_to_get() {
+    let stack = Stack::start(
+        "[watcher:early]\ncmd = /no/such/program\nmax_retry = 0\n\
+         [watcher:late]\ncmd = sleep 1000\ngraceful_timeout = 1\n\
+         [watcher:slow]\ncmd = sleep 1000\nready = tcp:127.0.0.1:1\nready_timeout = 1000\n",
+    );
+    stack.wait_pids("late", 1);
+    stack.wait_pids("slow", 1);
+    wait_until("it is given up", || {
+        stack.message("early").starts_with("given up")
+    });
+    let before = stack.pids("late")[&1];
+    let said = failed(&stack, "signal early late TERM", 1);
+    assert!(said.contains("early has no workers"), "{said}");
+    wait_until("the other got the signal", || {
+        stack.pids("late").get(&1).is_some_and(|pid| *pid != before)
+    });
+    assert_eq!(done(&stack, "set lat* numprocesses 2"), "ok\n");
+    stack.wait_pids("late", 2);
+    let said = failed(&stack, "status nope", 1);
+    assert!(said.contains("papactl list"), "{said}");
+    let said = failed(&stack, "scale late many", 2);
+    assert!(said.contains("papactl scale web 4"), "{said}");
+    // What has nothing to say says so.
+    let silent = text(&run(&stack, "logs slow").stderr);
+    assert!(silent.contains("nothing is there to show"), "{silent}");
+    let status = done(&stack, "status slow");
+    assert!(status.contains("not ready yet"), "{status}");
 }

@@ -141,17 +141,22 @@ pub struct CountArgs {
 /// Arguments of `scale`.
 #[derive(Debug, Args)]
 pub struct ScaleArgs {
-    /// The watcher; NAME=N is taken as well
+    /// The watcher, a pattern or `all`; NAME=N is taken as well
     pub name: String,
     /// How many workers it is to have
-    #[arg(value_name = "N")]
+    #[arg(value_name = "N", value_parser = parse_count)]
     pub count: Option<u32>,
+}
+
+fn parse_count(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| "expected a whole number, for example papactl scale web 4".to_owned())
 }
 
 /// Arguments of `set`.
 #[derive(Debug, Args)]
 pub struct SetArgs {
-    /// The watcher
+    /// The watcher; a pattern or `all` for several
     pub name: String,
     /// Option and value, as often as needed
     #[arg(value_names = ["KEY", "VALUE"], required = true, num_args = 2.., allow_hyphen_values = true)]

@@ -111,6 +111,13 @@ pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> 
     }
     let only_live = view.files.is_empty();
     view.show_kept(&news, only_live)?;
+    if !screen::has_shown() && !common.json {
+        note(if args.since.is_some() {
+            "papactl: nothing was written since then"
+        } else {
+            "papactl: nothing is there to show: these watchers have written nothing, or nothing is kept of it"
+        });
+    }
     if !args.follow {
         return Ok(());
     }

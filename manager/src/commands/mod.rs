@@ -216,7 +216,11 @@ fn report(common: &Common, error: &CommandError) {
         // There is nobody to tell when this fails.
         let _ = writeln!(io::stdout(), "{reply}");
     } else {
-        for line in error.to_string().lines() {
+        let mut text = error.to_string();
+        if text.starts_with("watcher ") && text.ends_with(" not found") {
+            text.push_str("; `papactl list` prints the names there are");
+        }
+        for line in text.lines() {
             note(&format!("papactl: {}", table::printable(line)));
         }
     }
@@ -431,12 +435,27 @@ fn each_watcher(
     }
     let several = targets.len() > 1;
     let mut replies = Map::new();
+    let mut failed = false;
     for target in targets {
         let selection = Selection::named(&target.watcher);
         let asked = command(target.watcher.clone());
         let meant = |name: &str| name == target.watcher;
-        let reply: Map<String, Value> =
-            wait_or_explain(common, &mut client, &selection, asked, meant)?;
+        let outcome = wait_or_explain(common, &mut client, &selection, asked, meant);
+        let reply: Map<String, Value> = match outcome {
+            // One that fails hides no other.
+            Err(error @ CommandError::Manager(ManagerError::Refused(_))) if several => {
+                failed = true;
+                if common.json {
+                    let refused = json!({"status": "error", "reason": error.to_string()});
+                    replies.insert(target.watcher, refused);
+                } else {
+                    let text = format!("{}: {error}", target.watcher);
+                    note(&format!("papactl: {}", table::printable(&text)));
+                }
+                continue;
+            }
+            outcome => outcome?,
+        };
         if !common.json {
             let name = if several {
                 format!("{}: ", table::printable(&target.watcher))
@@ -450,8 +469,14 @@ fn each_watcher(
             return print_json(&with_ok(reply));
         }
     }
-    if common.json {
-        return print_json(&with_ok(json!({ "watchers": replies })));
+    if common.json && failed {
+        let reason = CommandError::Reported.to_string();
+        print_json(&json!({"status": "error", "reason": reason, "watchers": replies}))?;
+    } else if common.json {
+        print_json(&with_ok(json!({ "watchers": replies })))?;
+    }
+    if failed {
+        return Err(CommandError::Reported);
     }
     Ok(())
 }

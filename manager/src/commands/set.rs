@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::cli::Common;
 use crate::cli::args::SetArgs;
-use crate::commands::{CommandError, connect, done, wait_or_explain};
-use crate::control::message::{Command, OptionValues, Selection};
+use crate::commands::{CommandError, each_watcher};
+use crate::control::message::{Command, OptionValues};
 use crate::control::options::from_text;
 
 /// Runs the verb.
@@ -25,18 +25,18 @@ pub(super) fn run(common: &Common, args: &SetArgs) -> Result<(), CommandError> {
         }
     }
     let options = values(&pairs)?;
-    let name = args.name.clone();
-    let selection = Selection::named(&name);
-    let mut client = connect(common)?;
-    let lower = name.to_lowercase();
-    let _: Map<String, Value> = wait_or_explain(
+    let command = |name| Command::Set {
+        name,
+        options: options.clone(),
+    };
+    let said = |_: &Map<String, Value>| "ok".to_owned();
+    each_watcher(
         common,
-        &mut client,
-        &selection,
-        Command::Set { name, options },
-        |one| one.to_lowercase() == lower,
-    )?;
-    done(common)
+        std::slice::from_ref(&args.name),
+        "set",
+        command,
+        said,
+    )
 }
 
 /// Typed values of options as they were typed on a command line.

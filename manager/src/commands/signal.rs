@@ -6,6 +6,7 @@ use crate::cli::Common;
 use crate::cli::args::SignalArgs;
 use crate::commands::{CommandError, connect, done, meant, wait_for};
 use crate::config::SignalNumber;
+use crate::control::client::ManagerError;
 use crate::control::message::{Command, Reach, Selection, Signal};
 
 /// Runs the verb.
@@ -23,7 +24,10 @@ pub(super) fn run(common: &Common, args: &SignalArgs) -> Result<(), CommandError
         (false, false) => Reach::Worker,
     };
     let mut client = connect(common)?;
-    for target in meant::targets(common, &mut client, names)? {
+    let targets = meant::targets(common, &mut client, names)?;
+    let several = targets.len() > 1;
+    let mut failures = Vec::new();
+    for target in targets {
         let selection = Selection::named(&target.watcher);
         let command = Command::Signal(Signal {
             name: target.watcher,
@@ -31,7 +35,20 @@ pub(super) fn run(common: &Common, args: &SignalArgs) -> Result<(), CommandError
             signal,
             reach,
         });
-        let _: Map<String, Value> = wait_for(common, &mut client, &selection, command)?;
+        let outcome = wait_for::<Map<String, Value>>(common, &mut client, &selection, command);
+        match outcome {
+            // One that has no workers keeps the signal from no other.
+            Err(CommandError::Manager(ManagerError::Refused(refused))) if several => {
+                failures.push(refused.reason);
+            }
+            outcome => drop(outcome?),
+        }
+    }
+    if !failures.is_empty() {
+        return Err(CommandError::Failed(format!(
+            "{}; the others got it",
+            failures.join("; ")
+        )));
     }
     done(common)
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use crate::control::message::WatcherStatus;
+use crate::control::message::{WatcherState, WatcherStatus};
 
 /// Width of the output where there is no terminal, in columns.
 pub const COLUMNS: usize = 80;
@@ -54,9 +54,11 @@ pub fn watchers(watchers: &[WatcherStatus]) -> String {
         } else {
             4
         };
+        let waits = watcher.state == WatcherState::Starting && !watcher.workers.is_empty();
         let message = watcher
             .message
             .as_deref()
+            .or(waits.then_some("not ready yet"))
             .map(printable)
             .unwrap_or_default();
         let pids: Vec<_> = watcher
@@ -186,7 +188,7 @@ fn push_printable(out: &mut String, c: char) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::message::{WatcherState, WorkerStatus};
+    use crate::control::message::WorkerStatus;
 
     fn watcher(name: &str, pids: std::ops::Range<u32>, message: Option<&str>) -> WatcherStatus {
         WatcherStatus {
@@ -217,7 +219,7 @@ mod tests {
         let text = watchers(&[
             watcher("web_app", 1000..1002, None),
             watcher("a", 10000..10014, None),
-            watcher("dying", 0..0, Some("exited with 1, next try in 4 s")),
+            watcher("dying", 0..0, Some("exited with 1, next try 4 s later")),
         ]);
         assert_eq!(
             text,
@@ -225,7 +227,7 @@ mod tests {
 web_app  active     2/2  1000 1001
 a        active    14/2  10000 10001 10002 10003 10004 10005 10006 10007 10008
                          10009 10010 10011 10012 10013
-dying    active     0/2  exited with 1, next try in 4 s
+dying    active     0/2  exited with 1, next try 4 s later
 "
         );
         assert!(text.lines().all(|line| line.len() <= COLUMNS));

@@ -104,7 +104,7 @@ pub struct WatcherStatus {
     /// It is started by the first connection to its sockets.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dormant: bool,
-    /// What hinders it, for people: `exited with 1 five times, next try in 8 s`.
+    /// What hinders it, for people: `exited with 1 five times, next try 8 s later`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// It was given up, pauses after too many ends, or ends again and again.

@@ -24,7 +24,7 @@ impl Supervisor {
             return refuse(request, reply, &error);
         }
         if self.keys.contains_key(&add.name.to_lowercase()) {
-            let reason = format!("program {} already exists", add.name);
+            let reason = format!("watcher {} already exists", add.name);
             return refuse(request, reply, &RequestError::new(Errno::Command, reason));
         }
         let added = Added {

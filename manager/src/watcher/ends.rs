@@ -249,7 +249,7 @@ impl Watcher {
         self.keep_pauses();
         if !delay.is_zero() {
             self.message = Some(format!(
-                "{}; {times} times in a row soon after its start; next try in {:.1} s",
+                "{}; {times} times in a row soon after its start; next try {:.1} s later",
                 end_text(wid, how, ran),
                 delay.as_secs_f64()
             ));
@@ -302,7 +302,7 @@ impl Watcher {
         self.kept.flapping.until_ms = at.epoch_ms.saturating_add(pause_ms);
         self.flapping_until = Some(at.now + flapping.retry_in);
         let text = format!(
-            "flapping: {reason}; {ends}; next try in {} s",
+            "flapping: {reason}; {ends}; next try {} s later",
             flapping.retry_in.as_secs_f64()
         );
         tracing::warn!(watcher = self.config.name, "{text}");

@@ -213,7 +213,7 @@ help [COMMAND]
 const QUIT: &str = "\
 quit
 
-Ends this session. Processes, sockets and values stay as they are.
+Ends this session, as exit does. Processes, sockets and values stay.
 ";
 
 const EXIT_IF_IDLE: &str = "\

@@ -127,6 +127,8 @@ static WATCH: Group = Group {
     seconds: &[("processes", Command::Watch)],
 };
 
+/// Another word for `quit`, in full.
+const EXIT: &str = "exit";
 const EXIT_IF_IDLE: &str = "exit-if-idle";
 
 /// First words, sorted. `json` is not among them: a new word must not change what an old abbreviation means.
@@ -182,6 +184,10 @@ pub(super) fn look_up(first: Cow<'_, str>, rest: &mut Vec<Cow<'_, str>>) -> Resu
     let first = lowercase(first);
     if first == SWITCH_WORD {
         return Ok(Found::Command(Command::Json));
+    }
+    // The original takes it for an abbreviation it forbids; a person means to leave, as with a watch.
+    if first == EXIT {
+        return Ok(Found::Command(Command::Quit));
     }
     let Some((word, found)) = TOP
         .iter()

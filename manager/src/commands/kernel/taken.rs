@@ -11,8 +11,10 @@ use crate::holder::{self, Sought};
 
 /// How the kernel of another user begins what it tells us.
 const ANOTHER_USERS: &str = "papa: this kernel belongs to ";
-/// What the original papa answers to the word that asks for our dialect.
-const ORIGINAL: &str = "closed before the greeting";
+/// What the client says of a kernel with the original's greeting and without our dialect.
+const NO_JSON: &str = "does not speak JSON";
+/// What the client says of a listener of another user.
+const NOT_TRUSTED: &str = "the listener belongs to";
 /// How many ports are tried for the example.
 const MAX_PORTS: u16 = 100;
 
@@ -45,12 +47,13 @@ pub(super) fn describe(address: &Address, source: &ClientError) -> Option<String
     };
     let what = if said.contains(ANOTHER_USERS) {
         "a papa kernel that serves only that user and root".to_owned()
-    } else if others && !Uid::effective().is_root() {
-        "which is not trusted with what a kernel is told".to_owned()
-    } else if others {
+    } else if said.contains(NO_JSON) {
+        "which is an original papa and not this kernel; its processes cannot be taken over"
+            .to_owned()
+    } else if said.contains(NOT_TRUSTED) && Uid::effective().is_root() {
         "which root does not use: run papactl as that user for what runs there".to_owned()
-    } else if said.contains(ORIGINAL) {
-        format!("perhaps an original papa, and no kernel of this one ({said})")
+    } else if said.contains(NOT_TRUSTED) {
+        "which is not trusted with what a kernel is told".to_owned()
     } else {
         format!("which is no papa kernel ({said})")
     };

@@ -4,6 +4,7 @@
 //! a stranger sent to a service), labels where there are several places, one object for each line with `--json`.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use chrono::SecondsFormat;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -154,9 +155,18 @@ pub(super) fn write_out(out: &[u8]) -> io::Result<()> {
     if out.is_empty() {
         return Ok(());
     }
+    WRITTEN.store(true, Ordering::Relaxed);
     let mut stdout = io::stdout().lock();
     stdout.write_all(out)?;
     stdout.flush()
+}
+
+/// Whether anything has been shown: what has nothing to show says so.
+static WRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Whether anything has been shown by this command.
+pub(super) fn has_shown() -> bool {
+    WRITTEN.load(Ordering::Relaxed)
 }
 
 /// Fails once nobody can read standard output any more, so that a quiet follower ends too.

@@ -280,7 +280,7 @@ Example: the events of one watcher, then the same from where it was cut off
     /// Read an INI file and report every mistake in it
     Check(CheckArgs),
     /// Look at the kernel, or have it start anew
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  $ papactl kernel status")]
     Kernel(KernelVerb),
     /// Have the manager start anew, as the program that is installed now; the
     /// workers stay

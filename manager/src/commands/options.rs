@@ -22,7 +22,7 @@ const SECRET_NAMES: [&str; 8] = [
     "private_key",
 ];
 /// A variable whose name ends so holds a secret, too.
-const SECRET_ENDINGS: [&str; 4] = ["_key", "_pass", "_pwd", "_dsn"];
+const SECRET_ENDINGS: [&str; 7] = ["_key", "pass", "_pwd", "_dsn", "auth", "cookie", "salt"];
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &OptionsArgs) -> Result<(), CommandError> {
@@ -121,13 +121,13 @@ fn mask(name: &str, value: &mut Value) {
             }
         }
         Value::String(text) if is_secret(name) && !text.is_empty() => MASK.clone_into(text),
-        Value::String(text) => *text = without_passwords(text),
+        Value::String(text) => *text = without_arguments(&without_passwords(text)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {}
     }
 }
 
 fn is_secret(name: &str) -> bool {
-    let name = name.to_lowercase();
+    let name = name.to_lowercase().replace('-', "_");
     SECRET_NAMES.iter().any(|part| name.contains(part))
         || SECRET_ENDINGS.iter().any(|end| name.ends_with(end))
 }
@@ -156,6 +156,30 @@ fn without_passwords(text: &str) -> String {
     out
 }
 
+/// `text` with what follows options and assignments of secret names masked: `--password=****`, `--token ****`, `API_KEY=****`.
+fn without_arguments(text: &str) -> String {
+    let mut out = String::new();
+    let mut is_value = false;
+    for piece in text.split_inclusive(char::is_whitespace) {
+        let word = piece.trim_end();
+        let name = word.trim_start_matches(['-', '\'', '"']);
+        let shown = match name.split_once('=') {
+            _ if is_value && !word.is_empty() && !word.starts_with('-') => MASK.to_owned(),
+            Some((key, value)) if is_secret(key) && !value.is_empty() => {
+                format!("{}{MASK}", &word[..word.len() - value.len()])
+            }
+            _ => word.to_owned(),
+        };
+        // More blanks between an option and its value change nothing.
+        if !word.is_empty() {
+            is_value = word.starts_with("--") && !word.contains('=') && is_secret(name);
+        }
+        out.push_str(&shown);
+        out.push_str(&piece[word.len()..]);
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -169,14 +193,16 @@ mod tests {
         };
         let options = json!({
             "cmd": "web --db postgres://app:pw@db/x http://host/a:b@c",
+            "args": "--api-key=k --token  t -v --secret --port 80 env PGPASS=p KEYBOARD=us",
             "numprocesses": 2,
-            "env": {"DB_PASSWORD": "x", "AWS_SECRET_ACCESS_KEY": "x", "API_KEY": "x", "GITHUB_TOKEN": "x", "EMPTY_TOKEN": "",
+            "env": {"PGPASS": "x", "SESSION_COOKIE": "x", "DB_PASSWORD": "x", "AWS_SECRET_ACCESS_KEY": "x", "API_KEY": "x", "GITHUB_TOKEN": "x", "EMPTY_TOKEN": "",
                 "PATH": "/bin", "KEYBOARD": "us"},
         });
         let expected = json!({
             "cmd": "web --db postgres://app:****@db/x http://host/a:b@c",
+            "args": "--api-key=**** --token  **** -v --secret --port 80 env PGPASS=**** KEYBOARD=us",
             "numprocesses": 2,
-            "env": {"DB_PASSWORD": "****", "AWS_SECRET_ACCESS_KEY": "****", "API_KEY": "****", "GITHUB_TOKEN": "****", "EMPTY_TOKEN": "",
+            "env": {"PGPASS": "****", "SESSION_COOKIE": "****", "DB_PASSWORD": "****", "AWS_SECRET_ACCESS_KEY": "****", "API_KEY": "****", "GITHUB_TOKEN": "****", "EMPTY_TOKEN": "",
                 "PATH": "/bin", "KEYBOARD": "us"},
         });
         assert_eq!(masked(reply(options)), reply(expected));

@@ -69,7 +69,7 @@ pub(super) fn run_manager(common: &Common) -> Result<(), CommandError> {
     if common.json {
         return print_json(&with_ok(reply));
     }
-    let mut text = format!("{HEADER}\n");
+    let mut text = format!("{}\n", table::fitted(HEADER));
     let info = reply.get("info").unwrap_or(&Value::Null);
     process(&mut text, "?", info, 0);
     print(&text)
@@ -91,7 +91,7 @@ fn table_of(watchers: &Map<String, Value>) -> String {
     if text.is_empty() {
         return "no watchers\n".to_owned();
     }
-    format!("{HEADER}\n{text}")
+    format!("{}\n{text}", table::fitted(HEADER))
 }
 
 fn group(text: &mut String, name: &str, processes: &Value) {

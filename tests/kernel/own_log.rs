@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::{
-    Collector, Failpoints, Kernel, PATIENCE, assert_same_bytes, below_file_limit, procfs,
+    Collector, Failpoints, Kernel, PATIENCE, assert_same_bytes, below_file_limit, procfs, wait_for,
     wait_until,
 };
 
@@ -319,6 +319,62 @@ fn a_limit_on_file_size_that_came_later_stopped_workers_that_had_written_much() 
             assert_eq!(kernel.log().matches("cannot store output").count(), 0);
         }
     }
+}
+
+#[test]
+fn a_reel_moved_after_its_keeper_died_was_not_the_stand_ins() {
+    let folder = tempfile::tempdir().unwrap();
+    let points = Failpoints::at(folder.path());
+    let mut kernel = Kernel::builder()
+        .environment(Failpoints::VARIABLE, folder.path().to_str().unwrap())
+        .start();
+    let mut expected = Vec::new();
+    for number in 1..=1_200_000 {
+        std::io::Write::write_fmt(&mut expected, format_args!("{number}\n")).unwrap();
+    }
+    let mut collector = Collector::new(&kernel.socket_path(), &["w"]);
+    let made = kernel.json().make_process(
+        "w",
+        &["seq", "1200000"],
+        json!({"env": {"PATH": "/usr/bin:/bin"}, "overflow": "block"}),
+    );
+    let serial = made["serial"].as_u64().unwrap();
+    collector.run_until("output comes", PATIENCE, |all| {
+        let seen = all.seen.get(&serial);
+        seen.is_some_and(|seen| seen.bytes.len() >= 1_000_000)
+    });
+    // Without the collector: a kernel that stands still takes no consumer.
+    let stands_still = |place: &str| {
+        wait_for(place, || {
+            let hit = points.hit(place)?;
+            (procfs::stat(hit.pid)?.state == 'T').then_some(hit.pid)
+        })
+    };
+    // The keeper dies while the new reel is on its way to it.
+    points.arm("reel.copied", 1, "kernel");
+    limit_files(&mut kernel, 4 << 20);
+    collector.run_until("the reel is copied", PATIENCE, |_| {
+        points.hit("reel.copied").is_some()
+    });
+    let pid = stands_still("reel.copied");
+    let keeper = procfs::stat(pid).unwrap().parent;
+    points.arm("understudy.waits", 1, "kernel");
+    procfs::signal(keeper, Signal::SIGKILL);
+    procfs::signal(pid, Signal::SIGCONT);
+    assert_eq!(stands_still("understudy.waits"), pid);
+    // It dies as soon as it has taken anything the stand-in might not have.
+    points.arm("capture.indexed", 1, "kernel");
+    procfs::signal(pid, Signal::SIGCONT);
+    let taker = stands_still("capture.indexed");
+    let end = if taker == pid {
+        Signal::SIGKILL
+    } else {
+        Signal::SIGCONT
+    };
+    procfs::signal(taker, end);
+    let seen = collector.finish(serial);
+    assert_same_bytes("all lines", &expected, &seen.bytes);
+    assert_eq!(seen.dropped, 0);
 }
 
 #[test]

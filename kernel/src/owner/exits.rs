@@ -400,7 +400,8 @@ impl Owner {
         let Some(largest) = file_size_limit() else {
             return false;
         };
-        if self.older_is_expected() {
+        // Without a keeper a copy of this process may go on in its place, with the reels there were when it was made.
+        if self.older_is_expected() || self.link.is_lost() {
             return false;
         }
         let Some(live) = self.live.get_mut(&serial) else {
@@ -423,6 +424,9 @@ impl Owner {
         let key = Key::new(Kind::REEL, serial);
         if let Err(errno) = self.keep(&[(key, ring.as_fd())]) {
             warn!(serial, %errno, "cannot move a reel that has reached the file size limit");
+            return false;
+        }
+        if self.link.is_lost() {
             return false;
         }
         failpoint::reach("reel.moved");

@@ -21,13 +21,13 @@ use crate::cli::Args;
 use crate::config::{
     Config, TcpAccess, abstract_name, account, make_runtime_dir, runtime_dir, write_pid_file,
 };
-use crate::journal::Journal;
 use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
 use crate::keeper::{self, notify};
-use crate::reel::{LINEAR_FILE_BYTES, MIN_FILE_BYTES, largest_reel};
 use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, local_port, open_listener, server_at};
 use crate::sys::{memfd, process};
+use crate::world::journal::Journal;
+use crate::world::reel::{LINEAR_FILE_BYTES, MIN_FILE_BYTES, largest_reel};
 
 /// First descriptor a service manager passes; `sd_listen_fds(3)`.
 const LISTEN_FDS_START: i32 = 3;

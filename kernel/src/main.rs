@@ -13,7 +13,7 @@ use papa_kernel::cli::Args;
 use papa_kernel::keeper::{self, KERNEL_TITLE, TITLE};
 use papa_kernel::logging::Log;
 use papa_kernel::sys::process::{settle, take_inherited};
-use papa_kernel::{check, launcher, run};
+use papa_kernel::{change::check, launcher, run};
 use papa_protocol::failpoint;
 
 /// Exit code for a failure.

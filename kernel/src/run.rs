@@ -9,19 +9,19 @@ use nix::errno::Errno;
 use papa_protocol::failpoint;
 use tokio::runtime::LocalOptions;
 
+use crate::change::recover::{Findings, recover};
+use crate::change::resume::Resumption;
+use crate::change::succession::{Predecessor, Stays};
+use crate::change::takeover::Started;
+use crate::change::understudy::{kernel_may_go_on, may_go_on};
+use crate::client::server::{Listener, Server};
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{ABLE_TO_INHERIT, ToKeeper, ToKernel, Verdict};
-use crate::owner::resume::Resumption;
 use crate::owner::shared::Shared;
 use crate::owner::{Owner, Parts};
 use crate::patience::scaled;
-use crate::recover::{Findings, recover};
-use crate::server::{Listener, Server};
-use crate::succession::{Predecessor, Stays};
 use crate::sys::process;
 use crate::sys::socket::local_port;
-use crate::takeover::Started;
-use crate::understudy::{kernel_may_go_on, may_go_on};
 
 /// How long the keeper may take for each part of what a program that was
 /// started anew fetches, though it does nothing else that takes time.

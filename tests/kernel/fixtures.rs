@@ -3,12 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use papa_kernel::handover::HandOver;
-use papa_kernel::journal::Journal;
-use papa_kernel::owner::session::SubKind;
-use papa_kernel::reel::Reel;
+use papa_kernel::change::handover::HandOver;
+use papa_kernel::readers::session::SubKind;
 use papa_kernel::sys::memfd;
-use papa_kernel::table::{Entry, Read, Table};
+use papa_kernel::world::journal::Journal;
+use papa_kernel::world::reel::Reel;
+use papa_kernel::world::table::{Entry, Read, Table};
 use papa_protocol::limits::REEL_BYTES;
 
 /// The memory file a fixture tells of.
@@ -102,7 +102,7 @@ fn hand_overs_of_every_version_are_read() {
         let asker = found.sessions.iter().find(|session| session.id == asker);
         assert_eq!(asker.expect("it is among them").claims[0].as_ref(), "mine");
         let half = b"{\"id\":7,\"op\":\"value.g";
-        let typed = |session: &&papa_kernel::handover::SessionRecord| {
+        let typed = |session: &&papa_kernel::change::handover::SessionRecord| {
             session.connection.bytes[0][..] == half[..]
         };
         assert_eq!(found.sessions.iter().filter(typed).count(), 1, "{name}");

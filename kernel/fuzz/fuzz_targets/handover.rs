@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
-use papa_kernel::handover::HandOver;
+use papa_kernel::change::handover::HandOver;
 
 fuzz_target!(|input: (&[u8], &[u8])| {
     let (text, rest) = input;

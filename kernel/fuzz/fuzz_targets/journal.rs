@@ -4,9 +4,9 @@
 
 use libfuzzer_sys::fuzz_target;
 
-use papa_kernel::journal::Journal;
+use papa_kernel::world::journal::Journal;
 use papa_kernel::sys::memfd;
-use papa_kernel::table::{Entry, Read, Table};
+use papa_kernel::world::table::{Entry, Read, Table};
 
 /// Where records begin: behind the header page.
 const FIRST_RECORD: u64 = 4096;

@@ -6,7 +6,7 @@ use std::io::Write;
 
 use libfuzzer_sys::fuzz_target;
 
-use papa_kernel::reel::{Capture, FIRST_DATA_OFFSET, Reel};
+use papa_kernel::world::reel::{Capture, FIRST_DATA_OFFSET, Reel};
 use papa_kernel::sys::memfd;
 use papa_protocol::record::Stream;
 

@@ -16,10 +16,10 @@ use super::wire::{
     ABLE_TO_INHERIT, ABLE_TO_LEAVE, Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict,
 };
 use super::{KERNEL_TITLE, Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, how, notify, say};
+use crate::change::understudy;
 use crate::patience::scaled;
 use crate::sys::pidfd::{Outcome, Target, wait_id};
 use crate::sys::{message, process};
-use crate::understudy;
 
 /// How long a kernel's line may be closed before its end is known: the two
 /// come together, unless it lives on in another role.

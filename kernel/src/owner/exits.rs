@@ -17,13 +17,13 @@ use tracing::{info, warn};
 
 use super::{Deadline, Owner, now_us};
 use crate::keeper::wire::{Key, Kind, ToKeeper};
-use crate::live::{Source, Waits};
-use crate::reel::Capture;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::memfd::splice_away;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, exit_info, wait_id};
 use crate::sys::process::{file_size_limit, parent_of, set_pipe_size};
-use crate::table::Entry;
+use crate::world::live::{Source, Waits};
+use crate::world::reel::Capture;
+use crate::world::table::Entry;
 
 /// From one look whether everybody has left a control group to the next.
 const LOOK_AT_CGROUPS: Duration = Duration::from_secs(1);

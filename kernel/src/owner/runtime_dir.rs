@@ -9,9 +9,9 @@ use nix::sys::socket::{SockType, UnixAddr, getsockname};
 use tracing::{info, warn};
 
 use super::{Deadline, Owner};
+use crate::client::server::Listener;
 use crate::config::make_runtime_dir;
 use crate::keeper::wire::{Key, Kind};
-use crate::server::Listener;
 use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, open_listener};
 
 /// Between two looks at the path.

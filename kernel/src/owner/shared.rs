@@ -14,8 +14,8 @@ use std::rc::Rc;
 use tokio::task::yield_now;
 
 use super::Owner;
-use super::session::Incoming;
-use crate::live::SessionId;
+use crate::readers::session::Incoming;
+use crate::world::live::SessionId;
 
 /// The owner; clones lead to the same.
 #[derive(Clone)]

@@ -12,12 +12,12 @@ use papa_protocol::json::request::KernelUpgrade;
 use tracing::{error, info, warn};
 
 use super::{Deadline, Owner, now_us};
+use crate::change::takeover;
+use crate::change::understudy::{self, Side};
 use crate::keeper::wire::{Key, ToKeeper, ToKernel};
-use crate::live::SessionId;
 use crate::patience::scaled;
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
-use crate::takeover;
-use crate::understudy::{self, Side};
+use crate::world::live::SessionId;
 
 /// How long the keeper may say nothing before it is taken to be stuck: it
 /// asks every ten seconds.

@@ -13,12 +13,12 @@ use tracing::warn;
 
 use super::{Deadline, Owner};
 use crate::keeper::wire::{Key, Kind};
-use crate::live::SessionId;
 use crate::patience::scaled;
-use crate::reel::Reel;
 use crate::sys::spawn::{Failure, Started, Starting, Step};
 use crate::verbs::VerbError;
 use crate::verbs::process_plan::Prepared;
+use crate::world::live::SessionId;
+use crate::world::reel::Reel;
 
 /// How long a start is waited for before everything else goes on.
 const PATIENCE: Duration = Duration::from_millis(50);

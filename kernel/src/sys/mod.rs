@@ -9,6 +9,7 @@
     reason = "the one place for system calls; every block says why it holds"
 )]
 
+pub mod alarm;
 pub mod cgroup;
 pub mod diag;
 pub mod memfd;

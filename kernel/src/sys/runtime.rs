@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::live::Poller;
+use crate::world::live::Poller;
 
 /// Has the runtime watch the poller.
 ///

@@ -13,9 +13,9 @@ use papa_protocol::name::Name;
 use tracing::info;
 
 use super::{VerbError, fail, limit, not_recorded};
-use crate::live::SessionId;
 use crate::owner::Owner;
-use crate::table::Entry;
+use crate::world::live::SessionId;
+use crate::world::table::Entry;
 
 impl Owner {
     /// The claimed namespace `name` lies in, with its holder.

@@ -10,9 +10,9 @@ use papa_protocol::name::{Name, NamePattern};
 
 use super::{VerbError, fail, limit, not_recorded, refused};
 use crate::keeper::wire::{Key, Kind};
-use crate::live::SessionId;
 use crate::owner::Owner;
-use crate::table::{Entry, Matcher};
+use crate::world::live::SessionId;
+use crate::world::table::{Entry, Matcher};
 
 impl Owner {
     /// Holds `fd` under `name`, in place of what was held there.

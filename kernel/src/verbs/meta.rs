@@ -5,7 +5,7 @@ use papa_protocol::json::{FEATURE_PIDFD_INFO, FEATURE_SPLICE, PROTOCOL};
 use papa_protocol::limits::{SESSION_BUDGET_BYTES, advertised};
 
 use crate::owner::{Owner, now_us};
-use crate::table;
+use crate::world::table;
 
 /// The program's version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -73,7 +73,7 @@ impl Owner {
             ledger,
             skipped_records: self.skipped_records,
             file_size_limit: crate::sys::process::file_size_limit()
-                .filter(|bytes| *bytes < crate::reel::LINEAR_FILE_BYTES),
+                .filter(|bytes| *bytes < crate::world::reel::LINEAR_FILE_BYTES),
         }
     }
 }

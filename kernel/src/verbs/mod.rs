@@ -1,11 +1,13 @@
 //! What requests do, once for both dialects.
 //!
 //! One file per kind of thing. Each verb checks, acts through `sys`, records
-//! and returns typed results; texts are put together in `owner/classic.rs`
-//! and `owner/json.rs`.
+//! and returns typed results; texts are put together in `classic.rs` and
+//! `json.rs`.
 
 pub(crate) mod claim;
+mod classic;
 pub(crate) mod held;
+mod json;
 pub(crate) mod meta;
 pub(crate) mod output;
 pub(crate) mod process;
@@ -14,15 +16,15 @@ pub(crate) mod socket;
 pub(crate) mod value;
 
 use nix::errno::Errno;
-use papa_protocol::classic;
+use papa_protocol::classic::Error;
 use papa_protocol::json::{ErrorCode, Failure};
 
-use crate::journal::JournalError;
+use crate::world::journal::JournalError;
 
 pub(crate) use self::meta::VERSION;
 
 /// Why a verb failed. The texts of the classic dialect serve both.
-pub(crate) type VerbError = classic::Error;
+pub(crate) type VerbError = Error;
 
 /// A failure of `code` with these words.
 #[must_use]

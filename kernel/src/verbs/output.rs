@@ -13,10 +13,10 @@ use papa_protocol::record::Serial;
 
 use super::held::duplicate_failed;
 use super::{VerbError, fail, limit, not_recorded};
-use crate::live::{Reader, SessionId};
 use crate::owner::Owner;
-use crate::owner::session::{FIRST_BATCH_DELAY, SubKind, Subscription};
-use crate::table::{Entry, Matcher};
+use crate::readers::session::{FIRST_BATCH_DELAY, SubKind, Subscription};
+use crate::world::live::{Reader, SessionId};
+use crate::world::table::{Entry, Matcher};
 
 impl Owner {
     fn subscribe_session(
@@ -50,7 +50,10 @@ impl Owner {
         }
         let reader = Reader { session, sub };
         for serial in serials {
-            let start = self.live.get(serial).map_or(0, crate::live::Live::start);
+            let start = self
+                .live
+                .get(serial)
+                .map_or(0, crate::world::live::Live::start);
             let consume = self.watch_acknowledges(session, *serial)
                 && self
                     .live
@@ -107,7 +110,10 @@ impl Owner {
         let sub = self.subscribe_session(session, SubKind::Consume(bytes), patterns)?;
         let reader = Reader { session, sub };
         for serial in serials {
-            let start = self.live.get(&serial).map_or(0, crate::live::Live::start);
+            let start = self
+                .live
+                .get(&serial)
+                .map_or(0, crate::world::live::Live::start);
             self.attach(reader, serial, start, true);
         }
         Ok(sub)

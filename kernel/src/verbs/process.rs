@@ -21,13 +21,13 @@ use papa_protocol::record::Serial;
 use super::process_plan::Prepared;
 use super::{VerbError, fail, limit, not_recorded, refused, words};
 use crate::keeper::wire::{Key, Kind};
-use crate::live::{Live, SessionId, Source};
 use crate::owner::starting::{Asker, Streams};
 use crate::owner::{Owner, now_us};
-use crate::reel::{LINEAR_FILE_BYTES, MIN_FILE_BYTES, Reel};
 use crate::sys::process::{descriptor_limit, file_size_limit, move_up, set_owner};
 use crate::sys::spawn::{self, Failure, Outcome, Started, Step};
-use crate::table::{Entry, Matcher, ProcessRow, known};
+use crate::world::live::{Live, SessionId, Source};
+use crate::world::reel::{LINEAR_FILE_BYTES, MIN_FILE_BYTES, Reel};
+use crate::world::table::{Entry, Matcher, ProcessRow, known};
 
 /// Descriptors left free so that clients still get in and the kernel can be
 /// asked what uses them, as a part of the limit and at least.

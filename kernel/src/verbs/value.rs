@@ -5,9 +5,9 @@ use papa_protocol::name::{Name, NamePattern};
 use papa_protocol::text::ByteString;
 
 use super::{VerbError, limit, not_recorded};
-use crate::live::SessionId;
 use crate::owner::Owner;
-use crate::table::{Entry, Matcher};
+use crate::world::live::SessionId;
+use crate::world::table::{Entry, Matcher};
 
 impl Owner {
     /// Sets a value, or clears it with `None`.

@@ -18,16 +18,16 @@ use papa_protocol::limits::REEL_BYTES;
 use papa_protocol::process::{Ledger, Stderr, Stdout};
 use thiserror::Error;
 
+use crate::change::resume::Resumption;
 use crate::config::Config;
-use crate::journal::{Journal, JournalError};
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Kept, Key, Kind, Verdict};
-use crate::live::Live;
-use crate::owner::resume::Resumption;
 use crate::owner::{Fixed, Parts, now_us};
-use crate::reel::Reel;
 use crate::sys::process;
-use crate::table::{Entry, ProcessRow, Read, Table};
+use crate::world::journal::{Journal, JournalError};
+use crate::world::live::Live;
+use crate::world::reel::Reel;
+use crate::world::table::{Entry, ProcessRow, Read, Table};
 
 /// A kernel that cannot start.
 #[derive(Debug, Error)]

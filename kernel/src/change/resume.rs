@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use papa_protocol::failpoint;
 use tracing::{error, info, warn};
 
-use super::Owner;
-use super::session::{FIRST_BATCH_DELAY, Session, Subscription};
-use super::upgrade::own_file;
-use crate::handover::{Change, HandOver, SessionRecord, SubRecord};
+use crate::change::handover::{Change, HandOver, SessionRecord, SubRecord};
+use crate::change::upgrade::own_file;
+use crate::client::server::Server;
 use crate::keeper::wire::{Key, Kind, Verdict};
-use crate::live::{Reader, SessionId};
-use crate::server::Server;
+use crate::owner::Owner;
+use crate::readers::session::{FIRST_BATCH_DELAY, Session, Subscription};
 use crate::sys::pidfd::Outcome;
+use crate::world::live::{Reader, SessionId};
 
 /// How long the keeper may go back to the program before, with time to spare.
 const PROBATION: Duration = Duration::from_secs(30);

@@ -11,9 +11,9 @@ use papa_protocol::json::request as json;
 use papa_protocol::name::{Name, NamePattern};
 use serde::{Deserialize, Serialize};
 
-use super::upgrade::Examined;
-use crate::connection::{Frozen, Outbox};
-use crate::live::SessionId;
+use crate::change::upgrade::Examined;
+use crate::client::connection::{Frozen, Outbox};
+use crate::world::live::SessionId;
 
 /// Most pushes a session may have unwritten before it is taken to be dead.
 pub const MAX_QUEUED_PUSHES: usize = 16_384;

@@ -11,11 +11,11 @@ use papa_protocol::text::escape_control;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 
-use super::Owner;
-use crate::alarm::Alarm;
-use crate::check::{ARGUMENT, TITLE};
+use crate::change::check::{ARGUMENT, TITLE};
 use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
+use crate::owner::Owner;
+use crate::sys::alarm::Alarm;
 use crate::sys::pidfd::pidfd_open;
 use crate::sys::process;
 use crate::sys::runtime::readable;
@@ -29,7 +29,7 @@ const QUOTED: usize = 300;
 
 /// What came of it.
 #[derive(Debug)]
-pub(super) enum Tried {
+pub(crate) enum Tried {
     /// It has looked at everything.
     Found(UpgradeCheck),
     /// It has not, for this reason.
@@ -38,7 +38,7 @@ pub(super) enum Tried {
 
 /// A dry run under way.
 #[derive(Debug)]
-pub(super) struct DryRun {
+pub(crate) struct DryRun {
     child: Child,
     says: pipe::Receiver,
     /// Readable when it has ended.
@@ -48,7 +48,7 @@ pub(super) struct DryRun {
 }
 
 /// Starts `program` in the role that only looks.
-pub(super) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun> {
+pub(crate) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun> {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     nix::fcntl::fcntl(
         &read,
@@ -111,7 +111,7 @@ fn spawn(program: BorrowedFd<'_>, shown: &[(Key, &OwnedFd)], says: OwnedFd) -> i
 
 impl DryRun {
     /// Waits until it has ended, or ends it.
-    pub(super) async fn end(mut self) -> Tried {
+    pub(crate) async fn end(mut self) -> Tried {
         let mut said = Vec::new();
         let end = async {
             // What cannot be read any more was not said.

@@ -12,11 +12,11 @@ use papa_protocol::json::request::Delivery;
 use papa_protocol::limits::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS};
 use papa_protocol::record::{Record, Serial, Stream};
 
-use super::session::{Cursor, Expect, SubKind, Subscription, WatchBatch};
-use super::{Deadline, Owner};
-use crate::live::{Live, Reader, SessionId};
-use crate::reel::Reel;
-use crate::table::ProcessRow;
+use crate::owner::{Deadline, Owner};
+use crate::readers::session::{Cursor, Expect, SubKind, Subscription, WatchBatch};
+use crate::world::live::{Live, Reader, SessionId};
+use crate::world::reel::Reel;
+use crate::world::table::ProcessRow;
 
 /// Output of at least this many bytes is not copied together with other.
 const OWN_PIECE_BYTES: usize = 16 * 1024;
@@ -26,7 +26,7 @@ const FOLLOWER_BATCH_BYTES: usize = 256 * 1024;
 
 impl Owner {
     /// Sends what is due to every session that can take it.
-    pub(super) fn deliver(&mut self) {
+    pub(crate) fn deliver(&mut self) {
         if self.ready_sessions.is_empty() || self.is_freezing() {
             return;
         }

@@ -13,14 +13,14 @@ use std::os::unix::ffi::OsStringExt;
 use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
 
+use crate::change::succession::Predecessor;
+use crate::change::understudy::RIGHT;
 use crate::keeper::manifest::{Beside, Manifest};
 use crate::keeper::wire::{Kept, Key, Kind};
 use crate::keeper::{self, manifest};
 use crate::launcher::title;
 use crate::owner::Owner;
-use crate::succession::Predecessor;
 use crate::sys::process;
-use crate::understudy::RIGHT;
 
 /// Execs into the keeper's role with every descriptor there is, and what is
 /// `handed` over beside. Children stay children, since the process stays.

@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::inbox::{Found, Inbox};
 use super::{Connection, State};
-use crate::handover::{ConnectionRecord, OutputRecord};
-use crate::owner::session::{Order, Outgoing};
+use crate::change::handover::{ConnectionRecord, OutputRecord};
+use crate::client::inbox::{Found, Inbox};
+use crate::readers::session::{Order, Outgoing};
 
 /// A connection that has stopped, with what it was still told.
 #[derive(Debug)]

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::upgrade::{Changing, Stage};
-use super::{Deadline, Owner};
-use crate::connection::Frozen;
-use crate::handover::Change;
-use crate::live::SessionId;
+use crate::change::handover::Change;
+use crate::change::upgrade::{Changing, Stage};
+use crate::client::connection::Frozen;
+use crate::owner::{Deadline, Owner};
+use crate::world::live::SessionId;
 
 /// How long connections may take to stop, which is as long as what they asked
 /// before takes. Then nothing is changed.
@@ -25,7 +25,7 @@ const ORPHAN_FREEZE_LIMIT: Duration = Duration::from_millis(200);
 
 /// What this process becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     /// The kernel, of another program.
     Kernel,
     /// The keeper, of this program.
@@ -45,7 +45,7 @@ impl Role {
 
 impl Owner {
     /// Has every connection stop; the change goes on when all have.
-    pub(super) fn freeze(&mut self, role: Role) {
+    pub(crate) fn freeze(&mut self, role: Role) {
         let Some(changing) = &mut self.changing else {
             return;
         };
@@ -68,7 +68,7 @@ impl Owner {
 
     /// The keeper is gone: connections stop, and then its place is taken. A
     /// change under way ends with that.
-    pub(super) fn freeze_orphaned(&mut self) {
+    pub(crate) fn freeze_orphaned(&mut self) {
         if let Some(changing) = &mut self.changing {
             let change = std::mem::take(&mut changing.change);
             let reason = "the keeper has died meanwhile; nothing was changed, ask again";
@@ -99,7 +99,7 @@ impl Owner {
     }
 
     /// Whether connections are stopped or stopping: then nothing is sent.
-    pub(super) fn is_freezing(&self) -> bool {
+    pub(crate) fn is_freezing(&self) -> bool {
         matches!(
             self.changing,
             Some(Changing {
@@ -110,7 +110,7 @@ impl Owner {
     }
 
     /// A connection that was accepted before all were stopped.
-    pub(super) fn freeze_late(&mut self, id: SessionId) {
+    pub(crate) fn freeze_late(&mut self, id: SessionId) {
         if let Some(Changing {
             stage: Stage::Freezing { left, .. },
             ..
@@ -122,7 +122,7 @@ impl Owner {
         }
     }
 
-    pub(super) fn on_frozen(&mut self, id: SessionId, connection: Frozen) {
+    pub(crate) fn on_frozen(&mut self, id: SessionId, connection: Frozen) {
         if let Some(Changing {
             stage: Stage::Freezing { left, frozen, .. },
             ..
@@ -136,7 +136,7 @@ impl Owner {
         }
     }
 
-    pub(super) fn frozen_has_gone(&mut self, id: SessionId) {
+    pub(crate) fn frozen_has_gone(&mut self, id: SessionId) {
         if let Some(Changing {
             stage: Stage::Freezing { left, frozen, .. },
             ..
@@ -148,7 +148,7 @@ impl Owner {
     }
 
     /// Goes on with the change once all connections have stopped.
-    pub(super) fn change_when_frozen(&mut self) {
+    pub(crate) fn change_when_frozen(&mut self) {
         if self.link.is_lost() && self.changing.is_none() {
             // Whatever came between: without a keeper there is no going on.
             self.freeze_orphaned();
@@ -164,7 +164,7 @@ impl Owner {
     }
 
     /// Connections have had the time there is for stopping, and a turn since.
-    pub(super) fn on_freeze_limit(&mut self, now: Instant) {
+    pub(crate) fn on_freeze_limit(&mut self, now: Instant) {
         let Some(Changing {
             stage: Stage::Freezing {
                 left, until, role, ..

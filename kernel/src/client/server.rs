@@ -20,15 +20,15 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
-use crate::budget::Budget;
+use crate::change::handover::ConnectionRecord;
+use crate::client::budget::Budget;
+use crate::client::connection::{Connection, Frozen, Inbox, Outbox, Scratch, Transport, scratch};
 use crate::config::account;
-use crate::connection::{Connection, Frozen, Inbox, Outbox, Scratch, Transport, scratch};
-use crate::handover::ConnectionRecord;
-use crate::live::SessionId;
-use crate::owner::session::{Incoming, Peer};
 use crate::owner::shared::Shared;
+use crate::readers::session::{Incoming, Peer};
 use crate::sys::diag::tcp_holder;
 use crate::sys::process::descriptor_limit;
+use crate::world::live::SessionId;
 
 /// Part of the descriptor limit that sessions may use.
 const SESSION_SHARE: u64 = 4;

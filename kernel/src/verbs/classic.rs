@@ -5,14 +5,14 @@ use papa_protocol::classic::{self, Error, Kind, Request};
 use papa_protocol::name::NamePattern;
 use papa_protocol::text::ByteString;
 
-use super::Owner;
-use super::session::{Expect, WatchWord};
-use super::starting::Asker;
-use crate::live::SessionId;
+use crate::owner::Owner;
+use crate::owner::starting::Asker;
+use crate::readers::session::{Expect, WatchWord};
+use crate::world::live::SessionId;
 
 impl Owner {
     /// Answers one classic line.
-    pub(super) fn on_classic(&mut self, id: SessionId, request: Result<Request, Error>) {
+    pub(crate) fn on_classic(&mut self, id: SessionId, request: Result<Request, Error>) {
         if self.is_ending() {
             return;
         }
@@ -49,7 +49,7 @@ impl Owner {
     }
 
     /// A process that a classic line asked for has been made, or could not be.
-    pub(super) fn answer_made_classic(
+    pub(crate) fn answer_made_classic(
         &mut self,
         id: SessionId,
         made: Result<u64, Error>,
@@ -159,7 +159,7 @@ impl Owner {
 
     /// A batch of watched output was answered: it may go, and exits in it are
     /// known. In a claimed namespace it was only looked at.
-    pub(super) fn on_watch_acknowledged(&mut self, id: SessionId, word: WatchWord) {
+    pub(crate) fn on_watch_acknowledged(&mut self, id: SessionId, word: WatchWord) {
         let Some(batch) = self
             .sessions
             .get_mut(&id)
@@ -222,7 +222,7 @@ impl Owner {
         if self
             .live
             .get(&serial)
-            .is_some_and(crate::live::Live::streams_ended)
+            .is_some_and(crate::world::live::Live::streams_ended)
         {
             self.forget(serial);
         } else {

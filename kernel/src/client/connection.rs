@@ -8,8 +8,6 @@
 //! written down, and gone on with by another program.
 
 mod freeze;
-mod inbox;
-mod transport;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -28,14 +26,14 @@ use papa_protocol::json::{ErrorCode, Failure, request};
 use papa_protocol::limits::{MAX_LINE_BYTES, MAX_PENDING_DESCRIPTORS_PER_SESSION};
 use tokio::task::yield_now;
 
-use crate::budget::Budget;
-use crate::live::SessionId;
-use crate::owner::session::{Expect, Incoming, Order, Outgoing, WatchWord};
+use crate::client::budget::Budget;
 use crate::owner::shared::Shared;
+use crate::readers::session::{Expect, Incoming, Order, Outgoing, WatchWord};
+use crate::world::live::SessionId;
 
 pub use self::freeze::Frozen;
-pub use self::inbox::{Found, Inbox, Outbox};
-pub use self::transport::Transport;
+pub use super::inbox::{Found, Inbox, Outbox};
+pub use super::transport::Transport;
 
 /// Bytes asked for per read: more than most requests have. It is memory that
 /// an idle kernel holds.

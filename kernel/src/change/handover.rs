@@ -22,9 +22,9 @@ use papa_protocol::text::ByteString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::live::SessionId;
-use crate::owner::session::{Cursor, Expect, Peer, SubKind};
+use crate::readers::session::{Cursor, Expect, Peer, SubKind};
 use crate::sys::memfd;
+use crate::world::live::SessionId;
 
 /// First bytes of the file.
 const MAGIC: [u8; 8] = *b"papahnd1";

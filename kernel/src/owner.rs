@@ -2,25 +2,16 @@
 //!
 //! Connections, the poller and deadlines bring events (`shared.rs`); every
 //! handler is an ordinary function that runs to completion. What the handlers
-//! of requests do is in `verbs/`, what they read and answer in `classic.rs` and
-//! `json.rs`, how output reaches readers in `deliver.rs`, exits in `exits.rs`, what the
-//! keeper and signals ask in `signals.rs`, and how the program is changed in
-//! `upgrade.rs`, `stopping.rs` and `resume.rs`.
+//! of requests do is in `verbs/`, how output reaches readers in `readers/`, and how
+//! the program is changed in `change/`. Exits are in `exits.rs`, and what the
+//! keeper and signals ask in `signals.rs`.
 //! Invariant: a change is in the journal before it is answered.
 
-mod classic;
-mod deliver;
-mod dry_run;
 mod exits;
-mod json;
-pub mod resume;
 mod runtime_dir;
-pub mod session;
 pub mod shared;
-mod signals;
+pub(crate) mod signals;
 pub(crate) mod starting;
-mod stopping;
-mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,23 +28,23 @@ use serde_json::value::RawValue;
 use tokio::io::unix::AsyncFd;
 use tracing::{error, warn};
 
-use self::resume::Resumption;
-use self::session::{Incoming, Session};
 use self::signals::KEEPER_SILENCE;
-use self::upgrade::Changing;
-use crate::alarm::Alarm;
-use crate::budget::Budget;
+use crate::change::recover::Findings;
+use crate::change::resume::Resumption;
+use crate::change::understudy::Understudy;
+use crate::change::upgrade::Changing;
+use crate::client::budget::Budget;
+use crate::client::server::Server;
 use crate::config::Config;
-use crate::journal::{Journal, JournalError};
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Key, Kind};
-use crate::live::{Live, Poller, SessionId, Source};
 use crate::patience::scaled;
-use crate::recover::Findings;
-use crate::server::Server;
+use crate::readers::session::{Incoming, Session};
+use crate::sys::alarm::Alarm;
 use crate::sys::cgroup::Cgroups;
-use crate::table::{Entry, Record, Table};
-use crate::understudy::Understudy;
+use crate::world::journal::{Journal, JournalError};
+use crate::world::live::{Live, Poller, SessionId, Source};
+use crate::world::table::{Entry, Record, Table};
 
 /// How long to wait when no descriptor is left for another caller.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -114,26 +105,26 @@ pub struct Owner {
     pub(crate) keeper_pid: i32,
     pub(crate) journal: Journal,
     pub(crate) skipped_records: u64,
-    unknown_records: Vec<Box<RawValue>>,
+    pub(crate) unknown_records: Vec<Box<RawValue>>,
     /// Changes recovery made that are not in the journal yet.
-    unrecorded: VecDeque<Entry>,
+    pub(crate) unrecorded: VecDeque<Entry>,
     pub(crate) table: Table,
     pub(crate) live: HashMap<u64, Live>,
     pub(crate) socket_fds: HashMap<u64, OwnedFd>,
     pub(crate) held_fds: HashMap<u64, OwnedFd>,
     /// Descriptors of records this version cannot read, for one that can.
-    strangers: Vec<(Key, OwnedFd)>,
+    pub(crate) strangers: Vec<(Key, OwnedFd)>,
     /// What the keeper has copies of that are not needed any more.
-    unkept: Vec<Key>,
+    pub(crate) unkept: Vec<Key>,
     /// See [`SPARE_DESCRIPTORS`].
-    spare: Vec<OwnedFd>,
+    pub(crate) spare: Vec<OwnedFd>,
     pub(crate) poller: Rc<AsyncFd<Poller>>,
     pub(crate) signals: SignalFd,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) claims: LiveClaims,
     pub(crate) budget: Rc<Budget>,
     pub(crate) deadlines: BTreeSet<(Instant, Deadline)>,
-    alarm: Alarm,
+    pub(crate) alarm: Alarm,
     /// Zombies by the order in which they ended.
     pub(crate) zombies: VecDeque<u64>,
     /// Sessions that may have something to send.
@@ -142,29 +133,29 @@ pub struct Owner {
     /// Where each process gets a control group.
     pub(crate) cgroups: Option<Cgroups>,
     /// Serves listeners made later.
-    server: Option<Server>,
-    last_keeper_word: Instant,
-    keeper_suspected: bool,
+    pub(crate) server: Option<Server>,
+    pub(crate) last_keeper_word: Instant,
+    pub(crate) keeper_suspected: bool,
     /// The last request to end, and whether the keeper passed it on.
-    last_term: Option<(Instant, bool)>,
+    pub(crate) last_term: Option<(Instant, bool)>,
     /// The program this one has replaced, until the keeper is replaced too.
-    program_before: Option<OwnedFd>,
+    pub(crate) program_before: Option<OwnedFd>,
     /// Until when the keeper may go back to it.
     pub(crate) older_may_return: Option<Instant>,
     /// A copy of this process waits beside while there is no keeper.
     pub(crate) understudy: Option<Understudy>,
     /// Such a copy has been made, or this is one.
-    doubled: bool,
+    pub(crate) doubled: bool,
     /// Why the private socket could not be made anew the last time.
-    runtime_dir_trouble: Option<String>,
+    pub(crate) runtime_dir_trouble: Option<String>,
     /// Processes whose program does not run yet, by serial.
     pub(crate) starting: BTreeMap<u64, starting::Start>,
     /// A client asked for the end: until when sessions may read that.
-    ending: Option<Instant>,
+    pub(crate) ending: Option<Instant>,
     /// As process 1, asked to end by this signal.
-    ends_as_init: Option<i32>,
+    pub(crate) ends_as_init: Option<i32>,
     /// The program is being changed.
-    changing: Option<Changing>,
+    pub(crate) changing: Option<Changing>,
 }
 
 /// What [`Owner::new`] is made of.
@@ -521,7 +512,10 @@ impl Owner {
                 (Kind::PIDFD, live.pidfd.as_ref()),
                 (Kind::OUT, live.out.as_ref()),
                 (Kind::ERR, live.err.as_ref()),
-                (Kind::REEL, live.reel.as_ref().map(crate::reel::Reel::file)),
+                (
+                    Kind::REEL,
+                    live.reel.as_ref().map(crate::world::reel::Reel::file),
+                ),
             ];
             all.extend(
                 own.into_iter()

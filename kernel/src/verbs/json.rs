@@ -9,16 +9,16 @@ use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::record::Serial;
 use serde::Serialize;
 
-use super::Owner;
-use super::session::Expect;
-use super::starting::Asker;
-use crate::live::SessionId;
-use crate::reel::START_AT;
+use crate::owner::Owner;
+use crate::owner::starting::Asker;
+use crate::readers::session::Expect;
 use crate::verbs::{VerbError, fail};
+use crate::world::live::SessionId;
+use crate::world::reel::START_AT;
 
 impl Owner {
     /// Answers one JSON line.
-    pub(super) fn on_json(
+    pub(crate) fn on_json(
         &mut self,
         id: SessionId,
         request: Result<Request, Rejected>,
@@ -74,7 +74,7 @@ impl Owner {
     }
 
     /// A process that a JSON line asked for has been made, or could not be.
-    pub(super) fn answer_made_json(
+    pub(crate) fn answer_made_json(
         &mut self,
         id: SessionId,
         request: Option<&Id>,

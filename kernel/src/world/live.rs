@@ -13,7 +13,7 @@ use papa_protocol::limits::STALL_LIMIT;
 use papa_protocol::process::{Ends, Ledger, Overflow};
 use papa_protocol::record::Stream;
 
-use crate::reel::{Capture, Reel};
+use crate::world::reel::{Capture, Reel};
 
 /// A connection's number; never reused within one kernel.
 pub type SessionId = u64;

@@ -26,39 +26,39 @@ use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::text::{ByteString, escape_control};
 use tracing::{error, info, warn};
 
-use super::Owner;
-use super::dry_run::{self, Tried};
-use super::session::Expect;
-use super::starting::Start;
-use super::stopping::Role;
-use crate::connection::Frozen;
-use crate::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
+use crate::change::dry_run::{self, Tried};
+use crate::change::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
+use crate::change::stopping::Role;
+use crate::change::takeover;
+use crate::client::connection::Frozen;
+use crate::client::server::{Listener, Server};
 use crate::keeper::PROGRAM_BEFORE;
 use crate::keeper::program::path_of;
 use crate::keeper::wire::{Key, Kind, ToKeeper};
-use crate::live::SessionId;
-use crate::reel::{Reel, ReelKind};
-use crate::server::{Listener, Server};
+use crate::owner::Owner;
+use crate::owner::starting::Start;
+use crate::readers::session::Expect;
 use crate::sys::process;
 use crate::sys::socket::local_port;
-use crate::takeover;
 use crate::verbs::{VERSION, VerbError, fail};
+use crate::world::live::SessionId;
+use crate::world::reel::{Reel, ReelKind};
 
 /// A change of program under way.
 #[derive(Debug)]
 pub(crate) struct Changing {
-    pub(super) change: Change,
-    pub(super) dry_run: bool,
-    pub(super) force: bool,
-    pub(super) program: OwnedFd,
+    pub(crate) change: Change,
+    pub(crate) dry_run: bool,
+    pub(crate) force: bool,
+    pub(crate) program: OwnedFd,
     /// Kinds of reels there were when the program was tried.
-    pub(super) tried_reels: BTreeSet<ReelKind>,
-    pub(super) stage: Stage,
+    pub(crate) tried_reels: BTreeSet<ReelKind>,
+    pub(crate) stage: Stage,
 }
 
 /// How far it is.
 #[derive(Debug)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     /// The program is being tried.
     Trying,
     /// Connections are being stopped.
@@ -72,7 +72,7 @@ pub(super) enum Stage {
 
 /// The dry run is over.
 #[derive(Debug)]
-pub struct Examined(pub(super) Tried);
+pub struct Examined(pub(crate) Tried);
 
 impl Owner {
     /// Begins a change of program; the answer comes later.
@@ -80,7 +80,7 @@ impl Owner {
     /// # Errors
     /// `denied` while another is under way or over a read-only transport,
     /// `not_found` or `invalid` for a program that cannot be one.
-    pub(super) fn ask_upgrade(
+    pub(crate) fn ask_upgrade(
         &mut self,
         asked: Option<(SessionId, Option<Id>)>,
         op: KernelUpgrade,
@@ -123,7 +123,8 @@ impl Owner {
         let run = dry_run::start(self, program.as_fd())
             .map_err(|error| fail(ErrorCode::Internal, &format!("the dry run: {error}")))?;
         tokio::task::spawn_local(async move {
-            let examined = super::session::Incoming::Examined(Box::new(Examined(run.end().await)));
+            let examined =
+                crate::readers::session::Incoming::Examined(Box::new(Examined(run.end().await)));
             if let Some(owner) = owner {
                 owner.tell(0, examined);
             }
@@ -149,7 +150,7 @@ impl Owner {
         }
     }
 
-    pub(super) fn on_examined(&mut self, Examined(tried): Examined) {
+    pub(crate) fn on_examined(&mut self, Examined(tried): Examined) {
         let Some(changing) = &mut self.changing else {
             return;
         };
@@ -197,7 +198,7 @@ impl Owner {
     ///
     /// # Errors
     /// Says why not.
-    pub(super) fn begin_with_keeper(&mut self, mut change: Change) -> Result<(), String> {
+    pub(crate) fn begin_with_keeper(&mut self, mut change: Change) -> Result<(), String> {
         if self.link.is_lost() {
             // Its place is being taken already.
             return Err("the kernel has changed, and the keeper has died meanwhile".to_owned());
@@ -223,7 +224,7 @@ impl Owner {
     // ---- changing ------------------------------------------------------
 
     /// All connections have stopped, or need not be waited for.
-    pub(super) fn change_now(&mut self) {
+    pub(crate) fn change_now(&mut self) {
         let Some(mut changing) = self.changing.take() else {
             return;
         };
@@ -254,7 +255,7 @@ impl Owner {
     }
 
     /// Everything goes on as before, and whoever asked is told why.
-    pub(super) fn take_back(&mut self, changing: Changing, reason: &str) {
+    pub(crate) fn take_back(&mut self, changing: Changing, reason: &str) {
         if let (Stage::Freezing { frozen, .. }, Some(server)) =
             (changing.stage, self.server.clone())
         {
@@ -409,7 +410,7 @@ impl Owner {
     }
 
     /// Accepts callers again.
-    pub(super) fn listen_again(&self) {
+    pub(crate) fn listen_again(&self) {
         let Some(server) = &self.server else {
             return;
         };
@@ -425,7 +426,7 @@ impl Owner {
 
     /// The program has changed to one that was named: what is at that path
     /// later is the next one.
-    pub(super) fn remember_program(&mut self, path: &ByteString) {
+    pub(crate) fn remember_program(&mut self, path: &ByteString) {
         self.config.program = Some(path.clone());
         let key = Key::new(Kind::CONFIG, 0);
         let kept = self.config.write().and_then(|file| {
@@ -466,7 +467,7 @@ impl Owner {
     }
 
     /// Answers whoever asked.
-    pub(super) fn answer_change(&mut self, change: &Change, result: Result<bool, String>) {
+    pub(crate) fn answer_change(&mut self, change: &Change, result: Result<bool, String>) {
         failpoint::reach("upgrade.answering");
         self.program_before = None;
         match &result {
@@ -551,7 +552,7 @@ fn fault(check: &UpgradeCheck, unknown_already: u64) -> Option<String> {
 }
 
 /// Which file this process's program is.
-pub(super) fn own_file() -> Option<(u64, u64)> {
+pub(crate) fn own_file() -> Option<(u64, u64)> {
     let stat = process::own_binary().and_then(fstat).ok()?;
     Some((stat.st_dev, stat.st_ino))
 }

@@ -84,7 +84,7 @@ impl AsFd for Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::live::{Poller, Source};
+    use crate::world::live::{Poller, Source};
 
     #[test]
     fn it_rings_by_the_earliest_deadline_and_once() {

@@ -15,12 +15,12 @@ use papa_protocol::failpoint;
 use papa_protocol::json::status::UpgradeCheck;
 
 use crate::config::Config;
-use crate::journal::Journal;
 use crate::keeper::manifest;
 use crate::keeper::wire::Kind;
-use crate::reel::Reel;
-use crate::table::{Entry, Read, Table};
 use crate::verbs::VERSION;
+use crate::world::journal::Journal;
+use crate::world::reel::Reel;
+use crate::world::table::{Entry, Read, Table};
 
 /// The first argument that names this role.
 pub const TITLE: &str = "papa: check";

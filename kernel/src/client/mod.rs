@@ -1,0 +1,7 @@
+//! Callers: who is accepted, what they send and are sent, and how much memory that takes.
+
+pub mod budget;
+pub mod connection;
+pub mod inbox;
+pub mod server;
+pub mod transport;

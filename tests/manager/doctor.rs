@@ -20,6 +20,8 @@ fn a_ledger_for_each_of_many_workers_hid_everything_else() {
     let short = site.done("doctor");
     assert!(!short.contains("circus.web.1:"), "{short}");
     assert!(short.contains("adds up for all 2 processes"), "{short}");
+    let ledgers = short.lines().filter(|line| line.contains("ledger"));
+    assert_eq!(ledgers.count(), 1, "{short}");
     for flag in ["-v", "--verbose"] {
         let long = site.done(&format!("doctor {flag}"));
         assert!(long.contains("circus.web.1:"), "{long}");

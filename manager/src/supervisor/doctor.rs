@@ -296,10 +296,13 @@ pub(crate) fn judge_ledgers(processes: &[Process], whole: &Ledger, findings: &mu
             );
             findings.push(problem(about, text));
         }
-        Ok(text) => findings.push(ok(
-            about,
-            format!("with other namespaces and what is forgotten: {text}"),
-        )),
+        Ok(text) => findings.push(Finding {
+            detail: true,
+            ..ok(
+                about,
+                format!("with other namespaces and what is forgotten: {text}"),
+            )
+        }),
     }
     if !gaps.is_empty() {
         let text = format!("output was dropped unread{}", listed(&gaps));

@@ -15,6 +15,7 @@
 //! | `world/` | what exists: the table, its journal, live processes, their output |
 //! | `readers/` | sessions, their subscriptions, delivery, acknowledgement |
 //! | `change/` | changing the program or the role: upgrade, stop, recovery, takeover |
+//! | `directions.rs` | the test of which folder may import which |
 //! | `patience.rs` | shortens for tests how long others are waited for |
 //! | `sys/` | the system, and the only `unsafe` |
 
@@ -32,3 +33,9 @@ pub mod run;
 pub mod sys;
 mod verbs;
 pub mod world;
+
+/// The program's version.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[cfg(test)]
+mod directions;

@@ -31,19 +31,22 @@ use tracing::{error, warn};
 use self::signals::KEEPER_SILENCE;
 use crate::change::recover::Findings;
 use crate::change::resume::Resumption;
+use crate::change::takeover::Holdings;
 use crate::change::understudy::Understudy;
-use crate::change::upgrade::Changing;
+use crate::change::upgrade::{Changing, Examined};
 use crate::client::budget::Budget;
+use crate::client::event::{Incoming, Sender};
+use crate::client::exchange::SessionId;
 use crate::client::server::Server;
 use crate::config::Config;
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Key, Kind};
 use crate::patience::scaled;
-use crate::readers::session::{Incoming, Session};
+use crate::readers::session::Session;
 use crate::sys::alarm::Alarm;
 use crate::sys::cgroup::Cgroups;
 use crate::world::journal::{Journal, JournalError};
-use crate::world::live::{Live, Poller, SessionId, Source};
+use crate::world::live::{Live, Poller, Source};
 use crate::world::table::{Entry, Record, Table};
 
 /// How long to wait when no descriptor is left for another caller.
@@ -156,6 +159,8 @@ pub struct Owner {
     pub(crate) ends_as_init: Option<i32>,
     /// The program is being changed.
     pub(crate) changing: Option<Changing>,
+    /// Where the task of a dry run sends what it found.
+    pub(crate) examined: Option<Sender<Examined>>,
 }
 
 /// What [`Owner::new`] is made of.
@@ -247,6 +252,7 @@ impl Owner {
             ending: None,
             ends_as_init: None,
             changing: None,
+            examined: None,
         };
         owner
             .deadlines
@@ -325,7 +331,6 @@ impl Owner {
                 let again = Instant::now() + ACCEPT_PAUSE;
                 self.deadlines.insert((again, Deadline::Accept));
             }
-            Incoming::Examined(examined) => self.on_examined(*examined),
             _ if !self.sessions.contains_key(&id) => {}
             Incoming::Classic(request) => self.on_classic(id, request),
             Incoming::Acknowledge(word) => self.on_watch_acknowledged(id, word),
@@ -523,6 +528,28 @@ impl Owner {
             );
         }
         all
+    }
+
+    /// What goes along when this process changes its program or role.
+    pub(crate) fn holdings(&self) -> Holdings<'_> {
+        let running = self
+            .table
+            .processes()
+            .filter(|row| row.exit.is_none() && row.pid != 0)
+            .map(|row| (row.serial, row.pid.cast_signed()));
+        let starting = self
+            .starting
+            .iter()
+            .map(|(serial, start)| (*serial, start.pid()));
+        Holdings {
+            config: &self.config,
+            binary: &self.fixed.binary,
+            journal: self.journal.as_fd(),
+            link: &self.link,
+            understudy: self.understudy.as_ref(),
+            descriptors: self.all_descriptors(),
+            workers: running.chain(starting).collect(),
+        }
     }
 
     /// Sends a push, or ends a session that does not read.

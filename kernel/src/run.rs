@@ -134,7 +134,7 @@ async fn serve(mut parts: Parts) -> Error {
     };
     let budget = Rc::clone(&owner.budget);
     let shared = Shared::new(owner);
-    let server = Server::new(shared.clone(), budget);
+    let server = Server::new(shared.events(), budget);
     for listener in listeners {
         server.serve(listener);
     }

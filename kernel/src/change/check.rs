@@ -14,10 +14,10 @@ use anyhow::{Context, anyhow};
 use papa_protocol::failpoint;
 use papa_protocol::json::status::UpgradeCheck;
 
+use crate::VERSION;
 use crate::config::Config;
 use crate::keeper::manifest;
 use crate::keeper::wire::Kind;
-use crate::verbs::VERSION;
 use crate::world::journal::Journal;
 use crate::world::reel::Reel;
 use crate::world::table::{Entry, Read, Table};

@@ -22,9 +22,10 @@ use papa_protocol::text::ByteString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::readers::session::{Cursor, Expect, Peer, SubKind};
+use crate::client::exchange::{Peer, SessionId};
+use crate::client::record::ConnectionRecord;
+use crate::readers::session::{Cursor, SubKind};
 use crate::sys::memfd;
-use crate::world::live::SessionId;
 
 /// First bytes of the file.
 const MAGIC: [u8; 8] = *b"papahnd1";
@@ -171,45 +172,6 @@ pub struct SubRecord {
     pub seq: u64,
 }
 
-/// A connection. Its bytes lie behind the JSON, input first, then what each
-/// of `output` counts.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ConnectionRecord {
-    /// The socket's number with the keeper.
-    pub socket: u64,
-    /// Bytes of unread input.
-    pub input: usize,
-    /// Descriptors that came with it: how far into it, and their numbers with
-    /// the keeper.
-    pub descriptors: Vec<(u64, u64)>,
-    /// What is not written yet.
-    pub output: Vec<OutputRecord>,
-    /// What the next line is taken for; none while an answer is awaited.
-    pub state: Option<Expect>,
-    /// Nothing has been said yet.
-    pub first_line: bool,
-    /// Nothing more will come.
-    pub end_of_input: bool,
-    /// The bytes themselves, in order.
-    #[serde(skip)]
-    pub bytes: Vec<Bytes>,
-}
-
-/// One piece of unsent output.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct OutputRecord {
-    /// How many bytes.
-    pub length: usize,
-    /// Number with the keeper of the descriptor that goes with the first.
-    pub descriptor: Option<u64>,
-    /// What comes next.
-    pub next: Option<Expect>,
-    /// It is a batch of output.
-    pub batch: bool,
-}
-
 impl HandOver {
     /// Writes the file.
     ///
@@ -298,6 +260,7 @@ impl HandOver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::record::OutputRecord;
 
     fn session(id: SessionId) -> SessionRecord {
         SessionRecord {

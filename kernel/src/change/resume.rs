@@ -9,12 +9,13 @@ use tracing::{error, info, warn};
 
 use crate::change::handover::{Change, HandOver, SessionRecord, SubRecord};
 use crate::change::upgrade::own_file;
+use crate::client::exchange::SessionId;
 use crate::client::server::Server;
 use crate::keeper::wire::{Key, Kind, Verdict};
 use crate::owner::Owner;
 use crate::readers::session::{FIRST_BATCH_DELAY, Session, Subscription};
 use crate::sys::pidfd::Outcome;
-use crate::world::live::{Reader, SessionId};
+use crate::world::live::Reader;
 
 /// How long the keeper may go back to the program before, with time to spare.
 const PROBATION: Duration = Duration::from_secs(30);

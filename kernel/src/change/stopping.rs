@@ -12,8 +12,8 @@ use tracing::warn;
 use crate::change::handover::Change;
 use crate::change::upgrade::{Changing, Stage};
 use crate::client::connection::Frozen;
+use crate::client::exchange::SessionId;
 use crate::owner::{Deadline, Owner};
-use crate::world::live::SessionId;
 
 /// How long connections may take to stop, which is as long as what they asked
 /// before takes. Then nothing is changed.

@@ -14,122 +14,135 @@ use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::change::succession::Predecessor;
-use crate::change::understudy::RIGHT;
+use crate::change::understudy::{RIGHT, Understudy};
+use crate::config::Config;
+use crate::keeper::link::KeeperLink;
 use crate::keeper::manifest::{Beside, Manifest};
 use crate::keeper::wire::{Kept, Key, Kind};
 use crate::keeper::{self, manifest};
 use crate::launcher::title;
-use crate::owner::Owner;
 use crate::sys::process;
+
+/// What this process has and the program it becomes needs.
+#[derive(Debug)]
+pub struct Holdings<'a> {
+    /// Settings.
+    pub config: &'a Config,
+    /// The program file that has served.
+    pub binary: &'a OwnedFd,
+    /// The journal's file.
+    pub journal: BorrowedFd<'a>,
+    /// The line to the keeper.
+    pub link: &'a KeeperLink,
+    /// The copy of this process that waits beside, where there is one.
+    pub understudy: Option<&'a Understudy>,
+    /// Every other descriptor that goes along.
+    pub descriptors: Vec<(Key, &'a OwnedFd)>,
+    /// Processes that run or are being started: serial and process number.
+    pub workers: Vec<(u64, i32)>,
+}
 
 /// Execs into the keeper's role with every descriptor there is, and what is
 /// `handed` over beside. Children stay children, since the process stays.
 /// Returns only on failure.
-pub fn become_keeper(owner: &Owner, handed: &[(Key, OwnedFd)]) -> Errno {
+pub fn become_keeper(holdings: &Holdings<'_>, handed: &[(Key, OwnedFd)]) -> Errno {
     let go = || -> Result<Errno, Errno> {
         // From here on orphans come to us, not to process 1.
         process::set_child_subreaper()?;
-        let right = owner.understudy.as_ref().map(|both| (RIGHT, &both.right));
-        exec_keeper(owner, handed, right.as_slice())
+        let right = holdings.understudy.map(|both| (RIGHT, &both.right));
+        exec_keeper(holdings, handed, right.as_slice())
     };
     go().unwrap_or_else(|errno| errno)
 }
 
 /// Execs into the keeper's role as the next one, beside the keeper there is,
 /// which has been told. Returns only on failure, everything being as before.
-pub fn become_next_keeper(owner: &Owner, handed: &[(Key, OwnedFd)]) -> Errno {
+pub fn become_next_keeper(holdings: &Holdings<'_>, handed: &[(Key, OwnedFd)]) -> Errno {
     let go = || -> Result<Errno, Errno> {
-        let before = Predecessor::of_kernel(owner.keeper_pid, owner.link.as_fd())?;
-        exec_keeper(owner, handed, &before.entries())
+        let before =
+            Predecessor::of_kernel(holdings.link.keeper().as_raw(), holdings.link.as_fd())?;
+        exec_keeper(holdings, handed, &before.entries())
     };
     let errno = go().unwrap_or_else(|errno| errno);
-    keep_to_ourselves(owner);
+    keep_to_ourselves(holdings);
     errno
 }
 
 fn exec_keeper(
-    owner: &Owner,
+    holdings: &Holdings<'_>,
     handed: &[(Key, OwnedFd)],
     before: &[(Key, &OwnedFd)],
 ) -> Result<Errno, Errno> {
-    let journal = journal_of(owner)?;
-    let file = hand_over(owner, &journal, handed, before, None)?;
+    let journal = journal_of(holdings)?;
+    let file = hand_over(holdings, &journal, handed, before, None)?;
     Ok(process::exec(
-        owner.fixed.binary.as_fd(),
+        holdings.binary.as_fd(),
         file.as_fd(),
-        &title(keeper::TITLE, &owner.config),
+        &title(keeper::TITLE, holdings.config),
         &process::environment(),
     ))
 }
 
 /// Execs `program`, with everything, what is `handed` over beside, and the
 /// line to the keeper. Returns only on failure, everything being as before.
-pub fn become_program(owner: &Owner, program: BorrowedFd<'_>, handed: &[(Key, OwnedFd)]) -> Errno {
+pub fn become_program(
+    holdings: &Holdings<'_>,
+    program: BorrowedFd<'_>,
+    handed: &[(Key, OwnedFd)],
+) -> Errno {
     let go = || -> Result<Errno, Errno> {
-        let journal = journal_of(owner)?;
+        let journal = journal_of(holdings)?;
         // Its own number is where the list arrives.
-        let line: OwnedFd = owner
+        let line: OwnedFd = holdings
             .link
             .as_fd()
             .try_clone_to_owned()
             .map_err(|_| Errno::EMFILE)?;
-        let file = hand_over(owner, &journal, handed, &[], Some(&line))?;
+        let file = hand_over(holdings, &journal, handed, &[], Some(&line))?;
         let errno = process::exec(
             program,
             file.as_fd(),
-            &title(keeper::KERNEL_TITLE, &owner.config),
+            &title(keeper::KERNEL_TITLE, holdings.config),
             &process::environment(),
         );
         Ok(errno)
     };
     let errno = go().unwrap_or_else(|errno| errno);
-    keep_to_ourselves(owner);
+    keep_to_ourselves(holdings);
     errno
 }
 
 /// Nothing that was opened for an exec is for the processes started from here on.
-fn keep_to_ourselves(owner: &Owner) {
-    for (_, fd) in owner.all_descriptors() {
+fn keep_to_ourselves(holdings: &Holdings<'_>) {
+    for (_, fd) in &holdings.descriptors {
         let _ = process::set_inheritable(fd, false);
     }
 }
 
-fn journal_of(owner: &Owner) -> Result<OwnedFd, Errno> {
-    let journal = owner.journal.as_fd().try_clone_to_owned();
+fn journal_of(holdings: &Holdings<'_>) -> Result<OwnedFd, Errno> {
+    let journal = holdings.journal.try_clone_to_owned();
     journal.map_err(|_| Errno::EMFILE)
 }
 
 /// Opens everything there is for the coming exec, and lists it.
 fn hand_over(
-    owner: &Owner,
+    holdings: &Holdings<'_>,
     journal: &OwnedFd,
     handed: &[(Key, OwnedFd)],
     before: &[(Key, &OwnedFd)],
     line: Option<&OwnedFd>,
 ) -> Result<OwnedFd, Errno> {
-    let mut kept = owner.all_descriptors();
+    let mut kept = holdings.descriptors.clone();
     kept.extend(handed.iter().map(|(key, fd)| (*key, fd)));
     kept.extend(before);
     kept.push((Key::new(Kind::JOURNAL, 0), journal));
     // Only the process that goes on keeps its copy waiting.
-    let understudy = owner.understudy.as_ref().map(|both| &both.line);
-    let workers = owner
-        .table
-        .processes()
-        .filter(|row| row.exit.is_none() && row.pid != 0)
-        .map(|row| (row.serial, row.pid.cast_signed()))
-        .chain(
-            owner
-                .starting
-                .iter()
-                .map(|(serial, start)| (*serial, start.pid())),
-        )
-        .collect();
+    let understudy = holdings.understudy.map(|both| &both.line);
     let beside = Beside {
-        workers,
+        workers: holdings.workers.clone(),
         served: true,
         line,
-        notify_socket: owner.config.notify_socket.clone(),
+        notify_socket: holdings.config.notify_socket.clone(),
         understudy,
         ..Beside::default()
     };

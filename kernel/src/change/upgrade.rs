@@ -26,22 +26,22 @@ use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::text::{ByteString, escape_control};
 use tracing::{error, info, warn};
 
+use crate::VERSION;
 use crate::change::dry_run::{self, Tried};
 use crate::change::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
 use crate::change::stopping::Role;
 use crate::change::takeover;
 use crate::client::connection::Frozen;
-use crate::client::server::{Listener, Server};
+use crate::client::exchange::{Expect, SessionId};
+use crate::client::server::Listener;
 use crate::keeper::PROGRAM_BEFORE;
 use crate::keeper::program::path_of;
 use crate::keeper::wire::{Key, Kind, ToKeeper};
 use crate::owner::Owner;
 use crate::owner::starting::Start;
-use crate::readers::session::Expect;
 use crate::sys::process;
 use crate::sys::socket::local_port;
-use crate::verbs::{VERSION, VerbError, fail};
-use crate::world::live::SessionId;
+use crate::verbs::{VerbError, fail};
 use crate::world::reel::{Reel, ReelKind};
 
 /// A change of program under way.
@@ -72,7 +72,7 @@ pub(crate) enum Stage {
 
 /// The dry run is over.
 #[derive(Debug)]
-pub struct Examined(pub(crate) Tried);
+pub(crate) struct Examined(pub(crate) Tried);
 
 impl Owner {
     /// Begins a change of program; the answer comes later.
@@ -119,14 +119,13 @@ impl Owner {
             dry_run = op.dry_run,
             "a program is being tried"
         );
-        let owner = self.server.as_ref().map(Server::owner);
+        let examined = self.examined.clone();
         let run = dry_run::start(self, program.as_fd())
             .map_err(|error| fail(ErrorCode::Internal, &format!("the dry run: {error}")))?;
         tokio::task::spawn_local(async move {
-            let examined =
-                crate::readers::session::Incoming::Examined(Box::new(Examined(run.end().await)));
-            if let Some(owner) = owner {
-                owner.tell(0, examined);
+            let found = Examined(run.end().await);
+            if let Some(examined) = examined {
+                examined.send(found);
             }
         });
         self.changing = Some(Changing {
@@ -312,7 +311,7 @@ impl Owner {
                         keeper = self.keeper_pid,
                         "taking the keeper's place, as asked"
                     );
-                    let errno = takeover::become_next_keeper(self, &handed);
+                    let errno = takeover::become_next_keeper(&self.holdings(), &handed);
                     let told = self.link.tell(&ToKeeper::Untried);
                     self.check_keeper_with(told, &handed);
                     errno
@@ -326,7 +325,11 @@ impl Owner {
                         path = changing.change.to_path,
                         "changing to the new program"
                     );
-                    let errno = takeover::become_program(self, changing.program.as_fd(), &handed);
+                    let errno = takeover::become_program(
+                        &self.holdings(),
+                        changing.program.as_fd(),
+                        &handed,
+                    );
                     let told = self.link.tell(&ToKeeper::Untried);
                     self.check_keeper_with(told, &handed);
                     errno

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::client::connection::Inbox;
-use crate::world::live::SessionId;
+use crate::client::exchange::SessionId;
+use crate::client::inbox::Inbox;
 
 /// After this without a byte read or written a session stands still.
 const STILL_AFTER: Duration = Duration::from_secs(1);
@@ -146,7 +146,7 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::connection::Found;
+    use crate::client::inbox::Found;
 
     fn open(budget: &Budget, session: SessionId, now: Instant) -> Rc<Inbox> {
         let inbox = Rc::new(Inbox::default());

@@ -27,13 +27,12 @@ use papa_protocol::limits::{MAX_LINE_BYTES, MAX_PENDING_DESCRIPTORS_PER_SESSION}
 use tokio::task::yield_now;
 
 use crate::client::budget::Budget;
-use crate::owner::shared::Shared;
-use crate::readers::session::{Expect, Incoming, Order, Outgoing, WatchWord};
-use crate::world::live::SessionId;
+use crate::client::event::{Events, Incoming};
+use crate::client::exchange::{Expect, Order, Outgoing, SessionId, WatchWord};
 
 pub use self::freeze::Frozen;
-pub use super::inbox::{Found, Inbox, Outbox};
-pub use super::transport::Transport;
+use super::inbox::{Found, Inbox};
+use super::transport::Transport;
 
 /// Bytes asked for per read: more than most requests have. It is memory that
 /// an idle kernel holds.
@@ -97,7 +96,7 @@ enum State {
 pub struct Connection {
     id: SessionId,
     transport: Transport,
-    owner: Shared,
+    events: Events,
     budget: Rc<Budget>,
     scratch: Scratch,
     input: BytesMut,
@@ -127,14 +126,14 @@ impl Connection {
     pub fn new(
         id: SessionId,
         transport: Transport,
-        owner: Shared,
+        events: Events,
         budget: Rc<Budget>,
         scratch: Scratch,
     ) -> Self {
         Self {
             id,
             transport,
-            owner,
+            events,
             budget,
             scratch,
             input: BytesMut::new(),
@@ -173,7 +172,7 @@ impl Connection {
     pub async fn go_on(mut self, inbox: Rc<Inbox>) {
         // A transport that fails has nobody left to tell.
         let ending = self.serve(&inbox).await.unwrap_or(Ending::Over);
-        let (id, owner) = (self.id, self.owner.clone());
+        let (id, events) = (self.id, self.events.clone());
         self.budget.close(id);
         let last = match ending {
             Ending::Over => Incoming::Gone,
@@ -182,7 +181,7 @@ impl Connection {
                 inbox,
             })),
         };
-        owner.tell(id, last);
+        events.send((id, last));
     }
 
     async fn serve(&mut self, inbox: &Inbox) -> io::Result<Ending> {
@@ -373,7 +372,7 @@ impl Connection {
             return true;
         };
         self.state = State::Waiting;
-        self.owner.tell(self.id, event);
+        self.events.send((self.id, event));
         false
     }
 
@@ -464,7 +463,7 @@ impl Connection {
                 (false, Some(_)) => None,
             };
             if let Some(report) = report {
-                self.owner.tell(self.id, report);
+                self.events.send((self.id, report));
             }
         }
         Ok(())

@@ -3,14 +3,14 @@
 //! Both ends live on one thread: nothing is locked, and a task that runs is
 //! not woken, as it looks here before it waits. What may wait here is bounded
 //! by who puts it in: one answer, one batch and
-//! [`MAX_QUEUED_PUSHES`](crate::readers::session::MAX_QUEUED_PUSHES).
+//! [`MAX_QUEUED_PUSHES`](crate::client::exchange::MAX_QUEUED_PUSHES).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use crate::readers::session::Order;
+use super::exchange::Order;
 
 /// Orders for one connection.
 #[derive(Debug, Default)]
@@ -114,6 +114,7 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
+    use crate::client::exchange::Order;
 
     #[derive(Default)]
     struct Bell(AtomicUsize);

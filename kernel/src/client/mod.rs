@@ -2,6 +2,9 @@
 
 pub mod budget;
 pub mod connection;
+pub mod event;
+pub mod exchange;
 pub mod inbox;
+pub mod record;
 pub mod server;
 pub mod transport;

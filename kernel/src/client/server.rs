@@ -20,15 +20,16 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
-use crate::change::handover::ConnectionRecord;
 use crate::client::budget::Budget;
-use crate::client::connection::{Connection, Frozen, Inbox, Outbox, Scratch, Transport, scratch};
+use crate::client::connection::{Connection, Frozen, Scratch, scratch};
+use crate::client::event::{Events, Incoming};
+use crate::client::exchange::{Peer, SessionId};
+use crate::client::inbox::{Inbox, Outbox};
+use crate::client::record::ConnectionRecord;
+use crate::client::transport::Transport;
 use crate::config::account;
-use crate::owner::shared::Shared;
-use crate::readers::session::{Incoming, Peer};
 use crate::sys::diag::tcp_holder;
 use crate::sys::process::descriptor_limit;
-use crate::world::live::SessionId;
 
 /// Part of the descriptor limit that sessions may use.
 const SESSION_SHARE: u64 = 4;
@@ -87,7 +88,7 @@ impl Listener {
 /// What every listener's task shares.
 #[derive(Debug, Clone)]
 pub struct Server {
-    owner: Shared,
+    events: Events,
     budget: Rc<Budget>,
     scratch: Scratch,
     next_session: Rc<Cell<SessionId>>,
@@ -107,12 +108,12 @@ struct Retired {
 }
 
 impl Server {
-    /// A server whose callers `owner` hears.
+    /// A server that sends what its callers do to `events`.
     #[must_use]
-    pub fn new(owner: Shared, budget: Rc<Budget>) -> Self {
+    pub fn new(events: Events, budget: Rc<Budget>) -> Self {
         let share = usize::try_from(descriptor_limit() / SESSION_SHARE).unwrap_or(MAX_SESSIONS);
         Self {
-            owner,
+            events,
             budget,
             scratch: scratch(),
             next_session: Rc::new(Cell::new(1)),
@@ -139,12 +140,6 @@ impl Server {
     /// Has those who could not accept try again.
     pub fn accept_again(&self) {
         self.again.notify_waiters();
-    }
-
-    /// Whom connections tell.
-    #[must_use]
-    pub fn owner(&self) -> Shared {
-        self.owner.clone()
     }
 
     /// Goes on with a connection that was stopped in this program.
@@ -184,7 +179,7 @@ impl Server {
         Connection::new(
             id,
             transport,
-            self.owner.clone(),
+            self.events.clone(),
             Rc::clone(&self.budget),
             Rc::clone(&self.scratch),
         )
@@ -211,7 +206,7 @@ impl Server {
                     if is_exhaustion(&error) {
                         warn!(%error, "out of descriptors; not accepting further callers for now");
                         let again = self.again.notified();
-                        self.owner.tell(0, Incoming::CannotAccept);
+                        self.events.send((0, Incoming::CannotAccept));
                         tokio::select! {
                             () = again => {}
                             () = self.retired.bell.notified() => {
@@ -273,7 +268,7 @@ impl Server {
         let mut connection = self.connection(id, transport);
         connection.greet();
         let outbox = Outbox::new(&inbox);
-        self.owner.tell(id, Incoming::Connected { peer, outbox });
+        self.events.send((id, Incoming::Connected { peer, outbox }));
         tokio::task::spawn_local(connection.go_on(inbox));
     }
 }

@@ -1,6 +1,6 @@
 //! The owner as the tasks of its thread reach it.
 //!
-//! Whoever has an event calls [`Shared::tell`], and it is handled there and
+//! Whoever has an event sends it ([`Shared::events`]), and it is handled there and
 //! then: one handler at a time runs to completion, none waits, and none calls
 //! back into a task. So what a caller asks is answered without a detour
 //! through a queue.
@@ -14,8 +14,8 @@ use std::rc::Rc;
 use tokio::task::yield_now;
 
 use super::Owner;
-use crate::readers::session::Incoming;
-use crate::world::live::SessionId;
+use crate::client::event::{Events, Incoming, Sender};
+use crate::client::exchange::SessionId;
 
 /// The owner; clones lead to the same.
 #[derive(Clone)]
@@ -32,7 +32,20 @@ impl Shared {
     /// Makes `owner` reachable.
     #[must_use]
     pub fn new(owner: Owner) -> Self {
-        Self(Rc::new(RefCell::new(owner)))
+        let shared = Self(Rc::new(RefCell::new(owner)));
+        let receiver = shared.clone();
+        let examined = Sender::new(move |examined| {
+            receiver.handle(|owner| owner.on_examined(examined));
+        });
+        shared.borrow_mut().examined = Some(examined);
+        shared
+    }
+
+    /// Where connections send what happens.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        let receiver = self.clone();
+        Sender::new(move |(session, event)| receiver.tell(session, event))
     }
 
     /// The owner itself, for what is no event; not to be held while waiting.
@@ -42,7 +55,7 @@ impl Shared {
     }
 
     /// Handles what happened on a session, and what follows from it.
-    pub fn tell(&self, session: SessionId, event: Incoming) {
+    fn tell(&self, session: SessionId, event: Incoming) {
         self.handle(|owner| owner.on_incoming(session, event));
     }
 

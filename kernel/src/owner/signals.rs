@@ -14,10 +14,10 @@ use tracing::{error, info, warn};
 use super::{Deadline, Owner, now_us};
 use crate::change::takeover;
 use crate::change::understudy::{self, Side};
+use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, ToKeeper, ToKernel};
 use crate::patience::scaled;
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
-use crate::world::live::SessionId;
 
 /// How long the keeper may say nothing before it is taken to be stuck: it
 /// asks every ten seconds.
@@ -159,13 +159,13 @@ impl Owner {
         self.link.end_keeper();
         self.spare.clear();
         failpoint::reach("takeover.alone");
-        let errno = takeover::become_keeper(self, handed);
+        let errno = takeover::become_keeper(&self.holdings(), handed);
         error!(%errno, "cannot take the keeper's place");
         // Going on without a keeper would break the promise at the next
         // fault without anybody knowing; but ending would break it now.
         loop {
             std::thread::sleep(Duration::from_secs(1));
-            let errno = takeover::become_keeper(self, handed);
+            let errno = takeover::become_keeper(&self.holdings(), handed);
             error!(%errno, "cannot take the keeper's place");
         }
     }

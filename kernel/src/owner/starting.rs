@@ -12,12 +12,12 @@ use papa_protocol::json::request::Id;
 use tracing::warn;
 
 use super::{Deadline, Owner};
+use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
 use crate::patience::scaled;
 use crate::sys::spawn::{Failure, Started, Starting, Step};
 use crate::verbs::VerbError;
 use crate::verbs::process_plan::Prepared;
-use crate::world::live::SessionId;
 use crate::world::reel::Reel;
 
 /// How long a start is waited for before everything else goes on.

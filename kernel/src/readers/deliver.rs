@@ -12,9 +12,10 @@ use papa_protocol::json::request::Delivery;
 use papa_protocol::limits::{MAX_BATCH_BYTES, MAX_BATCH_RECORDS};
 use papa_protocol::record::{Record, Serial, Stream};
 
+use crate::client::exchange::{Expect, SessionId};
 use crate::owner::{Deadline, Owner};
-use crate::readers::session::{Cursor, Expect, SubKind, Subscription, WatchBatch};
-use crate::world::live::{Live, Reader, SessionId};
+use crate::readers::session::{Cursor, SubKind, Subscription, WatchBatch};
+use crate::world::live::{Live, Reader};
 use crate::world::reel::Reel;
 use crate::world::table::ProcessRow;
 

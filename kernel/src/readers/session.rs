@@ -1,4 +1,4 @@
-//! What the owner knows of a connection, and what passes between the two.
+//! What the owner knows of a connection: who is there, and what it reads.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -11,123 +11,11 @@ use papa_protocol::json::request as json;
 use papa_protocol::name::{Name, NamePattern};
 use serde::{Deserialize, Serialize};
 
-use crate::change::upgrade::Examined;
-use crate::client::connection::{Frozen, Outbox};
-use crate::world::live::SessionId;
-
-/// Most pushes a session may have unwritten before it is taken to be dead.
-pub const MAX_QUEUED_PUSHES: usize = 16_384;
+use crate::client::exchange::{Expect, MAX_QUEUED_PUSHES, Order, Outgoing, Peer, SessionId};
+use crate::client::inbox::Outbox;
 
 /// How long the first batch of a classic watch is held back.
 pub const FIRST_BATCH_DELAY: Duration = Duration::from_millis(20);
-
-/// Who is at the other end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// The user that holds the connection.
-    pub uid: u32,
-    /// The process, where the transport tells.
-    pub pid: Option<i32>,
-    /// Came over TCP rather than a unix socket.
-    pub tcp: bool,
-}
-
-/// What a connection should take the next line for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Expect {
-    /// A classic command.
-    Command,
-    /// Nothing yet: a batch of watched output comes first.
-    Batch,
-    /// The acknowledgement of a batch.
-    Acknowledgement,
-    /// A JSON request.
-    Json,
-    /// Nothing: the session ends when this is written.
-    Close,
-}
-
-/// What the owner has a connection write.
-#[derive(Debug)]
-pub struct Outgoing {
-    /// The bytes, in pieces.
-    pub pieces: Vec<Bytes>,
-    /// A descriptor to send with the first byte.
-    pub descriptor: Option<OwnedFd>,
-    /// For replies and classic batches: what comes next.
-    pub next: Option<Expect>,
-    /// A batch of output: report when it is written.
-    pub batch: bool,
-}
-
-/// What the owner tells a connection.
-#[derive(Debug)]
-pub enum Order {
-    /// Write this.
-    Write(Outgoing),
-    /// Stop where you are, and hand over what you have.
-    Freeze {
-        /// Even though an answer is awaited.
-        unanswered: bool,
-    },
-}
-
-/// What a connection tells the owner.
-#[derive(Debug)]
-pub enum Incoming {
-    /// It exists.
-    Connected {
-        /// Who is there.
-        peer: Peer,
-        /// Where to send what it shall do.
-        outbox: Outbox,
-    },
-    /// A classic line, parsed.
-    Classic(Result<classic::Request, classic::Error>),
-    /// The line that answers a batch.
-    Acknowledge(WatchWord),
-    /// A JSON line, parsed, with the descriptor that came along.
-    Json(Result<json::Request, json::Rejected>, Option<OwnedFd>),
-    /// A batch has been written.
-    Drained,
-    /// A queued push has been written.
-    Pushed,
-    /// It has stopped, and this is what it has.
-    Frozen(Box<Frozen>),
-    /// Of no connection: there is no descriptor for another one.
-    CannotAccept,
-    /// Of no connection: the dry run of a new program is over.
-    Examined(Box<Examined>),
-    /// It is gone.
-    Gone,
-}
-
-/// What a line that answers a batch of watched output says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WatchWord {
-    /// More, please.
-    More,
-    /// No more of it; commands are taken again.
-    Stop,
-    /// No more of it, and the session ends.
-    Leave,
-}
-
-impl WatchWord {
-    /// Reads the line. None for one that says nothing of the kind.
-    #[must_use]
-    pub fn read(line: &[u8]) -> Option<Self> {
-        let word = line.trim_ascii();
-        let is = |other: &str| word.eq_ignore_ascii_case(other.as_bytes());
-        match word {
-            b"" => Some(Self::More),
-            _ if is("q") => Some(Self::Stop),
-            _ if is("quit") || is("exit") => Some(Self::Leave),
-            _ => None,
-        }
-    }
-}
 
 /// How far one subscription has come with one process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

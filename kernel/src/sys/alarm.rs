@@ -84,26 +84,40 @@ impl AsFd for Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::live::{Poller, Source};
+    use crate::sys::poller::{Poller, Token};
+
+    #[derive(Debug, PartialEq)]
+    struct Rings;
+
+    impl Token for Rings {
+        fn token(self) -> u64 {
+            7
+        }
+
+        fn from_token(token: u64) -> Self {
+            assert_eq!(token, 7);
+            Self
+        }
+    }
 
     #[test]
     fn it_rings_by_the_earliest_deadline_and_once() {
         let poller = Poller::new().unwrap();
         let mut alarm = Alarm::new().unwrap();
-        poller.add(&alarm, Source::Alarm).unwrap();
+        poller.add(&alarm, Rings).unwrap();
         let now = Instant::now();
         alarm.ring_by(now + Duration::from_secs(3600)).unwrap();
         assert_eq!(poller.ready().unwrap(), []);
         // One that is over already.
         alarm.ring_by(now).unwrap();
         alarm.ring_by(now + Duration::from_secs(60)).unwrap();
-        while poller.ready().unwrap() != [Source::Alarm] {
+        while poller.ready().unwrap() != [Rings] {
             std::thread::yield_now();
         }
         alarm.stop();
         assert_eq!(poller.ready().unwrap(), []);
         alarm.ring_by(now).unwrap();
-        while poller.ready().unwrap() != [Source::Alarm] {
+        while poller.ready().unwrap() != [Rings] {
             std::thread::yield_now();
         }
     }

@@ -15,6 +15,7 @@ pub mod diag;
 pub mod memfd;
 pub mod message;
 pub mod pidfd;
+pub mod poller;
 pub mod process;
 mod raw;
 pub mod runtime;

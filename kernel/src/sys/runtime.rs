@@ -6,13 +6,13 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::world::live::Poller;
+use super::poller::Poller;
 
 /// Has the runtime watch the poller.
 ///
 /// # Errors
 /// The runtime cannot watch another descriptor.
-pub fn watch(poller: Poller) -> io::Result<AsyncFd<Poller>> {
+pub fn watch<T>(poller: Poller<T>) -> io::Result<AsyncFd<Poller<T>>> {
     // SAFETY: a Poller owns its epoll descriptor from its making to its drop
     // and always answers the same number.
     unsafe { AsyncFd::register_with_interest(poller, Interest::READABLE) }

@@ -13,8 +13,8 @@ use papa_protocol::name::Name;
 use tracing::info;
 
 use super::{VerbError, fail, limit, not_recorded};
+use crate::client::exchange::SessionId;
 use crate::owner::Owner;
-use crate::world::live::SessionId;
 use crate::world::table::Entry;
 
 impl Owner {

@@ -5,10 +5,9 @@ use papa_protocol::classic::{self, Error, Kind, Request};
 use papa_protocol::name::NamePattern;
 use papa_protocol::text::ByteString;
 
+use crate::client::exchange::{Expect, SessionId, WatchWord};
 use crate::owner::Owner;
 use crate::owner::starting::Asker;
-use crate::readers::session::{Expect, WatchWord};
-use crate::world::live::SessionId;
 
 impl Owner {
     /// Answers one classic line.

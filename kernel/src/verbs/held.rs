@@ -9,9 +9,9 @@ use papa_protocol::limits::MAX_HELD;
 use papa_protocol::name::{Name, NamePattern};
 
 use super::{VerbError, fail, limit, not_recorded, refused};
+use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
 use crate::owner::Owner;
-use crate::world::live::SessionId;
 use crate::world::table::{Entry, Matcher};
 
 impl Owner {

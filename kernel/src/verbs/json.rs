@@ -9,11 +9,10 @@ use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::record::Serial;
 use serde::Serialize;
 
+use crate::client::exchange::{Expect, SessionId};
 use crate::owner::Owner;
 use crate::owner::starting::Asker;
-use crate::readers::session::Expect;
 use crate::verbs::{VerbError, fail};
-use crate::world::live::SessionId;
 use crate::world::reel::START_AT;
 
 impl Owner {

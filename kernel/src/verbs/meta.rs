@@ -4,11 +4,9 @@ use papa_protocol::json::status::{Counts, HelloReply, Memory, StatusReply};
 use papa_protocol::json::{FEATURE_PIDFD_INFO, FEATURE_SPLICE, PROTOCOL};
 use papa_protocol::limits::{SESSION_BUDGET_BYTES, advertised};
 
+use crate::VERSION;
 use crate::owner::{Owner, now_us};
 use crate::world::table;
-
-/// The program's version.
-pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 impl Owner {
     /// Answers `hello`.

@@ -10,6 +10,7 @@ pub(crate) mod held;
 mod json;
 pub(crate) mod meta;
 pub(crate) mod output;
+mod pipes;
 pub(crate) mod process;
 pub(crate) mod process_plan;
 pub(crate) mod socket;
@@ -20,8 +21,6 @@ use papa_protocol::classic::Error;
 use papa_protocol::json::{ErrorCode, Failure};
 
 use crate::world::journal::JournalError;
-
-pub(crate) use self::meta::VERSION;
 
 /// Why a verb failed. The texts of the classic dialect serve both.
 pub(crate) type VerbError = Error;

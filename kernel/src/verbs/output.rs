@@ -13,9 +13,10 @@ use papa_protocol::record::Serial;
 
 use super::held::duplicate_failed;
 use super::{VerbError, fail, limit, not_recorded};
+use crate::client::exchange::SessionId;
 use crate::owner::Owner;
 use crate::readers::session::{FIRST_BATCH_DELAY, SubKind, Subscription};
-use crate::world::live::{Reader, SessionId};
+use crate::world::live::Reader;
 use crate::world::table::{Entry, Matcher};
 
 impl Owner {

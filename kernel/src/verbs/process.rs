@@ -4,10 +4,9 @@
 //! vfork. The child registers itself with the keeper; whatever dies when, a
 //! process that runs is known. Source: design "Spawn".
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use papa_protocol::classic::{Error, process_line};
 use papa_protocol::failpoint;
 use papa_protocol::json::ErrorCode;
@@ -15,34 +14,25 @@ use papa_protocol::json::push::EventType;
 use papa_protocol::json::request::ProcessMake;
 use papa_protocol::limits::{MAX_PROCESSES, REEL_BYTES};
 use papa_protocol::name::NamePattern;
-use papa_protocol::process::{Process, Stderr, Stdout};
+use papa_protocol::process::Process;
 use papa_protocol::record::Serial;
 
+use super::pipes::{Pipes, open_pipes};
 use super::process_plan::Prepared;
 use super::{VerbError, fail, limit, not_recorded, refused, words};
+use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
 use crate::owner::starting::{Asker, Streams};
 use crate::owner::{Owner, now_us};
-use crate::sys::process::{descriptor_limit, file_size_limit, move_up, set_owner};
+use crate::sys::process::{descriptor_limit, file_size_limit, move_up};
 use crate::sys::spawn::{self, Failure, Outcome, Started, Step};
-use crate::world::live::{Live, SessionId, Source};
+use crate::world::live::{Live, Source};
 use crate::world::reel::{LINEAR_FILE_BYTES, MIN_FILE_BYTES, Reel};
 use crate::world::table::{Entry, Matcher, ProcessRow, known};
 
 /// Descriptors left free so that clients still get in and the kernel can be
 /// asked what uses them, as a part of the limit and at least.
 const RESERVED: (u64, u64) = (16, 64);
-
-/// The pipes of a process about to be started.
-#[derive(Debug, Default)]
-pub(crate) struct Pipes {
-    /// Our ends.
-    pub out: Option<OwnedFd>,
-    pub err: Option<OwnedFd>,
-    /// The child's ends.
-    pub child_out: Option<OwnedFd>,
-    pub child_err: Option<OwnedFd>,
-}
 
 impl Owner {
     /// Starts a process, or answers the equal one there is (then `false`). None
@@ -380,83 +370,4 @@ fn no_reel(errno: Errno) -> VerbError {
             file_size_limit().unwrap_or_default()
         ),
     )
-}
-
-fn open_pipes(make: &ProcessMake, reel_bytes: u64, uid: Option<u32>) -> Result<Pipes, Errno> {
-    let mut pipes = Pipes::default();
-    if reel_bytes == 0 {
-        return Ok(pipes);
-    }
-    let open = || -> Result<(OwnedFd, OwnedFd), Errno> {
-        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let read = move_up(read);
-        // Only our end: the flag belongs to the end, and the worker's writes
-        // must wait as on any pipe.
-        fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        if let Some(uid) = uid {
-            // A user who may not give files away runs everything as itself.
-            let _ = set_owner(&write, uid);
-        }
-        Ok((read, write))
-    };
-    if make.stdout == Stdout::Pipe {
-        let (read, write) = open()?;
-        (pipes.out, pipes.child_out) = (Some(read), Some(write));
-    }
-    if make.stderr == Stderr::Pipe {
-        let (read, write) = open()?;
-        (pipes.err, pipes.child_err) = (Some(read), Some(write));
-    }
-    Ok(pipes)
-}
-
-/// What a failed start is called.
-pub(crate) fn explain(failure: Failure, command: &str, directory: &str) -> VerbError {
-    let Failure { step, errno } = failure;
-    match (step, errno) {
-        (Step::Exec, Errno::ENOENT) => Error::BadCommand(command.to_owned()),
-        (Step::Directory, Errno::ENOENT) => Error::BadWorkingDir(directory.to_owned()),
-        (Step::Exec, errno) => fail(
-            ErrorCode::SpawnFailed,
-            &format!("Bad command - {}: {command:?}", words(errno)),
-        ),
-        (Step::Directory, errno) => fail(
-            ErrorCode::SpawnFailed,
-            &format!("Bad working_dir - {}: {directory:?}", words(errno)),
-        ),
-        (step, errno) => {
-            let what = match step {
-                Step::Clone => "make a process",
-                Step::Session => "start a session",
-                Step::Descriptors => "place the descriptors",
-                Step::Limits => "set the limits",
-                Step::Priority => "set nice or oom_score_adj",
-                Step::Group => "set the groups",
-                Step::User => "set the user",
-                Step::Register => "tell the keeper",
-                Step::Killed => {
-                    return fail(
-                        ErrorCode::SpawnFailed,
-                        &format!(
-                            "it was killed before its program {command:?} started: by the system, which may be out of memory, or by somebody"
-                        ),
-                    );
-                }
-                Step::Late => {
-                    return fail(
-                        ErrorCode::SpawnFailed,
-                        &format!(
-                            "its program {command:?} did not start within {} s and was given up: does a file system it is on answer?",
-                            spawn::EXEC_LIMIT.as_secs()
-                        ),
-                    );
-                }
-                Step::Directory | Step::Exec => "start",
-            };
-            fail(
-                ErrorCode::SpawnFailed,
-                &format!("cannot {what}: {}", words(errno)),
-            )
-        }
-    }
 }

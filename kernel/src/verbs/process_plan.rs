@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::unistd::{Group, User};
 use papa_protocol::classic::Error;
 use papa_protocol::json::ErrorCode;
@@ -16,12 +17,12 @@ use papa_protocol::process::{Account, Input, Sockets, Stderr, Stdout};
 use papa_protocol::socket_reference::{self, Part};
 use papa_protocol::text::ByteString;
 
-use super::process::{Pipes, explain};
+use super::pipes::Pipes;
 use super::socket::{FIRST_NUMBER, open};
-use super::{VerbError, fail};
+use super::{VerbError, fail, words};
 use crate::owner::Owner;
 use crate::sys::cgroup::ControlGroup;
-use crate::sys::spawn::{Failure, LISTEN_PID_ENTRY, Plan};
+use crate::sys::spawn::{self, Failure, LISTEN_PID_ENTRY, Plan, Step};
 
 /// Where programs are looked for when the environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
@@ -378,6 +379,57 @@ impl Prepared {
             .as_ref()
             .map_or(String::new(), |dir| dir.to_string_lossy().into_owned());
         explain(failure, &self.command, &directory)
+    }
+}
+
+/// What a failed start is called.
+fn explain(failure: Failure, command: &str, directory: &str) -> VerbError {
+    let Failure { step, errno } = failure;
+    match (step, errno) {
+        (Step::Exec, Errno::ENOENT) => Error::BadCommand(command.to_owned()),
+        (Step::Directory, Errno::ENOENT) => Error::BadWorkingDir(directory.to_owned()),
+        (Step::Exec, errno) => fail(
+            ErrorCode::SpawnFailed,
+            &format!("Bad command - {}: {command:?}", words(errno)),
+        ),
+        (Step::Directory, errno) => fail(
+            ErrorCode::SpawnFailed,
+            &format!("Bad working_dir - {}: {directory:?}", words(errno)),
+        ),
+        (step, errno) => {
+            let what = match step {
+                Step::Clone => "make a process",
+                Step::Session => "start a session",
+                Step::Descriptors => "place the descriptors",
+                Step::Limits => "set the limits",
+                Step::Priority => "set nice or oom_score_adj",
+                Step::Group => "set the groups",
+                Step::User => "set the user",
+                Step::Register => "tell the keeper",
+                Step::Killed => {
+                    return fail(
+                        ErrorCode::SpawnFailed,
+                        &format!(
+                            "it was killed before its program {command:?} started: by the system, which may be out of memory, or by somebody"
+                        ),
+                    );
+                }
+                Step::Late => {
+                    return fail(
+                        ErrorCode::SpawnFailed,
+                        &format!(
+                            "its program {command:?} did not start within {} s and was given up: does a file system it is on answer?",
+                            spawn::EXEC_LIMIT.as_secs()
+                        ),
+                    );
+                }
+                Step::Directory | Step::Exec => "start",
+            };
+            fail(
+                ErrorCode::SpawnFailed,
+                &format!("cannot {what}: {}", words(errno)),
+            )
+        }
     }
 }
 

@@ -16,10 +16,10 @@ use papa_protocol::text::escape_control_bytes;
 
 use super::held::duplicate_failed;
 use super::{VerbError, fail, limit, not_recorded, refused};
+use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
 use crate::owner::Owner;
 use crate::sys::socket::{Address, Options, is_bound_at, local_port, open_listener, server_at};
-use crate::world::live::SessionId;
 use crate::world::table::{Entry, SocketRow, known};
 
 /// The first number a socket gets: above what programs use by themselves,

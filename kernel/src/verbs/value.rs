@@ -5,8 +5,8 @@ use papa_protocol::name::{Name, NamePattern};
 use papa_protocol::text::ByteString;
 
 use super::{VerbError, limit, not_recorded};
+use crate::client::exchange::SessionId;
 use crate::owner::Owner;
-use crate::world::live::SessionId;
 use crate::world::table::{Entry, Matcher};
 
 impl Owner {

@@ -8,15 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use papa_protocol::limits::STALL_LIMIT;
 use papa_protocol::process::{Ends, Ledger, Overflow};
 use papa_protocol::record::Stream;
 
+use crate::client::exchange::SessionId;
+use crate::sys::poller;
 use crate::world::reel::{Capture, Reel};
-
-/// A connection's number; never reused within one kernel.
-pub type SessionId = u64;
 
 /// What a readiness report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +35,11 @@ const KEEPER_TOKEN: u64 = u64::MAX;
 const SIGNAL_TOKEN: u64 = u64::MAX - 1;
 const ALARM_TOKEN: u64 = u64::MAX - 2;
 
-impl Source {
+/// All descriptors of all processes behind one: a process costs no task and
+/// no entry in the runtime's own poll.
+pub type Poller = poller::Poller<Source>;
+
+impl poller::Token for Source {
     fn token(self) -> u64 {
         match self {
             Self::Pidfd(serial) => serial << 2,
@@ -56,72 +58,6 @@ impl Source {
             (token, Some(stream)) => Self::Pipe(token >> 2, stream),
             (token, None) => Self::Pidfd(token >> 2),
         }
-    }
-}
-
-/// All descriptors of all processes behind one: a process costs no task and
-/// no entry in the runtime's own poll.
-#[derive(Debug)]
-pub struct Poller {
-    epoll: Epoll,
-}
-
-/// Most reports taken at once.
-pub const MAX_REPORTS: usize = 256;
-
-impl Poller {
-    /// An empty set.
-    ///
-    /// # Errors
-    /// The errno of `epoll_create1(2)`.
-    pub fn new() -> Result<Self, Errno> {
-        Ok(Self {
-            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
-        })
-    }
-
-    /// Starts watching `fd` for input.
-    ///
-    /// # Errors
-    /// The errno of `epoll_ctl(2)`; `EEXIST` if it is watched already.
-    pub fn add(&self, fd: impl AsFd, source: Source) -> Result<(), Errno> {
-        self.epoll
-            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.token()))
-    }
-
-    /// Stops watching `fd`. Needed before every close: the keeper's copy
-    /// would keep a closed descriptor in the set.
-    pub fn remove(&self, fd: impl AsFd) {
-        // Not being watched is what is wanted.
-        let _ = self.epoll.delete(fd);
-    }
-
-    /// What is ready now, without waiting.
-    ///
-    /// # Errors
-    /// The errno of `epoll_wait(2)`.
-    pub fn ready(&self) -> Result<Vec<Source>, Errno> {
-        let mut events = [EpollEvent::empty(); MAX_REPORTS];
-        let count = match self.epoll.wait(&mut events, 0u8) {
-            Err(Errno::EINTR) => 0,
-            other => other?,
-        };
-        Ok(events[..count]
-            .iter()
-            .map(|event| Source::from_token(event.data()))
-            .collect())
-    }
-}
-
-impl AsFd for Poller {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.0.as_fd()
-    }
-}
-
-impl std::os::fd::AsRawFd for Poller {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.epoll.0)
     }
 }
 
@@ -355,6 +291,7 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::poller::Token as _;
 
     #[test]
     fn tokens_read_back() {

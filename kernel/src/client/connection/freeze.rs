@@ -6,9 +6,9 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use super::{Connection, State};
-use crate::change::handover::{ConnectionRecord, OutputRecord};
+use crate::client::exchange::{Order, Outgoing};
 use crate::client::inbox::{Found, Inbox};
-use crate::readers::session::{Order, Outgoing};
+use crate::client::record::{ConnectionRecord, OutputRecord};
 
 /// A connection that has stopped, with what it was still told.
 #[derive(Debug)]

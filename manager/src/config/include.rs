@@ -8,7 +8,10 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::OFlag;
 
 use crate::config::fnmatch;
 use crate::config::foreign;
@@ -131,9 +134,21 @@ fn read_into(loaded: &mut Loaded, path: &Path, directory: &Path, findings: &mut 
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if file.metadata()?.is_dir() {
+    // To open a named pipe waits for a writer, who may never come, and the manager with it.
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
         return Err(io::Error::other("it is a directory, expected a file"));
+    }
+    if kind.is_fifo() {
+        // The pipe of `papactl check <(command)` has no name of its own, and its writer is there.
+        if path.canonicalize().is_ok() {
+            return Err(io::Error::other("it is a named pipe, expected a file"));
+        }
+        file = File::open(path)?;
     }
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
@@ -285,6 +300,53 @@ mod tests {
             .map(|pattern| pattern.matches)
             .collect();
         assert_eq!(matches, [0, 0]);
+    }
+
+    #[test]
+    fn a_named_pipe_in_place_of_a_file_is_a_mistake_and_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        let pipe = base.join("conf.d/pipe.ini");
+        write(base, "main.ini", "[circus]\ninclude = conf.d/*.ini\n");
+        fs::create_dir(base.join("conf.d")).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink(&pipe, base.join("link.ini")).unwrap();
+        for (main, named) in [
+            ("main.ini", "conf.d/pipe.ini"),
+            ("conf.d/pipe.ini", "conf.d/pipe.ini"),
+            ("link.ini", "link.ini"),
+        ] {
+            let (done, waiting) = std::sync::mpsc::channel();
+            let start = base.to_owned();
+            std::thread::spawn(move || {
+                let mut findings = Findings::default();
+                load(Path::new(main), &start, str::to_owned, &mut findings);
+                let _ = done.send(findings.errors);
+            });
+            let errors = waiting
+                .recv_timeout(std::time::Duration::from_secs(20))
+                .unwrap_or_else(|_| panic!("{main}: waits for a writer"));
+            assert_eq!(errors.len(), 1, "{main}: {errors:?}");
+            let expected = format!("{named}: cannot be read: it is a named pipe, expected a file");
+            assert_eq!(errors[0].to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_pipe_without_a_name_is_read_whole() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+        std::io::Write::write_all(&mut writer, b"[watcher:a]\ncmd = sleep 1\n").unwrap();
+        drop(writer);
+        let mut findings = Findings::default();
+        let loaded = load(
+            Path::new(&path),
+            Path::new("/"),
+            str::to_owned,
+            &mut findings,
+        );
+        assert_eq!(findings.errors, []);
+        assert!(loaded.document.get("watcher:a", "cmd").is_some());
     }
 
     #[test]

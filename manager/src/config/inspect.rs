@@ -214,6 +214,8 @@ pub fn missing_interpreter(watcher: &WatcherConfig, namespace: &str) -> Option<S
 
 /// A script whose interpreter is missing: the system then says that the script does not exist.
 fn interpreter_fault(program: &Path, key: &str) -> Option<String> {
+    // To open a named pipe would wait for its writer.
+    program.metadata().ok().filter(|found| found.is_file())?;
     let mut start = Vec::new();
     File::open(program)
         .ok()?

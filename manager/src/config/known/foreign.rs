@@ -3,7 +3,7 @@
 //! Owns the names only. A key about privilege or about a limit is grave: whoever wrote it relies on it, so a file with one
 //! that has no effect is refused instead of being run with more rights than meant.
 //! Source: the reference pages of supervisord 4, systemd.exec(5), systemd.service(5), systemd.resource-control(5), pm2's ecosystem
-//! file, the Compose specification and process-compose.
+//! file, the Compose specification, process-compose, init(5) of upstart, launchd.plist(5) and Kubernetes' security context.
 
 /// A key of another program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,9 @@ const SYSTEMD: &str = "systemd";
 const PM2: &str = "pm2";
 const COMPOSE: &str = "docker-compose";
 const PROCESS_COMPOSE: &str = "process-compose";
+const UPSTART: &str = "upstart";
+const LAUNCHD: &str = "launchd";
+const KUBERNETES: &str = "Kubernetes";
 
 const ENV: &str = "a section [env:NAME] with NAME = VALUE lines";
 const NO_SANDBOX: &str = "nothing here: run the program through setpriv or bwrap";
@@ -109,7 +112,50 @@ const FOREIGN: &[Foreign] = &[
     grave("privileged", COMPOSE, NO_SANDBOX),
     grave("securityopt", COMPOSE, NO_SANDBOX),
     grave("readonly", COMPOSE, NO_SANDBOX),
+    grave("usernsmode", COMPOSE, NO_SANDBOX),
+    grave("protectkerneltunables", SYSTEMD, NO_SANDBOX),
+    grave("protectkernelmodules", SYSTEMD, NO_SANDBOX),
+    grave("protectcontrolgroups", SYSTEMD, NO_SANDBOX),
+    grave("protectproc", SYSTEMD, NO_SANDBOX),
+    grave("restrictnamespaces", SYSTEMD, NO_SANDBOX),
+    grave("restrictsuidsgid", SYSTEMD, NO_SANDBOX),
+    grave("restrictrealtime", SYSTEMD, NO_SANDBOX),
+    grave("memorydenywriteexecute", SYSTEMD, NO_SANDBOX),
+    grave("lockpersonality", SYSTEMD, NO_SANDBOX),
+    grave("privateusers", SYSTEMD, NO_SANDBOX),
+    grave("securebits", SYSTEMD, NO_SANDBOX),
+    grave("noexecpaths", SYSTEMD, NO_SANDBOX),
+    grave("bindreadonlypaths", SYSTEMD, NO_SANDBOX),
+    grave("rootimage", SYSTEMD, NO_SANDBOX),
+    grave("setuid", UPSTART, "uid"),
+    grave("setgid", UPSTART, "gid"),
+    grave("username", LAUNCHD, "uid"),
+    grave("groupname", LAUNCHD, "gid"),
+    grave(
+        "initgroups",
+        LAUNCHD,
+        "uid, which brings the user's groups along",
+    ),
+    grave("runasuser", KUBERNETES, "uid"),
+    grave("runasgroup", KUBERNETES, "gid"),
+    grave("runasnonroot", KUBERNETES, "uid"),
+    grave("allowprivilegeescalation", KUBERNETES, NO_SANDBOX),
+    grave("readonlyrootfilesystem", KUBERNETES, NO_SANDBOX),
     // Limits.
+    grave("memswaplimit", COMPOSE, NO_CGROUP),
+    grave("cpuset", COMPOSE, NO_CGROUP),
+    grave("memoryswapmax", SYSTEMD, NO_CGROUP),
+    grave("allowedcpus", SYSTEMD, NO_CGROUP),
+    grave(
+        "hardresourcelimits",
+        LAUNCHD,
+        "rlimit_NAME, such as rlimit_nofile",
+    ),
+    grave(
+        "softresourcelimits",
+        LAUNCHD,
+        "rlimit_NAME, such as rlimit_nofile",
+    ),
     grave("minfds", SUPERVISORD, "rlimit_nofile"),
     grave("minprocs", SUPERVISORD, "rlimit_nproc"),
     grave("ulimits", COMPOSE, "rlimit_NAME, such as rlimit_nofile"),
@@ -297,6 +343,29 @@ mod tests {
         }
         assert_eq!(find("active"), None);
         assert_eq!(find("limit"), None);
+    }
+
+    #[test]
+    fn keys_about_whom_a_program_runs_as_are_mistakes_whoever_has_them() {
+        for name in [
+            "user",
+            "Group",
+            "setuid",
+            "setgid",
+            "UserName",
+            "GroupName",
+            "InitGroups",
+            "runAsUser",
+            "runAsGroup",
+            "run_as_non_root",
+            "DynamicUser",
+            "RestrictSUIDSGID",
+            "allowPrivilegeEscalation",
+            "HardResourceLimits",
+        ] {
+            let found = find(name).unwrap_or_else(|| panic!("{name}"));
+            assert!(found.grave, "{name}");
+        }
     }
 
     #[test]

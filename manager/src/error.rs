@@ -58,3 +58,44 @@ pub enum ManagerError {
     #[error(transparent)]
     Io(#[from] io::Error),
 }
+
+/// An error with everything that led to it, in one line. Many name their cause in their own text: it is not said twice.
+#[must_use]
+pub fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_that_an_error_names_itself_is_said_once() {
+        let refused = || io::Error::from_raw_os_error(13);
+        let socket = ManagerError::ControlSocket {
+            path: PathBuf::from("/x"),
+            source: refused(),
+        };
+        let error = anyhow::Error::from(socket).context("starting");
+        assert_eq!(
+            causes(&error),
+            "starting: control socket /x: Permission denied (os error 13)"
+        );
+        let error = Err::<(), _>(refused()).context("log file /x").unwrap_err();
+        assert_eq!(
+            causes(&error),
+            "log file /x: Permission denied (os error 13)"
+        );
+    }
+}

@@ -15,6 +15,7 @@ use papa_manager::cli::ManagerArgs;
 use papa_manager::commands::kernel::{candidates, exit_if_idle};
 use papa_manager::config::{self, Config, LogOutput, Surroundings};
 use papa_manager::control::server::{Asked, ControlServer};
+use papa_manager::error::causes;
 use papa_manager::own_log::{self, OwnLog, Setting};
 use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
     }) {
         Ok(log) => log,
         Err(error) => {
-            say(&format!("papa-manager: {error:#}"));
+            say(&format!("papa-manager: {}", causes(&error)));
             return ExitCode::FAILURE;
         }
     };
@@ -118,8 +119,11 @@ fn main() -> ExitCode {
     }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "the manager ends");
-            say(&format!("papa-manager: {error:#}"));
+            let error = causes(&error);
+            if !log.is_standard_error() {
+                tracing::error!(error, "the manager ends");
+            }
+            say(&format!("papa-manager: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -136,7 +140,7 @@ fn checked(config: &Config, output: Option<&LogOutput>, kernel: Option<&str>) ->
         Ok(pidfile.map_or(Ok(()), Pidfile::check)?)
     });
     if let Err(error) = found {
-        say(&format!("papa-manager: {error:#}"));
+        say(&format!("papa-manager: {}", causes(&error)));
         return ExitCode::from(EXIT_CONFIGURATION);
     }
     let answer = Checked {

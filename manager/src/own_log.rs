@@ -43,6 +43,7 @@ pub struct OwnLog {
     /// Shared with the subscriber: reopening replaces what it writes to.
     sink: Arc<Mutex<Sink>>,
     repeats: Repeats,
+    on_standard_error: bool,
 }
 
 /// Where the log goes.
@@ -80,12 +81,15 @@ impl OwnLog {
     /// The file cannot be opened, the syslog daemon not be found, or there is a log already.
     pub fn start(setting: Setting<'_>) -> anyhow::Result<Self> {
         let max_bytes = setting.max_bytes;
+        let mut on_standard_error = setting.output.is_none();
         let sink = match setting.output {
             None => Sink::StandardError,
             Some(LogOutput::File(path)) => {
                 let file = open_append(&path, false, NEW_FILE_MODE)
                     .with_context(|| format!("log file {}", path.display()))?;
-                if keep_output(&path, max_bytes) != Leads::default() {
+                let leads = keep_output(&path, max_bytes);
+                on_standard_error = leads.err;
+                if leads != Leads::default() {
                     // One descriptor for one file: whoever puts it aside must know all that lead there.
                     Sink::Output
                 } else {
@@ -106,6 +110,7 @@ impl OwnLog {
         let log = Self {
             sink: Arc::new(Mutex::new(sink)),
             repeats: Repeats::default(),
+            on_standard_error,
         };
         tracing_subscriber::fmt()
             .with_max_level(setting.level)
@@ -118,6 +123,12 @@ impl OwnLog {
             .try_init()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(log)
+    }
+
+    /// Whether its lines go where standard error goes.
+    #[must_use]
+    pub fn is_standard_error(&self) -> bool {
+        self.on_standard_error
     }
 
     /// Opens files by their paths again; nothing to do elsewhere.

@@ -16,6 +16,7 @@ mod crash;
 mod doctor;
 mod down;
 mod elsewhere;
+mod errors;
 mod foreground;
 mod from_circusd;
 mod ini_oracle;

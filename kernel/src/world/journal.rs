@@ -70,7 +70,14 @@ pub enum JournalError {
     Encode(#[from] serde_json::Error),
     /// The system refused.
     #[error("journal: {0}")]
-    System(#[from] Errno),
+    System(Errno),
+}
+
+// Not a source: its text is in ours.
+impl From<Errno> for JournalError {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno)
+    }
 }
 
 /// The open journal.

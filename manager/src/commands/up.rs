@@ -32,6 +32,8 @@ use crate::control::message::{
     WatcherStatus,
 };
 use crate::control::stuck::{Found, end_if_stuck};
+use crate::error::causes;
+use crate::own_log;
 use crate::pidfile::Pidfile;
 use crate::runtime_dir::RuntimeDir;
 
@@ -86,6 +88,8 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     if let Some(path) = &config.pidfile {
         Pidfile::check_free(path).map_err(|error| CommandError::Failed(error.to_string()))?;
     }
+    own_log::check(config.log_output.as_ref())
+        .map_err(|error| CommandError::Failed(causes(&error)))?;
     let (kernel, kernel_started) = provide_kernel(common, &directory, &config)?;
     if !kernel_started {
         refuse_second(&kernel, &directory, &config)?;

@@ -70,6 +70,7 @@ fn idle_connections_and_listeners_locked_a_manager_out() {
     let idle: Vec<UnixStream> = (0..200)
         .map(|_| UnixStream::connect(&socket).unwrap())
         .collect();
+    stack.wait_pids("web", 1);
     assert_eq!(stack.state("web"), "active");
     let listeners: Vec<BufReader<UnixStream>> = (0..128)
         .map(|_| {

@@ -152,7 +152,9 @@ impl Watcher {
         if let Some(orphans) = &self.gate.orphans {
             return Some(orphans.clone());
         }
-        if self.gate.orphans_unknown && self.is_coming_up() && self.missing() > 0 {
+        // What an earlier manager has found out says more.
+        let looks = self.gate.orphans_unknown && self.message.is_none();
+        if looks && self.is_coming_up() && self.missing() > 0 {
             return Some("looks for orphans of an earlier kernel".to_owned());
         }
         match &self.gate.start_after {

@@ -49,7 +49,10 @@ fn a_manager_that_stands_still_is_replaced_by_the_next() {
     assert_ne!(manager_pid(&stack), old);
     assert_eq!(stack.wait_pids("one", 1), workers);
     let log = stack.manager_log();
-    assert!(log.contains("did not answer and was ended"), "{log}");
+    assert!(
+        log.contains("ended an earlier manager that did not answer"),
+        "{log}"
+    );
     check_lines(&stack);
 }
 

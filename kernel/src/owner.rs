@@ -16,7 +16,7 @@ pub(crate) mod starting;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
@@ -24,13 +24,10 @@ use papa_protocol::failpoint;
 use papa_protocol::limits;
 use papa_protocol::name::Name;
 use papa_protocol::record::Stream;
-use serde_json::value::RawValue;
-use tokio::io::unix::AsyncFd;
 use tracing::{error, warn};
 
 use self::signals::KEEPER_SILENCE;
 use crate::change::recover::Findings;
-use crate::change::resume::Resumption;
 use crate::change::takeover::Holdings;
 use crate::change::understudy::Understudy;
 use crate::change::upgrade::{Changing, Examined};
@@ -38,16 +35,14 @@ use crate::client::budget::Budget;
 use crate::client::event::{Incoming, Sender};
 use crate::client::exchange::SessionId;
 use crate::client::server::Server;
-use crate::config::Config;
-use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Key, Kind};
 use crate::patience::scaled;
 use crate::readers::session::Session;
 use crate::sys::alarm::Alarm;
 use crate::sys::cgroup::Cgroups;
-use crate::world::journal::{Journal, JournalError};
-use crate::world::live::{Live, Poller, Source};
-use crate::world::table::{Entry, Record, Table};
+use crate::sys::clock::now_us;
+use crate::world::World;
+use crate::world::live::Source;
 
 /// How long to wait when no descriptor is left for another caller.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -83,45 +78,17 @@ pub enum Deadline {
     Exit,
 }
 
-/// The kernel's descriptors that no process or client made.
-#[derive(Debug)]
-pub struct Fixed {
-    /// The settings.
-    pub config: OwnedFd,
-    /// The program file.
-    pub binary: OwnedFd,
-    /// The kernel's own listeners by id.
-    pub controls: Vec<(u64, OwnedFd)>,
-    /// `/dev/null`, for reading and writing.
-    pub null: OwnedFd,
-}
-
 /// A claim whose holder is connected.
 pub(crate) type LiveClaims = HashMap<Name, SessionId>;
 
 /// The state of the whole kernel; events are its methods.
 #[derive(Debug)]
 pub struct Owner {
-    pub(crate) config: Config,
-    pub(crate) fixed: Fixed,
-    pub(crate) link: KeeperLink,
+    /// What exists.
+    pub(crate) world: World,
     pub(crate) keeper_pid: i32,
-    pub(crate) journal: Journal,
-    pub(crate) skipped_records: u64,
-    pub(crate) unknown_records: Vec<Box<RawValue>>,
-    /// Changes recovery made that are not in the journal yet.
-    pub(crate) unrecorded: VecDeque<Entry>,
-    pub(crate) table: Table,
-    pub(crate) live: HashMap<u64, Live>,
-    pub(crate) socket_fds: HashMap<u64, OwnedFd>,
-    pub(crate) held_fds: HashMap<u64, OwnedFd>,
-    /// Descriptors of records this version cannot read, for one that can.
-    pub(crate) strangers: Vec<(Key, OwnedFd)>,
-    /// What the keeper has copies of that are not needed any more.
-    pub(crate) unkept: Vec<Key>,
     /// See [`SPARE_DESCRIPTORS`].
     pub(crate) spare: Vec<OwnedFd>,
-    pub(crate) poller: Rc<AsyncFd<Poller>>,
     pub(crate) signals: SignalFd,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) claims: LiveClaims,
@@ -163,72 +130,26 @@ pub struct Owner {
     pub(crate) examined: Option<Sender<Examined>>,
 }
 
-/// What [`Owner::new`] is made of.
-#[derive(Debug)]
-pub struct Parts {
-    /// Settings.
-    pub config: Config,
-    /// Descriptors nobody made.
-    pub fixed: Fixed,
-    /// The line to the keeper.
-    pub link: KeeperLink,
-    /// Open journal.
-    pub journal: Journal,
-    /// Records left out in recoveries.
-    pub skipped_records: u64,
-    /// Records of later versions, kept as they are.
-    pub unknown_records: Vec<Box<RawValue>>,
-    /// What exists.
-    pub table: Table,
-    /// Descriptors of processes.
-    pub live: HashMap<u64, Live>,
-    /// Descriptors of sockets.
-    pub socket_fds: HashMap<u64, OwnedFd>,
-    /// Descriptors held for clients.
-    pub held_fds: HashMap<u64, OwnedFd>,
-    /// Descriptors of records this version cannot read.
-    pub strangers: Vec<(Key, OwnedFd)>,
-    /// What is to be done once this kernel serves.
-    pub findings: Findings,
-    /// The sessions of the program before.
-    pub resumption: Resumption,
-}
-
 impl Owner {
-    /// Puts recovered parts together; nothing of them is touched before they
-    /// are confirmed.
+    /// An owner of what was recovered; nothing of it is touched before it is
+    /// confirmed.
     ///
     /// # Errors
     /// The errno of the poller, or of watching a descriptor.
-    pub fn new(parts: Parts) -> Result<Self, Errno> {
+    pub fn new(world: World) -> Result<Self, Errno> {
         let signals = crate::sys::process::signal_descriptor(false)?;
-        let poller = Poller::new()?;
-        poller.add(parts.link.as_fd(), Source::Keeper)?;
-        poller.add(&signals, Source::Signal)?;
         let alarm = Alarm::new()?;
-        poller.add(&alarm, Source::Alarm)?;
-        let poller = crate::sys::runtime::watch(poller).map_err(|_| Errno::ENOMEM)?;
+        world.poller.add(world.link.as_fd(), Source::Keeper)?;
+        world.poller.add(&signals, Source::Signal)?;
+        world.poller.add(&alarm, Source::Alarm)?;
         let now = Instant::now();
-        let spare = std::iter::repeat_with(|| parts.fixed.null.try_clone().ok());
+        let spare = std::iter::repeat_with(|| world.fixed.null.try_clone().ok());
         let spare = spare.take(SPARE_DESCRIPTORS).flatten().collect();
-        let cgroups = Cgroups::find(parts.table.first_started_us);
+        let cgroups = Cgroups::find(world.table.first_started_us);
         let mut owner = Self {
-            config: parts.config,
-            fixed: parts.fixed,
-            keeper_pid: parts.link.keeper().as_raw(),
-            link: parts.link,
-            journal: parts.journal,
-            skipped_records: parts.skipped_records,
-            unknown_records: parts.unknown_records,
-            unrecorded: VecDeque::new(),
-            table: parts.table,
-            live: parts.live,
-            socket_fds: parts.socket_fds,
-            held_fds: parts.held_fds,
-            strangers: parts.strangers,
-            unkept: Vec::new(),
+            keeper_pid: world.link.keeper().as_raw(),
+            world,
             spare,
-            poller: Rc::new(poller),
             signals,
             sessions: BTreeMap::new(),
             claims: HashMap::new(),
@@ -264,29 +185,22 @@ impl Owner {
     /// does not need is given up. Called once.
     /// `handed` goes along if the keeper has died.
     pub(crate) fn confirm(&mut self, findings: Findings, handed: &[(Key, OwnedFd)]) {
-        if let Err(error) = self.journal.settle() {
+        if let Err(error) = self.world.journal.settle() {
             error!(%error, "cannot truncate the journal after its last record");
         }
-        self.unrecorded = findings.entries.into();
-        self.record_findings();
-        for reel in self.live.values_mut().filter_map(|live| live.reel.as_mut()) {
+        self.world.unrecorded = findings.entries.into();
+        self.world.record_findings();
+        for reel in self
+            .world
+            .live
+            .values_mut()
+            .filter_map(|live| live.reel.as_mut())
+        {
             reel.settle();
         }
-        let told = self.link.drop_keys(&findings.gone);
+        let told = self.world.link.drop_keys(&findings.gone);
         self.check_keeper_with(told, handed);
         failpoint::reach("recover.confirmed");
-    }
-
-    /// Records what recovery found, in order and as far as there is memory;
-    /// what is left is tried again with the next change.
-    fn record_findings(&mut self) {
-        while let Some(entry) = self.unrecorded.front() {
-            if let Err(error) = self.journal.append(entry) {
-                error!(%error, "cannot record yet what recovery found");
-                return;
-            }
-            self.unrecorded.pop_front();
-        }
     }
 
     /// Serves from now on; `server` takes listeners made later.
@@ -296,9 +210,9 @@ impl Owner {
             groups.clear();
         }
         self.look_after_runtime_dir();
-        let poller = Rc::clone(&self.poller);
+        let poller = Rc::clone(&self.world.poller);
         let key = Key::new(Kind::POLLER, 0);
-        if let Err(errno) = self.keep(&[(key, poller.get_ref().as_fd())]) {
+        if let Err(errno) = self.keep(&[(key, poller.as_fd())]) {
             warn!(%errno, "cannot give the keeper a copy of the event poller; it will notice the end of this kernel later");
         }
     }
@@ -306,10 +220,11 @@ impl Owner {
     /// What follows once an event was handled.
     fn end_turn(&mut self) {
         self.deliver();
-        self.tell_unkept();
+        self.world.tell_unkept();
+        self.notice_keeper();
         self.change_when_frozen();
-        if self.journal.wants_compaction() {
-            self.compact();
+        if self.world.journal.wants_compaction() {
+            self.world.compact();
         }
         self.exit_if_asked();
         self.set_alarm();
@@ -369,7 +284,7 @@ impl Owner {
 
     /// Handles what the poller reports; true if the alarm rings too.
     fn on_ready(&mut self) -> bool {
-        let Ok(sources) = self.poller.get_ref().ready() else {
+        let Ok(sources) = self.world.poller.ready() else {
             return false;
         };
         let mut rings = false;
@@ -425,107 +340,23 @@ impl Owner {
         }
     }
 
-    // ---- journal -------------------------------------------------------
-
-    /// Records a change and makes it.
-    ///
-    /// # Errors
-    /// The record could not be written; then nothing has changed.
-    pub(crate) fn commit(&mut self, entry: Entry) -> Result<(), JournalError> {
-        self.record_findings();
-        self.journal.append(&entry)?;
-        self.table.apply(entry);
-        Ok(())
-    }
-
-    /// Records a change that has happened whether or not it can be recorded.
-    pub(crate) fn commit_fact(&mut self, entry: Entry) {
-        self.record_findings();
-        if let Err(error) = self.journal.append(&entry) {
-            error!(%error, "cannot record a change in the journal");
-        }
-        self.table.apply(entry);
-    }
-
-    fn compact(&mut self) {
-        let ours = self.table.image().map(Record::Entry);
-        let later = self
-            .unknown_records
-            .iter()
-            .map(|record| Record::Unknown(record));
-        if let Err(error) = self.journal.compact(ours.chain(later)) {
-            error!(%error, "cannot compact the journal");
-        }
-    }
-
     // ---- small things shared by the handlers ---------------------------
 
-    /// Gives the keeper copies. If it has died they go along when this process
-    /// takes its place.
+    /// As [`World::keep`]; a keeper that is gone is dealt with at once.
     ///
     /// # Errors
     /// It lives, and could not be sent a descriptor.
     pub(crate) fn keep(&mut self, entries: &[(Key, BorrowedFd<'_>)]) -> Result<(), Errno> {
-        // A key may be used again.
-        self.tell_unkept();
-        let told = self.link.put(entries);
-        self.check_keeper(told);
-        if self.link.is_lost() { Ok(()) } else { told }
-    }
-
-    /// Lets the keeper's copies go, at the end of this turn: the ends of a
-    /// process and of its streams are mostly one message then.
-    pub(crate) fn unkeep(&mut self, keys: &[Key]) {
-        self.unkept.extend_from_slice(keys);
-    }
-
-    fn tell_unkept(&mut self) {
-        if !self.unkept.is_empty() {
-            let told = self.link.drop_keys(&std::mem::take(&mut self.unkept));
-            self.check_keeper(told);
-        }
+        let told = self.world.keep(entries);
+        self.notice_keeper();
+        told
     }
 
     /// The descriptors that would have to move if this process changed role.
-    pub(crate) fn all_descriptors(&self) -> Vec<(Key, &OwnedFd)> {
-        let mut all = vec![
-            (Key::new(Kind::CONFIG, 0), &self.fixed.config),
-            (Key::new(Kind::BINARY, 0), &self.fixed.binary),
-        ];
-        all.extend(
-            self.fixed
-                .controls
-                .iter()
-                .map(|(id, fd)| (Key::new(Kind::CONTROL, *id), fd)),
-        );
-        all.extend(
-            self.socket_fds
-                .iter()
-                .map(|(id, fd)| (Key::new(Kind::SOCKET, *id), fd)),
-        );
-        all.extend(
-            self.held_fds
-                .iter()
-                .map(|(id, fd)| (Key::new(Kind::HELD, *id), fd)),
-        );
-        all.extend(self.strangers.iter().map(|(key, fd)| (*key, fd)));
+    fn all_descriptors(&self) -> Vec<(Key, &OwnedFd)> {
+        let mut all = self.world.descriptors();
         for (serial, start) in &self.starting {
             all.extend(start.descriptors(*serial));
-        }
-        for (serial, live) in &self.live {
-            let own = [
-                (Kind::PIDFD, live.pidfd.as_ref()),
-                (Kind::OUT, live.out.as_ref()),
-                (Kind::ERR, live.err.as_ref()),
-                (
-                    Kind::REEL,
-                    live.reel.as_ref().map(crate::world::reel::Reel::file),
-                ),
-            ];
-            all.extend(
-                own.into_iter()
-                    .filter_map(|(kind, fd)| Some((Key::new(kind, *serial), fd?))),
-            );
         }
         all
     }
@@ -533,6 +364,7 @@ impl Owner {
     /// What goes along when this process changes its program or role.
     pub(crate) fn holdings(&self) -> Holdings<'_> {
         let running = self
+            .world
             .table
             .processes()
             .filter(|row| row.exit.is_none() && row.pid != 0)
@@ -542,10 +374,10 @@ impl Owner {
             .iter()
             .map(|(serial, start)| (*serial, start.pid()));
         Holdings {
-            config: &self.config,
-            binary: &self.fixed.binary,
-            journal: self.journal.as_fd(),
-            link: &self.link,
+            config: &self.world.config,
+            binary: &self.world.fixed.binary,
+            journal: self.world.journal.as_fd(),
+            link: &self.world.link,
             understudy: self.understudy.as_ref(),
             descriptors: self.all_descriptors(),
             workers: running.chain(starting).collect(),
@@ -569,14 +401,14 @@ impl Owner {
 
     /// Estimated descriptors in use, for refusing what would exhaust them.
     pub(crate) fn descriptors_in_use(&self) -> u64 {
-        let processes = (self.live.len() + self.starting.len()) * 4;
-        let others = self.socket_fds.len() + self.held_fds.len() + self.sessions.len();
+        let processes = (self.world.live.len() + self.starting.len()) * 4;
+        let others = self.world.socket_fds.len() + self.world.held_fds.len() + self.sessions.len();
         (processes + others + 32) as u64
     }
 
     /// Watches the streams of a process again.
     pub(crate) fn resume(&mut self, serial: u64) {
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         if !live.paused {
@@ -585,15 +417,12 @@ impl Owner {
         live.paused = false;
         live.full_since = None;
         self.look_for_stall(serial, None);
-        let Some(live) = self.live.get(&serial) else {
+        let Some(live) = self.world.live.get(&serial) else {
             return;
         };
         for stream in [Stream::Out, Stream::Err] {
             if let Some(pipe) = live.pipe(stream)
-                && let Err(errno) = self
-                    .poller
-                    .get_ref()
-                    .add(pipe, Source::Pipe(serial, stream))
+                && let Err(errno) = self.world.poller.add(pipe, Source::Pipe(serial, stream))
             {
                 error!(serial, %errno, "cannot watch an output stream");
             }
@@ -603,29 +432,14 @@ impl Owner {
 
     /// Stops watching the streams of a process: whoever writes will wait.
     pub(crate) fn pause(&mut self, serial: u64) {
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         live.paused = true;
         for stream in [Stream::Out, Stream::Err] {
             if let Some(pipe) = live.pipe(stream) {
-                self.poller.get_ref().remove(pipe);
+                self.world.poller.remove(pipe);
             }
         }
     }
-
-    /// A descriptor of the poller's set that is about to be closed.
-    pub(crate) fn unwatch(&self, fd: impl AsFd) {
-        self.poller.get_ref().remove(fd);
-    }
-}
-
-/// The time of day in microseconds since the epoch.
-#[must_use]
-pub fn now_us() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-        })
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Error, anyhow, bail};
 use nix::errno::Errno;
 use papa_protocol::failpoint;
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::LocalOptions;
 
-use crate::change::recover::{Findings, recover};
+use crate::change::recover::{Findings, Parts, recover};
 use crate::change::resume::Resumption;
 use crate::change::succession::{Predecessor, Stays};
 use crate::change::takeover::Started;
@@ -17,11 +18,13 @@ use crate::change::understudy::{kernel_may_go_on, may_go_on};
 use crate::client::server::{Listener, Server};
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{ABLE_TO_INHERIT, ToKeeper, ToKernel, Verdict};
+use crate::owner::Owner;
 use crate::owner::shared::Shared;
-use crate::owner::{Owner, Parts};
 use crate::patience::scaled;
 use crate::sys::process;
+use crate::sys::runtime::watch;
 use crate::sys::socket::local_port;
+use crate::world::live::Poller;
 
 /// How long the keeper may take for each part of what a program that was
 /// started anew fetches, though it does nothing else that takes time.
@@ -115,20 +118,24 @@ fn fetch(link: &KeeperLink, started: &mut Started) -> anyhow::Result<Option<Verd
     bail!("cannot take the place of the keeper ({errno}): {why}");
 }
 
-async fn serve(mut parts: Parts) -> Error {
-    let resumption = std::mem::take(&mut parts.resumption);
-    let findings = std::mem::take(&mut parts.findings);
-    let start = || -> anyhow::Result<(Owner, Vec<Listener>)> {
-        let owner = Owner::new(parts).context("watch the keeper")?;
+async fn serve(parts: Parts) -> Error {
+    let Parts {
+        world,
+        findings,
+        resumption,
+    } = parts;
+    let start = || -> anyhow::Result<(Owner, AsyncFd<Rc<Poller>>, Vec<Listener>)> {
+        let owner = Owner::new(world).context("watch the keeper")?;
+        let poller = watch(Rc::clone(&owner.world.poller)).context("watch the event poller")?;
         let mut listeners = Vec::new();
-        for (_, fd) in &owner.fixed.controls {
+        for (_, fd) in &owner.world.fixed.controls {
             let tcp = local_port(fd).is_ok_and(|port| port != 0);
             let copy = fd.try_clone().context("copy a listener")?;
             listeners.push(Listener::new(copy, tcp).context("listen")?);
         }
-        Ok((owner, listeners))
+        Ok((owner, poller, listeners))
     };
-    let (owner, listeners) = match start() {
+    let (owner, poller, listeners) = match start() {
         Ok(started) => started,
         Err(error) => return error,
     };
@@ -141,7 +148,7 @@ async fn serve(mut parts: Parts) -> Error {
     begin(&mut shared.borrow_mut(), server, findings, resumption);
     // As a task beside the connections': an event then reaches it without a
     // detour through the runtime's own poll.
-    match tokio::task::spawn_local(shared.run()).await {
+    match tokio::task::spawn_local(shared.run(poller)).await {
         Ok(never) => match never {},
         Err(error) => anyhow::anyhow!("the event loop has ended: {error}"),
     }
@@ -153,15 +160,16 @@ fn begin(owner: &mut Owner, server: Server, findings: Findings, resumption: Resu
     failpoint::reach("recover.serving");
     // Whatever it is told that cannot be: the sessions are for the next kernel then.
     let told = owner
+        .world
         .link
         .tell(&ToKeeper::Able(ABLE_TO_INHERIT))
-        .and_then(|()| owner.link.tell(&ToKeeper::Serving));
+        .and_then(|()| owner.world.link.tell(&ToKeeper::Serving));
     owner.check_keeper_with(told, &resumption.kept);
     failpoint::reach("recover.served");
     // From now on the one to start is the one that runs; until now it was the
     // one that had served before.
     if let Ok(program) = process::own_binary() {
-        owner.fixed.binary = program;
+        owner.world.fixed.binary = program;
     }
     owner.confirm(findings, &resumption.kept);
     let change = owner.resume_sessions(&server, resumption);
@@ -170,9 +178,9 @@ fn begin(owner: &mut Owner, server: Server, findings: Findings, resumption: Resu
         owner.go_on_changing(&change, verdict);
     }
     owner.start(server);
-    owner.config.update_pid_file(owner.keeper_pid);
+    owner.world.config.update_pid_file(owner.keeper_pid);
     tracing::info!(
-        port = owner.config.port,
+        port = owner.world.config.port,
         pid = std::process::id(),
         "serving"
     );

@@ -56,12 +56,12 @@ pub(crate) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun
     )?;
     let says = pipe::Receiver::from_owned_fd(read)?;
     let limit = readable(Alarm::at(Instant::now() + LIMIT)?.into())?;
-    let journal = owner.journal.as_fd().try_clone_to_owned()?;
+    let journal = owner.world.journal.as_fd().try_clone_to_owned()?;
     let mut shown: Vec<(Key, &OwnedFd)> = vec![
-        (Key::new(Kind::CONFIG, 0), &owner.fixed.config),
+        (Key::new(Kind::CONFIG, 0), &owner.world.fixed.config),
         (Key::new(Kind::JOURNAL, 0), &journal),
     ];
-    for (serial, live) in &owner.live {
+    for (serial, live) in &owner.world.live {
         if let Some(reel) = &live.reel {
             shown.push((Key::new(Kind::REEL, *serial), reel.file()));
         }

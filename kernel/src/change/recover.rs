@@ -22,12 +22,13 @@ use crate::change::resume::Resumption;
 use crate::config::Config;
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Kept, Key, Kind, Verdict};
-use crate::owner::{Fixed, Parts, now_us};
+use crate::sys::clock::now_us;
 use crate::sys::process;
 use crate::world::journal::{Journal, JournalError};
 use crate::world::live::Live;
 use crate::world::reel::Reel;
 use crate::world::table::{Entry, ProcessRow, Read, Table};
+use crate::world::{Fixed, World};
 
 /// A kernel that cannot start.
 #[derive(Debug, Error)]
@@ -50,6 +51,17 @@ pub struct Findings {
     pub entries: Vec<Entry>,
     /// What the keeper need not hold.
     pub gone: Vec<Key>,
+}
+
+/// What recovery puts together.
+#[derive(Debug)]
+pub struct Parts {
+    /// What exists.
+    pub world: World,
+    /// What is to be done once this kernel serves.
+    pub findings: Findings,
+    /// The sessions of the program before.
+    pub resumption: Resumption,
 }
 
 /// Descriptors from the keeper, by kind and id.
@@ -219,23 +231,22 @@ pub fn recover(
         strangers = findings.gone.len() + strangers.len(),
         "recovered"
     );
+    let fixed = Fixed {
+        config: config_file,
+        binary,
+        controls,
+        null: null.into(),
+    };
+    let mut world = World::new(config, fixed, link, journal, table)
+        .map_err(|errno| RecoverError::System("make an event poller", errno))?;
+    world.skipped_records = skipped_records;
+    world.unknown_records = unknown;
+    world.live = live;
+    world.socket_fds = socket_fds;
+    world.held_fds = held_fds;
+    world.strangers = strangers;
     Ok(Parts {
-        config,
-        fixed: Fixed {
-            config: config_file,
-            binary,
-            controls,
-            null: null.into(),
-        },
-        link,
-        journal,
-        skipped_records,
-        unknown_records: unknown,
-        table,
-        live,
-        socket_fds,
-        held_fds,
-        strangers,
+        world,
         findings,
         resumption,
     })

@@ -45,7 +45,7 @@ impl Owner {
         // Before anything is said or heard: whoever comes after us must not
         // say it again.
         let keys: Vec<Key> = handed.kept.iter().map(|(key, _)| *key).collect();
-        let told = self.link.drop_keys(&keys);
+        let told = self.world.link.drop_keys(&keys);
         self.check_keeper_with(told, &handed.kept);
         failpoint::reach("upgrade.taken");
         let (mut record, mut descriptors) = (None, HashMap::new());
@@ -70,7 +70,7 @@ impl Owner {
             }
         };
         for delivered in &record.processes {
-            if let Some(live) = self.live.get_mut(&delivered.serial) {
+            if let Some(live) = self.world.live.get_mut(&delivered.serial) {
                 live.delivered_to = live.delivered_to.max(delivered.to.min(live.committed()));
                 live.delivered = live.delivered.max(delivered.bytes);
             }
@@ -90,7 +90,7 @@ impl Owner {
             let consumer = delivered
                 .consumer
                 .map(|(session, sub)| Reader { session, sub });
-            if let Some(live) = self.live.get_mut(&delivered.serial)
+            if let Some(live) = self.world.live.get_mut(&delivered.serial)
                 && let Some(reader) = consumer
                 && live.readers.contains(&reader)
             {
@@ -149,7 +149,7 @@ impl Owner {
         let mut sub = Subscription::new(record.kind, record.patterns);
         sub.seq = record.seq;
         for (serial, cursor) in record.cursors {
-            let Some(live) = self.live.get_mut(&serial) else {
+            let Some(live) = self.world.live.get_mut(&serial) else {
                 continue;
             };
             live.readers.push(Reader {

@@ -84,7 +84,7 @@ impl Owner {
             self.deadlines.insert((*until, Deadline::Freeze));
             return;
         }
-        let Ok(program) = self.fixed.binary.try_clone() else {
+        let Ok(program) = self.world.fixed.binary.try_clone() else {
             self.take_keepers_place("it is gone", &[]);
         };
         self.changing = Some(Changing {
@@ -149,7 +149,7 @@ impl Owner {
 
     /// Goes on with the change once all connections have stopped.
     pub(crate) fn change_when_frozen(&mut self) {
-        if self.link.is_lost() && self.changing.is_none() {
+        if self.world.link.is_lost() && self.changing.is_none() {
             // Whatever came between: without a keeper there is no going on.
             self.freeze_orphaned();
         }

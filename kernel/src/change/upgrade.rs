@@ -94,9 +94,9 @@ impl Owner {
                 "the program is being changed already; wait until that is done",
             ));
         }
-        let path = match op.binary.as_ref().or(self.config.program.as_ref()) {
+        let path = match op.binary.as_ref().or(self.world.config.program.as_ref()) {
             Some(path) => path.as_path().to_owned(),
-            None => path_of(&self.fixed.binary)
+            None => path_of(&self.world.fixed.binary)
                 .ok_or_else(|| fail(ErrorCode::Internal, "our own program's path is not known"))?,
         };
         let (program, to) = open_program(&path).map_err(|reason| {
@@ -143,7 +143,7 @@ impl Owner {
     fn program(&self) -> Program {
         Program {
             version: Some(VERSION.to_owned()),
-            path: path_of(&self.fixed.binary).map_or_else(String::new, |path| {
+            path: path_of(&self.world.fixed.binary).map_or_else(String::new, |path| {
                 escape_control(&path.to_string_lossy()).into_owned()
             }),
         }
@@ -161,7 +161,7 @@ impl Owner {
         let harms = matches!(&tried, Tried::Found(check) if check.unreadable_reels > 0);
         let problem = match tried {
             Tried::Found(check) => {
-                let problem = fault(&check, self.unknown_records.len() as u64);
+                let problem = fault(&check, self.world.unknown_records.len() as u64);
                 changing.change.check = Some(check);
                 problem
             }
@@ -198,12 +198,13 @@ impl Owner {
     /// # Errors
     /// Says why not.
     pub(crate) fn begin_with_keeper(&mut self, mut change: Change) -> Result<(), String> {
-        if self.link.is_lost() {
+        if self.world.link.is_lost() {
             // Its place is being taken already.
             return Err("the kernel has changed, and the keeper has died meanwhile".to_owned());
         }
         change.succession = true;
         let program = self
+            .world
             .fixed
             .binary
             .try_clone()
@@ -283,7 +284,7 @@ impl Owner {
         };
         // The next keeper has to know what to go back to.
         let before = match role {
-            Role::Kernel if changing.change.keeper => Some(&self.fixed.binary),
+            Role::Kernel if changing.change.keeper => Some(&self.world.fixed.binary),
             Role::Keeper => self.program_before.as_ref(),
             Role::Kernel | Role::Orphan => None,
         };
@@ -295,16 +296,16 @@ impl Owner {
         // Last, so that it names only what is there.
         handed.push((Key::new(Kind::HANDOVER, 0), file));
         let entries: Vec<_> = handed.iter().map(|(key, fd)| (*key, fd.as_fd())).collect();
-        let told = self.link.put(&entries);
+        let told = self.world.link.put(&entries);
         failpoint::reach("upgrade.recorded");
         let errno = match (told, role) {
             (Err(errno), _) => errno,
             // Of an earlier version: it would start a kernel beside ours.
-            (Ok(()), Role::Keeper) if !self.link.keeper_leaves() => {
+            (Ok(()), Role::Keeper) if !self.world.link.keeper_leaves() => {
                 self.take_keepers_place("as asked", &handed)
             }
             (Ok(()), Role::Orphan) => self.take_keepers_place("it is gone", &handed),
-            (Ok(()), Role::Keeper) => match self.link.tell(&ToKeeper::Succeed) {
+            (Ok(()), Role::Keeper) => match self.world.link.tell(&ToKeeper::Succeed) {
                 Ok(()) => {
                     failpoint::reach("succession.told");
                     info!(
@@ -312,13 +313,13 @@ impl Owner {
                         "taking the keeper's place, as asked"
                     );
                     let errno = takeover::become_next_keeper(&self.holdings(), &handed);
-                    let told = self.link.tell(&ToKeeper::Untried);
+                    let told = self.world.link.tell(&ToKeeper::Untried);
                     self.check_keeper_with(told, &handed);
                     errno
                 }
                 Err(errno) => errno,
             },
-            (Ok(()), Role::Kernel) => match self.link.try_program(changing.program.as_fd()) {
+            (Ok(()), Role::Kernel) => match self.world.link.try_program(changing.program.as_fd()) {
                 Ok(()) => {
                     failpoint::reach("upgrade.tried");
                     info!(
@@ -330,7 +331,7 @@ impl Owner {
                         changing.program.as_fd(),
                         &handed,
                     );
-                    let told = self.link.tell(&ToKeeper::Untried);
+                    let told = self.world.link.tell(&ToKeeper::Untried);
                     self.check_keeper_with(told, &handed);
                     errno
                 }
@@ -339,7 +340,7 @@ impl Owner {
         };
         // A keeper that died meanwhile takes no session with it.
         let keys: Vec<Key> = handed.iter().map(|(key, _)| *key).collect();
-        let told = self.link.drop_keys(&keys);
+        let told = self.world.link.drop_keys(&keys);
         self.check_keeper_with(told, &handed);
         errno
     }
@@ -394,6 +395,7 @@ impl Owner {
             });
         }
         let processes = self
+            .world
             .live
             .iter()
             .filter(|(_, live)| live.reel.is_some())
@@ -417,7 +419,7 @@ impl Owner {
         let Some(server) = &self.server else {
             return;
         };
-        for (_, fd) in &self.fixed.controls {
+        for (_, fd) in &self.world.fixed.controls {
             let tcp = local_port(fd).is_ok_and(|port| port != 0);
             let listener = fd.try_clone().and_then(|copy| Listener::new(copy, tcp));
             match listener {
@@ -430,11 +432,11 @@ impl Owner {
     /// The program has changed to one that was named: what is at that path
     /// later is the next one.
     pub(crate) fn remember_program(&mut self, path: &ByteString) {
-        self.config.program = Some(path.clone());
+        self.world.config.program = Some(path.clone());
         let key = Key::new(Kind::CONFIG, 0);
-        let kept = self.config.write().and_then(|file| {
+        let kept = self.world.config.write().and_then(|file| {
             self.keep(&[(key, file.as_fd())])?;
-            self.fixed.config = file;
+            self.world.fixed.config = file;
             Ok(())
         });
         // Without it the path before is the default once more.
@@ -451,7 +453,11 @@ impl Owner {
 
     /// Kinds of reels there are, without the first, which every version reads.
     fn reel_kinds(&self) -> BTreeSet<ReelKind> {
-        let live = self.live.values().filter_map(|live| live.reel.as_ref());
+        let live = self
+            .world
+            .live
+            .values()
+            .filter_map(|live| live.reel.as_ref());
         let starting = self.starting.values().filter_map(Start::reel);
         live.chain(starting)
             .map(Reel::kind)
@@ -496,7 +502,7 @@ impl Owner {
                     after,
                     pid: std::process::id(),
                     keeper: self.keeper_pid.unsigned_abs(),
-                    incarnation: self.table.incarnation,
+                    incarnation: self.world.table.incarnation,
                     dry_run,
                     check: change.check.clone(),
                 };

@@ -235,3 +235,18 @@ impl KeeperLink {
         }
     }
 }
+
+/// Whether a message did not get through because nobody is there to hear it.
+#[must_use]
+pub fn is_gone(told: Result<(), Errno>) -> bool {
+    match told {
+        Ok(()) => false,
+        Err(
+            Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS,
+        ) => {
+            tracing::error!("cannot send a descriptor to the keeper");
+            false
+        }
+        Err(_) => true,
+    }
+}

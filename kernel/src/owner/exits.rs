@@ -15,9 +15,10 @@ use papa_protocol::process::{Exit, Overflow, Rusage};
 use papa_protocol::record::Stream;
 use tracing::{info, warn};
 
-use super::{Deadline, Owner, now_us};
+use super::{Deadline, Owner};
 use crate::keeper::wire::{Key, Kind, ToKeeper};
 use crate::sys::cgroup::Cgroups;
+use crate::sys::clock::now_us;
 use crate::sys::memfd::splice_away;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, exit_info, wait_id};
 use crate::sys::process::{file_size_limit, parent_of, set_pipe_size};
@@ -53,7 +54,7 @@ impl Owner {
 
     /// The handle says that the process has ended.
     pub(super) fn on_exit_seen(&mut self, serial: u64, now_us: u64) {
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         let Some(pidfd) = &live.pidfd else {
@@ -80,7 +81,7 @@ impl Owner {
         } else {
             Duration::ZERO
         };
-        self.poller.get_ref().remove(pidfd);
+        self.world.poller.remove(pidfd);
         self.deadlines
             .insert((now + wait, Deadline::ExitLookup(serial)));
     }
@@ -89,6 +90,7 @@ impl Owner {
     pub(super) fn on_exit_told(&mut self, serial: u64, status: WaitStatus, now_us: u64) {
         failpoint::reach("exit.told");
         if self
+            .world
             .table
             .process(serial)
             .is_some_and(|row| row.exit.is_none())
@@ -96,20 +98,21 @@ impl Owner {
             self.record_exit(serial, Some(status), now_us);
         }
         failpoint::reach("exit.confirm");
-        let told = self.link.tell(&ToKeeper::Confirm(serial));
+        let told = self.world.link.tell(&ToKeeper::Confirm(serial));
         self.check_keeper(told);
     }
 
     /// Nobody has said how a process ended; the system may know.
     pub(super) fn on_exit_lookup(&mut self, serial: u64, now: Instant) {
         if self
+            .world
             .table
             .process(serial)
             .is_none_or(|row| row.exit.is_some())
         {
             return;
         }
-        let Some(live) = self.live.get(&serial) else {
+        let Some(live) = self.world.live.get(&serial) else {
             return;
         };
         let found = live
@@ -131,16 +134,16 @@ impl Owner {
 
     fn record_exit(&mut self, serial: u64, status: Option<WaitStatus>, now_us: u64) {
         let exit = exit_of(status, now_us);
-        if let Some(row) = self.table.process(serial) {
+        if let Some(row) = self.world.table.process(serial) {
             info!(serial, pid = row.pid, name = %row.make.name, code = exit.classic_code(), "ended");
         }
-        self.commit_fact(Entry::Exit { serial, exit });
+        self.world.commit_fact(Entry::Exit { serial, exit });
         failpoint::reach("exit.recorded");
         self.announce(serial, EventType::Exited);
-        if let Some(live) = self.live.get(&serial)
+        if let Some(live) = self.world.live.get(&serial)
             && let Some(pidfd) = &live.pidfd
         {
-            self.poller.get_ref().remove(pidfd);
+            self.world.poller.remove(pidfd);
         }
         // What it wrote before it ended is in the pipes: take it first, so
         // that no reader sees the end before the last words.
@@ -162,7 +165,7 @@ impl Owner {
 
     /// Waits for an ended child, which frees its number.
     pub(crate) fn wait_for(&mut self, serial: u64) {
-        if let Some(live) = self.live.get_mut(&serial)
+        if let Some(live) = self.world.live.get_mut(&serial)
             && live.zombie
         {
             live.zombie = false;
@@ -174,7 +177,10 @@ impl Owner {
 
     /// Forgets a process that has ended if nobody needs anything of it.
     pub(crate) fn forget_if_done(&mut self, serial: u64) {
-        let (Some(row), Some(live)) = (self.table.process(serial), self.live.get(&serial)) else {
+        let (Some(row), Some(live)) = (
+            self.world.table.process(serial),
+            self.world.live.get(&serial),
+        ) else {
             return;
         };
         if row.exit.is_none() || !live.streams_ended() {
@@ -190,7 +196,7 @@ impl Owner {
         self.tell_last(serial);
         self.announce(serial, EventType::Removed);
         self.look_for_stall(serial, None);
-        let Some(mut live) = self.live.remove(&serial) else {
+        let Some(mut live) = self.world.live.remove(&serial) else {
             return;
         };
         if live.zombie {
@@ -200,7 +206,7 @@ impl Owner {
             }
         }
         for fd in [&live.pidfd, &live.out, &live.err].into_iter().flatten() {
-            self.unwatch(fd);
+            self.world.unwatch(fd);
         }
         for reader in std::mem::take(&mut live.readers) {
             self.drop_cursor(reader, serial);
@@ -208,10 +214,10 @@ impl Owner {
         live.close_reel();
         let ledger = live.closed;
         drop(live);
-        self.commit_fact(Entry::Forget { serial, ledger });
+        self.world.commit_fact(Entry::Forget { serial, ledger });
         self.remove_cgroup(serial);
         failpoint::reach("exit.forgotten");
-        self.unkeep(&[
+        self.world.unkeep(&[
             Key::new(Kind::PIDFD, serial),
             Key::new(Kind::OUT, serial),
             Key::new(Kind::ERR, serial),
@@ -241,19 +247,25 @@ impl Owner {
     /// Gives up a process's output; it runs on, its pipes are read and what
     /// comes is thrown away, so that nobody dies of a broken pipe.
     pub(crate) fn remove_process(&mut self, serial: u64) {
-        if self.table.process(serial).is_none_or(|row| row.removing) {
+        if self
+            .world
+            .table
+            .process(serial)
+            .is_none_or(|row| row.removing)
+        {
             return;
         }
-        self.commit_fact(Entry::Removing { serial });
-        if let Some(live) = self.live.get_mut(&serial) {
+        self.world.commit_fact(Entry::Removing { serial });
+        if let Some(live) = self.world.live.get_mut(&serial) {
             live.close_reel();
             for reader in std::mem::take(&mut live.readers) {
                 self.drop_cursor(reader, serial);
             }
         }
-        self.unkeep(&[Key::new(Kind::REEL, serial)]);
+        self.world.unkeep(&[Key::new(Kind::REEL, serial)]);
         self.resume(serial);
         if self
+            .world
             .table
             .process(serial)
             .is_some_and(|row| row.exit.is_some())
@@ -270,11 +282,13 @@ impl Owner {
     /// Starts watching everything recovery found.
     pub(crate) fn watch_recovered(&mut self) {
         let now = now_us();
-        let serials: Vec<u64> = self.live.keys().copied().collect();
+        let serials: Vec<u64> = self.world.live.keys().copied().collect();
         let own = std::process::id().cast_signed();
         for serial in serials {
-            let (Some(row), Some(live)) = (self.table.process(serial), self.live.get_mut(&serial))
-            else {
+            let (Some(row), Some(live)) = (
+                self.world.table.process(serial),
+                self.world.live.get_mut(&serial),
+            ) else {
                 continue;
             };
             let ended = row.exit.is_some();
@@ -286,7 +300,7 @@ impl Owner {
                 self.zombies.push_back(serial);
             }
             if let (false, Some(pidfd)) = (ended, &live.pidfd) {
-                let _ = self.poller.get_ref().add(pidfd, Source::Pidfd(serial));
+                let _ = self.world.poller.add(pidfd, Source::Pidfd(serial));
             }
             // Its consumer, if it had one, may be on its way back.
             live.last_ack = Some(Instant::now());
@@ -299,6 +313,7 @@ impl Owner {
                 self.note_drained(serial);
                 self.forget_if_done(serial);
             } else if self
+                .world
                 .live
                 .get(&serial)
                 .is_some_and(|live| live.pidfd.is_none())
@@ -312,11 +327,11 @@ impl Owner {
 
     /// A stream has something, or is at its end.
     pub(super) fn on_output(&mut self, serial: u64, stream: Stream, now_us: u64) {
-        let Some(row) = self.table.process(serial) else {
+        let Some(row) = self.world.table.process(serial) else {
             return;
         };
         let (removing, ended, overflow) = (row.removing, row.exit.is_some(), row.make.overflow);
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         if live.paused || live.pipe(stream).is_none() {
@@ -329,7 +344,7 @@ impl Owner {
         let mut taken = 0;
         let mut moved = false;
         loop {
-            let Some(live) = self.live.get_mut(&serial) else {
+            let Some(live) = self.world.live.get_mut(&serial) else {
                 return;
             };
             let waits = live.waits_until(overflow, Instant::now()) != Waits::No;
@@ -345,13 +360,13 @@ impl Owner {
                     taken += bytes;
                     self.mark_readers(serial);
                     self.bound_reel(serial, overflow);
-                    let paused = self.live.get(&serial).is_none_or(|live| live.paused);
+                    let paused = self.world.live.get(&serial).is_none_or(|live| live.paused);
                     // After the exit nothing reports the pipe to be empty, so
                     // it is asked until it says so. Somebody else may go on
                     // writing; what has come by then holds all the process
                     // itself can have left.
                     if ended && !paused && taken >= DRAIN_BYTES {
-                        if let Some(live) = self.live.get_mut(&serial) {
+                        if let Some(live) = self.world.live.get_mut(&serial) {
                             live.drained = true;
                         }
                         return;
@@ -384,7 +399,7 @@ impl Owner {
     /// What there is no room for stays in the pipe until it is tried again.
     fn cannot_store(&mut self, serial: u64, errno: Errno) {
         // Once, not at each try.
-        if let Some(live) = self.live.get_mut(&serial)
+        if let Some(live) = self.world.live.get_mut(&serial)
             && live.trouble.replace(errno) != Some(errno)
         {
             warn!(serial, %errno, "cannot store output; it stays in the pipe and its writer waits");
@@ -401,10 +416,10 @@ impl Owner {
             return false;
         };
         // Without a keeper a copy of this process may go on in its place, with the reels there were when it was made.
-        if self.older_is_expected() || self.link.is_lost() {
+        if self.older_is_expected() || self.world.link.is_lost() {
             return false;
         }
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return false;
         };
         let Some(reel) = &mut live.reel else {
@@ -426,7 +441,7 @@ impl Owner {
             warn!(serial, %errno, "cannot move a reel that has reached the file size limit");
             return false;
         }
-        if self.link.is_lost() {
+        if self.world.link.is_lost() {
             return false;
         }
         failpoint::reach("reel.moved");
@@ -436,7 +451,7 @@ impl Owner {
             bytes = ring.limit(),
             "the limit on file size (ulimit -f) is reached; the output goes to a reel that stays below it"
         );
-        if let Some(live) = self.live.get_mut(&serial) {
+        if let Some(live) = self.world.live.get_mut(&serial) {
             live.reel = Some(ring);
         }
         true
@@ -445,7 +460,7 @@ impl Owner {
     /// Keeps a reel within its limits by the process's policy.
     fn bound_reel(&mut self, serial: u64, overflow: Overflow) {
         let now = Instant::now();
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         let waits = live.waits_until(overflow, now);
@@ -472,7 +487,7 @@ impl Owner {
     /// Sets when a full reel's consumer is looked after, or that it need not
     /// be any more: there is one such deadline a process.
     pub(super) fn look_for_stall(&mut self, serial: u64, at: Option<Instant>) {
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         if let Some(before) = std::mem::replace(&mut live.stall_at, at) {
@@ -486,8 +501,12 @@ impl Owner {
     /// A full reel's writer has waited as long as it should, unless its
     /// consumer has moved.
     pub(super) fn on_stall_deadline(&mut self, serial: u64, now: Instant) {
-        let overflow = self.table.process(serial).map(|row| row.make.overflow);
-        let (Some(overflow), Some(live)) = (overflow, self.live.get_mut(&serial)) else {
+        let overflow = self
+            .world
+            .table
+            .process(serial)
+            .map(|row| row.make.overflow);
+        let (Some(overflow), Some(live)) = (overflow, self.world.live.get_mut(&serial)) else {
             return;
         };
         if live.full_since.is_none() {
@@ -511,13 +530,13 @@ impl Owner {
 
     /// Throws away what an unwanted stream has.
     fn discard(&mut self, serial: u64, stream: Stream) {
-        let Some(live) = self.live.get(&serial) else {
+        let Some(live) = self.world.live.get(&serial) else {
             return;
         };
         let Some(pipe) = live.pipe(stream) else {
             return;
         };
-        match splice_away(pipe, &self.fixed.null, DISCARD_BYTES) {
+        match splice_away(pipe, &self.world.fixed.null, DISCARD_BYTES) {
             Ok(0) => self.end_stream(serial, stream),
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => {
@@ -528,7 +547,7 @@ impl Owner {
     }
 
     fn end_stream(&mut self, serial: u64, stream: Stream) {
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         let position = live.committed();
@@ -538,10 +557,10 @@ impl Owner {
         };
         *end = Some(position);
         if let Some(pipe) = slot.take() {
-            self.poller.get_ref().remove(&pipe);
+            self.world.poller.remove(&pipe);
         }
         failpoint::reach("capture.ended");
-        self.unkeep(&[Key::new(kind, serial)]);
+        self.world.unkeep(&[Key::new(kind, serial)]);
         self.note_drained(serial);
         self.mark_readers(serial);
         self.forget_if_done(serial);
@@ -551,6 +570,7 @@ impl Owner {
     /// since an empty pipe that others keep open reports nothing.
     pub(crate) fn drain_if_ended(&mut self, serial: u64) {
         if self
+            .world
             .table
             .process(serial)
             .is_some_and(|row| row.exit.is_some())
@@ -565,10 +585,11 @@ impl Owner {
     /// Notes that what the process itself wrote has all been taken.
     fn note_drained(&mut self, serial: u64) {
         let ended = self
+            .world
             .table
             .process(serial)
             .is_some_and(|row| row.exit.is_some());
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         if !ended || live.drained || live.paused {
@@ -587,7 +608,7 @@ impl Owner {
 
     /// A consumer says that output before `position` may go.
     pub(crate) fn acknowledge(&mut self, serial: u64, position: u64) {
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         live.last_ack = Some(Instant::now());

@@ -20,7 +20,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 impl Owner {
     /// Starts looking after the path, if there is one.
     pub(super) fn look_after_runtime_dir(&mut self) {
-        if self.config.port != 0 && !self.config.socket_paths.is_empty() {
+        if self.world.config.port != 0 && !self.world.config.socket_paths.is_empty() {
             self.deadlines
                 .insert((Instant::now() + LOOK_INTERVAL, Deadline::RuntimeDir));
         }
@@ -30,7 +30,7 @@ impl Owner {
     pub(super) fn on_runtime_dir(&mut self, now: Instant) {
         self.deadlines
             .insert((now + LOOK_INTERVAL, Deadline::RuntimeDir));
-        let Some(path) = self.config.socket_paths.first().cloned() else {
+        let Some(path) = self.world.config.socket_paths.first().cloned() else {
             return;
         };
         if path.exists() {
@@ -66,6 +66,7 @@ impl Owner {
         let fd = open_listener(Address::Path(path), &options)
             .map_err(|errno| errno.desc().to_owned())?;
         let id = self
+            .world
             .fixed
             .controls
             .iter()
@@ -77,7 +78,7 @@ impl Owner {
         // Served also where the keeper gets no copy: the path leads to it now.
         let _ = self.keep(&[(Key::new(Kind::CONTROL, id), fd.as_fd())]);
         self.retire_listener(path);
-        self.fixed.controls.push((id, fd));
+        self.world.fixed.controls.push((id, fd));
         if let Some(server) = self.server.clone() {
             server.serve(listener);
         }
@@ -86,15 +87,15 @@ impl Owner {
 
     /// Lets go of the listener nobody finds any more.
     fn retire_listener(&mut self, path: &Path) {
-        let controls = std::mem::take(&mut self.fixed.controls);
+        let controls = std::mem::take(&mut self.world.fixed.controls);
         let (old, others): (Vec<_>, Vec<_>) =
             controls.into_iter().partition(|(_, fd)| is_at(fd, path));
-        self.fixed.controls = others;
+        self.world.fixed.controls = others;
         let keys: Vec<Key> = old
             .iter()
             .map(|(id, _)| Key::new(Kind::CONTROL, *id))
             .collect();
-        self.unkeep(&keys);
+        self.world.unkeep(&keys);
         if let Some(server) = &self.server {
             server.retire(path);
         }

@@ -11,11 +11,13 @@ use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
 
+use tokio::io::unix::AsyncFd;
 use tokio::task::yield_now;
 
 use super::Owner;
 use crate::client::event::{Events, Incoming, Sender};
 use crate::client::exchange::SessionId;
+use crate::world::live::Poller;
 
 /// The owner; clones lead to the same.
 #[derive(Clone)]
@@ -60,8 +62,7 @@ impl Shared {
     }
 
     /// Handles what the poller reports until the kernel is to end.
-    pub async fn run(self) -> Infallible {
-        let poller = Rc::clone(&self.borrow_mut().poller);
+    pub async fn run(self, poller: AsyncFd<Rc<Poller>>) -> Infallible {
         self.handle(|_| ());
         loop {
             let ready = poll_fn(|context| poller.poll_read_ready(context)).await;

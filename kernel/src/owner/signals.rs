@@ -11,12 +11,14 @@ use papa_protocol::json::push::{Push, Shutdown};
 use papa_protocol::json::request::KernelUpgrade;
 use tracing::{error, info, warn};
 
-use super::{Deadline, Owner, now_us};
+use super::{Deadline, Owner};
 use crate::change::takeover;
 use crate::change::understudy::{self, Side};
 use crate::client::exchange::SessionId;
+use crate::keeper::link::is_gone;
 use crate::keeper::wire::{Key, ToKeeper, ToKernel};
 use crate::patience::scaled;
+use crate::sys::clock::now_us;
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 
 /// How long the keeper may say nothing before it is taken to be stuck: it
@@ -35,7 +37,7 @@ const SHUTDOWN_WINDOW: Duration = Duration::from_secs(5);
 impl Owner {
     pub(super) fn on_keeper(&mut self) {
         loop {
-            match self.link.try_receive() {
+            match self.world.link.try_receive() {
                 Ok(Some(message)) => {
                     self.last_keeper_word = Instant::now();
                     self.keeper_suspected = false;
@@ -51,7 +53,7 @@ impl Owner {
     fn on_told(&mut self, message: &ToKernel) {
         match message {
             ToKernel::Ping => {
-                let told = self.link.tell(&ToKeeper::Pong);
+                let told = self.world.link.tell(&ToKeeper::Pong);
                 self.check_keeper(told);
             }
             ToKernel::Exit { serial, status } => self.on_exit_told(*serial, *status, now_us()),
@@ -66,7 +68,7 @@ impl Owner {
     pub(super) fn on_keeper_silence(&mut self, now: Instant) {
         let pid = nix::unistd::Pid::from_raw(self.keeper_pid);
         let due = self.last_keeper_word + scaled(KEEPER_SILENCE);
-        if self.link.is_lost() {
+        if self.world.link.is_lost() {
             return;
         }
         let next = if now < due {
@@ -82,6 +84,13 @@ impl Owner {
             now + scaled(KEEPER_GRACE)
         };
         self.deadlines.insert((next, Deadline::KeeperSilence));
+    }
+
+    /// Takes the place of a keeper that the world could not reach.
+    pub(crate) fn notice_keeper(&mut self) {
+        if self.world.take_keeper_gone() {
+            self.lose_keeper("it cannot be reached");
+        }
     }
 
     /// A message to the keeper that did not get through means that it is gone
@@ -104,7 +113,7 @@ impl Owner {
     /// stopped this process takes its place, and they go along. Until then it
     /// is the only one that holds anything, so it does not wait long.
     pub(crate) fn lose_keeper(&mut self, why: &str) {
-        if self.link.is_lost() {
+        if self.world.link.is_lost() {
             return;
         }
         // Before anything else: from now on two processes hold everything.
@@ -112,10 +121,10 @@ impl Owner {
             self.take_keepers_place("the process that was to has died as well", &[]);
         }
         warn!(keeper = self.keeper_pid, why, "losing the keeper");
-        self.link.end_keeper();
-        self.link.lose();
+        self.world.link.end_keeper();
+        self.world.link.lose();
         self.hear_last_words();
-        self.poller.get_ref().remove(self.link.as_fd());
+        self.world.poller.remove(self.world.link.as_fd());
         self.freeze_orphaned();
     }
 
@@ -142,7 +151,7 @@ impl Owner {
     /// What the keeper had still said when it ended: only it may know of an
     /// exit.
     fn hear_last_words(&mut self) {
-        while let Ok(Some(message)) = self.link.try_receive() {
+        while let Ok(Some(message)) = self.world.link.try_receive() {
             match message {
                 ToKernel::Exit { .. } | ToKernel::Signal(_) => self.on_told(&message),
                 _ => {}
@@ -156,7 +165,7 @@ impl Owner {
         // In the copy there is nothing else to do than in the original.
         let _ = self.double();
         warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
-        self.link.end_keeper();
+        self.world.link.end_keeper();
         self.spare.clear();
         failpoint::reach("takeover.alone");
         let errno = takeover::become_keeper(&self.holdings(), handed);
@@ -207,17 +216,18 @@ impl Owner {
             .is_some_and(|(last, _)| now.duration_since(last) < SHUTDOWN_WINDOW);
         self.last_term = Some((now, passed_on));
         let running = self
+            .world
             .table
             .processes()
             .filter(|row| row.exit.is_none())
             .count();
         let holders: BTreeSet<SessionId> = self.claims.values().copied().collect();
-        let managed = self.config.init && !holders.is_empty();
+        let managed = self.world.config.init && !holders.is_empty();
         if again || (running == 0 && !managed) {
             info!(running, "ending");
             self.exit(0);
         }
-        if self.config.init {
+        if self.world.config.init {
             return self.end_as_init(signal, &holders);
         }
         warn!(
@@ -266,7 +276,7 @@ impl Owner {
         let Some(signal) = self.ends_as_init.filter(|_| self.claims.is_empty()) else {
             return;
         };
-        for live in self.live.values() {
+        for live in self.world.live.values() {
             if let Some(pidfd) = &live.pidfd {
                 let _ = pidfd_send_signal(pidfd, signal);
             }
@@ -277,10 +287,10 @@ impl Owner {
 
     /// Whether nothing would be lost by ending.
     pub(crate) fn is_idle(&self) -> bool {
-        self.table.processes().all(|row| !row.is_listed())
-            && self.table.sockets().next().is_none()
-            && self.table.values.is_empty()
-            && self.table.held.is_empty()
+        self.world.table.processes().all(|row| !row.is_listed())
+            && self.world.table.sockets().next().is_none()
+            && self.world.table.values.is_empty()
+            && self.world.table.held.is_empty()
     }
 
     /// Ends now that it is idle, as the session `asker` asked. Nobody new is
@@ -314,7 +324,7 @@ impl Owner {
         }
         if self.ends_as_init.is_some()
             && self.claims.is_empty()
-            && self.table.processes().all(|row| row.exit.is_some())
+            && self.world.table.processes().all(|row| row.exit.is_some())
         {
             info!("managers and processes have ended; ending as requested");
             self.exit(0);
@@ -322,25 +332,11 @@ impl Owner {
     }
 
     fn exit(&mut self, code: u8) -> ! {
-        let _ = self.link.tell(&ToKeeper::Exiting(code));
-        self.config.remove_files();
+        let _ = self.world.link.tell(&ToKeeper::Exiting(code));
+        self.world.config.remove_files();
         if let Some(groups) = &self.cgroups {
             groups.clear();
         }
         std::process::exit(i32::from(code));
-    }
-}
-
-/// Whether a message did not get through because nobody is there to hear it.
-fn is_gone(told: Result<(), Errno>) -> bool {
-    match told {
-        Ok(()) => false,
-        Err(
-            Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS | Errno::ENOMEM | Errno::ENOBUFS,
-        ) => {
-            error!("cannot send a descriptor to the keeper");
-            false
-        }
-        Err(_) => true,
     }
 }

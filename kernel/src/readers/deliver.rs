@@ -67,9 +67,10 @@ impl Owner {
                 SubKind::Watch => {
                     let mut marks = WatchBatch::new();
                     batch.gather(sub, |batch, sub, serial| {
-                        let (Some(row), Some(live)) =
-                            (self.table.process(serial), self.live.get_mut(&serial))
-                        else {
+                        let (Some(row), Some(live)) = (
+                            self.world.table.process(serial),
+                            self.world.live.get_mut(&serial),
+                        ) else {
                             return false;
                         };
                         let consumer = is_consumer(live, id, *number);
@@ -81,9 +82,10 @@ impl Owner {
                 }
                 SubKind::Consume(_) | SubKind::Follow { .. } => {
                     batch.gather(sub, |batch, sub, serial| {
-                        let (Some(row), Some(live)) =
-                            (self.table.process(serial), self.live.get_mut(&serial))
-                        else {
+                        let (Some(row), Some(live)) = (
+                            self.world.table.process(serial),
+                            self.world.live.get_mut(&serial),
+                        ) else {
                             return false;
                         };
                         let consumer = is_consumer(live, id, *number);
@@ -109,7 +111,7 @@ impl Owner {
 
     /// Queues a process with everybody who reads it.
     pub(crate) fn mark_readers(&mut self, serial: u64) {
-        let Some(live) = self.live.get(&serial) else {
+        let Some(live) = self.world.live.get(&serial) else {
             return;
         };
         for reader in &live.readers {
@@ -124,7 +126,7 @@ impl Owner {
 
     /// Has a subscription read a process from `position` on.
     pub(crate) fn attach(&mut self, reader: Reader, serial: u64, position: u64, consume: bool) {
-        let Some(live) = self.live.get_mut(&serial) else {
+        let Some(live) = self.world.live.get_mut(&serial) else {
             return;
         };
         if !live.readers.contains(&reader) {
@@ -151,7 +153,7 @@ impl Owner {
     /// A session, or one of its subscriptions, reads these no more.
     pub(crate) fn detach(&mut self, session: SessionId, serials: impl Iterator<Item = u64>) {
         for serial in serials {
-            let Some(live) = self.live.get_mut(&serial) else {
+            let Some(live) = self.world.live.get_mut(&serial) else {
                 continue;
             };
             let subs = self.sessions.get(&session).map(|session| &session.subs);
@@ -175,20 +177,20 @@ impl Owner {
     /// Of several classic watchers one counts as the consumer; when it goes,
     /// the next does.
     fn elect_consumer(&mut self, serial: u64) {
-        let Some(live) = self.live.get(&serial) else {
+        let Some(live) = self.world.live.get(&serial) else {
             return;
         };
-        let next = live.readers.iter().copied().find(|reader| {
-            let session = self.sessions.get(&reader.session);
-            session
-                .and_then(|session| session.subs.get(&reader.sub))
-                .is_some_and(|sub| sub.kind == SubKind::Watch)
-                && self
-                    .table
-                    .process(serial)
-                    .is_some_and(|row| !self.is_claimed_by_other(reader.session, &row.make.name))
-        });
-        if let Some(live) = self.live.get_mut(&serial) {
+        let next =
+            live.readers.iter().copied().find(|reader| {
+                let session = self.sessions.get(&reader.session);
+                session
+                    .and_then(|session| session.subs.get(&reader.sub))
+                    .is_some_and(|sub| sub.kind == SubKind::Watch)
+                    && self.world.table.process(serial).is_some_and(|row| {
+                        !self.is_claimed_by_other(reader.session, &row.make.name)
+                    })
+            });
+        if let Some(live) = self.world.live.get_mut(&serial) {
             live.consumer = next;
         }
     }
@@ -197,7 +199,10 @@ impl Owner {
     /// come to. The last end may come when all output is acknowledged and the
     /// exit is known, which leaves no later turn to tell it in.
     pub(crate) fn tell_last(&mut self, serial: u64) {
-        let (Some(row), Some(live)) = (self.table.process(serial), self.live.get(&serial)) else {
+        let (Some(row), Some(live)) = (
+            self.world.table.process(serial),
+            self.world.live.get(&serial),
+        ) else {
             return;
         };
         let mut lines = Vec::new();
@@ -231,7 +236,7 @@ impl Owner {
 
     /// Lets live subscriptions know of a new process.
     pub(crate) fn include_new(&mut self, serial: u64) {
-        let Some(row) = self.table.process(serial) else {
+        let Some(row) = self.world.table.process(serial) else {
             return;
         };
         let name = row.make.name.clone();
@@ -273,7 +278,7 @@ impl Owner {
 
     /// Tells those who asked for changes.
     pub(crate) fn announce(&mut self, serial: u64, kind: EventType) {
-        let Some(row) = self.table.process(serial) else {
+        let Some(row) = self.world.table.process(serial) else {
             return;
         };
         let name = row.make.name.clone();

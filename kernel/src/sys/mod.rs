@@ -11,6 +11,7 @@
 
 pub mod alarm;
 pub mod cgroup;
+pub mod clock;
 pub mod diag;
 pub mod memfd;
 pub mod message;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -12,7 +13,7 @@ use super::poller::Poller;
 ///
 /// # Errors
 /// The runtime cannot watch another descriptor.
-pub fn watch<T>(poller: Poller<T>) -> io::Result<AsyncFd<Poller<T>>> {
+pub fn watch<T>(poller: Rc<Poller<T>>) -> io::Result<AsyncFd<Rc<Poller<T>>>> {
     // SAFETY: a Poller owns its epoll descriptor from its making to its drop
     // and always answers the same number.
     unsafe { AsyncFd::register_with_interest(poller, Interest::READABLE) }

@@ -22,7 +22,7 @@ impl Owner {
     fn claim_of(&self, name: &str) -> Option<(&Name, &str)> {
         // Of nested namespaces the innermost counts.
         name.rmatch_indices('.').find_map(|(at, _)| {
-            let (namespace, row) = self.table.claims.get_key_value(&name[..at])?;
+            let (namespace, row) = self.world.table.claims.get_key_value(&name[..at])?;
             Some((namespace, row.holder.as_deref()?))
         })
     }
@@ -106,7 +106,7 @@ impl Owner {
             .sessions
             .get(&session)
             .is_some_and(|session| session.peer.tcp);
-        if tcp && self.config.tcp == crate::config::TcpAccess::ReadOnly {
+        if tcp && self.world.config.tcp == crate::config::TcpAccess::ReadOnly {
             return Err(fail(
                 ErrorCode::Denied,
                 "TCP is read-only here (--tcp read-only); use the unix socket",
@@ -127,8 +127,8 @@ impl Owner {
         force: bool,
     ) -> Result<u64, VerbError> {
         self.may_write(session)?;
-        let row = self.table.claims.get(namespace);
-        if row.is_none() && self.table.claims.len() >= MAX_CLAIMS {
+        let row = self.world.table.claims.get(namespace);
+        if row.is_none() && self.world.table.claims.len() >= MAX_CLAIMS {
             return Err(limit("claims", MAX_CLAIMS));
         }
         let epoch = row.map_or(0, |row| row.epoch) + 1;
@@ -147,12 +147,13 @@ impl Owner {
             ));
         }
         info!(session, %namespace, holder = ?holder, epoch, "claimed");
-        self.commit(Entry::Claim {
-            namespace: namespace.clone(),
-            holder: holder.clone(),
-            epoch,
-        })
-        .map_err(|error| not_recorded(&error))?;
+        self.world
+            .commit(Entry::Claim {
+                namespace: namespace.clone(),
+                holder: holder.clone(),
+                epoch,
+            })
+            .map_err(|error| not_recorded(&error))?;
         self.claims.insert(namespace.clone(), session);
         if let Some(session) = self.sessions.get_mut(&session) {
             session.lost.remove(namespace);
@@ -183,6 +184,7 @@ impl Owner {
     ) -> Result<(), VerbError> {
         self.may_write(session)?;
         let held = self
+            .world
             .table
             .claims
             .get(namespace)
@@ -204,17 +206,19 @@ impl Owner {
                 &format!("{namespace} is claimed by another session"),
             ));
         }
-        self.commit(Entry::Release {
-            namespace: namespace.clone(),
-        })
-        .map_err(|error| not_recorded(&error))?;
+        self.world
+            .commit(Entry::Release {
+                namespace: namespace.clone(),
+            })
+            .map_err(|error| not_recorded(&error))?;
         self.claims.remove(namespace);
         Ok(())
     }
 
     /// All claims in force, by namespace.
     pub(crate) fn list_claims(&self) -> Vec<ClaimInfo> {
-        self.table
+        self.world
+            .table
             .claims
             .iter()
             .filter_map(|(namespace, row)| {

@@ -84,6 +84,7 @@ impl Owner {
             Request::List(Kind::Values, names) => {
                 lines(self.find_values(&names).iter().map(|name| {
                     let value = self
+                        .world
                         .table
                         .values
                         .get(name)
@@ -105,6 +106,7 @@ impl Owner {
             }
             Request::Watch(names) => {
                 let serials = self
+                    .world
                     .table
                     .find_processes(&names)
                     .map_err(|pattern: &NamePattern| Error::NotFound(pattern.clone()))?;
@@ -135,6 +137,7 @@ impl Owner {
                 String::new()
             }
             Request::Get(name) => self
+                .world
                 .table
                 .values
                 .get(&name)
@@ -219,6 +222,7 @@ impl Owner {
     /// Late writers are read on, so that they do not die of a broken pipe.
     fn forget_watched(&mut self, serial: u64) {
         if self
+            .world
             .live
             .get(&serial)
             .is_some_and(crate::world::live::Live::streams_ended)

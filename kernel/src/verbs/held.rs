@@ -26,24 +26,24 @@ impl Owner {
         fd: OwnedFd,
     ) -> Result<(), VerbError> {
         self.may_change(session, &name, false)?;
-        let old = self.table.held.get(&name).map(|row| row.id);
-        if old.is_none() && self.table.held.len() >= MAX_HELD {
+        let old = self.world.table.held.get(&name).map(|row| row.id);
+        if old.is_none() && self.world.table.held.len() >= MAX_HELD {
             return Err(limit("held descriptors", MAX_HELD));
         }
         self.check_descriptor_room(1)?;
-        let id = self.table.next_id;
+        let id = self.world.table.next_id;
         let kind = kind_of(&fd).to_owned();
         let key = Key::new(Kind::HELD, id);
         self.keep(&[(key, fd.as_fd())])
             .map_err(|errno| refused("hold", errno))?;
-        if let Err(error) = self.commit(Entry::Hold { id, name, kind }) {
-            self.unkeep(&[key]);
+        if let Err(error) = self.world.commit(Entry::Hold { id, name, kind }) {
+            self.world.unkeep(&[key]);
             return Err(not_recorded(&error));
         }
-        self.held_fds.insert(id, fd);
+        self.world.held_fds.insert(id, fd);
         if let Some(old) = old {
-            self.held_fds.remove(&old);
-            self.unkeep(&[Key::new(Kind::HELD, old)]);
+            self.world.held_fds.remove(&old);
+            self.world.unkeep(&[Key::new(Kind::HELD, old)]);
         }
         Ok(())
     }
@@ -54,10 +54,11 @@ impl Owner {
     /// `not_found`, or the system has no descriptor left.
     pub(crate) fn fetch_held(&self, name: &Name) -> Result<OwnedFd, VerbError> {
         let fd = self
+            .world
             .table
             .held
             .get(name)
-            .and_then(|row| self.held_fds.get(&row.id))
+            .and_then(|row| self.world.held_fds.get(&row.id))
             .ok_or_else(|| {
                 fail(
                     ErrorCode::NotFound,
@@ -70,7 +71,8 @@ impl Owner {
     /// What is held; no pattern means all.
     pub(crate) fn list_held(&self, patterns: &[NamePattern]) -> Vec<Held> {
         let matcher = Matcher::new(patterns);
-        self.table
+        self.world
+            .table
             .held
             .iter()
             .filter(|(name, _)| matcher.matches(name))
@@ -100,12 +102,13 @@ impl Owner {
         }
         let count = names.len() as u64;
         for name in names {
-            let id = self.table.held.get(&name).map(|row| row.id);
-            self.commit(Entry::Unhold { name })
+            let id = self.world.table.held.get(&name).map(|row| row.id);
+            self.world
+                .commit(Entry::Unhold { name })
                 .map_err(|error| not_recorded(&error))?;
             if let Some(id) = id {
-                self.held_fds.remove(&id);
-                self.unkeep(&[Key::new(Kind::HELD, id)]);
+                self.world.held_fds.remove(&id);
+                self.world.unkeep(&[Key::new(Kind::HELD, id)]);
             }
         }
         Ok(count)

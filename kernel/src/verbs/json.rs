@@ -133,7 +133,7 @@ impl Owner {
                 answer.ok(&done);
             }
             Op::ValueGet(op) => {
-                let value = self.table.values.get(&op.name).cloned();
+                let value = self.world.table.values.get(&op.name).cloned();
                 answer.ok(&reply::ValueReply { value });
             }
             Op::ValueList(op) => {
@@ -141,7 +141,7 @@ impl Owner {
                     .find_values(&op.names)
                     .into_iter()
                     .filter_map(|name| {
-                        let value = self.table.values.get(&name)?.clone();
+                        let value = self.world.table.values.get(&name)?.clone();
                         Some((name, value))
                     })
                     .collect();
@@ -264,7 +264,7 @@ impl Owner {
 
     /// A handle to a process lets its holder signal it.
     fn may_change_serial(&self, id: SessionId, Serial(serial): Serial) -> Result<(), VerbError> {
-        match self.table.process(serial) {
+        match self.world.table.process(serial) {
             Some(row) => self.may_change(id, &row.make.name, false),
             None => Err(crate::verbs::output::no_process(serial)),
         }

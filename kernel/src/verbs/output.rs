@@ -52,11 +52,13 @@ impl Owner {
         let reader = Reader { session, sub };
         for serial in serials {
             let start = self
+                .world
                 .live
                 .get(serial)
                 .map_or(0, crate::world::live::Live::start);
             let consume = self.watch_acknowledges(session, *serial)
                 && self
+                    .world
                     .live
                     .get(serial)
                     .is_some_and(|live| live.consumer.is_none());
@@ -69,6 +71,7 @@ impl Owner {
     pub(crate) fn watch_acknowledges(&self, session: SessionId, serial: u64) -> bool {
         self.may_write(session).is_ok()
             && self
+                .world
                 .table
                 .process(serial)
                 .is_some_and(|row| !self.is_claimed_by_other(session, &row.make.name))
@@ -89,11 +92,12 @@ impl Owner {
         self.may_write(session)?;
         let serials = self.readable(&patterns);
         for serial in &serials {
-            let Some(row) = self.table.process(*serial) else {
+            let Some(row) = self.world.table.process(*serial) else {
                 continue;
             };
             self.may_change(session, &row.make.name, force)?;
             let other = self
+                .world
                 .live
                 .get(serial)
                 .and_then(|live| live.consumer)
@@ -112,6 +116,7 @@ impl Owner {
         let reader = Reader { session, sub };
         for serial in serials {
             let start = self
+                .world
                 .live
                 .get(&serial)
                 .map_or(0, crate::world::live::Live::start);
@@ -137,7 +142,7 @@ impl Owner {
         let sub = self.subscribe_session(session, kind, patterns)?;
         let reader = Reader { session, sub };
         for serial in serials {
-            let position = self.live.get(&serial).map_or(0, |live| match from {
+            let position = self.world.live.get(&serial).map_or(0, |live| match from {
                 FollowFrom::Now => live.committed(),
                 FollowFrom::Start => live.start(),
             });
@@ -197,7 +202,7 @@ impl Owner {
         }
         let mut missed = None;
         for (Serial(serial), position) in acks {
-            let Some(live) = self.live.get(&serial) else {
+            let Some(live) = self.world.live.get(&serial) else {
                 // Forgotten meanwhile, output and all: nothing is lost.
                 continue;
             };
@@ -226,11 +231,13 @@ impl Owner {
     fn hear_of(&mut self, session: SessionId) {
         let now = Instant::now();
         let heard: Vec<u64> = self
+            .world
             .live
             .iter()
             .filter(|(serial, live)| match live.consumer {
                 Some(consumer) => self.is_same_process(consumer.session, session),
                 None => self
+                    .world
                     .table
                     .process(**serial)
                     .and_then(|row| self.claim_holder(&row.make.name))
@@ -239,7 +246,7 @@ impl Owner {
             .map(|(serial, _)| *serial)
             .collect();
         for serial in heard {
-            if let Some(live) = self.live.get_mut(&serial) {
+            if let Some(live) = self.world.live.get_mut(&serial) {
                 live.last_ack = Some(now);
                 live.stalled = false;
             }
@@ -256,7 +263,7 @@ impl Owner {
         serials: Vec<Serial>,
     ) -> Result<(), VerbError> {
         for Serial(serial) in serials {
-            let Some(row) = self.table.process(serial) else {
+            let Some(row) = self.world.table.process(serial) else {
                 continue;
             };
             if row.exit.is_none() {
@@ -267,6 +274,7 @@ impl Owner {
             }
             self.may_change(session, &row.make.name, false)?;
             let other = self
+                .world
                 .live
                 .get(&serial)
                 .and_then(|live| live.consumer)
@@ -280,7 +288,8 @@ impl Owner {
             self.wait_for(serial);
             self.zombies.retain(|zombie| *zombie != serial);
             failpoint::reach("exit.waited");
-            self.commit(Entry::ExitKnown { serial })
+            self.world
+                .commit(Entry::ExitKnown { serial })
                 .map_err(|error| not_recorded(&error))?;
             self.forget_if_done(serial);
         }
@@ -296,7 +305,11 @@ impl Owner {
         session: SessionId,
         Serial(serial): Serial,
     ) -> Result<(OwnedFd, u64), VerbError> {
-        let live = self.live.get(&serial).ok_or_else(|| no_process(serial))?;
+        let live = self
+            .world
+            .live
+            .get(&serial)
+            .ok_or_else(|| no_process(serial))?;
         let Some(reel) = &live.reel else {
             return Err(fail(
                 ErrorCode::Unsupported,
@@ -330,7 +343,8 @@ impl Owner {
     /// # Errors
     /// `not_found`.
     pub(crate) fn pidfd_descriptor(&self, Serial(serial): Serial) -> Result<OwnedFd, VerbError> {
-        self.live
+        self.world
+            .live
             .get(&serial)
             .and_then(|live| live.pidfd.as_ref())
             .ok_or_else(|| no_process(serial))?
@@ -342,7 +356,8 @@ impl Owner {
     /// named by number.
     fn readable(&self, patterns: &[NamePattern]) -> Vec<u64> {
         let matcher = Matcher::new(patterns);
-        self.table
+        self.world
+            .table
             .processes()
             .filter(|row| !row.removing && matcher.matches(&row.make.name))
             .map(|row| row.serial)

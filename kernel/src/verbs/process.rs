@@ -22,8 +22,9 @@ use super::process_plan::Prepared;
 use super::{VerbError, fail, limit, not_recorded, refused, words};
 use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
+use crate::owner::Owner;
 use crate::owner::starting::{Asker, Streams};
-use crate::owner::{Owner, now_us};
+use crate::sys::clock::now_us;
 use crate::sys::process::{descriptor_limit, file_size_limit, move_up};
 use crate::sys::spawn::{self, Failure, Outcome, Started, Step};
 use crate::world::live::{Live, Source};
@@ -51,7 +52,7 @@ impl Owner {
         self.may_change(session, &make.name, make.force)?;
         make.force = false;
         let account = self.resolve_account(&mut make)?;
-        if let Some(row) = self.table.process_named(&make.name) {
+        if let Some(row) = self.world.table.process_named(&make.name) {
             let same = ProcessMake {
                 tag: row.make.tag.clone(),
                 ..make.clone()
@@ -78,7 +79,7 @@ impl Owner {
                 line,
             });
         }
-        if self.live.len() >= MAX_PROCESSES {
+        if self.world.live.len() >= MAX_PROCESSES {
             return Err(limit("processes", MAX_PROCESSES));
         }
         self.check_descriptor_room(12)?;
@@ -101,7 +102,7 @@ impl Owner {
             .transpose()
             .map_err(no_reel)?;
 
-        let serial = self.table.next_serial.max(1);
+        let serial = self.world.table.next_serial.max(1);
         let row = ProcessRow {
             serial,
             make,
@@ -113,7 +114,8 @@ impl Owner {
             exit_known: false,
             removing: false,
         };
-        self.commit(Entry::Intent(Box::new(row)))
+        self.world
+            .commit(Entry::Intent(Box::new(row)))
             .map_err(|error| not_recorded(&error))?;
         failpoint::reach("spawn.intent");
         let mut copies: Vec<(Key, BorrowedFd<'_>)> = Vec::with_capacity(3);
@@ -167,8 +169,8 @@ impl Owner {
         if let (Some(errno), Some(groups)) = (started.outside, &mut self.cgroups) {
             groups.note_failure(errno);
         }
-        self.commit_fact(Entry::Started { serial, pid });
-        let Some(row) = self.table.process(serial) else {
+        self.world.commit_fact(Entry::Started { serial, pid });
+        let Some(row) = self.world.table.process(serial) else {
             return;
         };
         tracing::info!(session, serial, pid, name = %row.make.name, "process made");
@@ -176,7 +178,7 @@ impl Owner {
         let reel = reel.filter(|_| !row.removing);
         let live = Live::new(Some(move_up(started.pidfd)), out, err, reel);
         self.watch_process(serial, &live);
-        self.live.insert(serial, live);
+        self.world.live.insert(serial, live);
         self.include_new(serial);
         self.announce(serial, EventType::Made);
         failpoint::reach("spawn.started");
@@ -184,11 +186,11 @@ impl Owner {
 
     /// Nothing is left of a start that failed.
     pub(crate) fn undo_start(&mut self, serial: u64) {
-        self.commit_fact(Entry::Forget {
+        self.world.commit_fact(Entry::Forget {
             serial,
             ledger: papa_protocol::process::Ledger::default(),
         });
-        self.unkeep(&[
+        self.world.unkeep(&[
             Key::new(Kind::PIDFD, serial),
             Key::new(Kind::OUT, serial),
             Key::new(Kind::ERR, serial),
@@ -214,10 +216,10 @@ impl Owner {
         let cgroup = cgroup.as_ref();
         let plan = prepared.plan(self, serial, pipes, cgroup);
         let failure = match spawn::start(plan, patience) {
-            Err(failure) if failure.step == Step::Register && !self.link.is_lost() => failure,
+            Err(failure) if failure.step == Step::Register && !self.world.link.is_lost() => failure,
             result => return result,
         };
-        if !self.link.is_closed() && failure.errno != Errno::EAGAIN {
+        if !self.world.link.is_closed() && failure.errno != Errno::EAGAIN {
             return Err(failure);
         }
         self.lose_keeper("it cannot be reached");
@@ -225,7 +227,7 @@ impl Owner {
     }
 
     fn watch_process(&self, serial: u64, live: &Live) {
-        let poller = self.poller.get_ref();
+        let poller = &self.world.poller;
         let mut result = Ok(());
         if let Some(pidfd) = &live.pidfd {
             result = result.and(poller.add(pidfd, Source::Pidfd(serial)));
@@ -242,8 +244,8 @@ impl Owner {
 
     /// A process as listed.
     pub(crate) fn describe_process(&self, serial: u64) -> Option<Process> {
-        let row = self.table.process(serial)?;
-        let live = self.live.get(&serial);
+        let row = self.world.table.process(serial)?;
+        let live = self.world.live.get(&serial);
         Some(Process {
             serial: Serial(serial),
             name: row.make.name.clone(),
@@ -281,7 +283,9 @@ impl Owner {
         let mut found = if patterns.is_empty() && !serials.is_empty() {
             Vec::new()
         } else {
-            known(patterns, |patterns| self.table.find_processes(patterns))
+            known(patterns, |patterns| {
+                self.world.table.find_processes(patterns)
+            })
         };
         found.extend(serials.iter().map(|serial| serial.0));
         // Those that have ended and given up their name, but not all of their
@@ -289,7 +293,8 @@ impl Owner {
         if serials.is_empty() {
             let matcher = Matcher::new(patterns);
             found.extend(
-                self.table
+                self.world
+                    .table
                     .processes()
                     .filter(|row| row.is_listed() && !row.has_name())
                     .filter(|row| matcher.matches(&row.make.name))
@@ -320,18 +325,19 @@ impl Owner {
         let mut found = if patterns.is_empty() && !serials.is_empty() {
             Vec::new()
         } else {
-            self.table
+            self.world
+                .table
                 .find_processes(patterns)
                 .map_err(|pattern| Error::NotFound(pattern.clone()))?
         };
         for Serial(serial) in serials {
-            if self.table.process(*serial).is_none() {
+            if self.world.table.process(*serial).is_none() {
                 return Err(super::output::no_process(*serial));
             }
             found.push(*serial);
         }
         for serial in &found {
-            if let Some(row) = self.table.process(*serial) {
+            if let Some(row) = self.world.table.process(*serial) {
                 self.may_change(session, &row.make.name, force)?;
             }
         }

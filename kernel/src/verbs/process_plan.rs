@@ -148,7 +148,8 @@ impl Owner {
         let mut wanted: Vec<u64> = Vec::new();
         match &make.sockets {
             Sockets::All => wanted.extend(
-                self.table
+                self.world
+                    .table
                     .sockets()
                     .filter(|row| row.number.is_some())
                     .map(|row| row.id),
@@ -166,7 +167,7 @@ impl Owner {
                 continue;
             }
             let text = socket_reference::replace(argument.as_bytes(), &make.name, |name, part| {
-                let row = self.table.socket_named(name)?;
+                let row = self.world.table.socket_named(name)?;
                 match part {
                     Part::Port => Some(u32::from(row.port)),
                     Part::Fileno => {
@@ -183,7 +184,7 @@ impl Owner {
         wanted.sort_unstable();
         wanted.dedup();
         for id in wanted {
-            let Some(row) = self.table.socket(id) else {
+            let Some(row) = self.world.table.socket(id) else {
                 continue;
             };
             let (source, number) = if let Some(number) = row.number {
@@ -266,24 +267,30 @@ impl Owner {
     }
 
     fn socket_id(&self, name: &Name) -> Result<u64, VerbError> {
-        self.table
+        self.world
+            .table
             .socket_named(name)
             .map(|row| row.id)
             .ok_or_else(|| Error::SocketNotFound(name.to_string()))
     }
 
     fn held_id(&self, name: &Name) -> Result<u64, VerbError> {
-        self.table.held.get(name).map(|row| row.id).ok_or_else(|| {
-            fail(
-                ErrorCode::NotFound,
-                &format!("no descriptor is held as {name}"),
-            )
-        })
+        self.world
+            .table
+            .held
+            .get(name)
+            .map(|row| row.id)
+            .ok_or_else(|| {
+                fail(
+                    ErrorCode::NotFound,
+                    &format!("no descriptor is held as {name}"),
+                )
+            })
     }
 
     fn socket_source(&self, name: &Name, fresh: &mut Vec<OwnedFd>) -> Result<Source, VerbError> {
         let id = self.socket_id(name)?;
-        match self.table.socket(id) {
+        match self.world.table.socket(id) {
             Some(row) if row.number.is_none() => {
                 fresh.push(open(&row.make, Some(row.port))?);
                 Ok(Source::Own(fresh.len() - 1))
@@ -294,9 +301,9 @@ impl Owner {
 
     /// A number no socket has, for one made for this process alone.
     fn free_number(&self, taken: &BTreeMap<u64, u32>) -> u32 {
-        let mut number = self.table.free_socket_number(FIRST_NUMBER);
+        let mut number = self.world.table.free_socket_number(FIRST_NUMBER);
         while taken.values().any(|other| *other == number) {
-            number = self.table.free_socket_number(number + 1);
+            number = self.world.table.free_socket_number(number + 1);
         }
         number
     }
@@ -304,6 +311,7 @@ impl Owner {
     /// Limits asked for, and those this process raised for itself put back.
     fn rlimits(&self, make: &ProcessMake) -> Result<Vec<(u32, u64, u64)>, VerbError> {
         let mut limits: BTreeMap<u32, (u64, u64)> = self
+            .world
             .config
             .original_limits
             .iter()
@@ -341,20 +349,20 @@ impl Prepared {
             .iter()
             .map(|(source, number)| {
                 let fd: Option<BorrowedFd<'a>> = match source {
-                    Source::Null => Some(owner.fixed.null.as_fd()),
-                    Source::Socket(id) => owner.socket_fds.get(id).map(AsFd::as_fd),
-                    Source::Held(id) => owner.held_fds.get(id).map(AsFd::as_fd),
+                    Source::Null => Some(owner.world.fixed.null.as_fd()),
+                    Source::Socket(id) => owner.world.socket_fds.get(id).map(AsFd::as_fd),
+                    Source::Held(id) => owner.world.held_fds.get(id).map(AsFd::as_fd),
                     Source::Own(index) => self.fresh.get(*index).map(AsFd::as_fd),
                     Source::PipeOut => pipes.child_out.as_ref().map(AsFd::as_fd),
                     Source::PipeErr => pipes.child_err.as_ref().map(AsFd::as_fd),
                 };
                 // Better nothing than whatever of ours sits at that number.
-                (fd.unwrap_or(owner.fixed.null.as_fd()), *number)
+                (fd.unwrap_or(owner.world.fixed.null.as_fd()), *number)
             })
             .collect();
         Plan {
             serial,
-            keeper: (!owner.link.is_lost()).then(|| owner.link.as_fd()),
+            keeper: (!owner.world.link.is_lost()).then(|| owner.world.link.as_fd()),
             candidates: self.candidates.clone(),
             argv: self.argv.clone(),
             env: self.env.clone(),

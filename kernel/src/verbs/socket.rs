@@ -42,7 +42,7 @@ impl Owner {
         make.force = false;
         let replace = std::mem::take(&mut make.replace);
         settle_defaults(&mut make)?;
-        if let Some(row) = self.table.socket_named(&make.name) {
+        if let Some(row) = self.world.table.socket_named(&make.name) {
             if is_same(&row.make, row.port, &make) {
                 return Ok((row.id, false));
             }
@@ -51,12 +51,13 @@ impl Owner {
                 line: socket_line(&describe(row)),
             });
         }
-        if self.table.sockets().count() >= MAX_SOCKETS {
+        if self.world.table.sockets().count() >= MAX_SOCKETS {
             return Err(limit("sockets", MAX_SOCKETS));
         }
         self.check_descriptor_room(1)?;
         if let Some(path) = &make.path {
             if self
+                .world
                 .table
                 .sockets()
                 .any(|row| row.make.path.as_ref() == Some(path))
@@ -67,8 +68,8 @@ impl Owner {
         }
         let fd = open(&make, None)?;
         let port = local_port(&fd).map_err(|errno| refused("getsockname", errno))?;
-        let id = self.table.next_id;
-        let number = (!make.reuseport).then(|| self.table.free_socket_number(FIRST_NUMBER));
+        let id = self.world.table.next_id;
+        let number = (!make.reuseport).then(|| self.world.table.free_socket_number(FIRST_NUMBER));
         let key = Key::new(Kind::SOCKET, id);
         // With reuseport the kernel holds no listener: it would be dealt
         // connections that nobody accepts.
@@ -83,12 +84,12 @@ impl Owner {
             port,
             number,
         };
-        if let Err(error) = self.commit(Entry::Socket(Box::new(row))) {
-            self.unkeep(&[key]);
+        if let Err(error) = self.world.commit(Entry::Socket(Box::new(row))) {
+            self.world.unkeep(&[key]);
             return Err(not_recorded(&error));
         }
         if number.is_some() {
-            self.socket_fds.insert(id, fd);
+            self.world.socket_fds.insert(id, fd);
         }
         tracing::info!(session, %name, "socket made");
         self.announce_socket(id, EventType::SocketMade);
@@ -98,7 +99,7 @@ impl Owner {
     /// Sockets that match, described; unknown names are left out.
     pub(crate) fn list_sockets(&self, patterns: &[NamePattern]) -> Vec<SocketInfo> {
         let mut listed: Vec<SocketInfo> =
-            known(patterns, |patterns| self.table.find_sockets(patterns))
+            known(patterns, |patterns| self.world.table.find_sockets(patterns))
                 .into_iter()
                 .filter_map(|id| self.describe_socket(id))
                 .collect();
@@ -109,9 +110,9 @@ impl Owner {
 
     /// One socket, described.
     pub(crate) fn describe_socket(&self, id: u64) -> Option<SocketInfo> {
-        let row = self.table.socket(id)?;
+        let row = self.world.table.socket(id)?;
         let mut info = describe(row);
-        if let (Some(path), Some(fd)) = (&row.make.path, self.socket_fds.get(&id)) {
+        if let (Some(path), Some(fd)) = (&row.make.path, self.world.socket_fds.get(&id)) {
             info.at_path = match is_bound_at(fd, path.as_path()) {
                 Ok(bound) => Some(bound),
                 Err(Errno::ENOENT | Errno::ENOTDIR) => Some(false),
@@ -132,21 +133,27 @@ impl Owner {
         force: bool,
     ) -> Result<u64, VerbError> {
         let ids = self
+            .world
             .table
             .find_sockets(patterns)
             .map_err(|pattern| Error::NotFound(pattern.clone()))?;
         for id in &ids {
-            if let Some(row) = self.table.socket(*id) {
+            if let Some(row) = self.world.table.socket(*id) {
                 self.may_change(session, &row.make.name, force)?;
             }
         }
         for id in &ids {
             self.announce_socket(*id, EventType::SocketRemoved);
-            let path = self.table.socket(*id).and_then(|row| row.make.path.clone());
-            self.commit(Entry::Unsocket { id: *id })
+            let path = self
+                .world
+                .table
+                .socket(*id)
+                .and_then(|row| row.make.path.clone());
+            self.world
+                .commit(Entry::Unsocket { id: *id })
                 .map_err(|error| not_recorded(&error))?;
-            let fd = self.socket_fds.remove(id);
-            self.unkeep(&[Key::new(Kind::SOCKET, *id)]);
+            let fd = self.world.socket_fds.remove(id);
+            self.world.unkeep(&[Key::new(Kind::SOCKET, *id)]);
             if let (Some(path), Some(fd)) = (path, fd) {
                 remove_own_path(path.as_path(), &fd);
             }
@@ -160,10 +167,11 @@ impl Owner {
     /// `not_found`, or `unsupported` for one that the kernel holds none of.
     pub(crate) fn socket_descriptor(&self, name: &str) -> Result<OwnedFd, VerbError> {
         let row = self
+            .world
             .table
             .socket_named(name)
             .ok_or_else(|| Error::SocketNotFound(name.to_owned()))?;
-        let fd = self.socket_fds.get(&row.id).ok_or_else(|| {
+        let fd = self.world.socket_fds.get(&row.id).ok_or_else(|| {
             fail(
                 ErrorCode::Unsupported,
                 &format!("{name} shares its port (reuseport): each process gets its own socket"),
@@ -173,7 +181,7 @@ impl Owner {
     }
 
     fn announce_socket(&mut self, id: u64, kind: EventType) {
-        let Some(row) = self.table.socket(id) else {
+        let Some(row) = self.world.table.socket(id) else {
             return;
         };
         let event = Event {

@@ -24,25 +24,29 @@ impl Owner {
         self.may_change(session, &name, false)?;
         let entry = match value {
             Some(value) => {
-                let old = self.table.values.get(&name).map(ByteString::len);
-                if old.is_none() && self.table.values.len() >= MAX_VALUES {
+                let old = self.world.table.values.get(&name).map(ByteString::len);
+                if old.is_none() && self.world.table.values.len() >= MAX_VALUES {
                     return Err(limit("values", MAX_VALUES));
                 }
-                if self.table.values_bytes + value.len() > MAX_VALUES_BYTES + old.unwrap_or(0) {
+                if self.world.table.values_bytes + value.len() > MAX_VALUES_BYTES + old.unwrap_or(0)
+                {
                     return Err(limit("bytes in values", MAX_VALUES_BYTES));
                 }
                 Entry::Value { name, value }
             }
-            None if self.table.values.contains_key(&name) => Entry::Unvalue { name },
+            None if self.world.table.values.contains_key(&name) => Entry::Unvalue { name },
             None => return Ok(()),
         };
-        self.commit(entry).map_err(|error| not_recorded(&error))
+        self.world
+            .commit(entry)
+            .map_err(|error| not_recorded(&error))
     }
 
     /// Names of values that match; no pattern means all.
     pub(crate) fn find_values(&self, patterns: &[NamePattern]) -> Vec<Name> {
         let matcher = Matcher::new(patterns);
-        self.table
+        self.world
+            .table
             .values
             .keys()
             .filter(|name| matcher.matches(name))

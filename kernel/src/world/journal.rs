@@ -348,6 +348,12 @@ impl Journal {
     pub fn length(&self) -> u64 {
         self.end - self.start
     }
+
+    /// Has every further record fail, as if the system had no memory.
+    #[cfg(test)]
+    pub(crate) fn break_file(&mut self) {
+        self.file = memfd::reopen_read_only(self.as_fd()).unwrap();
+    }
 }
 
 impl Replay {

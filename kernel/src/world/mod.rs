@@ -1,6 +1,232 @@
-//! What exists: the table of everything, the journal that records it, and the descriptors and output of live processes.
+//! What exists: the table of everything, the journal that records it, and the
+//! descriptors and output of live processes.
+//!
+//! [`World`] is what verbs work on. It knows no session and no socket of a client.
+//! Invariant: a change is in the journal before it is answered.
 
 pub mod journal;
 pub mod live;
 pub mod reel;
 pub mod table;
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use serde_json::value::RawValue;
+use tracing::error;
+
+use self::journal::{Journal, JournalError};
+use self::live::{Live, Poller};
+use self::table::{Entry, Record, Table};
+use crate::config::Config;
+use crate::keeper::link::{KeeperLink, is_gone};
+use crate::keeper::wire::{Key, Kind};
+
+/// The kernel's descriptors that no process or client made.
+#[derive(Debug)]
+pub struct Fixed {
+    /// The settings.
+    pub config: OwnedFd,
+    /// The program file.
+    pub binary: OwnedFd,
+    /// The kernel's own listeners by id.
+    pub controls: Vec<(u64, OwnedFd)>,
+    /// `/dev/null`, for reading and writing.
+    pub null: OwnedFd,
+}
+
+/// What exists, its record, and the descriptors behind it.
+#[derive(Debug)]
+pub struct World {
+    /// Settings.
+    pub config: Config,
+    /// Descriptors that no process or client made.
+    pub fixed: Fixed,
+    /// The line to the keeper.
+    pub link: KeeperLink,
+    /// The journal, open.
+    pub journal: Journal,
+    /// Records left out in recoveries.
+    pub skipped_records: u64,
+    /// Records of later versions, kept as they are.
+    pub unknown_records: Vec<Box<RawValue>>,
+    /// Changes recovery made that are not in the journal yet.
+    pub unrecorded: VecDeque<Entry>,
+    /// What the journal's records amount to.
+    pub table: Table,
+    /// Descriptors and output of processes, by serial.
+    pub live: HashMap<u64, Live>,
+    /// Descriptors of sockets, by id.
+    pub socket_fds: HashMap<u64, OwnedFd>,
+    /// Descriptors held for clients, by id.
+    pub held_fds: HashMap<u64, OwnedFd>,
+    /// Descriptors of records this version cannot read, for one that can.
+    pub strangers: Vec<(Key, OwnedFd)>,
+    /// The set that reports output, exits, the keeper, signals and the timer.
+    pub poller: Rc<Poller>,
+    /// What the keeper has copies of that are not needed any more.
+    unkept: Vec<Key>,
+    /// The keeper could not be reached; nothing was sent since.
+    keeper_gone: bool,
+}
+
+impl World {
+    /// A world with the `table` that `journal` records, and no descriptors yet.
+    ///
+    /// # Errors
+    /// The errno of `epoll_create1(2)`.
+    pub fn new(
+        config: Config,
+        fixed: Fixed,
+        link: KeeperLink,
+        journal: Journal,
+        table: Table,
+    ) -> Result<Self, Errno> {
+        Ok(Self {
+            config,
+            fixed,
+            link,
+            journal,
+            skipped_records: 0,
+            unknown_records: Vec::new(),
+            unrecorded: VecDeque::new(),
+            table,
+            live: HashMap::new(),
+            socket_fds: HashMap::new(),
+            held_fds: HashMap::new(),
+            strangers: Vec::new(),
+            poller: Rc::new(Poller::new()?),
+            unkept: Vec::new(),
+            keeper_gone: false,
+        })
+    }
+
+    // ---- journal -------------------------------------------------------
+
+    /// Records what recovery found, in order and as far as there is memory;
+    /// what is left is tried again with the next change.
+    pub(crate) fn record_findings(&mut self) {
+        while let Some(entry) = self.unrecorded.front() {
+            if let Err(error) = self.journal.append(entry) {
+                error!(%error, "cannot record yet what recovery found");
+                return;
+            }
+            self.unrecorded.pop_front();
+        }
+    }
+
+    /// Records a change and makes it.
+    ///
+    /// # Errors
+    /// The record could not be written; then nothing has changed.
+    pub(crate) fn commit(&mut self, entry: Entry) -> Result<(), JournalError> {
+        self.record_findings();
+        self.journal.append(&entry)?;
+        self.table.apply(entry);
+        Ok(())
+    }
+
+    /// Records a change that has happened whether or not it can be recorded.
+    pub(crate) fn commit_fact(&mut self, entry: Entry) {
+        self.record_findings();
+        if let Err(error) = self.journal.append(&entry) {
+            error!(%error, "cannot record a change in the journal");
+        }
+        self.table.apply(entry);
+    }
+
+    /// Writes the journal anew with what exists alone.
+    pub(crate) fn compact(&mut self) {
+        let ours = self.table.image().map(Record::Entry);
+        let later = self
+            .unknown_records
+            .iter()
+            .map(|record| Record::Unknown(record));
+        if let Err(error) = self.journal.compact(ours.chain(later)) {
+            error!(%error, "cannot compact the journal");
+        }
+    }
+
+    // ---- the keeper's copies -------------------------------------------
+
+    /// Gives the keeper copies. If it has died they go along when this process
+    /// takes its place.
+    ///
+    /// # Errors
+    /// It lives, and could not be sent a descriptor.
+    pub(crate) fn keep(&mut self, entries: &[(Key, BorrowedFd<'_>)]) -> Result<(), Errno> {
+        // A key may be used again.
+        self.tell_unkept();
+        if self.keeper_gone || self.link.is_lost() {
+            return Ok(());
+        }
+        let told = self.link.put(entries);
+        self.keeper_gone = is_gone(told);
+        if self.keeper_gone { Ok(()) } else { told }
+    }
+
+    /// Lets the keeper's copies go, at the end of this turn: the ends of a
+    /// process and of its streams are mostly one message then.
+    pub(crate) fn unkeep(&mut self, keys: &[Key]) {
+        self.unkept.extend_from_slice(keys);
+    }
+
+    /// Says now what was let go.
+    pub(crate) fn tell_unkept(&mut self) {
+        if self.unkept.is_empty() {
+            return;
+        }
+        let keys = std::mem::take(&mut self.unkept);
+        if !self.keeper_gone {
+            self.keeper_gone = is_gone(self.link.drop_keys(&keys));
+        }
+    }
+
+    /// Whether the keeper was found gone since this was last asked. Whoever
+    /// calls a method that tells the keeper something asks afterwards.
+    pub(crate) fn take_keeper_gone(&mut self) -> bool {
+        std::mem::take(&mut self.keeper_gone)
+    }
+
+    // ---- descriptors ---------------------------------------------------
+
+    /// The descriptors that would have to move if this process changed role,
+    /// except those of processes that are being started.
+    pub(crate) fn descriptors(&self) -> Vec<(Key, &OwnedFd)> {
+        let mut all = vec![
+            (Key::new(Kind::CONFIG, 0), &self.fixed.config),
+            (Key::new(Kind::BINARY, 0), &self.fixed.binary),
+        ];
+        let of = |kind| move |(id, fd)| (Key::new(kind, id), fd);
+        let controls = self.fixed.controls.iter().map(|(id, fd)| (*id, fd));
+        all.extend(controls.map(of(Kind::CONTROL)));
+        let sockets = self.socket_fds.iter().map(|(id, fd)| (*id, fd));
+        all.extend(sockets.map(of(Kind::SOCKET)));
+        let held = self.held_fds.iter().map(|(id, fd)| (*id, fd));
+        all.extend(held.map(of(Kind::HELD)));
+        all.extend(self.strangers.iter().map(|(key, fd)| (*key, fd)));
+        for (serial, live) in &self.live {
+            let own = [
+                (Kind::PIDFD, live.pidfd.as_ref()),
+                (Kind::OUT, live.out.as_ref()),
+                (Kind::ERR, live.err.as_ref()),
+                (Kind::REEL, live.reel.as_ref().map(reel::Reel::file)),
+            ];
+            all.extend(
+                own.into_iter()
+                    .filter_map(|(kind, fd)| Some((Key::new(kind, *serial), fd?))),
+            );
+        }
+        all
+    }
+
+    /// A descriptor of the poller's set that is about to be closed.
+    pub(crate) fn unwatch(&self, fd: impl AsFd) {
+        self.poller.remove(fd);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

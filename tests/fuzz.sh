@@ -23,7 +23,7 @@ export RUSTFLAGS="${RUSTFLAGS:-} --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov
 
 # Words worth trying: what the reference pages set in code type.
 dictionary() {
-  grep -ohE '`[a-z_.]{2,24}`|"[a-z_.]{2,24}"' protocol/README.md manager/README.md | tr '`' '"' | sort -u
+  grep -ohE '`[a-z_.]{2,24}`|"[a-z_.]{2,24}"' protocol/README.md manager/docs/*.md | tr '`' '"' | sort -u
 }
 
 # Real inputs for a target, one file each, in the folder $2.
@@ -31,7 +31,7 @@ seeds() {
   case "$1" in
     dialogue | decode) cp tests/golden/transcripts/* "$2" ;;
     ini) find examples -name '*.ini' | while read -r file; do cp "$file" "$2/$(basename "$file")"; done ;;
-    control | json) grep -ohE '^ *\{"[^`]*\}$' protocol/README.md manager/README.md | split -l 1 - "$2/line-" || true ;;
+    control | json) grep -ohE '^ *\{"[^`]*\}$' protocol/README.md manager/docs/*.md | split -l 1 - "$2/line-" || true ;;
   esac
 }
 

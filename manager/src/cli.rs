@@ -1,7 +1,7 @@
 //! The command lines of `papa-manager` and `papactl`.
 //!
 //! Owns the flags and the help; what a verb does is in `commands`. Doc comments here are the help text.
-//! Source: manager/README.md, "papactl".
+//! Source: manager/docs/papactl.md.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -345,6 +345,46 @@ mod tests {
             ["papactl", "status", "web", "--json"],
         ] {
             assert!(Papactl::parse_from(line).common.json);
+        }
+    }
+
+    /// The lines of the documents that people type: behind four blanks, `$ papactl …` or `papactl …`, up to a comment.
+    fn documented_lines() -> Vec<(String, Vec<String>)> {
+        let pages = [
+            include_str!("../../README.md"),
+            include_str!("../README.md"),
+            include_str!("../docs/papactl.md"),
+            include_str!("../docs/operation.md"),
+            include_str!("../docs/deploys.md"),
+            include_str!("../docs/logs.md"),
+            include_str!("../docs/circus.md"),
+        ];
+        let mut found = Vec::new();
+        for line in pages.iter().flat_map(|page| page.lines()) {
+            let Some(typed) = line.strip_prefix("    ") else {
+                continue;
+            };
+            let typed = typed.strip_prefix("$ ").unwrap_or(typed);
+            let typed = typed.strip_prefix("target/release/").unwrap_or(typed);
+            if !typed.starts_with("papactl ") {
+                continue;
+            }
+            let typed = typed.split(" # ").next().unwrap_or(typed);
+            let typed = typed.split("   ").next().unwrap_or(typed);
+            let words = typed.split_whitespace().map(str::to_owned).collect();
+            found.push((line.to_owned(), words));
+        }
+        found
+    }
+
+    #[test]
+    fn command_lines_in_the_documents_are_accepted() {
+        let lines = documented_lines();
+        assert!(lines.len() > 25, "{lines:?}");
+        for (line, words) in lines {
+            if let Err(error) = Papactl::try_parse_from(&words) {
+                panic!("{line}\n{error}");
+            }
         }
     }
 

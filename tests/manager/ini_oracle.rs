@@ -1,6 +1,6 @@
 //! Circus's own parser is the judge: every INI file of its source package must mean here what it means there.
 //!
-//! Owns the comparison and, by name, the deliberate differences; manager/README.md lists the same ones for people. Each file
+//! Owns the comparison and, by name, the deliberate differences; manager/docs/circus.md lists the same ones for people. Each file
 //! is read twice, without and with the variables some of them want.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,11 +116,11 @@ fn every_file_of_the_circus_package_means_the_same() {
         faults.len(),
         faults.join("\n")
     );
-    let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+    let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/circus.md"));
     for name in ALL {
         assert!(
             page.contains(name),
-            "manager/README.md does not list {name:?}"
+            "manager/docs/circus.md does not list {name:?}"
         );
     }
     let missed: Vec<_> = ALL

@@ -2,7 +2,7 @@
 //!
 //! Owns the order of the usual places: the kernel's private socket, its abstract socket, its TCP port; and what is
 //! said when something else sits there. The conversation itself is `papa_protocol::client`'s.
-//! Source: manager/README.md, "papactl up".
+//! Source: manager/docs/papactl.md.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

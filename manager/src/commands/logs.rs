@@ -2,7 +2,7 @@
 //!
 //! Owns the order of things: who is meant, what was there, what comes. Reading files is `tail`'s, reading the kernel `live`'s, showing
 //! `screen`'s. Nothing here changes a log: files are only read, and the kernel is asked as a follower.
-//! Source: manager/README.md, "papactl".
+//! Source: manager/docs/papactl.md.
 
 mod console;
 pub(super) mod ended;

@@ -1,7 +1,7 @@
 //! Whom the names on a command line mean: watchers by name or pattern, `all`, and single workers as `NAME:WID`.
 //!
 //! Owns the reading of such words against what runs now. A watcher that is really called `all` or `web:1` comes first.
-//! Source: manager/README.md, "papactl".
+//! Source: manager/docs/papactl.md.
 
 use std::collections::HashSet;
 

@@ -2,7 +2,7 @@
 //!
 //! Owns what they share: which manager is meant, how results and failures are printed, and the exit code. A verb
 //! asks the manager and prints; it decides nothing about workers.
-//! Source: manager/README.md, "papactl".
+//! Source: manager/docs/papactl.md.
 
 mod add;
 mod check;

@@ -4,7 +4,7 @@
 //! `environment` computes what a worker's variables are, `resolve` turns text into typed values and reports every
 //! mistake at once, `render` makes one worker's command from its watcher. Nothing here talks to a kernel or
 //! starts anything.
-//! Source: Circus 0.17.2's INI format; differences are listed in manager/README.md.
+//! Source: Circus 0.17.2's INI format; differences are listed in manager/docs/circus.md.
 
 pub mod change;
 pub mod diff;

@@ -2,7 +2,7 @@
 //!
 //! Owns the fields and their names on the wire; Circus's come first, additions after them. The envelope is
 //! `message`'s.
-//! Source: manager/README.md, "Control".
+//! Source: manager/docs/control.md.
 
 use std::collections::{BTreeMap, VecDeque};
 

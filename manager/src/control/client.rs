@@ -2,7 +2,7 @@
 //!
 //! Owns one connection: one request, one reply, within a deadline. Blocking, because a command has nothing else to
 //! do meanwhile. Trusts only a socket in our own runtime directory whose other end runs as us or as root.
-//! Source: manager/README.md, "Control".
+//! Source: manager/docs/control.md.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

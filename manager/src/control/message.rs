@@ -3,7 +3,7 @@
 //! Owns the bounds of the language and gathers its parts: `request`, `selection`, `options` (properties with values of
 //! options), `reply`, `body`. Requests and replies have Circus's form, so that scripts reading the JSON keep working;
 //! commands and fields beyond Circus's are additions.
-//! Source: manager/README.md, "Control".
+//! Source: manager/docs/control.md.
 
 pub use crate::control::body::*;
 pub use crate::control::events::EventsReply;

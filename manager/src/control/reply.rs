@@ -1,7 +1,7 @@
 //! Replies: the envelope around what a request gave, or why it gave nothing.
 //!
 //! Owns Circus's reply shape and error numbers; what a positive answer holds is `body`'s.
-//! Source: manager/README.md, "Control".
+//! Source: manager/docs/control.md.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -3,7 +3,7 @@
 //! Owns the words and properties on the wire, in both directions; opens no socket and decides nothing.
 //! Invariant: any bytes either parse into a typed request or give a typed error with Circus's number; what `to_line`
 //! writes, `parse` reads as the same request.
-//! Source: manager/README.md, "Control"; Circus's commands and their properties.
+//! Source: manager/docs/control.md; Circus's commands and their properties.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! What `--since` accepts: so long ago, or a moment.
 //!
 //! Owns the reading of the text; the present is an argument. Moments without a zone are local time.
-//! Source: manager/README.md, "papactl".
+//! Source: manager/docs/papactl.md.
 
 use chrono::{DateTime, Local, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the reading of prefixes and of JSON lines' `time`; opens no file. A format without a year or a day is completed from a later
 //! moment: the file's last write, or the line behind.
-//! Source: manager/README.md, "Streams".
+//! Source: manager/docs/logs.md.
 
 use chrono::format::{Item, Parsed, parse};
 use chrono::{DateTime, Datelike, Days, Local, NaiveDateTime, TimeDelta, TimeZone, Utc};

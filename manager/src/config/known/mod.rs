@@ -1,7 +1,7 @@
 //! The keys each kind of section knows: type, default, meaning, example.
 //!
 //! Owns the tables, so that a misspelt key is reported instead of silently kept, a key that is accepted without
-//! effect says so, and the reference in manager/README.md is written from them (`UPDATE_README=1 cargo test -p
+//! effect says so, and the reference in manager/docs/ini.md is written from them (`UPDATE_README=1 cargo test -p
 //! papa-manager --lib config::known` writes it anew). Values are `resolve`'s.
 //! Source: Circus 0.17.2's option tables.
 

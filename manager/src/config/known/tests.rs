@@ -24,7 +24,7 @@ const TABLES: [(&str, &[Key]); 6] = [
 
 #[test]
 fn the_reference_page_is_equal_to_the_tables() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ini.md");
     let page = std::fs::read_to_string(path).unwrap();
     let mut expected = page.clone();
     for (name, table) in TABLES {
@@ -43,7 +43,7 @@ fn the_reference_page_is_equal_to_the_tables() {
     }
     assert!(
         page == expected,
-        "manager/README.md differs from the tables; UPDATE_README=1 writes it anew"
+        "manager/docs/ini.md differs from the tables; UPDATE_README=1 writes it anew"
     );
 }
 
@@ -142,5 +142,26 @@ fn every_default_is_the_default() {
                 key.name
             );
         }
+    }
+}
+
+#[test]
+fn files_in_the_guide_have_no_mistake() {
+    let guide = include_str!("../../../README.md");
+    let files: Vec<&str> = guide
+        .split("```ini\n")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("\n```"))
+        .map(|(file, _)| file)
+        .collect();
+    assert!(files.len() >= 2, "{files:?}");
+    for text in files {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("guide.ini");
+        std::fs::write(&file, text).unwrap();
+        let around = crate::config::Surroundings::current().unwrap();
+        let config =
+            crate::config::load(&file, &around).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        assert_eq!(config.warnings.len(), 0, "{:?}\n{text}", config.warnings);
     }
 }

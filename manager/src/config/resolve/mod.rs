@@ -3,7 +3,7 @@
 //! Owns `[circus]`, the order of things and checks across sections; one watcher, its streams and sockets have files
 //! of their own. Reads files, the given environment and the user database; starts nothing.
 //! Invariant: a `Config` is returned only if there was no error at all.
-//! Source: Circus 0.17.2's `get_config`; manager/README.md.
+//! Source: Circus 0.17.2's `get_config`; manager/docs/ini.md.
 
 mod address;
 mod command;

@@ -8,13 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::BackoffConfig;
+#[cfg(test)]
+use crate::config::types::{FIRST_DELAY, LONG_ENOUGH, MAX_DELAY};
 
-/// A worker that ran so long was well: its end is no sign of a loop. The default of `backoff_reset`.
-pub const LONG_ENOUGH: Duration = Duration::from_secs(10);
-/// The delay after the second quick end in a row; the first is free. The default of `backoff_first`.
-pub const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// Longest delay, jitter included. The default of `backoff_max`.
-pub const MAX_DELAY: Duration = Duration::from_secs(30);
 /// Enough doublings to reach any sensible maximum; counting further would only overflow.
 const MAX_DOUBLINGS: u32 = 30;
 

@@ -2,7 +2,7 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | `config` | the INI file: lines, sections, typed values, one worker's command |
+//! | `config` | the crate `papa-config`: the INI file, typed values, one worker's command |
 //! | `supervisor`, `watcher`, `worker`, `backoff` | wanted state against actual state |
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
 //! | `orphan` | workers that earlier kernels left running |
@@ -14,12 +14,13 @@
 //! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
 //! | `runtime_dir`, `own_log`, `pidfile` | where sockets and the manager's log live; that log; the file with its pid |
 
+pub use papa_config as config;
+
 pub mod adopt;
 pub mod backoff;
 mod civil;
 pub mod cli;
 pub mod commands;
-pub mod config;
 pub mod control;
 pub mod error;
 pub mod holder;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
 use crate::config::SignalNumber;
+use crate::config::kept::KeptDocument;
 
 /// Longest message kept, in characters: a reason and a name or two.
 pub const MAX_MESSAGE_CHARS: usize = 512;
@@ -222,27 +223,6 @@ pub struct KeptChange {
     /// By lower-case name of a watcher it reloads: the generation of its workers before that.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rolls: BTreeMap<String, u64>,
-}
-
-/// The files of a configuration read as one: keys and values as written.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct KeptDocument {
-    /// Keys of `[DEFAULT]`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub defaults: Vec<(String, String)>,
-    /// Every section and its own keys, in file order.
-    pub sections: Vec<KeptSection>,
-}
-
-/// One section.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct KeptSection {
-    /// What is between the brackets.
-    pub name: String,
-    /// Keys and values in file order.
-    pub entries: Vec<(String, String)>,
 }
 
 /// What workers that were asked to end have left behind.

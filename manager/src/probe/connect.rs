@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
-use super::target::Target;
+use crate::config::target::Target;
 
 /// Look-ups under way at once.
 const MAX_LOOKUPS: usize = 8;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::connect::{Connection, connect};
-use super::{ProbeError, in_time, shown, target};
+use super::{ProbeError, in_time, shown};
+use crate::config::target;
 
 /// Most bytes of an answer that are read before its status must be clear.
 const MAX_HEAD_BYTES: usize = 16 << 10;

@@ -18,7 +18,6 @@ mod http;
 mod notify;
 mod pipe;
 pub mod ready;
-pub mod target;
 
 use std::io;
 use std::time::Duration;
@@ -28,9 +27,10 @@ use papa_protocol::name::NameError;
 
 use crate::config::{HealthProbe, WatcherConfig, variables};
 
+use crate::config::target;
+pub use crate::config::target::TargetError;
 pub use command::command;
 pub use http::http;
-pub use target::TargetError;
 
 /// What an answer of somebody else's is cut to in a message.
 const SHOWN_BYTES: usize = 200;

@@ -1,0 +1,362 @@
+//! The files a configuration consists of.
+//!
+//! Owns opening the main file and what its `include` and `include_dir` name, in a fixed order; the grammar is `ini`'s.
+//! Patterns are relative to the main file's directory and matches are read in name order, so that the result does
+//! not depend on the file system. Included files include nothing themselves.
+//! Source: Circus 0.17.2's `read_config`.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Component, Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use crate::fnmatch;
+use crate::foreign;
+use crate::ini::Document;
+use crate::problem::{Findings, Origin};
+
+/// Largest configuration file, in bytes: far beyond any real one, small enough to read whole.
+pub const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Most files one configuration may consist of.
+pub const MAX_FILES: usize = 10_000;
+
+/// What was read, and from where.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Main file and included files as one.
+    pub document: Document,
+    /// Every file read, the main one first, named as in problems.
+    pub files: Vec<PathBuf>,
+    /// Those of them in which no section has a key.
+    pub empty: Vec<PathBuf>,
+    /// What `include` and `include_dir` ask for.
+    pub patterns: Vec<Pattern>,
+}
+
+/// A pattern of `include` or `include_dir`, variables replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    /// `include conf.d/*.ini`.
+    pub text: String,
+    /// So many files.
+    pub matches: usize,
+}
+
+/// Reads `path` and what it includes; a relative `path` begins at `directory` and is named in problems as it was
+/// given. `expand` replaces variables in the patterns.
+pub fn load(
+    path: &Path,
+    directory: &Path,
+    expand: impl Fn(&str) -> String,
+    findings: &mut Findings,
+) -> Loaded {
+    let mut loaded = Loaded::default();
+    if !read_into(&mut loaded, path, directory, findings) {
+        return loaded;
+    }
+    let base = path.parent().unwrap_or(Path::new(""));
+    let mut included = Vec::new();
+    for key in ["include", "include_dir"] {
+        let Some(entry) = loaded.document.get("circus", key) else {
+            continue;
+        };
+        for pattern in expand(&entry.value).split_whitespace() {
+            let mut path = base.join(pattern);
+            if key == "include_dir" {
+                path.push("*.ini");
+            }
+            let matches = match expand_pattern(&path, directory) {
+                Ok(matches) => matches,
+                Err(why) => {
+                    findings.error(&entry.value_origin, format!("{key} {pattern:?}: {why}"));
+                    continue;
+                }
+            };
+            loaded.patterns.push(Pattern {
+                text: format!("{key} {pattern}"),
+                matches: matches.len(),
+            });
+            if matches.is_empty() {
+                findings.warn(
+                    &entry.value_origin,
+                    format!(
+                        "{key} {pattern:?}: {} matches no file; relative paths begin where the main file is",
+                        path.display()
+                    ),
+                );
+            }
+            included.extend(matches);
+            if included.len() > MAX_FILES {
+                findings.error(
+                    &entry.value_origin,
+                    format!("{key} names more than {MAX_FILES} files"),
+                );
+                return loaded;
+            }
+        }
+    }
+    for file in included {
+        // A pattern may well match the main file, or a file twice.
+        if !loaded.files.contains(&file) {
+            read_into(&mut loaded, &file, directory, findings);
+        }
+    }
+    loaded
+}
+
+fn read_into(loaded: &mut Loaded, path: &Path, directory: &Path, findings: &mut Findings) -> bool {
+    match read_bounded(&directory.join(path)) {
+        Ok(bytes) => {
+            if let Some(what) = foreign::looks_like(&bytes) {
+                findings.error(
+                    &Origin::whole(path),
+                    format!("{what}; expected an INI file with sections like [watcher:web]"),
+                );
+                loaded.files.push(path.to_owned());
+                return false;
+            }
+            loaded.document.read(path, &bytes, findings);
+            loaded.files.push(path.to_owned());
+            if is_empty(&bytes) {
+                loaded.empty.push(path.to_owned());
+            }
+            true
+        }
+        Err(error) => {
+            findings.error(&Origin::whole(path), format!("cannot be read: {error}"));
+            false
+        }
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    // To open a named pipe waits for a writer, who may never come, and the manager with it.
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
+        return Err(io::Error::other("it is a directory, expected a file"));
+    }
+    if kind.is_fifo() {
+        // The pipe of `papactl check <(command)` has no name of its own, and its writer is there.
+        if path.canonicalize().is_ok() {
+            return Err(io::Error::other("it is a named pipe, expected a file"));
+        }
+        file = File::open(path)?;
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!(
+            "it is larger than {MAX_FILE_BYTES} bytes"
+        )));
+    }
+    Ok(bytes)
+}
+
+/// Nothing but comments and white space.
+fn is_empty(bytes: &[u8]) -> bool {
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    lines.all(|line| {
+        line.trim_ascii().is_empty() || line.starts_with(b"#") || line.starts_with(b";")
+    })
+}
+
+/// Every path `pattern` matches, in name order; a relative one begins at `start`. A wildcard does not match a leading
+/// dot. A name without wildcards is taken as it is: whether it can be read shows when it is.
+///
+/// # Errors
+/// A directory named without wildcards cannot be listed: what is in it is unknown, which is not the same as nothing.
+fn expand_pattern(pattern: &Path, start: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut found = vec![PathBuf::new()];
+    let mut guessed = false;
+    for component in pattern.components() {
+        let wanted = component.as_os_str().to_string_lossy();
+        let literal = !matches!(component, Component::Normal(_)) || !fnmatch::is_pattern(&wanted);
+        let mut next = Vec::new();
+        for directory in found {
+            if literal {
+                next.push(directory.join(component));
+                continue;
+            }
+            match list_matching(&start.join(&directory), &wanted) {
+                Ok(names) => next.extend(names.into_iter().map(|name| directory.join(name))),
+                // One of several that a wildcard has found may be a file, or not ours.
+                Err(_) if guessed => {}
+                Err(error) => {
+                    let shown = start.join(&directory);
+                    return Err(format!(
+                        "the directory {} cannot be read: {error}",
+                        shown.display()
+                    ));
+                }
+            }
+        }
+        guessed |= !literal;
+        next.truncate(MAX_FILES + 1);
+        found = next;
+    }
+    if guessed {
+        // A dangling link stays: it is named, and cannot be read.
+        found.retain(|path| start.join(path).symlink_metadata().is_ok());
+    }
+    Ok(found)
+}
+
+/// Names in `directory` that match, sorted.
+fn list_matching(directory: &Path, pattern: &str) -> io::Result<Vec<OsString>> {
+    let mut names: Vec<_> = fs::read_dir(directory)?
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name())
+        .filter(|name| {
+            let name = name.to_string_lossy();
+            fnmatch::matches(pattern, &name) && (pattern.starts_with('.') || !name.starts_with('.'))
+        })
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Path, name: &str, text: &str) {
+        let path = directory.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn includes_are_read_in_name_order_after_the_main_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        write(
+            base,
+            "main.ini",
+            "[circus]\ninclude = ((circus.x))/*.ini none-*\ninclude_dir = d?\n[s]\nk = main",
+        );
+        write(base, "sub/b.ini", "[s]\nk = b\nl = b");
+        write(base, "sub/a.ini", "[s]\nl = a\n[circus]\ninclude = never");
+        write(base, "sub/.hidden.ini", "[s]\nl = hidden");
+        write(base, "d1/c.ini", "[s]\nm = c");
+        let mut findings = Findings::default();
+        let loaded = load(
+            Path::new("main.ini"),
+            base,
+            |text| text.replace("((circus.x))", "sub"),
+            &mut findings,
+        );
+        assert_eq!(findings.errors, []);
+        assert_eq!(findings.warnings.len(), 1, "{:?}", findings.warnings);
+        assert!(
+            findings.warnings[0]
+                .to_string()
+                .starts_with("main.ini:2:11: include \"none-*\"")
+        );
+        let names: Vec<_> = loaded
+            .files
+            .iter()
+            .map(|file| file.to_str().unwrap())
+            .collect();
+        assert_eq!(names, ["main.ini", "sub/a.ini", "sub/b.ini", "d1/c.ini"]);
+        let get = |key| loaded.document.get("s", key).unwrap().value.as_str();
+        assert_eq!([get("k"), get("l"), get("m")], ["main", "a", "c"]);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_read_is_a_mistake_and_not_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        write(base, "conf.d/a.ini", "[s]\nk = 1");
+        std::os::unix::fs::symlink("nowhere", base.join("conf.d/b.ini")).unwrap();
+        for (include, part) in [
+            ("include = conf.d/*.ini", "b.ini: cannot be read"),
+            ("include = gone.ini", "gone.ini: cannot be read"),
+            ("include = gone/*.ini", "gone cannot be read"),
+            ("include_dir = gone", "gone cannot be read"),
+        ] {
+            write(base, "main.ini", &format!("[circus]\n{include}\n"));
+            let mut findings = Findings::default();
+            load(Path::new("main.ini"), base, str::to_owned, &mut findings);
+            assert_eq!(findings.errors.len(), 1, "{include}: {findings:?}");
+            let said = findings.errors[0].to_string();
+            assert!(said.contains(part), "{part:?} in {said:?}");
+        }
+        // What only a wildcard guessed may be missing.
+        write(base, "main.ini", "[circus]\ninclude = */x.ini none-*.ini\n");
+        let mut findings = Findings::default();
+        let loaded = load(Path::new("main.ini"), base, str::to_owned, &mut findings);
+        assert_eq!(findings.errors, []);
+        let matches: Vec<_> = loaded
+            .patterns
+            .iter()
+            .map(|pattern| pattern.matches)
+            .collect();
+        assert_eq!(matches, [0, 0]);
+    }
+
+    #[test]
+    fn a_named_pipe_in_place_of_a_file_is_a_mistake_and_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        let pipe = base.join("conf.d/pipe.ini");
+        write(base, "main.ini", "[circus]\ninclude = conf.d/*.ini\n");
+        fs::create_dir(base.join("conf.d")).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink(&pipe, base.join("link.ini")).unwrap();
+        for (main, named) in [
+            ("main.ini", "conf.d/pipe.ini"),
+            ("conf.d/pipe.ini", "conf.d/pipe.ini"),
+            ("link.ini", "link.ini"),
+        ] {
+            let (done, waiting) = std::sync::mpsc::channel();
+            let start = base.to_owned();
+            std::thread::spawn(move || {
+                let mut findings = Findings::default();
+                load(Path::new(main), &start, str::to_owned, &mut findings);
+                let _ = done.send(findings.errors);
+            });
+            let errors = waiting
+                .recv_timeout(std::time::Duration::from_secs(20))
+                .unwrap_or_else(|_| panic!("{main}: waits for a writer"));
+            assert_eq!(errors.len(), 1, "{main}: {errors:?}");
+            let expected = format!("{named}: cannot be read: it is a named pipe, expected a file");
+            assert_eq!(errors[0].to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_pipe_without_a_name_is_read_whole() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+        std::io::Write::write_all(&mut writer, b"[watcher:a]\ncmd = sleep 1\n").unwrap();
+        drop(writer);
+        let mut findings = Findings::default();
+        let loaded = load(
+            Path::new(&path),
+            Path::new("/"),
+            str::to_owned,
+            &mut findings,
+        );
+        assert_eq!(findings.errors, []);
+        assert!(loaded.document.get("watcher:a", "cmd").is_some());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path().to_owned(), dir.path().join("nope.ini")] {
+            let mut findings = Findings::default();
+            load(&path, Path::new("/"), str::to_owned, &mut findings);
+            assert_eq!(findings.errors.len(), 1);
+            assert_eq!(findings.errors[0].origin.file(), path);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Whether what a configuration names is there: programs, directories, users.
+//!
+//! Owns the looking, for `papactl check`: the file may be written for another machine, or for a moment in which its programs are
+//! installed, so everything here is a warning, and nothing of it keeps a configuration from being read.
+//! Leaves to others: what the file itself says (`resolve`). Reads the file system and the user database; changes nothing.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::User;
+
+use crate::problem::{Origin, Problem};
+use crate::types::{Config, Identity, LogOutput, StreamConfig, WatcherConfig};
+use crate::{render_worker, variables};
+
+/// Where the kernel looks for programs when the worker's environment has no `PATH`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Longest first line of a script. Source: execve(2), "Interpreter scripts".
+const MAX_SHEBANG_BYTES: usize = 255;
+
+/// Everything that `config` names and that is not there, in file order.
+#[must_use]
+pub fn missing(config: &Config) -> Vec<Problem> {
+    let mut found = BTreeSet::new();
+    for watcher in &config.watchers {
+        let mut report = |key: &str, text: String| {
+            found.insert(Problem::new(&place(watcher, key), text));
+        };
+        if let Some(text) = directory_fault(&watcher.working_dir) {
+            report("working_dir", format!("working_dir {text}"));
+        }
+        // Relative programs begin there; without it there is nothing to look for.
+        else if let Some(text) = program_fault(config, watcher) {
+            report(program_key(watcher), text);
+        }
+        if let (Some(Identity::Number(number)), None) = (&watcher.uid, &watcher.gid)
+            && matches!(User::from_uid((*number).into()), Ok(None))
+        {
+            report(
+                "uid",
+                format!(
+                    "uid {number}: no user of this system has this number, so its group is unknown; write gid too"
+                ),
+            );
+        }
+        for (stream, name) in [(&watcher.stdout, "stdout"), (&watcher.stderr, "stderr")] {
+            if let StreamConfig::File(file) = stream
+                && let Some(text) = file_fault(&file.filename, file.mkdir)
+            {
+                let key = format!("{name}_stream.filename");
+                let hint = if file.filename.is_dir() {
+                    String::new()
+                } else {
+                    format!("; make it, or write {name}_stream.mkdir = yes")
+                };
+                report(&key, format!("{key} {text}{hint}"));
+            }
+        }
+    }
+    for socket in &config.sockets {
+        if let Some(path) = &socket.path
+            && let Some(text) = path.parent().and_then(directory_fault)
+        {
+            found.insert(Problem::new(&socket.origin, format!("path {text}")));
+        }
+    }
+    let origin = |key: &str| {
+        let entry = config.base.document.get("circus", key);
+        entry.map_or_else(
+            || Origin::whole(&config.path),
+            |entry| entry.value_origin.clone(),
+        )
+    };
+    if let Some(text) = config
+        .pidfile
+        .as_ref()
+        .and_then(|path| file_fault(path, false))
+    {
+        found.insert(Problem::new(&origin("pidfile"), format!("pidfile {text}")));
+    }
+    if let Some(LogOutput::File(path)) = &config.log_output
+        && let Some(text) = file_fault(path, false)
+    {
+        found.insert(Problem::new(
+            &origin("logoutput"),
+            format!("logoutput {text}"),
+        ));
+    }
+    found.into_iter().collect()
+}
+
+/// Where `key` is written; its section if it is not.
+fn place(watcher: &WatcherConfig, key: &str) -> Origin {
+    let mut entries = watcher.entries.iter();
+    entries.find(|entry| entry.key == key).map_or_else(
+        || watcher.origin.clone(),
+        |entry| entry.value_origin.clone(),
+    )
+}
+
+fn program_key(watcher: &WatcherConfig) -> &'static str {
+    if watcher.options.contains_key("executable") {
+        "executable"
+    } else {
+        "cmd"
+    }
+}
+
+fn directory_fault(path: &Path) -> Option<String> {
+    let text = format!("{:?}", path.display().to_string());
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => None,
+        Ok(_) => Some(format!("{text}: is no directory")),
+        Err(error) => Some(format!("{text}: {}", words(&error))),
+    }
+}
+
+/// What is wrong with the place of a file that is to be written.
+fn file_fault(path: &Path, made: bool) -> Option<String> {
+    if path.is_dir() {
+        return Some(format!(
+            "{:?}: is a directory, expected a file",
+            path.display().to_string()
+        ));
+    }
+    let directory = path.parent()?;
+    if made && !directory.exists() {
+        return None;
+    }
+    directory_fault(directory).map(|text| format!("directory {text}"))
+}
+
+/// An error without its number.
+fn words(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "does not exist".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "cannot be looked at: permission denied".to_owned(),
+        _ => format!("cannot be looked at: {error}"),
+    }
+}
+
+fn program_fault(config: &Config, watcher: &WatcherConfig) -> Option<String> {
+    let worker = render_worker(watcher, &config.namespace, 1);
+    let program = worker.argv.first()?;
+    let key = program_key(watcher);
+    // Replaced by the kernel only.
+    if !variables::keys(program).is_empty() || program.contains("$(socket.") {
+        return None;
+    }
+    let listed = program.contains('/');
+    let path = worker.env.get(OsStr::new("PATH"));
+    let found = if listed {
+        Some(watcher.working_dir.join(program))
+    } else {
+        let path = path.map_or(OsStr::new(DEFAULT_PATH), |path| path.as_os_str());
+        search(path, program, &watcher.working_dir)
+    };
+    let Some(found) = found else {
+        let place = if path.is_some() {
+            "no directory of the workers' PATH has it".to_owned()
+        } else {
+            format!(
+                "{DEFAULT_PATH} does not have it, where programs are looked for when [env] has no PATH"
+            )
+        };
+        let ours = config.base.around.environment.get(OsStr::new("PATH"));
+        let elsewhere = ours.and_then(|ours| search(ours, program, &watcher.working_dir));
+        let hint = elsewhere.map_or(String::new(), |found| {
+            format!(
+                "; yours has {}: write that, or copy_env = yes",
+                found.display()
+            )
+        });
+        return Some(format!("{key} {program:?}: {place}{hint}"));
+    };
+    match fs::metadata(&found) {
+        Err(error) => Some(format!(
+            "{key} {:?}: {}",
+            found.display().to_string(),
+            words(&error)
+        )),
+        Ok(metadata) if metadata.is_dir() => Some(format!(
+            "{key} {:?}: is a directory, expected a program",
+            found.display().to_string()
+        )),
+        Ok(metadata) if metadata.permissions().mode() & 0o111 == 0 => Some(format!(
+            "{key} {:?}: is not executable; chmod +x, or put its interpreter first",
+            found.display().to_string()
+        )),
+        Ok(_) => interpreter_fault(&found, key),
+    }
+}
+
+/// Why the system may say of a program that is there that it is not: the interpreter its first line names is missing. Reads the file.
+#[must_use]
+pub fn missing_interpreter(watcher: &WatcherConfig, namespace: &str) -> Option<String> {
+    let worker = render_worker(watcher, namespace, 1);
+    let program = worker.argv.first()?;
+    let found = if program.contains('/') {
+        watcher.working_dir.join(program)
+    } else {
+        let path = worker.env.get(OsStr::new("PATH"));
+        let path = path.map_or(OsStr::new(DEFAULT_PATH), |path| path.as_os_str());
+        search(path, program, &watcher.working_dir)?
+    };
+    interpreter_fault(&found, program_key(watcher))
+}
+
+/// A script whose interpreter is missing: the system then says that the script does not exist.
+fn interpreter_fault(program: &Path, key: &str) -> Option<String> {
+    // To open a named pipe would wait for its writer.
+    program.metadata().ok().filter(|found| found.is_file())?;
+    let mut start = Vec::new();
+    File::open(program)
+        .ok()?
+        .take(MAX_SHEBANG_BYTES as u64)
+        .read_to_end(&mut start)
+        .ok()?;
+    let line = start
+        .strip_prefix(b"#!")?
+        .split(|byte| *byte == b'\n')
+        .next()?;
+    let word = line
+        .split(|byte| byte.is_ascii_whitespace())
+        .find(|word| !word.is_empty())?;
+    let carriage_return = line.ends_with(b"\r");
+    let interpreter = PathBuf::from(OsStr::from_bytes(word));
+    if interpreter.exists() && !carriage_return {
+        return None;
+    }
+    let script = program.display().to_string();
+    let interpreter = interpreter.display().to_string();
+    Some(if carriage_return {
+        format!(
+            "{key} {script:?}: its first line ends in a carriage return, which becomes part of the interpreter's name"
+        )
+    } else {
+        format!("{key} {script:?}: its interpreter {interpreter:?} does not exist")
+    })
+}
+
+/// The first program of this name in `path`.
+fn search(path: &OsStr, program: &str, directory: &Path) -> Option<PathBuf> {
+    std::env::split_paths(path)
+        .map(|place| directory.join(place).join(program))
+        .find(|candidate| {
+            fs::metadata(candidate).is_ok_and(|metadata| {
+                metadata.is_file() && metadata.permissions().mode() & 0o111 != 0
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Surroundings, load};
+
+    #[test]
+    fn what_is_not_there_is_named_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        fs::write(base.join("plain"), "x").unwrap();
+        let script = base.join("script");
+        fs::write(&script, "#!/nope/python\n").unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(base.join("bin")).unwrap();
+        fs::copy(&script, base.join("bin/only-mine")).unwrap();
+        let text = "[circus]\npidfile = none/x.pid\n\
+            [watcher:a]\ncmd = ./nope\n\
+            [watcher:b]\ncmd = nope\n\
+            [watcher:c]\ncmd = sleep 1\nworking_dir = gone\n\
+            [watcher:d]\ncmd = ./plain\n\
+            [watcher:e]\ncmd = ./script\n\
+            [watcher:f]\ncmd = only-mine\n\
+            [watcher:g]\ncmd = sleep 1\nstdout_stream.filename = logs/x.log\nuid = 3999999\n\
+            [watcher:fine]\ncmd = sh -c ok\nstdout_stream.filename = logs/x.log\nstdout_stream.mkdir = yes\nuid = 3999999\ngid = 3999999\n\
+            [socket:s]\npath = gone/s.sock\n";
+        let file = base.join("t.ini");
+        fs::write(&file, text).unwrap();
+        let around = Surroundings {
+            environment: [("PATH".into(), base.join("bin").into())].into(),
+            directory: base.to_owned(),
+        };
+        let found: Vec<_> = missing(&load(&file, &around).unwrap())
+            .into_iter()
+            .map(|problem| (problem.origin.line(), problem.message))
+            .collect();
+        let expected = [
+            (2, "pidfile directory"),
+            (4, "/nope\": does not exist"),
+            (6, "/bin:/usr/bin does not have it"),
+            (9, "gone\": does not exist"),
+            (11, "is not executable"),
+            (13, "its interpreter \"/nope/python\" does not exist"),
+            (15, "/bin/only-mine: write that, or copy_env = yes"),
+            (18, "make it, or write stdout_stream.mkdir = yes"),
+            (19, "write gid too"),
+            (26, "path \""),
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for ((line, text), (expected_line, part)) in found.iter().zip(expected) {
+            assert_eq!(*line, expected_line, "{text}");
+            assert!(text.contains(part), "{part:?} in {text:?}");
+        }
+    }
+}

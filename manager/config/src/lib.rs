@@ -1,0 +1,45 @@
+//! From an INI file as people have it to a configuration the manager can act on.
+//!
+//! `ini` reads lines into keys with their file and line, `include` gathers the files, `foreign` knows those of other programs, `raw` sorts sections by kind,
+//! `environment` computes what a worker's variables are, `resolve` turns text into typed values and reports every
+//! mistake at once, `render` makes one worker's command from its watcher. Nothing here talks to a kernel or
+//! starts anything.
+//! Source: Circus 0.17.2's INI format; differences are listed in manager/docs/circus.md.
+
+#![forbid(unsafe_code)]
+
+pub mod change;
+pub mod diff;
+pub mod environment;
+pub mod facets;
+pub mod fields;
+pub mod fnmatch;
+pub mod foreign;
+pub mod include;
+pub mod ini;
+pub mod inspect;
+pub mod kept;
+pub mod known;
+pub mod problem;
+pub mod raw;
+pub mod render;
+pub mod resolve;
+pub mod scalar;
+pub mod signal;
+pub mod target;
+pub mod types;
+pub mod variables;
+pub mod words;
+
+pub use problem::{ConfigErrors, Origin, Problem};
+pub use render::{
+    NUMBER_VARIABLE, WorkerInput, WorkerOutput, WorkerSpec, render_text, render_worker,
+};
+pub use resolve::{Surroundings, load, load_kept};
+pub use signal::SignalNumber;
+pub use types::{
+    BackoffConfig, Config, FancyConfig, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe,
+    HookConfig, Identity, KernelEndpoint, LogOutput, OrphanPolicy, PluginConfig, Readiness,
+    RlimitValue, RotateWhen, RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig,
+    SyslogAddress, SyslogConfig, WatcherConfig, socket_name,
+};

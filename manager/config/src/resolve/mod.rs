@@ -1,0 +1,576 @@
+//! From text to the typed configuration, with every mistake reported at once.
+//!
+//! Owns `[circus]`, the order of things and checks across sections; one watcher, its streams and sockets have files
+//! of their own. Reads files, the given environment and the user database; starts nothing.
+//! Invariant: a `Config` is returned only if there was no error at all.
+//! Source: Circus 0.17.2's `get_config`; manager/docs/ini.md.
+
+mod address;
+mod command;
+pub mod depends;
+mod identity;
+mod keys;
+mod probe;
+mod python;
+pub mod restarts;
+mod socket;
+mod stream;
+mod watcher;
+
+pub use stream::{color_name, facility_name};
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::environment::{self, Environment, Lookup, Variables};
+use crate::fields::Fields;
+use crate::include::{self, Loaded};
+use crate::kept::KeptDocument;
+use crate::problem::{ConfigErrors, Findings, Origin};
+use crate::raw::{RawConfig, RawSection};
+use crate::resolve::restarts::FlappingDefaults;
+use crate::scalar;
+use crate::types::{
+    Base, Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, LogOutput, PluginConfig,
+    SocketConfig, SyslogConfig, WatcherConfig,
+};
+
+/// Longest namespace, in bytes: it is part of every name and of a socket's path, which may have 107.
+const MAX_NAMESPACE_BYTES: usize = 32;
+
+/// Longest name the kernel takes, in bytes.
+pub const MAX_KERNEL_NAME_BYTES: usize = 255;
+
+/// Circus's default facility.
+const SYSLOG_USER: u8 = 1;
+
+/// Size of a log of the manager's own at which it is put aside. Beside its socket it takes memory, as the kernel's does.
+const LOG_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Levels `loglevel` knows.
+const LOG_LEVELS: [&str; 5] = ["critical", "error", "warning", "info", "debug"];
+
+/// What a configuration depends on besides its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The environment: `$(circus.env.X)`, `copy_env`.
+    pub environment: Environment,
+    /// Where relative paths in the file begin, absolute: the manager's working directory, as in Circus.
+    pub directory: PathBuf,
+}
+
+impl Surroundings {
+    /// Those of this process. The directory is the one whoever started us went into, through links: a release directory's link
+    /// leads somewhere else tomorrow.
+    ///
+    /// # Errors
+    /// The working directory is gone or cannot be entered, and `PWD` does not say where it was.
+    pub fn current() -> io::Result<Self> {
+        let logical = env::var_os("PWD").map(PathBuf::from);
+        Ok(Self {
+            environment: env::vars_os().collect(),
+            directory: directory(logical, env::current_dir())?,
+        })
+    }
+
+    /// Has a program start where we were started, by that name; wherever it is if that is gone.
+    pub fn enter(&self, command: &mut Command) {
+        if self.directory.is_dir() {
+            command
+                .current_dir(&self.directory)
+                .env("PWD", &self.directory);
+        }
+    }
+
+    /// The same directory with this process's environment, wherever its working directory is by now.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
+            environment: env::vars_os().collect(),
+            directory: self.directory.clone(),
+        }
+    }
+}
+
+/// The working directory by its logical name, if that leads there still. A working directory that is gone has only that name.
+fn directory(logical: Option<PathBuf>, physical: io::Result<PathBuf>) -> io::Result<PathBuf> {
+    let logical = logical.filter(|path| path.is_absolute());
+    let physical = match (physical, logical.as_ref()) {
+        (Ok(physical), _) => physical,
+        (Err(_), Some(logical)) => return Ok(logical.clone()),
+        (Err(error), None) => return Err(error),
+    };
+    let place = |path: &Path| {
+        fs::metadata(path)
+            .map(|found| (found.dev(), found.ino()))
+            .ok()
+    };
+    let here = place(&physical);
+    Ok(logical
+        .filter(|logical| here.is_some() && place(logical) == here)
+        .unwrap_or(physical))
+}
+
+/// Where `path` is now, links followed; as it is written if nobody can say.
+fn resolved(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A program that is reached through a link to a directory: where it is now. Its own name stays, because programs look at it.
+/// None for a program that is looked for in `PATH` or in the working directory, and for the system's own.
+fn resolved_program(program: &str) -> Option<String> {
+    let path = Path::new(program);
+    let (parent, name) = (path.parent()?, path.file_name()?);
+    // /bin is a link on most systems, and where it leads does not change.
+    let system = ["/bin", "/sbin", "/lib", "/lib64", "/usr"];
+    if !path.is_absolute() || system.iter().any(|start| path.starts_with(start)) {
+        return None;
+    }
+    let there = fs::canonicalize(parent).ok()?;
+    if there == parent {
+        return None;
+    }
+    there.join(name).into_os_string().into_string().ok()
+}
+
+/// Reads the configuration in `path`.
+///
+/// # Errors
+/// Everything wrong in it and in the files it includes.
+pub fn load(path: &Path, around: &Surroundings) -> Result<Config, ConfigErrors> {
+    let (loaded, findings) = read_files(path, around);
+    resolve(path, around, &loaded, findings)
+}
+
+/// The configuration in `path` as it was when `kept` was read from it.
+///
+/// # Errors
+/// What was accepted then is not accepted any more: the surroundings or the rules have changed.
+pub fn load_kept(
+    path: &Path,
+    around: &Surroundings,
+    kept: &KeptDocument,
+) -> Result<Config, ConfigErrors> {
+    let loaded = Loaded {
+        document: kept.to_document(path),
+        files: vec![path.to_owned()],
+        ..Loaded::default()
+    };
+    resolve(path, around, &loaded, Findings::default())
+}
+
+fn resolve(
+    path: &Path,
+    around: &Surroundings,
+    loaded: &Loaded,
+    mut findings: Findings,
+) -> Result<Config, ConfigErrors> {
+    let config_dir = directory_of(path, around);
+    let variables = Variables::new(&loaded.document, &around.environment, &config_dir);
+    let raw = RawConfig::new(&loaded.document, &mut findings);
+    findings.differences_known = !circus_warnings(&raw, &variables, &mut findings);
+    environment::report(&loaded.document, &variables, &mut findings);
+    let (plugins, flapping) = plugins(&raw, &variables, &mut findings);
+    let free_keys = raw.plugins.iter().any(|section| {
+        let fields = Fields::new(&section.entries, &variables.global, &mut findings);
+        !restarts::is_flapping_plugin(&fields)
+    });
+    let base = Arc::new(Base {
+        document: loaded.document.clone(),
+        variables,
+        around: around.clone(),
+        flapping,
+        free_keys,
+    });
+    let mut config = circus_section(&raw, &base, &mut findings);
+    config.plugins = plugins;
+    config.path = around.directory.join(path);
+    for section in &raw.sockets {
+        config.sockets.extend(socket::resolve(
+            section,
+            &base.variables.global,
+            around,
+            &mut findings,
+        ));
+    }
+    let mut watchers = Vec::new();
+    for section in &raw.watchers {
+        watchers.extend(one_watcher(&config, section, None, &mut findings));
+    }
+    check_names(&watchers, &config.sockets, &mut findings);
+    address::settle(&mut config.sockets, &mut findings);
+    depends::check(&watchers, &mut findings);
+    watchers.sort_by(|a, b| {
+        b.priority
+            .cmp(&a.priority)
+            .then_with(|| a.name.cmp(&b.name))
+    });
+    config.watchers = watchers;
+    config.plugins.sort_by(|a, b| a.name.cmp(&b.name));
+    let findings = in_file_order(findings, loaded);
+    if !findings.errors.is_empty() {
+        return Err(ConfigErrors {
+            path: config.path,
+            errors: findings.errors,
+            warnings: findings.warnings,
+        });
+    }
+    let absolute = |files: &[PathBuf]| {
+        let files = files.iter();
+        files.map(|file| around.directory.join(file)).collect()
+    };
+    config.files = absolute(&loaded.files);
+    config.empty_files = absolute(&loaded.empty);
+    config.patterns.clone_from(&loaded.patterns);
+    config.warnings = findings.warnings;
+    Ok(config)
+}
+
+/// One watcher of `config`, whose sockets are known. `env_given` replaces what the env sections say.
+pub fn one_watcher(
+    config: &Config,
+    section: &RawSection,
+    env_given: Option<&BTreeMap<String, String>>,
+    findings: &mut Findings,
+) -> Option<WatcherConfig> {
+    let context = watcher::Context {
+        umask: config.umask,
+        sockets: &config.sockets,
+        variables: &config.base.variables,
+        flapping: config.base.flapping,
+        free_keys: config.base.free_keys,
+        around: &config.base.around,
+    };
+    watcher::resolve(section, &context, env_given, findings)
+}
+
+/// `[plugin:NAME]`; what the flapping plugin's says of watchers.
+fn plugins(
+    raw: &RawConfig,
+    variables: &Variables,
+    findings: &mut Findings,
+) -> (Vec<PluginConfig>, FlappingDefaults) {
+    let mut plugins = Vec::new();
+    let mut flapping = FlappingDefaults::default();
+    for section in &raw.plugins {
+        let mut fields = Fields::new(&section.entries, &variables.global, findings);
+        plugins.push(PluginConfig {
+            name: section.name.clone(),
+            options: fields.options(),
+            origin: section.origin.clone(),
+        });
+        if restarts::is_flapping_plugin(&fields) {
+            flapping = restarts::flapping_plugin(&mut fields);
+        } else if fields.text("use").is_none() {
+            findings.error(
+                &section.origin,
+                format!(
+                    "[plugin:{}] has no use, expected the plugin's class",
+                    section.name
+                ),
+            );
+        } else {
+            findings.differs(
+                &section.origin,
+                format!("[plugin:{}] is accepted but not yet active", section.name),
+            );
+        }
+    }
+    (plugins, flapping)
+}
+
+/// Where the main file is: absolute, and without the `.` of `papactl up ./file.ini`.
+fn directory_of(path: &Path, around: &Surroundings) -> PathBuf {
+    let path = around.directory.join(path);
+    path.parent().unwrap_or(&path).components().collect()
+}
+
+fn read_files(path: &Path, around: &Surroundings) -> (Loaded, Findings) {
+    let mut findings = Findings::default();
+    let mut inherited = Lookup::default().with_config_dir(&directory_of(path, around));
+    inherited.extend(&around.environment);
+    let expand = |text: &str| inherited.expand(text);
+    let loaded = include::load(path, &around.directory, expand, &mut findings);
+    (loaded, findings)
+}
+
+/// Reads only the namespace of the configuration in `path`, so that a file with mistakes elsewhere still tells which
+/// manager is meant.
+///
+/// # Errors
+/// The file cannot be read, or its namespace is none.
+pub fn namespace_of(path: &Path, around: &Surroundings) -> Result<String, ConfigErrors> {
+    let (loaded, mut findings) = read_files(path, around);
+    if !loaded.files.is_empty() {
+        findings.errors.clear();
+    }
+    let config_dir = directory_of(path, around);
+    let variables = Variables::new(&loaded.document, &around.environment, &config_dir);
+    let entry = loaded.document.get("circus", "namespace").cloned();
+    let mut fields = Fields::new(entry.as_slice(), &variables.global, &mut findings);
+    let found = fields.parsed("namespace", namespace);
+    if findings.errors.is_empty() {
+        return Ok(found.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()));
+    }
+    Err(ConfigErrors {
+        path: path.to_owned(),
+        errors: findings.errors,
+        warnings: Vec::new(),
+    })
+}
+
+fn in_file_order(mut findings: Findings, loaded: &Loaded) -> Findings {
+    let rank = |origin: &Origin| {
+        let file = loaded.files.iter().position(|file| file == origin.file());
+        (file, origin.line(), origin.column())
+    };
+    for problems in [&mut findings.errors, &mut findings.warnings] {
+        problems.sort_by_key(|problem| rank(&problem.origin));
+        problems.dedup();
+    }
+    findings
+}
+
+/// Values Circus would refuse, of keys without effect here.
+fn check_unused(fields: &mut Fields<'_>) {
+    for key in ["statsd", "httpd", "debug_gc"] {
+        fields.boolean(key, false);
+    }
+    fields.whole::<u16>("httpd_port", 0, i64::from(u16::MAX));
+    // Negative ones turned Circus's pass off.
+    fields.parsed("check_delay", |text| {
+        let number: Result<f64, _> = text.trim().parse();
+        number.map_err(|_| "expected seconds like 5".to_owned())
+    });
+}
+
+/// Whether to warn where a value means something else than in Circus.
+fn circus_warnings(raw: &RawConfig, variables: &Variables, findings: &mut Findings) -> bool {
+    Fields::new(&raw.circus, &variables.global, findings).boolean("circus_warnings", true)
+}
+
+fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) -> Config {
+    let mut fields = Fields::new(&raw.circus, &base.variables.global, findings);
+    keys::report(&mut fields, keys::Kind::Circus, raw.circus_own, false);
+    keys::report_variables(&mut fields, |_| false);
+    check_unused(&mut fields);
+    let debug = fields.boolean("debug", false);
+    let log_level = fields.parsed("loglevel", |text| {
+        let level = text.trim().to_lowercase();
+        if LOG_LEVELS.contains(&level.as_str()) {
+            Ok(level)
+        } else {
+            Err(format!("expected one of {}", LOG_LEVELS.join(", ")))
+        }
+    });
+    Config {
+        path: PathBuf::new(),
+        files: Vec::new(),
+        empty_files: Vec::new(),
+        patterns: Vec::new(),
+        kernel: fields
+            .filled("papa_endpoint")
+            .and_then(|_| fields.parsed("papa_endpoint", kernel_endpoint)),
+        namespace: fields
+            .parsed("namespace", namespace)
+            .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+        warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
+        pidfile: fields.path("pidfile", &base.around.directory),
+        log_output: log_output(&mut fields, &base.around),
+        log_max_bytes: fields
+            .whole("logoutput_max_bytes", 0, i64::MAX)
+            .unwrap_or(LOG_MAX_BYTES),
+        umask: fields
+            .filled("umask")
+            .and_then(|_| fields.parsed("umask", scalar::octal_mask)),
+        log_level: if debug {
+            "debug".to_owned()
+        } else {
+            log_level.unwrap_or_else(|| "info".to_owned())
+        },
+        watchers: Vec::new(),
+        sockets: Vec::new(),
+        plugins: Vec::new(),
+        options: fields.options(),
+        warnings: Vec::new(),
+        base: Arc::clone(base),
+    }
+}
+
+/// `logoutput`: a file, a syslog daemon, or standard error, which is what Circus means by `-` and `stdout` too.
+fn log_output(fields: &mut Fields<'_>, around: &Surroundings) -> Option<LogOutput> {
+    let text = fields.filled("logoutput")?;
+    match text.trim() {
+        "-" | "stdout" => None,
+        text if text.starts_with("syslog:") => fields.parsed("logoutput", syslog_output),
+        path => Some(LogOutput::File(around.directory.join(path))),
+    }
+}
+
+/// `syslog://HOST[:PORT][?FACILITY]` or `syslog:///PATH[?FACILITY]`.
+fn syslog_output(text: &str) -> Result<LogOutput, String> {
+    let (address, facility) = match text.trim().split_once('?') {
+        Some((address, facility)) => (address, stream::facility(facility)?),
+        None => (text.trim(), SYSLOG_USER),
+    };
+    let address = match address.strip_prefix("syslog://") {
+        Some(path) if path.starts_with('/') => stream::syslog_address(path),
+        _ => stream::syslog_address(address),
+    };
+    Ok(LogOutput::Syslog(SyslogConfig {
+        address: address.map_err(|_| {
+            "expected syslog://HOST[:PORT][?FACILITY] or syslog:///dev/log[?FACILITY]".to_owned()
+        })?,
+        facility,
+        rfc5424: false,
+    }))
+}
+
+/// A namespace as `--namespace` and the file take it.
+///
+/// # Errors
+/// It is empty, too long, or has characters that could not stand in every name and path.
+pub fn namespace(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    if text.is_empty() || text.len() > MAX_NAMESPACE_BYTES || !text.chars().all(legal) {
+        return Err(format!(
+            "expected 1 to {MAX_NAMESPACE_BYTES} letters, digits, `_` or `-`"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn kernel_endpoint(text: &str) -> Result<KernelEndpoint, String> {
+    const EXPECTED: &str = "expected ipc:/path, /path, @abstract or tcp://host:port";
+    let text = text.trim();
+    // Circus collapses the slashes after `ipc:` to one.
+    let path = match text
+        .strip_prefix("ipc:")
+        .or_else(|| text.strip_prefix("unix:"))
+    {
+        Some(path) => Some(format!("/{}", path.trim_start_matches('/'))),
+        None => text.starts_with('/').then(|| text.to_owned()),
+    };
+    if let Some(path) = path {
+        return if path == "/" {
+            Err(EXPECTED.to_owned())
+        } else {
+            Ok(KernelEndpoint::Unix(path.into()))
+        };
+    }
+    if let Some(name) = text.strip_prefix('@').filter(|name| !name.is_empty()) {
+        return Ok(KernelEndpoint::Abstract(name.to_owned()));
+    }
+    let (host, port) = text
+        .strip_prefix("tcp://")
+        .and_then(|address| address.trim_end_matches('/').rsplit_once(':'))
+        .ok_or(EXPECTED)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match port.parse() {
+        Ok(port) if port > 0 && !host.is_empty() => Ok(KernelEndpoint::Tcp(host.to_owned(), port)),
+        _ => Err(EXPECTED.to_owned()),
+    }
+}
+
+/// What a name in the kernel may not hold; none if `name` is fine. `room` bytes are taken by its other parts.
+pub fn name_fault(name: &str, room: usize) -> Option<String> {
+    if name.is_empty() {
+        Some("the name is empty".to_owned())
+    } else if name.ends_with('*') {
+        Some(format!(
+            "the name {name:?} ends with `*`, which the kernel takes for all names that begin so"
+        ))
+    } else if name.len().max(name.to_lowercase().len()) + room > MAX_KERNEL_NAME_BYTES {
+        Some(format!(
+            "the name {name:?} is longer than {} bytes",
+            MAX_KERNEL_NAME_BYTES - room
+        ))
+    } else if name.contains(|c: char| c.is_control() || c == ':') {
+        Some(format!(
+            "the name {name:?} holds `:` or a control character, which the kernel refuses"
+        ))
+    } else if name.trim() != name {
+        Some(format!("the name {name:?} begins or ends with a space"))
+    } else {
+        None
+    }
+}
+
+/// Names are compared lower-cased everywhere, so two that differ only in case would share their workers.
+fn check_names(watchers: &[WatcherConfig], sockets: &[SocketConfig], findings: &mut Findings) {
+    for (index, watcher) in watchers.iter().enumerate() {
+        if let Some(first) = watchers[..index]
+            .iter()
+            .find(|other| other.key == watcher.key)
+        {
+            findings.error(
+                &watcher.origin,
+                format!(
+                    "[watcher:{}] has the same name as [watcher:{}] at {}; case does not count",
+                    watcher.name, first.name, first.origin
+                ),
+            );
+        }
+    }
+    for (index, socket) in sockets.iter().enumerate() {
+        if let Some(first) = sockets[..index]
+            .iter()
+            .find(|other| other.name == socket.name)
+        {
+            findings.error(
+                &socket.origin,
+                format!(
+                    "[socket:{}] has the same name as the one at {}; case does not count",
+                    socket.name, first.origin
+                ),
+            );
+        }
+    }
+}
+
+/// `hooks.NAME = target[, ignore failure]`: kept, reported as not yet active.
+pub fn hooks(fields: &mut Fields<'_>) -> Vec<HookConfig> {
+    let mut hooks = Vec::new();
+    for entry in fields.entries() {
+        let Some(name) = entry.key.strip_prefix("hooks.") else {
+            continue;
+        };
+        let value = fields.expand(&entry.value);
+        let (target, flag) = match value.split_once(',') {
+            Some((target, flag)) => (target.trim(), Some(flag)),
+            None => (value.trim(), None),
+        };
+        let ignore_failure = match flag.map(scalar::boolean) {
+            None => false,
+            Some(Ok(flag)) => flag,
+            Some(Err(expected)) => {
+                fields.findings.error(
+                    &entry.origin,
+                    format!("{} {value:?}: after the comma, {expected}", entry.key),
+                );
+                continue;
+            }
+        };
+        fields.findings.differs(
+            &entry.origin,
+            format!("{} is accepted but not yet active", entry.key),
+        );
+        hooks.push(HookConfig {
+            name: name.to_owned(),
+            target: target.to_owned(),
+            ignore_failure,
+            origin: entry.origin.clone(),
+        });
+    }
+    hooks
+}
+
+#[cfg(test)]
+mod tests;

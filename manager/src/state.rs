@@ -299,6 +299,13 @@ pub fn watcher_value(namespace: &str, key: &str) -> String {
     format!("{namespace}.manager.watcher.{key}")
 }
 
+/// The watcher's lower-case name in what [`watcher_value`] answers.
+#[must_use]
+pub fn key_of_watcher_value<'a>(namespace: &str, value: &'a str) -> Option<&'a str> {
+    let rest = value.strip_prefix(namespace)?;
+    rest.strip_prefix(".manager.watcher.")
+}
+
 /// Name of the value that describes the watcher `key` if no file does.
 #[must_use]
 pub fn added_value(namespace: &str, key: &str) -> String {

@@ -62,6 +62,7 @@ mod tasks;
 mod tickets;
 mod undrained;
 mod upgrade;
+mod watchers;
 
 use change::Change;
 pub use event::{Event, Outcome, Setup, WatcherId};
@@ -72,6 +73,7 @@ use saves::Saves;
 use tasks::Order;
 use tickets::{Hangups, Ticket};
 pub use upgrade::{Checked, own_program};
+use watchers::{Look, Watchers};
 
 /// Events waiting for the loop; a full queue slows its senders.
 const EVENTS: usize = 1024;
@@ -79,6 +81,13 @@ const EVENTS: usize = 1024;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Events handled before watchers are asked what to do: a burst of exits is one decision.
 const EVENTS_PER_TURN: usize = 256;
+
+/// Times a watcher is asked what to do next in one turn: each answer may give it, or one that depends on it, something more to do.
+/// What is left then is done in the next turn.
+const PASSES_PER_TURN: usize = 16;
+/// With more watchers than that, builds for debugging do not check those that are not touched.
+#[cfg(debug_assertions)]
+const CHECKED_WATCHERS: usize = 200;
 
 /// Phase of the manager's life cycle.
 #[derive(Debug)]
@@ -107,7 +116,7 @@ pub struct Supervisor {
     arguments: Vec<std::ffi::OsString>,
     /// File mode mask of workers whose watcher has none.
     umask: Option<u32>,
-    watchers: BTreeMap<WatcherId, Watcher>,
+    watchers: Watchers,
     /// Their numbers by lower-case name.
     keys: HashMap<String, WatcherId>,
     next_id: u32,
@@ -126,8 +135,8 @@ pub struct Supervisor {
     probes: Probes,
     /// Readiness descriptors nobody needs any more.
     discards: Vec<Gate>,
-    /// Some watcher has had to wait for others.
-    gated: bool,
+    /// What the gates of all watchers were last set by.
+    gated_by: gates::World,
     /// Highest serial known when the list under way was asked for.
     known_until: u64,
     /// The kernel we speak to, or spoke to last.
@@ -220,7 +229,7 @@ impl Supervisor {
             program: setup.program,
             arguments: setup.arguments,
             umask: setup.umask,
-            watchers: BTreeMap::new(),
+            watchers: Watchers::default(),
             keys: HashMap::new(),
             next_id: 0,
             queue: VecDeque::new(),
@@ -234,7 +243,7 @@ impl Supervisor {
             changes: VecDeque::new(),
             probes: Probes::default(),
             discards: Vec::new(),
-            gated: false,
+            gated_by: gates::World::default(),
             known_until: 0,
             kernel: None,
             lost_since: Some(Instant::now()),
@@ -294,6 +303,12 @@ impl Supervisor {
         self.keys.insert(config.key.clone(), id);
         let watcher = Watcher::new(config, kept, &self.moment());
         self.watchers.insert(id, watcher);
+    }
+
+    /// The watcher whose worker has this serial.
+    fn owner_mut(&mut self, serial: u64) -> Option<&mut Watcher> {
+        let id = self.watchers.owner(serial)?;
+        self.watchers.get_mut(&id)
     }
 
     /// Every watcher, higher priority first, then by name.
@@ -392,7 +407,7 @@ impl Supervisor {
                 result,
             } => self.started(watcher, wid, result),
             Event::Logs(LogReport::LineMatched { serial }) => {
-                for watcher in self.watchers.values_mut() {
+                if let Some(watcher) = self.owner_mut(serial) {
                     watcher.ready(serial);
                 }
             }
@@ -446,7 +461,7 @@ impl Supervisor {
         }
     }
 
-    /// Asks everybody what to do now, and does it.
+    /// Asks those who may have something to do what it is, and does it.
     fn advance(&mut self) {
         let now = Instant::now();
         self.refuse_late(now);
@@ -465,7 +480,7 @@ impl Supervisor {
         self.pass_answers(now);
         self.stop_once_connected(now);
         match &self.phase {
-            Phase::Quitting if self.leaving().all(Watcher::is_stopped) => self.phase = Phase::Done,
+            Phase::Quitting if self.watchers.leaving_are_stopped() => self.phase = Phase::Done,
             Phase::ShuttingDown { .. } => self.advance_shutdown(now),
             Phase::Attaching | Phase::Managing | Phase::Quitting | Phase::Done => {}
         }
@@ -481,33 +496,75 @@ impl Supervisor {
         self.tell_console(now);
         self.set_gates();
         self.release(now);
-        loop {
-            let ids: Vec<WatcherId> = self.watchers.keys().copied().collect();
-            for id in ids {
+        self.watchers.touch_due(now);
+        for _ in 0..PASSES_PER_TURN {
+            for id in self.watchers.take(Look::Step) {
                 self.step(id, link);
             }
             // One that serves now, or has stopped, may be what others have waited for.
-            if !self.set_gates() {
+            self.set_gates();
+            if !self.watchers.is_touched(Look::Step) {
                 break;
             }
         }
-        self.tell_freed();
-        self.drop_removed();
-        self.tend_probes(link);
+        let touched = self.watchers.take(Look::Tend);
+        self.tell_freed(&touched);
+        self.drop_removed(&touched);
+        self.tend_probes(&touched, link);
         self.save();
+        #[cfg(debug_assertions)]
+        self.check_untouched(now);
         self.send_saves(link, now);
     }
 
     fn step(&mut self, id: WatcherId, link: &KernelLink) {
         let at = self.moment();
-        let Some(watcher) = self.watchers.get_mut(&id) else {
+        let Some(watcher) = self.watchers.get_to_step(&id) else {
             return;
         };
+        let before = watcher.outline();
         let mut actions = watcher.step(&at);
+        // One step may be what makes the next one possible.
+        if !actions.is_empty() || watcher.outline() != before {
+            self.watchers.touch_for(Look::Step, id);
+        }
         // Whoever is to go is asked before somebody new comes.
         actions.sort_by_key(|action| matches!(action, Action::Start { .. }));
         for action in actions {
             self.perform(id, action, link);
+        }
+    }
+
+    /// Panics if a watcher that is not touched has something to do: it would wait for an event that may not come.
+    #[cfg(debug_assertions)]
+    fn check_untouched(&mut self, now: Instant) {
+        if self.watchers.len() > CHECKED_WATCHERS || self.watchers.is_touched(Look::Step) {
+            return;
+        }
+        assert!(self.watchers.is_index_right(), "the index is out of date");
+        let at = Moment {
+            now,
+            ..self.moment()
+        };
+        let ids: Vec<WatcherId> = self.watchers.keys().copied().collect();
+        for id in ids {
+            let gate = self.gate_of(id);
+            let Some(watcher) = self.watchers.get(&id) else {
+                continue;
+            };
+            let name = &watcher.config().name;
+            if !self.watchers.is_touched(Look::Gate) {
+                assert_eq!(Some(watcher.gate()), gate.as_ref(), "gate of {name}");
+            }
+            if watcher.deadline().is_none_or(|deadline| deadline > now) {
+                let mut copy = watcher.clone();
+                assert_eq!(copy.step(&at), Vec::new(), "{name} has something to do");
+                assert_eq!(copy.kept(), watcher.kept(), "{name} has something to keep");
+                assert_eq!(copy.outline(), watcher.outline(), "{name} has changed");
+            }
+            if !self.is_cleaning_up() {
+                assert_eq!(self.saved.get(&id), Some(watcher.kept()), "{name} is saved");
+            }
         }
     }
 
@@ -628,7 +685,7 @@ impl Supervisor {
         self.given_back
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&mut self) -> Option<Instant> {
         let drained = match &self.phase {
             Phase::ShuttingDown {
                 drained_by,
@@ -638,11 +695,15 @@ impl Supervisor {
             _ => None,
         };
         let saves = self.saves.deadline().filter(|_| self.connected());
-        let watchers = self
-            .link
-            .iter()
-            .flat_map(|_| self.watchers.values().filter_map(Watcher::deadline));
+        let watchers = if self.link.is_none() {
+            None
+        } else if self.watchers.is_touched(Look::Step) || self.watchers.is_touched(Look::Gate) {
+            Some(Instant::now())
+        } else {
+            self.watchers.deadline()
+        };
         watchers
+            .into_iter()
             .chain(self.next_release)
             .chain(self.logs_due)
             .chain(drained)

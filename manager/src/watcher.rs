@@ -171,7 +171,7 @@ pub struct Gate {
 }
 
 /// One watcher.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Watcher {
     config: Arc<WatcherConfig>,
     wanted: Wanted,
@@ -329,11 +329,15 @@ impl Watcher {
         self.dormant = false;
     }
 
-    /// What others have to say to its start and stop. True if that is new.
-    pub fn set_gate(&mut self, gate: Gate) -> bool {
-        let new = self.gate != gate;
+    /// What others have to say to its start and stop.
+    pub fn set_gate(&mut self, gate: Gate) {
         self.gate = gate;
-        new
+    }
+
+    /// What others said last.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// How many workers are wanted from now on; remembered until the file says another number.

@@ -6,7 +6,7 @@ use crate::control::events::EventKind;
 use crate::control::message::WatcherState;
 use crate::control::server::now as epoch_seconds;
 use crate::last_words::End;
-use crate::supervisor::{Supervisor, WatcherId};
+use crate::supervisor::{Look, Supervisor, WatcherId};
 use crate::watcher::Notice;
 use crate::worker::Running;
 
@@ -42,12 +42,14 @@ impl Supervisor {
 
     /// Tells what watchers had to tell, and which have become active or stopped since the last time.
     pub(super) fn announce(&mut self) {
-        self.announced
-            .retain(|id, _| self.watchers.contains_key(id));
         let now = epoch_seconds();
-        for (id, watcher) in &mut self.watchers {
+        for id in self.watchers.take(Look::Announce) {
+            let Some(watcher) = self.watchers.get_to_read(&id) else {
+                self.announced.remove(&id);
+                continue;
+            };
             let state = watcher.state();
-            let said = self.announced.entry(*id).or_default();
+            let said = self.announced.entry(id).or_default();
             let was_stopping =
                 std::mem::replace(&mut said.stopping, state == WatcherState::Stopping);
             let change = match state {

@@ -58,6 +58,8 @@ pub(super) enum Stage {
     /// New and different watchers are on their way.
     Watchers {
         waiting: Vec<(WatcherId, Goal)>,
+        /// Those before this one have got there; it is looked at first.
+        open: usize,
         leaving: Vec<WatcherId>,
         sockets: Vec<SocketConfig>,
     },
@@ -247,26 +249,7 @@ impl Supervisor {
                 }
                 gone
             }
-            Stage::Watchers { waiting, .. } => {
-                let mut failures = Vec::new();
-                for (id, goal) in waiting {
-                    // Somebody wants it stopped or removed by now, which is no failure of the change.
-                    if self
-                        .watchers
-                        .get(id)
-                        .is_none_or(|known| known.is_stopped_on_request())
-                    {
-                        continue;
-                    }
-                    match self.outcome(*goal, &[*id]) {
-                        None => return false,
-                        Some(Ok(())) => {}
-                        Some(Err(reason)) => failures.push(reason),
-                    }
-                }
-                self.watchers_changed(&failures);
-                true
-            }
+            Stage::Watchers { .. } => self.advance_watchers(),
             Stage::Leaving { leaving, .. } => {
                 let gone = leaving.iter().all(|id| !self.watchers.contains_key(id));
                 if gone {
@@ -274,6 +257,63 @@ impl Supervisor {
                 }
                 gone
             }
+        }
+    }
+
+    /// Goes on once all watchers that are new or different have got where they should, or failed.
+    fn advance_watchers(&mut self) -> bool {
+        let Some(mut change) = self.change.take() else {
+            return false;
+        };
+        let mut failures: Option<Vec<String>> = None;
+        if let Stage::Watchers { waiting, open, .. } = &mut change.stage {
+            // One that is open keeps all waiting: the others are looked at when that one has got there.
+            let mut rest = waiting.iter().enumerate().skip(*open);
+            let first = rest.find(|(_, one)| self.change_outcome(**one).is_none());
+            if let Some((at, _)) = first {
+                *open = at;
+            } else {
+                // Some may have been moved by a later request.
+                let mut failed = Vec::new();
+                let again = waiting
+                    .iter()
+                    .position(|one| match self.change_outcome(*one) {
+                        None => true,
+                        Some(outcome) => {
+                            failed.extend(outcome.err());
+                            false
+                        }
+                    });
+                *open = again.unwrap_or(0);
+                failures = again.is_none().then_some(failed);
+            }
+        }
+        self.change = Some(change);
+        let Some(failures) = failures else {
+            return false;
+        };
+        self.watchers_changed(&failures);
+        true
+    }
+
+    /// Whether one watcher of a change has got where it should; `None` while that is open.
+    fn change_outcome(&mut self, (id, goal): (WatcherId, Goal)) -> Option<Result<(), String>> {
+        // Somebody wants it stopped or removed by now, which is no failure of the change.
+        if self
+            .watchers
+            .get(&id)
+            .is_none_or(|known| known.is_stopped_on_request())
+        {
+            return Some(Ok(()));
+        }
+        self.outcome(goal, &[id])
+    }
+
+    /// The watcher that the change under way waits for.
+    pub(super) fn change_waits_for(&self) -> Option<WatcherId> {
+        match &self.change.as_ref()?.stage {
+            Stage::Watchers { waiting, open, .. } => waiting.get(*open).map(|(id, _)| *id),
+            _ => None,
         }
     }
 
@@ -532,6 +572,7 @@ impl Supervisor {
         self.update_logs();
         change.stage = Stage::Watchers {
             waiting,
+            open: 0,
             leaving,
             sockets,
         };

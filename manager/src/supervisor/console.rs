@@ -4,11 +4,9 @@
 //! where the reader of standard output is slow. Leaves to others: the printing (`Console`).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::commands::Console;
-use crate::config::WatcherConfig;
 use crate::supervisor::{Event, Supervisor, WatcherId};
 use crate::watcher::Watcher;
 
@@ -20,8 +18,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Output {
     wanted: bool,
     console: Option<Console>,
-    /// The watchers it was told of last.
-    told: Vec<Arc<WatcherConfig>>,
+    /// Changes of watchers' settings it was told of.
+    told: u64,
     /// Ended processes whose last lines are not printed yet, whose they were, and until when that is waited for.
     waiting: BTreeMap<u64, (WatcherId, Instant)>,
     /// Standard output is read too slowly to wait for it.
@@ -79,15 +77,10 @@ impl Supervisor {
             return;
         }
         self.stop_waiting(now);
-        let configs = || self.watchers.values().map(Watcher::config);
-        let same = configs().count() == self.console.told.len()
-            && configs()
-                .zip(&self.console.told)
-                .all(|(new, old)| Arc::ptr_eq(new, old));
-        if same {
+        let changes = self.watchers.config_changes();
+        if self.console.told == changes {
             return;
         }
-        let told: Vec<Arc<WatcherConfig>> = configs().cloned().collect();
         if self.console.console.is_none() {
             let events = self.events.clone();
             let ended = move |serial| {
@@ -104,9 +97,10 @@ impl Supervisor {
             }
         }
         if let Some(console) = &mut self.console.console {
-            console.show(told.iter().map(AsRef::as_ref));
+            let configs = self.watchers.values().map(Watcher::config);
+            console.show(configs.map(AsRef::as_ref));
         }
-        self.console.told = told;
+        self.console.told = changes;
     }
 
     /// The last lines of an ended process are printed.

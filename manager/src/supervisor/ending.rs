@@ -11,7 +11,6 @@ use crate::control::server::now as epoch_seconds;
 use crate::error::ManagerError;
 use crate::pidfd::Whom;
 use crate::supervisor::{Outcome, Phase, Supervisor, tasks};
-use crate::watcher::Watcher;
 
 /// How long trailing output may take to reach the log files when everything is shut down.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -22,13 +21,6 @@ const BROKEN_DRAIN_LIMIT: Duration = Duration::from_secs(1);
 const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Supervisor {
-    /// Watchers that end with the manager.
-    pub(super) fn leaving(&self) -> impl Iterator<Item = &Watcher> {
-        self.watchers
-            .values()
-            .filter(|watcher| !watcher.config().use_papa)
-    }
-
     /// TERM. The second one does not wait for what the first has asked to stop.
     pub(super) fn quit_on_signal(&mut self) {
         if matches!(self.phase, Phase::Quitting) {
@@ -116,7 +108,7 @@ impl Supervisor {
         let at = self.moment();
         let kill = SignalNumber::KILL;
         let mut asked = Vec::new();
-        for (id, watcher) in &mut self.watchers {
+        for (id, watcher) in self.watchers.iter_mut() {
             let workers = watcher.end_workers(None, Some(kill), Duration::ZERO, &at);
             asked.extend(workers.into_iter().map(|process| (*id, process)));
         }
@@ -149,7 +141,7 @@ impl Supervisor {
     }
 
     pub(super) fn advance_shutdown(&mut self, now: Instant) {
-        if !self.watchers.values().all(Watcher::is_stopped) || self.awaits_orphans(now) {
+        if !self.watchers.are_stopped() || self.awaits_orphans(now) {
             return;
         }
         let drained = self.draining.is_empty() && self.console.is_quiet();

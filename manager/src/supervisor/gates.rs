@@ -3,47 +3,58 @@
 //! Owns what `depends_on` means: a watcher is started when those it depends on serve, and stopped when those that depend on it have
 //! stopped. A dependency that goes away later takes nobody with it. Leaves to others: the start and the stop themselves (`watcher`).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::config::OrphanPolicy;
-use crate::supervisor::{Supervisor, WatcherId};
+use crate::supervisor::{Look, Supervisor, WatcherId};
 use crate::watcher::{Gate, Watcher};
 
+/// What may keep any watcher from starting, as it was when gates were last set.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    socket_troubles: BTreeMap<String, String>,
+    orphans_known: bool,
+    /// Number of the look that found the orphans.
+    orphans_found: u64,
+}
+
 impl Supervisor {
-    /// Tells every watcher what it has to wait for. True if that is something else than before for one of them.
-    pub(super) fn set_gates(&mut self) -> bool {
-        let depends = |watcher: &Watcher| !watcher.config().depends_on.is_empty();
-        let any = !self.socket_troubles.is_empty()
-            || !self.orphans_of_kernels.is_clear()
-            || self.watchers.values().any(depends);
-        if !self.gated && !any {
-            return false;
+    /// Tells watchers what they have to wait for: those that were touched, and those next to them, or all of them where sockets or
+    /// orphans are others than before. Whose gate is another than before is touched.
+    pub(super) fn set_gates(&mut self) {
+        let same_world = self.gated_by.socket_troubles == self.socket_troubles
+            && self.gated_by.orphans_known == self.orphans_of_kernels.is_known()
+            && self.gated_by.orphans_found == self.orphans_of_kernels.looks_done();
+        if !same_world {
+            self.gated_by = World {
+                socket_troubles: self.socket_troubles.clone(),
+                orphans_known: self.orphans_of_kernels.is_known(),
+                orphans_found: self.orphans_of_kernels.looks_done(),
+            };
+            self.watchers.touch_all_for(Look::Gate);
         }
-        self.gated = any;
-        // Looked up once: asking each about each of the others would take long where there are many.
-        let needed: HashSet<&String> = self
-            .watchers
-            .values()
-            .filter(|other| other.is_going_down())
-            .flat_map(|other| &other.config().depends_on)
-            .collect();
-        let gates: Vec<(WatcherId, Gate)> = self
-            .watchers
-            .iter()
-            .map(|(id, watcher)| (*id, self.gate_of(watcher, &needed)))
-            .collect();
-        let mut changed = false;
-        for (id, gate) in gates {
-            if let Some(watcher) = self.watchers.get_mut(&id) {
-                changed |= watcher.set_gate(gate);
+        let touched = self.watchers.take_for_gates();
+        for id in touched {
+            let Some(gate) = self.gate_of(id) else {
+                continue;
+            };
+            let same = |watcher: &Watcher| *watcher.gate() == gate;
+            if !self.watchers.get(&id).is_some_and(same)
+                && let Some(watcher) = self.watchers.get_mut(&id)
+            {
+                watcher.set_gate(gate);
             }
         }
-        changed
     }
 
-    /// `needed` are those that watchers depend on which are still stopping.
-    fn gate_of(&self, watcher: &Watcher, needed: &HashSet<&String>) -> Gate {
+    /// What a watcher has to wait for.
+    pub(super) fn gate_of(&mut self, id: WatcherId) -> Option<Gate> {
+        let needed = {
+            let config = self.watchers.get(&id)?.config().clone();
+            self.watchers.is_needed(&config.key)
+        };
+        let watcher = self.watchers.get(&id)?;
         let config = watcher.config();
         let start_after = if watcher.is_coming_up() {
             self.dependencies(watcher)
@@ -52,15 +63,15 @@ impl Supervisor {
         } else {
             None
         };
-        let stop_later = !watcher.is_running_wanted() && needed.contains(&config.key);
-        Gate {
+        let stop_later = !watcher.is_running_wanted() && needed;
+        Some(Gate {
             start_after,
             socket: self.missing_socket(watcher),
             stop_later,
             orphans: self.orphan_hindrance(config),
             orphans_unknown: config.orphans != OrphanPolicy::Leave
                 && !self.orphans_of_kernels.is_known(),
-        }
+        })
     }
 
     /// The first socket of a watcher that cannot be made, with what is in its way.

@@ -13,7 +13,7 @@ use crate::control::message::{Errno, Reply, RequestError};
 use crate::kernel_link::KernelLink;
 use crate::state;
 use crate::supervisor::saves::{Fate, Key, Pass};
-use crate::supervisor::{Event, Supervisor, tasks};
+use crate::supervisor::{Event, Look, Supervisor, tasks};
 
 /// How long an answer waits until what was asked for is kept: somewhat more than something refused holds others up.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(2500);
@@ -67,15 +67,18 @@ impl Supervisor {
         if self.is_cleaning_up() {
             return;
         }
-        for (id, watcher) in &self.watchers {
+        for id in self.watchers.take(Look::Save) {
+            let Some(watcher) = self.watchers.get(&id) else {
+                continue;
+            };
             let kept = watcher.kept();
-            if self.saved.get(id) != Some(kept) {
-                self.saved.insert(*id, kept.clone());
+            if self.saved.get(&id) != Some(kept) {
+                self.saved.insert(id, kept.clone());
                 let name = state::watcher_value(&self.config.namespace, &watcher.config().key);
                 self.saves.keep(name, Some(kept.to_value()));
             }
+            self.save_ends(id);
         }
-        self.save_ends();
     }
 
     /// Sends what is queued, unless something is on its way.
@@ -87,12 +90,15 @@ impl Supervisor {
         let Some(parcel) = self.saves.next(now) else {
             return;
         };
-        let reload = self.watchers.values().any(|watcher| {
-            watcher.kept().roll.is_some() && {
-                let name = state::watcher_value(&self.config.namespace, &watcher.config().key);
-                let mut entries = parcel.entries.iter();
-                entries.any(|(key, _)| *key == Key::Value(name.clone()))
-            }
+        let reload = parcel.entries.iter().any(|(key, _)| {
+            let Key::Value(name) = key else {
+                return false;
+            };
+            let key = state::key_of_watcher_value(&self.config.namespace, name);
+            let watcher = key
+                .and_then(|key| self.keys.get(key))
+                .and_then(|id| self.watchers.get(id));
+            watcher.is_some_and(|watcher| watcher.kept().roll.is_some())
         });
         tasks::send_saves(link.clone(), parcel, reload, self.events.clone());
     }

@@ -20,7 +20,7 @@ use crate::last_words::End;
 use crate::logs::thread::{LogSettings, LogThread};
 use crate::state::{self, Kept};
 use crate::supervisor::resume::Resumed;
-use crate::supervisor::{Event, Phase, Supervisor, WatcherId, tasks};
+use crate::supervisor::{Event, Look, Phase, Supervisor, WatcherId, tasks};
 use crate::watcher::{Ended, Moment, StartFailure, Unseen};
 use crate::worker::{Running, State};
 
@@ -242,6 +242,7 @@ impl Supervisor {
                 // Should this be another kernel, it keeps nothing yet.
                 self.saved.clear();
                 self.saved_ends.clear();
+                self.watchers.touch_all_for(Look::Save);
                 if let Some(link) = &self.link {
                     // Refused perhaps because of our own old connection, which the kernel still takes for alive.
                     let claim = !new.claims_refused.is_empty();
@@ -297,7 +298,7 @@ impl Supervisor {
 
     pub(super) fn exited(&mut self, serial: u64, exit: Exit) {
         failpoint::reach("exit.noticed");
-        for watcher in self.watchers.values_mut() {
+        if let Some(watcher) = self.owner_mut(serial) {
             watcher.ending(serial, &exit);
         }
         if !self.hear_first(serial, &exit) {
@@ -310,10 +311,11 @@ impl Supervisor {
         let at = self.moment();
         self.orphans_of_kernels.forget_worker(serial);
         let end = self.note_end(serial, Some(&exit));
-        let found = self
-            .watchers
-            .iter_mut()
-            .find_map(|(id, watcher)| Some((*id, watcher.ended(serial, ended(&exit), &at)?)));
+        let owner = self.watchers.owner(serial);
+        let found = owner.and_then(|id| {
+            let watcher = self.watchers.get_mut(&id)?;
+            Some((id, watcher.ended(serial, ended(&exit), &at)?))
+        });
         match found {
             Some((id, (wid, worker))) => {
                 if worker.retiring {
@@ -358,10 +360,10 @@ impl Supervisor {
         self.draining.remove(&serial);
         self.console.forget(serial);
         self.drained(|known| known == serial);
-        for watcher in self.watchers.values_mut() {
-            if watcher.kept().ended.contains(&serial) {
-                watcher.forget_ended(|known| known != serial);
-            }
+        if let Some(watcher) = self.owner_mut(serial)
+            && watcher.kept().ended.contains(&serial)
+        {
+            watcher.forget_ended(|known| known != serial);
         }
     }
 
@@ -403,12 +405,16 @@ impl Supervisor {
             }
             Err(failure) => watcher.start_failed(wid, failure, &at),
         }
-        if !self.watchers.values().any(|watcher| {
-            watcher
-                .workers()
-                .values()
-                .any(|worker| matches!(worker.state, State::Starting { .. }))
-        }) {
+        // Looked at only where there is something to clear: there may be many watchers.
+        let is_clear = self.early_exits.is_empty();
+        if !is_clear
+            && !self.watchers.values().any(|watcher| {
+                watcher
+                    .workers()
+                    .values()
+                    .any(|worker| matches!(worker.state, State::Starting { .. }))
+            })
+        {
             self.early_exits.clear();
         }
     }

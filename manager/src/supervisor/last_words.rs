@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::kernel_link::KernelLink;
 use crate::last_words::{End, Ends};
 use crate::state;
-use crate::supervisor::{Event, Supervisor};
+use crate::supervisor::{Event, Supervisor, WatcherId};
 use crate::worker::Worker;
 
 /// How long the kernel gets to hand the output over.
@@ -35,7 +35,9 @@ impl Supervisor {
         if self.hearing.contains_key(&serial) {
             return true;
         }
-        let known = self.watchers.values().any(|watcher| {
+        let owner = self.watchers.owner(serial);
+        let owner = owner.and_then(|id| self.watchers.get(&id));
+        let known = owner.is_some_and(|watcher| {
             let mut workers = watcher.workers().values();
             workers.any(|worker| worker.ends_by_itself() && is_of(worker, serial))
         });
@@ -72,33 +74,34 @@ impl Supervisor {
 
     /// Has the watcher know how one of its workers ended, before it decides what follows. Answers the record, if it is one of a worker.
     pub(super) fn note_end(&mut self, serial: u64, exit: Option<&Exit>) -> Option<End> {
-        let watcher = self.watchers.values_mut().find_map(|watcher| {
-            let mut workers = watcher.workers().iter();
-            let (wid, worker) = workers.find(|(_, worker)| is_of(worker, serial))?;
-            let (wid, worker) = (*wid, *worker);
-            Some((watcher, wid, worker))
-        });
-        let (watcher, wid, worker) = watcher?;
+        let id = self.watchers.owner(serial)?;
+        let mut workers = self.watchers.get(&id)?.workers().iter();
+        let (wid, worker) = workers.find(|(_, worker)| is_of(worker, serial))?;
+        let (wid, worker) = (*wid, *worker);
         let asked = !worker.ends_by_itself();
         let lines = self.words.remove(&serial).unwrap_or_default();
         let end = End::of(wid, worker.process()?, exit, asked, lines);
-        if !asked && exit.is_some() {
+        if !asked
+            && exit.is_some()
+            && let Some(watcher) = self.watchers.get_mut(&id)
+        {
             watcher.note_last_words(end.clone());
         }
         Some(end)
     }
 
-    /// Queues how workers ended, where that is new.
-    pub(super) fn save_ends(&mut self) {
-        for (id, watcher) in &self.watchers {
-            let Some(newest) = watcher.last_ends().back().map(|end| end.serial) else {
-                continue;
-            };
-            if self.saved_ends.insert(*id, newest) != Some(newest) {
-                let name = state::ends_value(&self.config.namespace, &watcher.config().key);
-                let value = serde_json::to_string(watcher.last_ends()).unwrap_or_default();
-                self.saves.keep(name, Some(value));
-            }
+    /// Queues how workers of a watcher ended, if that is new.
+    pub(super) fn save_ends(&mut self, id: WatcherId) {
+        let Some(watcher) = self.watchers.get(&id) else {
+            return;
+        };
+        let Some(newest) = watcher.last_ends().back().map(|end| end.serial) else {
+            return;
+        };
+        if self.saved_ends.insert(id, newest) != Some(newest) {
+            let name = state::ends_value(&self.config.namespace, &watcher.config().key);
+            let value = serde_json::to_string(watcher.last_ends()).unwrap_or_default();
+            self.saves.keep(name, Some(value));
         }
     }
 

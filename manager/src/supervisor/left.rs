@@ -4,6 +4,7 @@
 //! then its number is its own. Leaves to others: what is due when (`watcher`), finding and signalling (`tree`).
 //! Invariant: an exit is acknowledged exactly when its worker's number is free, or it is kept what it left.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -100,12 +101,11 @@ impl Supervisor {
     }
 
     /// Numbers of workers that are free now.
-    pub(super) fn tell_freed(&mut self) {
-        let ids: Vec<WatcherId> = self.watchers.keys().copied().collect();
-        for id in ids {
+    pub(super) fn tell_freed(&mut self, touched: &BTreeSet<WatcherId>) {
+        for id in touched.iter().copied() {
             let freed = self
                 .watchers
-                .get_mut(&id)
+                .get_to_read(&id)
                 .map(crate::watcher::Watcher::take_freed);
             for serial in freed.unwrap_or_default() {
                 if self.unlooked.remove(&serial) {

@@ -3,7 +3,7 @@
 //! Owns what such a request does to the configuration and what of it is kept, so that a successor knows the same watchers.
 //! Leaves to others: reading the options (`config::change`), what a difference means (`config::diff`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -59,6 +59,7 @@ impl Supervisor {
                 reply,
                 watchers: vec![id],
                 goal: Goal::Up,
+                open: 0,
                 body: Body::Started,
             });
         } else {
@@ -227,15 +228,12 @@ impl Supervisor {
     }
 
     /// Forgets those that were to go and are stopped.
-    pub(super) fn drop_removed(&mut self) {
-        let gone: Vec<WatcherId> = self
-            .watchers
-            .iter()
-            .filter(|(_, watcher)| watcher.is_removed() && watcher.is_stopped())
-            .map(|(id, _)| *id)
-            .collect();
-        for id in gone {
-            self.forget(id);
+    pub(super) fn drop_removed(&mut self, touched: &BTreeSet<WatcherId>) {
+        for id in touched {
+            let watcher = self.watchers.get(id);
+            if watcher.is_some_and(|watcher| watcher.is_removed() && watcher.is_stopped()) {
+                self.forget(*id);
+            }
         }
     }
 
@@ -245,7 +243,9 @@ impl Supervisor {
             return;
         };
         let key = watcher.config().key.clone();
-        self.keys.retain(|_, known| *known != id);
+        if self.keys.get(&key) == Some(&id) {
+            self.keys.remove(&key);
+        }
         self.saved.remove(&id);
         self.saved_ends.remove(&id);
         self.signals.remove(&id);

@@ -42,6 +42,8 @@ pub(super) struct Orphans {
     looking: Option<(u64, Instant)>,
     /// Looks so far.
     looks: u64,
+    /// Looks that are over.
+    looks_done: u64,
     /// Of the kernel we speak to nothing is known yet.
     unknown: bool,
     /// By lower-case watcher name: those of it were asked to end, and are killed then.
@@ -84,14 +86,14 @@ impl Look {
 }
 
 impl Orphans {
-    /// Nobody has to wait for orphans.
-    pub(super) fn is_clear(&self) -> bool {
-        self.found.is_empty() && !self.unknown
-    }
-
     /// Whether earlier kernels' orphans have been looked for.
     pub(super) fn is_known(&self) -> bool {
         !self.unknown
+    }
+
+    /// Number of times the orphans that are known were found anew.
+    pub(super) fn looks_done(&self) -> u64 {
+        self.looks_done
     }
 
     /// Looks at the next turn.
@@ -287,6 +289,7 @@ impl Supervisor {
             orphans.lost.clear();
         }
         orphans.found = found;
+        orphans.looks_done += 1;
         orphans.asked = orphans
             .found
             .iter()

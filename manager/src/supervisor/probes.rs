@@ -3,7 +3,7 @@
 //! Owns which questions are being asked at the moment; one task each. Leaves to others: how to ask (`probe`), what an answer means
 //! (`watcher`). Invariant: a question is open only as long as the state that asks for it lasts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,8 +64,11 @@ impl Open {
 /// The questions that are open.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
-    workers: HashMap<u64, Open>,
+    /// By watcher and serial of the worker.
+    workers: BTreeMap<(WatcherId, u64), Open>,
     demands: HashMap<WatcherId, Demand>,
+    /// Sockets were being changed when demands were looked at.
+    changing: bool,
 }
 
 /// Somebody waits for a connection to a watcher's sockets.
@@ -90,7 +93,8 @@ impl Probes {
 
     /// Closes everything.
     pub(super) fn clear(&mut self) {
-        let workers = self.workers.drain().map(|(_, open)| open.task);
+        let workers = std::mem::take(&mut self.workers);
+        let workers = workers.into_values().map(|open| open.task);
         for task in workers.chain(self.demands.drain().map(|(_, demand)| demand.task)) {
             task.abort();
         }
@@ -98,14 +102,31 @@ impl Probes {
 }
 
 impl Supervisor {
-    /// Opens the questions the present state asks for and closes the others.
-    pub(super) fn tend_probes(&mut self, link: &KernelLink) {
-        let mut open: HashMap<u64, Question> = HashMap::new();
-        for (id, watcher) in &self.watchers {
-            let config = watcher.config();
-            if config.ready.is_none() && config.health.is_none() && !config.on_demand {
-                continue;
+    /// Opens the questions the present state of the watchers touched asks for and closes the others.
+    pub(super) fn tend_probes(&mut self, touched: &BTreeSet<WatcherId>, link: &KernelLink) {
+        for id in touched {
+            self.tend_workers(*id, link);
+        }
+        // Whoever waits has the sockets: those that are to be opened anew would find their address taken, by one nobody serves.
+        let changing = self.is_changing_sockets();
+        if std::mem::replace(&mut self.probes.changing, changing) == changing {
+            for id in touched {
+                self.tend_demand(*id, changing, link);
             }
+        } else {
+            let all: Vec<WatcherId> = self.watchers.keys().copied().collect();
+            for id in all.into_iter().chain(touched.iter().copied()) {
+                self.tend_demand(id, changing, link);
+            }
+        }
+    }
+
+    fn tend_workers(&mut self, id: WatcherId, link: &KernelLink) {
+        let mut open: HashMap<u64, Question> = HashMap::new();
+        let watcher = self.watchers.get(&id);
+        let asks = |config: &WatcherConfig| config.ready.is_some() || config.health.is_some();
+        if let Some(watcher) = watcher.filter(|watcher| asks(watcher.config())) {
+            let config = watcher.config();
             for (wid, worker) in watcher.workers() {
                 let (question, process, limit) = match worker.state {
                     State::Waiting {
@@ -119,14 +140,14 @@ impl Supervisor {
                     _ => continue,
                 };
                 open.insert(process.serial, question);
-                let asked = self.probes.workers.get(&process.serial);
+                let asked = self.probes.workers.get(&(id, process.serial));
                 if asked.is_some_and(|asked| asked.is(question, config)) {
                     continue;
                 }
                 let to = Worker {
                     link: link.clone(),
                     config: config.clone(),
-                    watcher: *id,
+                    watcher: id,
                     wid: *wid,
                     process,
                     events: self.events.clone(),
@@ -143,52 +164,45 @@ impl Supervisor {
                     config: config.clone(),
                     task,
                 };
-                if let Some(old) = self.probes.workers.insert(process.serial, now) {
+                if let Some(old) = self.probes.workers.insert((id, process.serial), now) {
                     old.task.abort();
                 }
             }
         }
-        self.probes.workers.retain(|serial, asked| {
-            let wanted = open.get(serial) == Some(&asked.question);
-            if !wanted {
+        let of_watcher = self.probes.workers.range((id, 0)..=(id, u64::MAX));
+        let closed: Vec<(WatcherId, u64)> = of_watcher
+            .filter(|((_, serial), asked)| open.get(serial) != Some(&asked.question))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in closed {
+            if let Some(asked) = self.probes.workers.remove(&key) {
                 asked.task.abort();
             }
-            wanted
-        });
-        self.tend_demands(link);
+        }
     }
 
-    fn tend_demands(&mut self, link: &KernelLink) {
-        // Whoever waits has the sockets: those that are to be opened anew would find their address taken, by one nobody serves.
-        let changing = self.is_changing_sockets();
-        let watchers = &self.watchers;
-        self.probes.demands.retain(|id, demand| {
-            let wanted = !changing
-                && watchers
-                    .get(id)
-                    .is_some_and(|watcher| watcher.is_dormant() && demand.is(watcher.config()));
-            if !wanted {
-                demand.task.abort();
-            }
-            wanted
-        });
-        if changing {
+    fn tend_demand(&mut self, id: WatcherId, changing: bool, link: &KernelLink) {
+        let watcher = self.watchers.get(&id);
+        let watcher = watcher.filter(|watcher| !changing && watcher.is_dormant());
+        if let Some(demand) = self.probes.demands.get(&id)
+            && !watcher.is_some_and(|watcher| demand.is(watcher.config()))
+        {
+            demand.task.abort();
+            self.probes.demands.remove(&id);
+        }
+        let Some(watcher) = watcher else { return };
+        if self.probes.demands.contains_key(&id) {
             return;
         }
-        for (id, watcher) in watchers {
-            if !watcher.is_dormant() || self.probes.demands.contains_key(id) {
-                continue;
-            }
-            let namespace = &self.config.namespace;
-            let sockets = watcher.config().demand_sockets();
-            let names = sockets
-                .iter()
-                .map(|name| socket_name(namespace, name))
-                .collect();
-            let task = wait_for_demand(link.clone(), *id, names, self.events.clone());
-            let config = watcher.config().clone();
-            self.probes.demands.insert(*id, Demand { config, task });
-        }
+        let namespace = &self.config.namespace;
+        let sockets = watcher.config().demand_sockets();
+        let names = sockets
+            .iter()
+            .map(|name| socket_name(namespace, name))
+            .collect();
+        let task = wait_for_demand(link.clone(), id, names, self.events.clone());
+        let config = watcher.config().clone();
+        self.probes.demands.insert(id, Demand { config, task });
     }
 
     /// A question was answered.
@@ -207,10 +221,10 @@ impl Supervisor {
         if self
             .probes
             .workers
-            .get(&serial)
+            .get(&(id, serial))
             .is_some_and(|open| open.question == question)
         {
-            self.probes.workers.remove(&serial);
+            self.probes.workers.remove(&(id, serial));
         }
         let at = self.moment();
         let Some(watcher) = self.watchers.get_mut(&id) else {

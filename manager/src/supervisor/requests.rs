@@ -213,6 +213,7 @@ impl Supervisor {
             reply,
             watchers,
             goal,
+            open: 0,
             body,
         });
     }
@@ -250,6 +251,7 @@ impl Supervisor {
             reply,
             watchers: chosen,
             goal: Goal::Reloaded,
+            open: 0,
         });
     }
 
@@ -322,6 +324,7 @@ impl Supervisor {
                 reply,
                 watchers: vec![id],
                 goal: Goal::Settled,
+                open: 0,
                 body: Body::Count,
             });
             return;

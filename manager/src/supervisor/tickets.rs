@@ -24,6 +24,8 @@ pub(super) struct Ticket {
     pub(super) watchers: Vec<WatcherId>,
     pub(super) goal: Goal,
     pub(super) body: Body,
+    /// Those before this one have got there; it is looked at first.
+    pub(super) open: usize,
 }
 
 /// Where watchers are to get.
@@ -92,18 +94,23 @@ impl Hangups {
 impl Supervisor {
     /// Answers those whose watchers have got where they should.
     pub(super) fn settle_tickets(&mut self) {
-        for signals in self.signals.values_mut() {
-            signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
-        }
-        for hangups in self.hangups.values_mut() {
-            hangups.settle();
-        }
-        for ticket in std::mem::take(&mut self.tickets) {
+        for mut ticket in std::mem::take(&mut self.tickets) {
             if ticket.reply.is_closed() {
                 continue;
             }
+            // One that is open keeps the whole ticket open: the others are looked at when that one has got there.
+            if let Some(open) = self.first_open(ticket.goal, &ticket.watchers, ticket.open) {
+                ticket.open = open;
+                self.tickets.push(ticket);
+                continue;
+            }
             match self.outcome(ticket.goal, &ticket.watchers) {
-                None => self.tickets.push(ticket),
+                None => {
+                    // A later request has moved one that had got there.
+                    let open = self.first_open(ticket.goal, &ticket.watchers, 0);
+                    ticket.open = open.unwrap_or(0);
+                    self.tickets.push(ticket);
+                }
                 Some(Ok(())) => {
                     let body = self.body(&ticket);
                     answer(ticket.request, ticket.reply, Ok(&body));
@@ -118,46 +125,15 @@ impl Supervisor {
     }
 
     /// Whether the watchers have got there, or never will; `None` while that is open.
-    pub(super) fn outcome(&self, goal: Goal, watchers: &[WatcherId]) -> Option<Result<(), String>> {
-        let now = Instant::now();
+    pub(super) fn outcome(
+        &mut self,
+        goal: Goal,
+        watchers: &[WatcherId],
+    ) -> Option<Result<(), String>> {
         let mut failures = Vec::new();
         for id in watchers {
-            let Some(watcher) = self.watchers.get(id) else {
-                if goal != Goal::Gone {
-                    failures.push("a watcher was removed by a later request".to_owned());
-                }
-                continue;
-            };
-            let started = || match self.start_hindrance(watcher) {
-                Some(hindrance) => Some(Err(hindrance)),
-                None => watcher.start_outcome(now),
-            };
-            let outcome = match goal {
-                Goal::Up => started()?,
-                Goal::Reloaded => {
-                    let outcome = watcher.reload_outcome(now)?;
-                    // Whoever hears that it is over may rely on every worker of before having been asked to end.
-                    let signals = self.signals.get(id);
-                    if outcome.is_ok() && signals.is_some_and(|signals| !signals.is_empty()) {
-                        return None;
-                    }
-                    let hangups = self.hangups.get(id).map(Hangups::outcome);
-                    outcome.and(hangups.unwrap_or(Some(Ok(())))?)
-                }
-                Goal::Settled if watcher.is_settled() && !watcher.is_wanted() => Ok(()),
-                Goal::Settled if watcher.is_settled() => started()?,
-                Goal::Settled => match started()? {
-                    // Up, while some are still on their way out.
-                    Ok(()) => return None,
-                    error => error,
-                },
-                Goal::Gone => return None,
-                Goal::Stopped if watcher.is_stopped() => Ok(()),
-                Goal::Stopped if watcher.is_stopping() => return None,
-                Goal::Stopped => Err("it was started by a later request".to_owned()),
-            };
-            if let Err(reason) = outcome {
-                failures.push(format!("{}: {reason}", watcher.config().name));
+            if let Err(reason) = self.outcome_of(goal, *id)? {
+                failures.push(reason);
             }
         }
         Some(if failures.is_empty() {
@@ -167,13 +143,75 @@ impl Supervisor {
         })
     }
 
-    /// When somebody's watchers will have shown that they stay, if nothing happens before.
-    pub(super) fn proof_deadline(&self, now: Instant) -> Option<Instant> {
-        if self.tickets.is_empty() && self.change.is_none() {
-            return None;
+    /// Index of the first watcher at or behind `from` that has not got there yet.
+    fn first_open(&mut self, goal: Goal, watchers: &[WatcherId], from: usize) -> Option<usize> {
+        let mut watchers = watchers.iter().enumerate().skip(from);
+        watchers.find_map(|(at, id)| self.outcome_of(goal, *id).is_none().then_some(at))
+    }
+
+    /// The same of one watcher.
+    fn outcome_of(&mut self, goal: Goal, id: WatcherId) -> Option<Result<(), String>> {
+        let now = Instant::now();
+        if goal == Goal::Reloaded {
+            self.settle_signals(id);
         }
-        let watchers = self.watchers.values();
-        watchers.filter_map(|watcher| watcher.proves_at(now)).min()
+        let Some(watcher) = self.watchers.get(&id) else {
+            return Some(match goal {
+                Goal::Gone => Ok(()),
+                _ => Err("a watcher was removed by a later request".to_owned()),
+            });
+        };
+        let started = || match self.start_hindrance(watcher) {
+            Some(hindrance) => Some(Err(hindrance)),
+            None => watcher.start_outcome(now),
+        };
+        let outcome = match goal {
+            Goal::Up => started()?,
+            Goal::Reloaded => {
+                let outcome = watcher.reload_outcome(now)?;
+                // Whoever hears that it is over may rely on every worker of before having been asked to end.
+                if outcome.is_ok() && self.signals.contains_key(&id) {
+                    return None;
+                }
+                let hangups = self.hangups.get(&id).map(Hangups::outcome);
+                outcome.and(hangups.unwrap_or(Some(Ok(())))?)
+            }
+            Goal::Settled if watcher.is_settled() && !watcher.is_wanted() => Ok(()),
+            Goal::Settled if watcher.is_settled() => started()?,
+            Goal::Settled => match started()? {
+                // Up, while some are still on their way out.
+                Ok(()) => return None,
+                error => error,
+            },
+            Goal::Gone => return None,
+            Goal::Stopped if watcher.is_stopped() => Ok(()),
+            Goal::Stopped if watcher.is_stopping() => return None,
+            Goal::Stopped => Err("it was started by a later request".to_owned()),
+        };
+        Some(outcome.map_err(|reason| format!("{}: {reason}", watcher.config().name)))
+    }
+
+    /// Forgets the signals of a watcher that are out.
+    fn settle_signals(&mut self, id: WatcherId) {
+        if let Some(signals) = self.signals.get_mut(&id) {
+            signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
+            if signals.is_empty() {
+                self.signals.remove(&id);
+            }
+        }
+        if let Some(hangups) = self.hangups.get_mut(&id) {
+            hangups.settle();
+        }
+    }
+
+    /// When a watcher somebody waits for will have shown that it stays, if nothing happens before.
+    pub(super) fn proof_deadline(&self, now: Instant) -> Option<Instant> {
+        let asked = self.tickets.iter();
+        let asked = asked.filter_map(|ticket| ticket.watchers.get(ticket.open).copied());
+        let watchers = asked.chain(self.change_waits_for());
+        watchers
+            .filter_map(|id| self.watchers.get(&id)?.proves_at(now))
+            .min()
     }
 
     fn body(&self, ticket: &Ticket) -> Value {

@@ -11,7 +11,7 @@ use crate::config::BackoffConfig;
 use crate::state::KeptBackoff;
 use crate::watcher::Moment;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Pauses(BTreeMap<u32, Pause>);
 
 #[derive(Debug, Clone, Copy, Default)]

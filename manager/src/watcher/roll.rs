@@ -18,7 +18,7 @@ use crate::watcher::{Notice, Wanted, Watcher};
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
 
 /// A reload under way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Roll {
     /// What was before; none if a predecessor began it and did not say.
     previous: Option<Previous>,
@@ -26,7 +26,7 @@ pub(super) struct Roll {
     pub(super) sequential: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Previous {
     generation: u64,
     config: Arc<WatcherConfig>,

@@ -8,6 +8,17 @@ use crate::control::message::{WatcherState, WatcherStatus, WorkerStatus};
 use crate::watcher::{Wanted, Watcher};
 use crate::worker::Worker;
 
+/// See [`Watcher::outline`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    state: WatcherState,
+    up: bool,
+    coming_up: bool,
+    workers: usize,
+    waiting: usize,
+    deadline: Option<Instant>,
+}
+
 impl Watcher {
     /// Every wanted worker serves.
     #[must_use]
@@ -76,6 +87,19 @@ impl Watcher {
     #[must_use]
     pub fn is_stopped_on_request(&self) -> bool {
         self.wanted == Wanted::Stopped && self.kept.stopped == Some(true)
+    }
+
+    /// How far it is, as coarsely as others look at it: where this changes in a step, another step may have more to do.
+    #[must_use]
+    pub fn outline(&self) -> Outline {
+        Outline {
+            state: self.state(),
+            up: self.is_up(),
+            coming_up: self.is_coming_up(),
+            workers: self.workers.len(),
+            waiting: self.missing(),
+            deadline: self.deadline(),
+        }
     }
 
     /// Circus's word for what it is doing.

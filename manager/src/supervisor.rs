@@ -72,6 +72,7 @@ use probes::Probes;
 use saves::Saves;
 use tasks::Order;
 use tickets::{Hangups, Ticket};
+use undrained::Undrained;
 pub use upgrade::{Checked, own_program};
 use watchers::{Look, Watchers};
 
@@ -192,8 +193,8 @@ pub struct Supervisor {
     hearing_permits: Arc<Semaphore>,
     /// By serial: what workers wrote last whose end is dealt with next.
     words: HashMap<u64, Vec<String>>,
-    /// Watchers that are gone and whose ended workers the kernel still lists, by lower-case name; see `undrained`.
-    undrained: BTreeMap<String, (Arc<WatcherConfig>, BTreeSet<u64>)>,
+    /// Watchers that are gone and whose ended workers the kernel still lists.
+    undrained: Undrained,
     /// Where watchers that went lately wrote, and how their workers ended.
     gone: VecDeque<WatcherLogs>,
     /// What the kernel is to keep, and which exits it may forget.
@@ -271,7 +272,7 @@ impl Supervisor {
             hearing: HashMap::new(),
             hearing_permits: last_words::permits(),
             words: HashMap::new(),
-            undrained: BTreeMap::new(),
+            undrained: Undrained::default(),
             gone: VecDeque::new(),
             saves: Saves::default(),
             answers: Vec::new(),

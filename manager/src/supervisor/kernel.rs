@@ -123,7 +123,7 @@ impl Supervisor {
                 .and_then(|(key, wid)| Some((*self.keys.get(key)?, wid)));
             match worker {
                 Some((id, wid)) => self.reconcile_one(id, wid, &process),
-                None if self.is_undrained(process.serial.0) => {}
+                None if self.undrained.has_worker(process.serial.0) => {}
                 None => foreign += 1,
             }
         }
@@ -349,7 +349,8 @@ impl Supervisor {
         self.hearing.clear();
         self.draining.clear();
         self.console.forget_all();
-        self.drained(|_| true);
+        let done = self.undrained.retain(&HashSet::new());
+        self.drained(&done);
         self.unacknowledged.clear();
         self.saves.forget_exits();
         self.probes.clear();
@@ -359,7 +360,8 @@ impl Supervisor {
     fn forgotten(&mut self, serial: u64) {
         self.draining.remove(&serial);
         self.console.forget(serial);
-        self.drained(|known| known == serial);
+        let done = self.undrained.forget(serial);
+        self.drained(done.as_slice());
         if let Some(watcher) = self.owner_mut(serial)
             && watcher.kept().ended.contains(&serial)
         {

@@ -255,7 +255,7 @@ impl Supervisor {
         let ended = watcher.kept().ended.clone();
         if watcher.is_removed() && !ended.is_empty() {
             // A successor has to know where what they wrote last goes.
-            self.note_undrained(key, watcher.config().clone(), ended);
+            self.undrained.note(watcher.config(), ended);
         } else {
             self.forget_kept(&key);
         }

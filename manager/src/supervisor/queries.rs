@@ -141,7 +141,7 @@ impl Supervisor {
     fn gone(&self) -> Vec<WatcherLogs> {
         let mut gone: Vec<WatcherLogs> = self.gone.iter().cloned().collect();
         for logs in &mut gone {
-            logs.draining = self.undrained.contains_key(&logs.name.to_lowercase());
+            logs.draining = self.undrained.has(&logs.name.to_lowercase());
         }
         gone
     }

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 use papa_protocol::client::Address;
 use papa_protocol::json::status::HelloReply;
 use papa_protocol::process::Exit;
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::{Config, WatcherConfig};
@@ -57,6 +56,7 @@ mod requests;
 mod resume;
 mod saves;
 mod shown_options;
+mod signals;
 mod sockets;
 mod tasks;
 mod tickets;
@@ -70,8 +70,9 @@ use keeping::Answer;
 pub use probes::Finding;
 use probes::Probes;
 use saves::Saves;
+use signals::Signals;
 use tasks::Order;
-use tickets::{Hangups, Ticket};
+use tickets::Ticket;
 use undrained::Undrained;
 pub use upgrade::{Checked, own_program};
 use watchers::{Look, Watchers};
@@ -161,10 +162,8 @@ pub struct Supervisor {
     kernel_trouble: Option<String>,
     /// Sockets that cannot be made, and what is in their way, for people.
     socket_troubles: BTreeMap<String, String>,
-    /// Stop signals on their way, for the starts behind them.
-    signals: HashMap<WatcherId, Vec<oneshot::Receiver<()>>>,
-    /// How far the SIGHUPs of the last reload are out, where a reload is no more than that.
-    hangups: HashMap<WatcherId, Hangups>,
+    /// Signals on their way to workers.
+    signals: Signals,
     /// They are being tried again.
     sockets_retried: bool,
     /// Unix sockets that are being bound anew.
@@ -257,8 +256,7 @@ impl Supervisor {
             logs_due: None,
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
             socket_troubles: BTreeMap::new(),
-            signals: HashMap::new(),
-            hangups: HashMap::new(),
+            signals: Signals::default(),
             sockets_retried: false,
             binding: BTreeSet::new(),
             own_files: BTreeMap::new(),
@@ -585,7 +583,7 @@ impl Supervisor {
                     wid,
                     generation,
                 };
-                let signals = self.signals.remove(&id).unwrap_or_default();
+                let signals = self.signals.take_stops(id);
                 let kept = self.saves.pass();
                 tasks::start(
                     link.clone(),
@@ -640,9 +638,7 @@ impl Supervisor {
             self.saves.pass(),
             self.events.clone(),
         );
-        let signals = self.signals.entry(id).or_default();
-        signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
-        signals.push(sent);
+        self.signals.stop(id, sent);
     }
 
     /// Lets watchers start in the order of their priority, each when the one before has been started.

@@ -248,8 +248,7 @@ impl Supervisor {
         }
         self.saved.remove(&id);
         self.saved_ends.remove(&id);
-        self.signals.remove(&id);
-        self.hangups.remove(&id);
+        self.signals.forget(id);
         self.queue.retain(|queued| *queued != id);
         self.note_gone(&watcher);
         let ended = watcher.kept().ended.clone();

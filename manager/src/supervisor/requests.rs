@@ -14,7 +14,7 @@ use crate::control::message::{
 use crate::control::message::{Kill, Signal};
 use crate::control::server::{Asked, now};
 use crate::pidfd::Whom;
-use crate::supervisor::tickets::{Body, Goal, Hangups, Ticket, answer, done, refuse};
+use crate::supervisor::tickets::{Body, Goal, Ticket, answer, done, refuse};
 use crate::supervisor::{Phase, Supervisor, WatcherId, tasks};
 use crate::watcher::Watcher;
 use crate::worker::Running;
@@ -265,7 +265,7 @@ impl Supervisor {
             return;
         };
         let config = watcher.config().clone();
-        self.hangups.remove(&id);
+        self.signals.forget_hangups(id);
         tracing::info!(watcher = config.name, ?how, "asked to reload");
         if !watcher.is_wanted() {
             return watcher.start();
@@ -280,10 +280,10 @@ impl Supervisor {
                     .filter_map(|worker| worker.process().copied())
                     .collect();
                 watcher.refreshed();
-                let mut hangups = Hangups::default();
+                let mut sent = Vec::new();
                 if let Some(link) = &self.link {
                     for process in running {
-                        hangups.send(tasks::signal(
+                        sent.push(tasks::signal(
                             link.clone(),
                             process,
                             nix::libc::SIGHUP,
@@ -292,7 +292,7 @@ impl Supervisor {
                         ));
                     }
                 }
-                self.hangups.insert(id, hangups);
+                self.signals.hang_up(id, sent);
             }
             ReloadHow::Graceful | ReloadHow::Sequential => {
                 watcher.reload(config, how == ReloadHow::Sequential);

@@ -8,7 +8,6 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::control::message::{
     ChangeInfo, Errno, InfoReply, NumProcessesReply, Reply, Request, RequestError, StartedReply,
@@ -53,42 +52,6 @@ pub(super) enum Body {
     Started,
     /// How many workers there are to be.
     Count,
-}
-
-/// Signals that tell workers to read their settings again.
-#[derive(Debug, Default)]
-pub(super) struct Hangups {
-    /// Those on their way.
-    open: Vec<oneshot::Receiver<Result<(), String>>>,
-    /// Why some were not sent, for people.
-    failures: Vec<String>,
-}
-
-impl Hangups {
-    pub(super) fn send(&mut self, sent: oneshot::Receiver<Result<(), String>>) {
-        self.open.push(sent);
-    }
-
-    fn settle(&mut self) {
-        let failures = &mut self.failures;
-        self.open.retain_mut(|one| match one.try_recv() {
-            Err(TryRecvError::Empty) => true,
-            Ok(Ok(())) | Err(TryRecvError::Closed) => false,
-            Ok(Err(failure)) => {
-                failures.push(failure);
-                false
-            }
-        });
-    }
-
-    /// Whether all were sent; none while that is open.
-    fn outcome(&self) -> Option<Result<(), String>> {
-        match (self.open.is_empty(), self.failures.is_empty()) {
-            (false, _) => None,
-            (true, true) => Some(Ok(())),
-            (true, false) => Some(Err(self.failures.join("; "))),
-        }
-    }
 }
 
 impl Supervisor {
@@ -153,7 +116,7 @@ impl Supervisor {
     fn outcome_of(&mut self, goal: Goal, id: WatcherId) -> Option<Result<(), String>> {
         let now = Instant::now();
         if goal == Goal::Reloaded {
-            self.settle_signals(id);
+            self.signals.settle(id);
         }
         let Some(watcher) = self.watchers.get(&id) else {
             return Some(match goal {
@@ -170,11 +133,10 @@ impl Supervisor {
             Goal::Reloaded => {
                 let outcome = watcher.reload_outcome(now)?;
                 // Whoever hears that it is over may rely on every worker of before having been asked to end.
-                if outcome.is_ok() && self.signals.contains_key(&id) {
+                if outcome.is_ok() && self.signals.are_stopping(id) {
                     return None;
                 }
-                let hangups = self.hangups.get(&id).map(Hangups::outcome);
-                outcome.and(hangups.unwrap_or(Some(Ok(())))?)
+                outcome.and(self.signals.hangup_outcome(id)?)
             }
             Goal::Settled if watcher.is_settled() && !watcher.is_wanted() => Ok(()),
             Goal::Settled if watcher.is_settled() => started()?,
@@ -189,19 +151,6 @@ impl Supervisor {
             Goal::Stopped => Err("it was started by a later request".to_owned()),
         };
         Some(outcome.map_err(|reason| format!("{}: {reason}", watcher.config().name)))
-    }
-
-    /// Forgets the signals of a watcher that are out.
-    fn settle_signals(&mut self, id: WatcherId) {
-        if let Some(signals) = self.signals.get_mut(&id) {
-            signals.retain_mut(|signal| signal.try_recv() == Err(TryRecvError::Empty));
-            if signals.is_empty() {
-                self.signals.remove(&id);
-            }
-        }
-        if let Some(hangups) = self.hangups.get_mut(&id) {
-            hangups.settle();
-        }
     }
 
     /// When a watcher somebody waits for will have shown that it stays, if nothing happens before.

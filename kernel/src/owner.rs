@@ -1,4 +1,5 @@
-//! The event loop: owns everything the kernel knows and does it in turn.
+//! The event loop: owns the world and the sessions, and handles one event after
+//! the other.
 //!
 //! Connections, the poller and deadlines bring events (`shared.rs`); every
 //! handler is an ordinary function that runs to completion. What the handlers
@@ -13,7 +14,7 @@ pub mod shared;
 pub(crate) mod signals;
 pub(crate) mod starting;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -22,7 +23,6 @@ use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 use papa_protocol::failpoint;
 use papa_protocol::limits;
-use papa_protocol::name::Name;
 use papa_protocol::record::Stream;
 use tracing::{error, warn};
 
@@ -78,9 +78,6 @@ pub enum Deadline {
     Exit,
 }
 
-/// A claim whose holder is connected.
-pub(crate) type LiveClaims = HashMap<Name, SessionId>;
-
 /// The state of the whole kernel; events are its methods.
 #[derive(Debug)]
 pub struct Owner {
@@ -91,7 +88,6 @@ pub struct Owner {
     pub(crate) spare: Vec<OwnedFd>,
     pub(crate) signals: SignalFd,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
-    pub(crate) claims: LiveClaims,
     pub(crate) budget: Rc<Budget>,
     pub(crate) deadlines: BTreeSet<(Instant, Deadline)>,
     pub(crate) alarm: Alarm,
@@ -152,7 +148,6 @@ impl Owner {
             spare,
             signals,
             sessions: BTreeMap::new(),
-            claims: HashMap::new(),
             budget: Rc::new(Budget::new(limits::SESSION_BUDGET_BYTES)),
             deadlines: BTreeSet::new(),
             alarm,
@@ -272,9 +267,9 @@ impl Owner {
             return;
         };
         self.ready_sessions.remove(&id);
-        let claims = self.claims.len();
-        self.claims.retain(|_, holder| *holder != id);
-        if self.claims.len() < claims {
+        let claims = self.world.claims.len();
+        self.world.claims.retain(|_, holder| holder.session != id);
+        if self.world.claims.len() < claims {
             self.end_processes_as_init();
         }
         for sub in session.subs.into_values() {

@@ -15,6 +15,7 @@ use crate::keeper::wire::{Key, Kind, Verdict};
 use crate::owner::Owner;
 use crate::readers::session::{FIRST_BATCH_DELAY, Session, Subscription};
 use crate::sys::pidfd::Outcome;
+use crate::world::Holder;
 use crate::world::live::Reader;
 
 /// How long the keeper may go back to the program before, with time to spare.
@@ -133,7 +134,9 @@ impl Owner {
         session.watch_batch = record.watch_batch;
         session.lost = record.lost.into_iter().collect();
         for namespace in record.claims {
-            self.claims.insert(namespace, id);
+            let peer = record.peer;
+            let holder = Holder { session: id, peer };
+            self.world.claims.insert(namespace, holder);
         }
         session.subs = record
             .subs

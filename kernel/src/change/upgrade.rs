@@ -365,7 +365,11 @@ impl Owner {
             let Some(session) = self.sessions.get(id) else {
                 continue;
             };
-            let claims = self.claims.iter().filter(|(_, holder)| *holder == id);
+            let claims = self
+                .world
+                .claims
+                .iter()
+                .filter(|(_, holder)| holder.session == *id);
             sessions.push(SessionRecord {
                 id: *id,
                 peer: session.peer,

@@ -221,7 +221,12 @@ impl Owner {
             .processes()
             .filter(|row| row.exit.is_none())
             .count();
-        let holders: BTreeSet<SessionId> = self.claims.values().copied().collect();
+        let holders: BTreeSet<SessionId> = self
+            .world
+            .claims
+            .values()
+            .map(|holder| holder.session)
+            .collect();
         let managed = self.world.config.init && !holders.is_empty();
         if again || (running == 0 && !managed) {
             info!(running, "ending");
@@ -273,7 +278,7 @@ impl Owner {
     /// As process 1, asked to end and with no claim holder left: everybody is
     /// asked to end.
     pub(super) fn end_processes_as_init(&mut self) {
-        let Some(signal) = self.ends_as_init.filter(|_| self.claims.is_empty()) else {
+        let Some(signal) = self.ends_as_init.filter(|_| self.world.claims.is_empty()) else {
             return;
         };
         for live in self.world.live.values() {
@@ -323,7 +328,7 @@ impl Owner {
             self.exit(0);
         }
         if self.ends_as_init.is_some()
-            && self.claims.is_empty()
+            && self.world.claims.is_empty()
             && self.world.table.processes().all(|row| row.exit.is_some())
         {
             info!("managers and processes have ended; ending as requested");

@@ -240,7 +240,7 @@ impl Owner {
             return;
         };
         let name = row.make.name.clone();
-        let holder = self.claim_holder(&name);
+        let holder = self.world.claim_holder(&name);
         let mut readers = Vec::new();
         let mut consumer = None;
         for (id, session) in &self.sessions {

@@ -4,231 +4,301 @@
 //! later changes fail. A lost connection leaves the claim vacant, not void:
 //! others still may not change anything, but anyone may claim it.
 
-use bytes::BytesMut;
 use papa_protocol::json::ErrorCode;
-use papa_protocol::json::push::{Lost, Push};
 use papa_protocol::json::reply::ClaimInfo;
 use papa_protocol::limits::MAX_CLAIMS;
 use papa_protocol::name::Name;
 use tracing::info;
 
+use super::caller::Caller;
 use super::{VerbError, fail, limit, not_recorded};
 use crate::client::exchange::SessionId;
-use crate::owner::Owner;
+use crate::config::TcpAccess;
 use crate::world::table::Entry;
+use crate::world::{Holder, World};
 
-impl Owner {
-    /// The claimed namespace `name` lies in, with its holder.
-    fn claim_of(&self, name: &str) -> Option<(&Name, &str)> {
-        // Of nested namespaces the innermost counts.
-        name.rmatch_indices('.').find_map(|(at, _)| {
-            let (namespace, row) = self.world.table.claims.get_key_value(&name[..at])?;
-            Some((namespace, row.holder.as_deref()?))
-        })
+/// Whether `name` lies in a namespace that someone other than `caller` has
+/// claimed.
+pub(crate) fn is_claimed_by_other(world: &World, caller: &Caller<'_>, name: &str) -> bool {
+    world
+        .claim_of(name)
+        .is_some_and(|(namespace, _)| !holds(world, caller, namespace))
+}
+
+/// Whether `caller` speaks for the live holder of a claim: it is the one that
+/// claimed, or another of the same process.
+fn holds(world: &World, caller: &Caller<'_>, namespace: &Name) -> bool {
+    world
+        .claims
+        .get(namespace)
+        .is_some_and(|holder| caller.is_of_one_process(holder.session, Some(holder.peer)))
+}
+
+/// Whether `caller` may change things called `name`.
+///
+/// # Errors
+/// `claimed` with the holder's words, `stale_epoch` for a holder whose
+/// claim was taken over, `denied` over a read-only transport.
+pub(crate) fn may_change(
+    world: &World,
+    caller: &Caller<'_>,
+    name: &str,
+    force: bool,
+) -> Result<(), VerbError> {
+    may_write(world, caller)?;
+    let Some((namespace, holder)) = world.claim_of(name) else {
+        return Ok(());
+    };
+    if holds(world, caller, namespace) {
+        return Ok(());
     }
-
-    /// The session that holds the claim `name` lies in.
-    pub(crate) fn claim_holder(&self, name: &str) -> Option<SessionId> {
-        let (namespace, _) = self.claim_of(name)?;
-        self.claims.get(namespace).copied()
+    if caller.has_lost(namespace) {
+        return Err(fail(
+            ErrorCode::StaleEpoch,
+            &format!("the claim to {namespace} was taken over by {holder}"),
+        ));
     }
-
-    /// Whether `name` lies in a namespace that someone other than `session`
-    /// has claimed.
-    pub(crate) fn is_claimed_by_other(&self, session: SessionId, name: &str) -> bool {
-        self.claim_of(name)
-            .is_some_and(|(namespace, _)| !self.holds(session, namespace))
+    if force {
+        return Ok(());
     }
+    Err(fail(
+        ErrorCode::Claimed,
+        &format!(
+            "{namespace} is claimed by {holder}; ask it, or force the change in the JSON dialect"
+        ),
+    ))
+}
 
-    /// Whether `session` speaks for the live holder of a claim: it is the one
-    /// that claimed, or another of the same process.
-    fn holds(&self, session: SessionId, namespace: &Name) -> bool {
-        self.claims
-            .get(namespace)
-            .is_some_and(|holder| self.is_same_process(session, *holder))
+/// Whether `caller` may change anything at all.
+///
+/// # Errors
+/// `denied` over TCP when that is read-only.
+pub(crate) fn may_write(world: &World, caller: &Caller<'_>) -> Result<(), VerbError> {
+    if caller.peer.is_some_and(|peer| peer.tcp) && world.config.tcp == TcpAccess::ReadOnly {
+        return Err(fail(
+            ErrorCode::Denied,
+            "TCP is read-only here (--tcp read-only); use the unix socket",
+        ));
     }
+    Ok(())
+}
 
-    /// Whether two sessions are of one process, as far as the system tells.
-    pub(crate) fn is_same_process(&self, one: SessionId, other: SessionId) -> bool {
-        let peer = |id| self.sessions.get(&id).map(|session| session.peer);
-        one == other
-            || matches!(
-                (peer(one), peer(other)),
-                (Some(one), Some(other)) if one.pid.is_some() && one == other
-            )
+/// Claims a namespace and returns the new epoch, and the session it was taken
+/// from.
+///
+/// # Errors
+/// `claimed` while another session holds it and `force` is not given.
+pub(crate) fn claim(
+    world: &mut World,
+    caller: &Caller<'_>,
+    namespace: &Name,
+    holder: String,
+    force: bool,
+) -> Result<(u64, Option<SessionId>), VerbError> {
+    may_write(world, caller)?;
+    let row = world.table.claims.get(namespace);
+    if row.is_none() && world.table.claims.len() >= MAX_CLAIMS {
+        return Err(limit("claims", MAX_CLAIMS));
     }
-
-    /// Whether `session` may change things called `name`.
-    ///
-    /// # Errors
-    /// `claimed` with the holder's words, `stale_epoch` for a holder whose
-    /// claim was taken over, `denied` over a read-only transport.
-    pub(crate) fn may_change(
-        &self,
-        session: SessionId,
-        name: &str,
-        force: bool,
-    ) -> Result<(), VerbError> {
-        self.may_write(session)?;
-        let Some((namespace, holder)) = self.claim_of(name) else {
-            return Ok(());
-        };
-        if self.holds(session, namespace) {
-            return Ok(());
-        }
-        let lost = self
-            .sessions
-            .get(&session)
-            .is_some_and(|session| session.lost.contains(namespace));
-        if lost {
-            return Err(fail(
-                ErrorCode::StaleEpoch,
-                &format!("the claim to {namespace} was taken over by {holder}"),
-            ));
-        }
-        if force {
-            return Ok(());
-        }
-        Err(fail(
+    let epoch = row.map_or(0, |row| row.epoch) + 1;
+    let old = world
+        .claims
+        .get(namespace)
+        .map(|old| old.session)
+        .filter(|old| *old != caller.session);
+    if old.is_some() && !force {
+        let by = row
+            .and_then(|row| row.holder.as_deref())
+            .unwrap_or("another session");
+        return Err(fail(
             ErrorCode::Claimed,
-            &format!(
-                "{namespace} is claimed by {holder}; ask it, or force the change in the JSON dialect"
-            ),
-        ))
+            &format!("{namespace} is claimed by {by}; stop it first, or claim with force"),
+        ));
     }
-
-    /// Whether `session` may change anything at all.
-    ///
-    /// # Errors
-    /// `denied` over TCP when that is read-only.
-    pub(crate) fn may_write(&self, session: SessionId) -> Result<(), VerbError> {
-        let tcp = self
-            .sessions
-            .get(&session)
-            .is_some_and(|session| session.peer.tcp);
-        if tcp && self.world.config.tcp == crate::config::TcpAccess::ReadOnly {
-            return Err(fail(
-                ErrorCode::Denied,
-                "TCP is read-only here (--tcp read-only); use the unix socket",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Claims a namespace and returns the new epoch.
-    ///
-    /// # Errors
-    /// `claimed` while another session holds it and `force` is not given.
-    pub(crate) fn claim(
-        &mut self,
-        session: SessionId,
-        namespace: &Name,
-        holder: String,
-        force: bool,
-    ) -> Result<u64, VerbError> {
-        self.may_write(session)?;
-        let row = self.world.table.claims.get(namespace);
-        if row.is_none() && self.world.table.claims.len() >= MAX_CLAIMS {
-            return Err(limit("claims", MAX_CLAIMS));
-        }
-        let epoch = row.map_or(0, |row| row.epoch) + 1;
-        let old = self
+    let session = caller.session;
+    info!(session, %namespace, holder = ?holder, epoch, "claimed");
+    world
+        .commit(Entry::Claim {
+            namespace: namespace.clone(),
+            holder,
+            epoch,
+        })
+        .map_err(|error| not_recorded(&error))?;
+    // A session that has gone holds nothing.
+    if let Some(peer) = caller.peer {
+        world
             .claims
-            .get(namespace)
-            .copied()
-            .filter(|old| *old != session);
-        if old.is_some() && !force {
-            let by = row
-                .and_then(|row| row.holder.as_deref())
-                .unwrap_or("another session");
-            return Err(fail(
-                ErrorCode::Claimed,
-                &format!("{namespace} is claimed by {by}; stop it first, or claim with force"),
-            ));
-        }
-        info!(session, %namespace, holder = ?holder, epoch, "claimed");
-        self.world
-            .commit(Entry::Claim {
+            .insert(namespace.clone(), Holder { session, peer });
+    }
+    Ok((epoch, old))
+}
+
+/// Gives a claim back.
+///
+/// # Errors
+/// `not_found` when nobody has it, `claimed` when someone else does.
+pub(crate) fn release(
+    world: &mut World,
+    caller: &Caller<'_>,
+    namespace: &Name,
+) -> Result<(), VerbError> {
+    may_write(world, caller)?;
+    let held = world
+        .table
+        .claims
+        .get(namespace)
+        .is_some_and(|row| row.holder.is_some());
+    if !held {
+        return Err(fail(
+            ErrorCode::NotFound,
+            &format!("{namespace} is not claimed"),
+        ));
+    }
+    // A vacant claim may be ended by whoever could as well take it.
+    if world
+        .claims
+        .get(namespace)
+        .is_some_and(|holder| holder.session != caller.session)
+    {
+        return Err(fail(
+            ErrorCode::Claimed,
+            &format!("{namespace} is claimed by another session"),
+        ));
+    }
+    world
+        .commit(Entry::Release {
+            namespace: namespace.clone(),
+        })
+        .map_err(|error| not_recorded(&error))?;
+    world.claims.remove(namespace);
+    Ok(())
+}
+
+/// All claims in force, by namespace.
+pub(crate) fn list(world: &World) -> Vec<ClaimInfo> {
+    world
+        .table
+        .claims
+        .iter()
+        .filter_map(|(namespace, row)| {
+            Some(ClaimInfo {
                 namespace: namespace.clone(),
-                holder: holder.clone(),
-                epoch,
+                holder: row.holder.clone()?,
+                epoch: row.epoch,
+                live: world.claims.contains_key(namespace),
             })
-            .map_err(|error| not_recorded(&error))?;
-        self.claims.insert(namespace.clone(), session);
-        if let Some(session) = self.sessions.get_mut(&session) {
-            session.lost.remove(namespace);
-        }
-        if let Some(old) = old {
-            if let Some(session) = self.sessions.get_mut(&old) {
-                session.lost.insert(namespace.clone());
-            }
-            let mut line = BytesMut::new();
-            Push::Lost(Lost {
-                namespace: namespace.clone(),
-                by: holder,
-            })
-            .encode(&mut line);
-            self.push(old, line);
-        }
-        Ok(epoch)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::verbs::caller::tests::{caller, tcp_caller, that_lost};
+    use crate::world::tests::{empty_world, recovered};
+
+    fn ns() -> Name {
+        Name::new("ns").unwrap()
     }
 
-    /// Gives a claim back.
-    ///
-    /// # Errors
-    /// `not_found` when nobody has it, `claimed` when someone else does.
-    pub(crate) fn release_claim(
-        &mut self,
-        session: SessionId,
-        namespace: &Name,
-    ) -> Result<(), VerbError> {
-        self.may_write(session)?;
-        let held = self
-            .world
-            .table
-            .claims
-            .get(namespace)
-            .is_some_and(|row| row.holder.is_some());
-        if !held {
-            return Err(fail(
-                ErrorCode::NotFound,
-                &format!("{namespace} is not claimed"),
-            ));
-        }
-        // A vacant claim may be ended by whoever could as well take it.
-        if self
-            .claims
-            .get(namespace)
-            .is_some_and(|holder| *holder != session)
-        {
-            return Err(fail(
-                ErrorCode::Claimed,
-                &format!("{namespace} is claimed by another session"),
-            ));
-        }
-        self.world
-            .commit(Entry::Release {
-                namespace: namespace.clone(),
-            })
-            .map_err(|error| not_recorded(&error))?;
-        self.claims.remove(namespace);
-        Ok(())
+    fn code(result: Result<(), VerbError>) -> Option<ErrorCode> {
+        let failure = papa_protocol::json::Failure::from(result.err()?);
+        Some(failure.code)
     }
 
-    /// All claims in force, by namespace.
-    pub(crate) fn list_claims(&self) -> Vec<ClaimInfo> {
-        self.world
-            .table
-            .claims
-            .iter()
-            .filter_map(|(namespace, row)| {
-                Some(ClaimInfo {
-                    namespace: namespace.clone(),
-                    holder: row.holder.clone()?,
-                    epoch: row.epoch,
-                    live: self.claims.contains_key(namespace),
-                })
-            })
-            .collect()
+    /// Why `caller` may not change what is called `ns.x`.
+    fn refusal(world: &World, caller: &Caller<'_>, force: bool) -> Option<ErrorCode> {
+        code(may_change(world, caller, "ns.x", force))
+    }
+
+    #[test]
+    fn a_claim_that_is_taken_over_is_stale_for_the_one_before() {
+        let (mut world, _keeper, file) = empty_world();
+        let (one, other) = (caller(1, Some(10)), caller(2, Some(20)));
+        assert_eq!(
+            claim(&mut world, &one, &ns(), "one".into(), false),
+            Ok((1, None))
+        );
+        claim(&mut world, &other, &ns(), "other".into(), false).unwrap_err();
+        assert_eq!(
+            claim(&mut world, &other, &ns(), "other".into(), true),
+            Ok((2, Some(1)))
+        );
+        let lost = HashSet::from([ns()]);
+        let one = that_lost(one, &lost);
+        assert_eq!(refusal(&world, &one, false), Some(ErrorCode::StaleEpoch));
+        assert_eq!(refusal(&world, &one, true), Some(ErrorCode::StaleEpoch));
+        assert_eq!(
+            refusal(&world, &caller(3, None), false),
+            Some(ErrorCode::Claimed)
+        );
+        assert_eq!(refusal(&world, &caller(3, None), true), None);
+        assert_eq!(refusal(&world, &other, false), None);
+        assert_eq!(recovered(&file).claims[&ns()].epoch, 2);
+    }
+
+    #[test]
+    fn a_vacant_claim_still_keeps_others_out_and_can_be_taken() {
+        let (mut world, _keeper, _file) = empty_world();
+        let (one, other) = (caller(1, Some(10)), caller(2, Some(20)));
+        claim(&mut world, &one, &ns(), "one".into(), false).unwrap();
+        // Its connection is lost.
+        world.claims.clear();
+        let denied = refusal(&world, &other, false);
+        assert_eq!(denied, Some(ErrorCode::Claimed));
+        assert!(!list(&world)[0].live);
+        assert_eq!(
+            claim(&mut world, &other, &ns(), "other".into(), false),
+            Ok((2, None))
+        );
+        assert_eq!(
+            code(release(&mut world, &one, &ns())),
+            Some(ErrorCode::Claimed)
+        );
+        release(&mut world, &other, &ns()).unwrap();
+        assert_eq!(
+            code(release(&mut world, &other, &ns())),
+            Some(ErrorCode::NotFound)
+        );
+        assert_eq!(may_change(&world, &one, "ns.x", false), Ok(()));
+        // The epoch is never used again.
+        assert_eq!(
+            claim(&mut world, &one, &ns(), "one".into(), false),
+            Ok((3, None))
+        );
+    }
+
+    #[test]
+    fn of_nested_namespaces_the_innermost_counts() {
+        let (mut world, _keeper, _file) = empty_world();
+        let (one, other) = (caller(1, Some(10)), caller(2, Some(20)));
+        let inner = Name::new("ns.in").unwrap();
+        claim(&mut world, &one, &ns(), "one".into(), false).unwrap();
+        claim(&mut world, &other, &inner, "other".into(), false).unwrap();
+        assert_eq!(world.claim_holder("ns.in.x"), Some(2));
+        assert_eq!(world.claim_holder("ns.x"), Some(1));
+        assert_eq!(world.claim_holder("nsx"), None);
+        assert!(is_claimed_by_other(&world, &one, "ns.in.x"));
+        assert!(!is_claimed_by_other(
+            &world,
+            &caller(3, Some(20)),
+            "ns.in.x"
+        ));
+    }
+
+    #[test]
+    fn read_only_tcp_changes_nothing_anywhere() {
+        let (mut world, _keeper, _file) = empty_world();
+        let remote = tcp_caller(1);
+        assert_eq!(may_change(&world, &remote, "free", false), Ok(()));
+        world.config.tcp = TcpAccess::ReadOnly;
+        let denied = Some(ErrorCode::Denied);
+        assert_eq!(code(may_change(&world, &remote, "free", true)), denied);
+        let claimed = claim(&mut world, &remote, &ns(), "me".into(), true);
+        assert_eq!(code(claimed.map(drop)), denied);
+        assert_eq!(code(release(&mut world, &remote, &ns())), denied);
+        assert_eq!(may_change(&world, &caller(2, None), "free", false), Ok(()));
     }
 }

@@ -8,6 +8,8 @@ use papa_protocol::text::ByteString;
 use crate::client::exchange::{Expect, SessionId, WatchWord};
 use crate::owner::Owner;
 use crate::owner::starting::Asker;
+use crate::verbs::caller::Caller;
+use crate::verbs::value;
 
 impl Owner {
     /// Answers one classic line.
@@ -81,17 +83,10 @@ impl Owner {
             Request::List(Kind::Sockets, names) => {
                 lines(self.list_sockets(&names).iter().map(classic::socket_line))
             }
-            Request::List(Kind::Values, names) => {
-                lines(self.find_values(&names).iter().map(|name| {
-                    let value = self
-                        .world
-                        .table
-                        .values
-                        .get(name)
-                        .map_or(&[][..], ByteString::as_bytes);
-                    classic::value_line(name, value)
-                }))
-            }
+            Request::List(Kind::Values, names) => lines(
+                value::find(&self.world, &names)
+                    .map(|(name, value)| classic::value_line(name, value.as_bytes())),
+            ),
             Request::Remove(Kind::Processes, names) => {
                 self.remove_processes(id, &names, &[], false)?;
                 String::new()
@@ -101,7 +96,7 @@ impl Owner {
                 String::new()
             }
             Request::Remove(Kind::Values, names) => {
-                self.remove_values(id, &names)?;
+                value::remove(&mut self.world, &Caller::of(&self.sessions, id), &names)?;
                 String::new()
             }
             Request::Watch(names) => {
@@ -133,7 +128,12 @@ impl Owner {
             }
             Request::Set(name, value) => {
                 let value = value.map(|value| ByteString::from(value.into_bytes()));
-                self.set_value(id, name, value)?;
+                value::set(
+                    &mut self.world,
+                    &Caller::of(&self.sessions, id),
+                    name,
+                    value,
+                )?;
                 String::new()
             }
             Request::Get(name) => self

@@ -3,8 +3,9 @@
 use std::os::fd::OwnedFd;
 
 use bytes::BytesMut;
+use papa_protocol::json::push::{Lost, Push};
 use papa_protocol::json::reply::{self, encode_error, encode_ok};
-use papa_protocol::json::request::{Id, Op, ProcessMake, Rejected, Request};
+use papa_protocol::json::request::{Claim, Id, Op, ProcessMake, Rejected, Request};
 use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::record::Serial;
 use serde::Serialize;
@@ -12,7 +13,8 @@ use serde::Serialize;
 use crate::client::exchange::{Expect, SessionId};
 use crate::owner::Owner;
 use crate::owner::starting::Asker;
-use crate::verbs::{VerbError, fail};
+use crate::verbs::caller::Caller;
+use crate::verbs::{VerbError, claim, fail, held, value};
 use crate::world::reel::START_AT;
 
 impl Owner {
@@ -129,7 +131,12 @@ impl Owner {
             }
             Op::Status(_) => answer.ok(&self.status()),
             Op::ValueSet(op) => {
-                self.set_value(id, op.name, Some(op.value))?;
+                value::set(
+                    &mut self.world,
+                    &Caller::of(&self.sessions, id),
+                    op.name,
+                    Some(op.value),
+                )?;
                 answer.ok(&done);
             }
             Op::ValueGet(op) => {
@@ -137,18 +144,14 @@ impl Owner {
                 answer.ok(&reply::ValueReply { value });
             }
             Op::ValueList(op) => {
-                let values = self
-                    .find_values(&op.names)
-                    .into_iter()
-                    .filter_map(|name| {
-                        let value = self.world.table.values.get(&name)?.clone();
-                        Some((name, value))
-                    })
+                let values = value::find(&self.world, &op.names)
+                    .map(|(name, value)| (name.clone(), value.clone()))
                     .collect();
                 answer.ok(&reply::Values { values });
             }
             Op::ValueRemove(op) => {
-                let removed = self.remove_values(id, &op.names)?;
+                let removed =
+                    value::remove(&mut self.world, &Caller::of(&self.sessions, id), &op.names)?;
                 answer.ok(&reply::Removed { removed });
             }
             Op::SocketMake(op) => {
@@ -215,31 +218,46 @@ impl Owner {
                         "hold: no descriptor came along; send one with the line (SCM_RIGHTS) on the unix socket",
                     )
                 })?;
-                self.hold(id, op.name, fd)?;
+                let room = self.room();
+                held::hold(
+                    &mut self.world,
+                    &Caller::of(&self.sessions, id),
+                    room,
+                    op.name,
+                    fd,
+                )?;
+                self.notice_keeper();
                 answer.ok(&done);
             }
             Op::Fetch(op) => {
-                self.may_change(id, &op.name, false)?;
-                let fd = self.fetch_held(&op.name)?;
+                let fd = held::fetch(&self.world, &Caller::of(&self.sessions, id), &op.name)?;
                 self.answer_with(id, answer, &done, fd)?;
             }
             Op::HoldList(op) => answer.ok(&reply::HeldReply {
-                held: self.list_held(&op.names),
+                held: held::list(&self.world, &op.names),
             }),
             Op::HoldDrop(op) => {
-                let removed = self.drop_held(id, &op.names)?;
+                let removed = held::drop_matching(
+                    &mut self.world,
+                    &Caller::of(&self.sessions, id),
+                    &op.names,
+                )?;
                 answer.ok(&reply::Removed { removed });
             }
             Op::Claim(op) => {
-                let epoch = self.claim(id, &op.namespace, op.holder, op.force)?;
+                let epoch = self.claim(id, &op)?;
                 answer.ok(&reply::Claimed { epoch });
             }
             Op::ClaimRelease(op) => {
-                self.release_claim(id, &op.namespace)?;
+                claim::release(
+                    &mut self.world,
+                    &Caller::of(&self.sessions, id),
+                    &op.namespace,
+                )?;
                 answer.ok(&done);
             }
             Op::ClaimList(_) => answer.ok(&reply::Claims {
-                claims: self.list_claims(),
+                claims: claim::list(&self.world),
             }),
             Op::Subscribe(op) => {
                 let sub = self.subscribe_changes(id, op.names)?;
@@ -260,6 +278,29 @@ impl Owner {
             }
         }
         Ok(())
+    }
+
+    /// Claims a namespace, and tells whoever had it before.
+    fn claim(&mut self, id: SessionId, op: &Claim) -> Result<u64, VerbError> {
+        let caller = Caller::of(&self.sessions, id);
+        let holder = op.holder.clone();
+        let (epoch, old) = claim::claim(&mut self.world, &caller, &op.namespace, holder, op.force)?;
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.lost.remove(&op.namespace);
+        }
+        if let Some(old) = old {
+            if let Some(session) = self.sessions.get_mut(&old) {
+                session.lost.insert(op.namespace.clone());
+            }
+            let mut line = BytesMut::new();
+            Push::Lost(Lost {
+                namespace: op.namespace.clone(),
+                by: op.holder.clone(),
+            })
+            .encode(&mut line);
+            self.push(old, line);
+        }
+        Ok(epoch)
     }
 
     /// A handle to a process lets its holder signal it.

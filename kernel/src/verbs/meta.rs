@@ -7,6 +7,7 @@ use papa_protocol::limits::{SESSION_BUDGET_BYTES, advertised};
 use crate::VERSION;
 use crate::owner::Owner;
 use crate::sys::clock::now_us;
+use crate::verbs::claim;
 use crate::world::table;
 
 impl Owner {
@@ -57,7 +58,7 @@ impl Owner {
                 sockets: self.world.table.sockets().count() as u64,
                 values: self.world.table.values.len() as u64,
                 held: self.world.table.held.len() as u64,
-                claims: self.list_claims().len() as u64,
+                claims: claim::list(&self.world).len() as u64,
                 sessions: self.sessions.len() as u64,
                 troubled: self
                     .world

@@ -2,8 +2,10 @@
 //!
 //! One file per kind of thing. Each verb checks, acts through `sys`, records
 //! and returns typed results; texts are put together in `classic.rs` and
-//! `json.rs`.
+//! `json.rs`. Values, held descriptors and claims are functions of a `World` and
+//! a `Caller`; the other kinds are still methods of the owner.
 
+pub(crate) mod caller;
 pub(crate) mod claim;
 mod classic;
 pub(crate) mod held;

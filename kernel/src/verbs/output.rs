@@ -240,7 +240,7 @@ impl Owner {
                     .world
                     .table
                     .process(**serial)
-                    .and_then(|row| self.claim_holder(&row.make.name))
+                    .and_then(|row| self.world.claim_holder(&row.make.name))
                     .is_some_and(|holder| self.is_same_process(holder, session)),
             })
             .map(|(serial, _)| *serial)

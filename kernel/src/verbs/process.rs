@@ -82,7 +82,7 @@ impl Owner {
         if self.world.live.len() >= MAX_PROCESSES {
             return Err(limit("processes", MAX_PROCESSES));
         }
-        self.check_descriptor_room(12)?;
+        self.room().check(12)?;
         let prepared = self.prepare(&make, &account)?;
         let reel_bytes = make.reel_bytes.map_or(REEL_BYTES, |size| size.0);
         let pipes = open_pipes(&make, reel_bytes, account.uid)
@@ -347,16 +347,35 @@ impl Owner {
         Ok(found.len() as u64)
     }
 
+    /// How many descriptors are in use, for refusing what would exhaust them.
+    pub(crate) fn room(&self) -> Room {
+        Room {
+            in_use: self.descriptors_in_use(),
+        }
+    }
+}
+
+/// How much room for descriptors there is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Descriptors in use, estimated.
+    pub in_use: u64,
+}
+
+impl Room {
     /// Refuses what would use up the descriptors that are kept for clients.
-    pub(crate) fn check_descriptor_room(&self, wanted: u64) -> Result<(), VerbError> {
+    ///
+    /// # Errors
+    /// `limit` if `wanted` more do not fit.
+    pub(crate) fn check(self, wanted: u64) -> Result<(), VerbError> {
         let limit = descriptor_limit();
         let reserved = (limit / RESERVED.0).max(RESERVED.1);
-        if self.descriptors_in_use() + wanted + reserved > limit {
+        if self.in_use + wanted + reserved > limit {
             return Err(fail(
                 ErrorCode::Limit,
                 &format!(
                     "too many open files: about {} of {limit} descriptors are in use and {reserved} are reserved; raise the limit (ulimit -n) before starting papa",
-                    self.descriptors_in_use()
+                    self.in_use
                 ),
             ));
         }

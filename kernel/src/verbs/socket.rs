@@ -54,7 +54,7 @@ impl Owner {
         if self.world.table.sockets().count() >= MAX_SOCKETS {
             return Err(limit("sockets", MAX_SOCKETS));
         }
-        self.check_descriptor_room(1)?;
+        self.room().check(1)?;
         if let Some(path) = &make.path {
             if self
                 .world

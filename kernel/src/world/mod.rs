@@ -1,7 +1,8 @@
 //! What exists: the table of everything, the journal that records it, and the
 //! descriptors and output of live processes.
 //!
-//! [`World`] is what verbs work on. It knows no session and no socket of a client.
+//! [`World`] is what verbs work on. It knows no session
+//! but by its number, and no socket of a client.
 //! Invariant: a change is in the journal before it is answered.
 
 pub mod journal;
@@ -14,12 +15,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use nix::errno::Errno;
+use papa_protocol::name::Name;
 use serde_json::value::RawValue;
 use tracing::error;
 
 use self::journal::{Journal, JournalError};
 use self::live::{Live, Poller};
 use self::table::{Entry, Record, Table};
+use crate::client::exchange::{Peer, SessionId};
 use crate::config::Config;
 use crate::keeper::link::{KeeperLink, is_gone};
 use crate::keeper::wire::{Key, Kind};
@@ -35,6 +38,15 @@ pub struct Fixed {
     pub controls: Vec<(u64, OwnedFd)>,
     /// `/dev/null`, for reading and writing.
     pub null: OwnedFd,
+}
+
+/// The session that holds a claim, and who is at its other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub session: SessionId,
+    /// Who is there.
+    pub peer: Peer,
 }
 
 /// What exists, its record, and the descriptors behind it.
@@ -64,6 +76,8 @@ pub struct World {
     pub held_fds: HashMap<u64, OwnedFd>,
     /// Descriptors of records this version cannot read, for one that can.
     pub strangers: Vec<(Key, OwnedFd)>,
+    /// Claims whose holder is connected, by namespace.
+    pub claims: HashMap<Name, Holder>,
     /// The set that reports output, exits, the keeper, signals and the timer.
     pub poller: Rc<Poller>,
     /// What the keeper has copies of that are not needed any more.
@@ -97,6 +111,7 @@ impl World {
             socket_fds: HashMap::new(),
             held_fds: HashMap::new(),
             strangers: Vec::new(),
+            claims: HashMap::new(),
             poller: Rc::new(Poller::new()?),
             unkept: Vec::new(),
             keeper_gone: false,
@@ -147,6 +162,23 @@ impl World {
         if let Err(error) = self.journal.compact(ours.chain(later)) {
             error!(%error, "cannot compact the journal");
         }
+    }
+
+    // ---- claims --------------------------------------------------------
+
+    /// The claimed namespace `name` lies in, with its holder's name.
+    pub(crate) fn claim_of(&self, name: &str) -> Option<(&Name, &str)> {
+        // Of nested namespaces the innermost counts.
+        name.rmatch_indices('.').find_map(|(at, _)| {
+            let (namespace, row) = self.table.claims.get_key_value(&name[..at])?;
+            Some((namespace, row.holder.as_deref()?))
+        })
+    }
+
+    /// The connected session that holds the claim `name` lies in.
+    pub(crate) fn claim_holder(&self, name: &str) -> Option<SessionId> {
+        let (namespace, _) = self.claim_of(name)?;
+        self.claims.get(namespace).map(|holder| holder.session)
     }
 
     // ---- the keeper's copies -------------------------------------------

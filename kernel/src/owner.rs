@@ -14,7 +14,7 @@ pub mod shared;
 pub(crate) mod signals;
 pub(crate) mod starting;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -30,16 +30,15 @@ use self::signals::KEEPER_SILENCE;
 use crate::change::recover::Findings;
 use crate::change::takeover::Holdings;
 use crate::change::understudy::Understudy;
-use crate::change::upgrade::{Changing, Examined};
+use crate::change::upgrade::Changes;
 use crate::client::budget::Budget;
-use crate::client::event::{Incoming, Sender};
+use crate::client::event::Incoming;
 use crate::client::exchange::SessionId;
 use crate::client::server::Server;
 use crate::keeper::wire::{Key, Kind};
 use crate::patience::scaled;
 use crate::readers::session::Session;
 use crate::sys::alarm::Alarm;
-use crate::sys::cgroup::Cgroups;
 use crate::sys::clock::now_us;
 use crate::world::World;
 use crate::world::live::Source;
@@ -78,52 +77,54 @@ pub enum Deadline {
     Exit,
 }
 
+/// What is known of the keeper, beside the line to it.
+#[derive(Debug)]
+pub(crate) struct KeeperWatch {
+    /// When it last said something.
+    pub last_word: Instant,
+    /// It was silent for a whole interval; it is ended if it stays so.
+    pub suspected: bool,
+    /// A copy of this process waits beside while there is no keeper.
+    pub understudy: Option<Understudy>,
+    /// Such a copy has been made, or this is one.
+    pub doubled: bool,
+    /// See [`SPARE_DESCRIPTORS`].
+    pub spare: Vec<OwnedFd>,
+}
+
+/// Who has asked the kernel to end.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
+    /// The last signal that asked, and whether the keeper passed it on.
+    pub last_term: Option<(Instant, bool)>,
+    /// A client asked: until when sessions may read that.
+    pub until: Option<Instant>,
+    /// As process 1, asked to end by this signal.
+    pub as_init: Option<i32>,
+}
+
 /// The state of the whole kernel; events are its methods.
 #[derive(Debug)]
 pub struct Owner {
     /// What exists.
     pub(crate) world: World,
-    pub(crate) keeper_pid: i32,
-    /// See [`SPARE_DESCRIPTORS`].
-    pub(crate) spare: Vec<OwnedFd>,
+    pub(crate) keeper: KeeperWatch,
     pub(crate) signals: SignalFd,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
+    /// Sessions that may have something to send.
+    pub(crate) ready_sessions: BTreeSet<SessionId>,
     pub(crate) budget: Rc<Budget>,
     pub(crate) deadlines: BTreeSet<(Instant, Deadline)>,
     pub(crate) alarm: Alarm,
-    /// Zombies by the order in which they ended.
-    pub(crate) zombies: VecDeque<u64>,
-    /// Sessions that may have something to send.
-    pub(crate) ready_sessions: BTreeSet<SessionId>,
-    pub(crate) has_exit_info: bool,
-    /// Where each process gets a control group.
-    pub(crate) cgroups: Option<Cgroups>,
     /// Serves listeners made later.
     pub(crate) server: Option<Server>,
-    pub(crate) last_keeper_word: Instant,
-    pub(crate) keeper_suspected: bool,
-    /// The last request to end, and whether the keeper passed it on.
-    pub(crate) last_term: Option<(Instant, bool)>,
-    /// The program this one has replaced, until the keeper is replaced too.
-    pub(crate) program_before: Option<OwnedFd>,
-    /// Until when the keeper may go back to it.
-    pub(crate) older_may_return: Option<Instant>,
-    /// A copy of this process waits beside while there is no keeper.
-    pub(crate) understudy: Option<Understudy>,
-    /// Such a copy has been made, or this is one.
-    pub(crate) doubled: bool,
-    /// Why the private socket could not be made anew the last time.
-    pub(crate) runtime_dir_trouble: Option<String>,
     /// Processes whose program does not run yet, by serial.
     pub(crate) starting: BTreeMap<u64, starting::Start>,
-    /// A client asked for the end: until when sessions may read that.
-    pub(crate) ending: Option<Instant>,
-    /// As process 1, asked to end by this signal.
-    pub(crate) ends_as_init: Option<i32>,
-    /// The program is being changed.
-    pub(crate) changing: Option<Changing>,
-    /// Where the task of a dry run sends what it found.
-    pub(crate) examined: Option<Sender<Examined>>,
+    /// The change of program that is under way, and the last one.
+    pub(crate) change: Changes,
+    pub(crate) ending: Ending,
+    /// Why the private socket could not be made anew the last time.
+    pub(crate) runtime_dir_trouble: Option<String>,
 }
 
 impl Owner {
@@ -141,34 +142,27 @@ impl Owner {
         let now = Instant::now();
         let spare = std::iter::repeat_with(|| world.fixed.null.try_clone().ok());
         let spare = spare.take(SPARE_DESCRIPTORS).flatten().collect();
-        let cgroups = Cgroups::find(world.table.first_started_us);
-        let mut owner = Self {
-            keeper_pid: world.link.keeper().as_raw(),
-            world,
+        let keeper = KeeperWatch {
+            last_word: now,
+            suspected: false,
+            understudy: None,
+            doubled: false,
             spare,
+        };
+        let mut owner = Self {
+            world,
+            keeper,
             signals,
             sessions: BTreeMap::new(),
+            ready_sessions: BTreeSet::new(),
             budget: Rc::new(Budget::new(limits::SESSION_BUDGET_BYTES)),
             deadlines: BTreeSet::new(),
             alarm,
-            zombies: VecDeque::new(),
-            ready_sessions: BTreeSet::new(),
-            has_exit_info: crate::sys::pidfd::has_exit_info(),
-            cgroups,
             server: None,
-            last_keeper_word: now,
-            keeper_suspected: false,
-            last_term: None,
-            program_before: None,
-            older_may_return: None,
-            understudy: None,
-            doubled: false,
-            runtime_dir_trouble: None,
             starting: BTreeMap::new(),
-            ending: None,
-            ends_as_init: None,
-            changing: None,
-            examined: None,
+            change: Changes::default(),
+            ending: Ending::default(),
+            runtime_dir_trouble: None,
         };
         owner
             .deadlines
@@ -201,7 +195,7 @@ impl Owner {
     /// Serves from now on; `server` takes listeners made later.
     pub(crate) fn start(&mut self, server: Server) {
         self.server = Some(server);
-        if let Some(groups) = &self.cgroups {
+        if let Some(groups) = &self.world.cgroups {
             groups.clear();
         }
         self.look_after_runtime_dir();
@@ -373,7 +367,7 @@ impl Owner {
             binary: &self.world.fixed.binary,
             journal: self.world.journal.as_fd(),
             link: &self.world.link,
-            understudy: self.understudy.as_ref(),
+            understudy: self.keeper.understudy.as_ref(),
             descriptors: self.all_descriptors(),
             workers: running.chain(starting).collect(),
         }

@@ -178,7 +178,10 @@ fn begin(owner: &mut Owner, server: Server, findings: Findings, resumption: Resu
         owner.go_on_changing(&change, verdict);
     }
     owner.start(server);
-    owner.world.config.update_pid_file(owner.keeper_pid);
+    owner
+        .world
+        .config
+        .update_pid_file(owner.world.link.keeper().as_raw());
     tracing::info!(
         port = owner.world.config.port,
         pid = std::process::id(),

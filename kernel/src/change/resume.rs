@@ -54,8 +54,8 @@ impl Owner {
             match key.kind {
                 Kind::HANDOVER => record = Some(HandOver::read(fd)),
                 Kind::BINARY => {
-                    self.program_before = Some(fd);
-                    self.older_may_return = Some(Instant::now() + PROBATION);
+                    self.change.before = Some(fd);
+                    self.change.older_may_return = Some(Instant::now() + PROBATION);
                 }
                 _ => {
                     descriptors.insert(key.id, fd);
@@ -169,10 +169,10 @@ impl Owner {
     pub(crate) fn go_on_changing(&mut self, change: &Change, verdict: Option<Verdict>) {
         if *change == Change::default() {
             // The keeper died, and nobody had asked for anything.
-            self.program_before = None;
+            self.change.before = None;
             return;
         }
-        let before = self.keeper_pid == change.keeper_before;
+        let before = self.world.link.keeper().as_raw() == change.keeper_before;
         let failed = match verdict {
             Some(Verdict::Late) => Some("did not serve in time".to_owned()),
             Some(Verdict::Ended(Outcome::Code(code))) => {

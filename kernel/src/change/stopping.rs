@@ -46,7 +46,7 @@ impl Role {
 impl Owner {
     /// Has every connection stop; the change goes on when all have.
     pub(crate) fn freeze(&mut self, role: Role) {
-        let Some(changing) = &mut self.changing else {
+        let Some(changing) = &mut self.change.under_way else {
             return;
         };
         if let Some(server) = &self.server {
@@ -69,7 +69,7 @@ impl Owner {
     /// The keeper is gone: connections stop, and then its place is taken. A
     /// change under way ends with that.
     pub(crate) fn freeze_orphaned(&mut self) {
-        if let Some(changing) = &mut self.changing {
+        if let Some(changing) = &mut self.change.under_way {
             let change = std::mem::take(&mut changing.change);
             let reason = "the keeper has died meanwhile; nothing was changed, ask again";
             self.answer_change(&change, Err(reason.to_owned()));
@@ -77,7 +77,7 @@ impl Owner {
         if let Some(Changing {
             stage: Stage::Freezing { until, role, .. },
             ..
-        }) = &mut self.changing
+        }) = &mut self.change.under_way
         {
             *role = Role::Orphan;
             *until = (*until).min(Instant::now() + ORPHAN_FREEZE_LIMIT);
@@ -87,7 +87,7 @@ impl Owner {
         let Ok(program) = self.world.fixed.binary.try_clone() else {
             self.take_keepers_place("it is gone", &[]);
         };
-        self.changing = Some(Changing {
+        self.change.under_way = Some(Changing {
             change: Change::default(),
             dry_run: false,
             force: false,
@@ -101,7 +101,7 @@ impl Owner {
     /// Whether connections are stopped or stopping: then nothing is sent.
     pub(crate) fn is_freezing(&self) -> bool {
         matches!(
-            self.changing,
+            self.change.under_way,
             Some(Changing {
                 stage: Stage::Freezing { .. },
                 ..
@@ -114,7 +114,7 @@ impl Owner {
         if let Some(Changing {
             stage: Stage::Freezing { left, .. },
             ..
-        }) = &mut self.changing
+        }) = &mut self.change.under_way
             && let Some(session) = self.sessions.get(&id)
         {
             session.freeze(false);
@@ -126,7 +126,7 @@ impl Owner {
         if let Some(Changing {
             stage: Stage::Freezing { left, frozen, .. },
             ..
-        }) = &mut self.changing
+        }) = &mut self.change.under_way
         {
             left.remove(&id);
             frozen.insert(id, connection);
@@ -140,7 +140,7 @@ impl Owner {
         if let Some(Changing {
             stage: Stage::Freezing { left, frozen, .. },
             ..
-        }) = &mut self.changing
+        }) = &mut self.change.under_way
         {
             left.remove(&id);
             frozen.remove(&id);
@@ -149,14 +149,14 @@ impl Owner {
 
     /// Goes on with the change once all connections have stopped.
     pub(crate) fn change_when_frozen(&mut self) {
-        if self.world.link.is_lost() && self.changing.is_none() {
+        if self.world.link.is_lost() && self.change.under_way.is_none() {
             // Whatever came between: without a keeper there is no going on.
             self.freeze_orphaned();
         }
         if let Some(Changing {
             stage: Stage::Freezing { left, .. },
             ..
-        }) = &self.changing
+        }) = &self.change.under_way
             && left.is_empty()
         {
             self.change_now();
@@ -170,7 +170,7 @@ impl Owner {
                 left, until, role, ..
             },
             ..
-        }) = &self.changing
+        }) = &self.change.under_way
         else {
             return;
         };
@@ -185,7 +185,7 @@ impl Owner {
             );
             return self.change_now();
         }
-        if let Some(changing) = self.changing.take() {
+        if let Some(changing) = self.change.under_way.take() {
             let limit = FREEZE_LIMIT.as_secs();
             let reason = format!("the clients did not come to rest within {limit} s");
             self.take_back(changing, &reason);

@@ -32,6 +32,7 @@ use crate::change::handover::{Change, Delivered, HandOver, SessionRecord, SubRec
 use crate::change::stopping::Role;
 use crate::change::takeover;
 use crate::client::connection::Frozen;
+use crate::client::event::Sender;
 use crate::client::exchange::{Expect, SessionId};
 use crate::client::server::Listener;
 use crate::keeper::PROGRAM_BEFORE;
@@ -43,6 +44,19 @@ use crate::sys::process;
 use crate::sys::socket::local_port;
 use crate::verbs::{VerbError, fail};
 use crate::world::reel::{Reel, ReelKind};
+
+/// What is known of changes of the program.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// The one that is under way.
+    pub under_way: Option<Changing>,
+    /// Where the task of a dry run sends what it found.
+    pub examined: Option<Sender<Examined>>,
+    /// The program this one has replaced, until the keeper is replaced too.
+    pub before: Option<OwnedFd>,
+    /// Until when the keeper may go back to it.
+    pub older_may_return: Option<Instant>,
+}
 
 /// A change of program under way.
 #[derive(Debug)]
@@ -88,7 +102,7 @@ impl Owner {
         if let Some((session, _)) = &asked {
             self.may_write(*session)?;
         }
-        if self.changing.is_some() {
+        if self.change.under_way.is_some() {
             return Err(fail(
                 ErrorCode::Denied,
                 "the program is being changed already; wait until that is done",
@@ -110,7 +124,7 @@ impl Owner {
             to_path: escape_control(&path.to_string_lossy()).into_owned(),
             path: op.binary,
             keeper: op.keeper,
-            keeper_before: self.keeper_pid,
+            keeper_before: self.world.link.keeper().as_raw(),
             succession: false,
             check: None,
         };
@@ -119,7 +133,7 @@ impl Owner {
             dry_run = op.dry_run,
             "a program is being tried"
         );
-        let examined = self.examined.clone();
+        let examined = self.change.examined.clone();
         let run = dry_run::start(self, program.as_fd())
             .map_err(|error| fail(ErrorCode::Internal, &format!("the dry run: {error}")))?;
         tokio::task::spawn_local(async move {
@@ -128,7 +142,7 @@ impl Owner {
                 examined.send(found);
             }
         });
-        self.changing = Some(Changing {
+        self.change.under_way = Some(Changing {
             change,
             dry_run: op.dry_run,
             force: op.force,
@@ -150,7 +164,7 @@ impl Owner {
     }
 
     pub(crate) fn on_examined(&mut self, Examined(tried): Examined) {
-        let Some(changing) = &mut self.changing else {
+        let Some(changing) = &mut self.change.under_way else {
             return;
         };
         if !matches!(changing.stage, Stage::Trying) {
@@ -209,7 +223,7 @@ impl Owner {
             .binary
             .try_clone()
             .map_err(|error| format!("the kernel has changed, the keeper has not: {error}"))?;
-        self.changing = Some(Changing {
+        self.change.under_way = Some(Changing {
             change,
             dry_run: false,
             force: false,
@@ -225,7 +239,7 @@ impl Owner {
 
     /// All connections have stopped, or need not be waited for.
     pub(crate) fn change_now(&mut self) {
-        let Some(mut changing) = self.changing.take() else {
+        let Some(mut changing) = self.change.under_way.take() else {
             return;
         };
         let Stage::Freezing { frozen, role, .. } = &mut changing.stage else {
@@ -285,7 +299,7 @@ impl Owner {
         // The next keeper has to know what to go back to.
         let before = match role {
             Role::Kernel if changing.change.keeper => Some(&self.world.fixed.binary),
-            Role::Keeper => self.program_before.as_ref(),
+            Role::Keeper => self.change.before.as_ref(),
             Role::Kernel | Role::Orphan => None,
         };
         handed.extend(
@@ -309,7 +323,7 @@ impl Owner {
                 Ok(()) => {
                     failpoint::reach("succession.told");
                     info!(
-                        keeper = self.keeper_pid,
+                        keeper = self.world.link.keeper().as_raw(),
                         "taking the keeper's place, as asked"
                     );
                     let errno = takeover::become_next_keeper(&self.holdings(), &handed);
@@ -451,7 +465,8 @@ impl Owner {
 
     /// Whether the program before may be back soon, which may know reels of the first kind only.
     pub(crate) fn older_is_expected(&self) -> bool {
-        self.older_may_return
+        self.change
+            .older_may_return
             .is_some_and(|until| Instant::now() < until)
     }
 
@@ -474,7 +489,7 @@ impl Owner {
     /// Ends a change that has not begun; `Ok(true)` for a dry run that found
     /// nothing.
     fn end_change(&mut self, result: Result<bool, String>) {
-        if let Some(changing) = self.changing.take() {
+        if let Some(changing) = self.change.under_way.take() {
             self.answer_change(&changing.change, result);
         }
     }
@@ -482,7 +497,7 @@ impl Owner {
     /// Answers whoever asked.
     pub(crate) fn answer_change(&mut self, change: &Change, result: Result<bool, String>) {
         failpoint::reach("upgrade.answering");
-        self.program_before = None;
+        self.change.before = None;
         match &result {
             Ok(dry_run) => info!(path = change.to_path, dry_run, "new program accepted"),
             Err(reason) => error!(path = change.to_path, reason, "program not changed"),
@@ -505,7 +520,7 @@ impl Owner {
                     before: change.before.clone(),
                     after,
                     pid: std::process::id(),
-                    keeper: self.keeper_pid.unsigned_abs(),
+                    keeper: self.world.link.keeper().as_raw().unsigned_abs(),
                     incarnation: self.world.table.incarnation,
                     dry_run,
                     check: change.check.clone(),

@@ -65,7 +65,7 @@ impl Owner {
                 Ok(Some((_, status))) => {
                     failpoint::reach("exit.seen");
                     live.zombie = true;
-                    self.zombies.push_back(serial);
+                    self.world.zombies.push_back(serial);
                     self.record_exit(serial, Some(status), now_us);
                     self.bound_zombies();
                     return;
@@ -120,7 +120,7 @@ impl Owner {
             .as_ref()
             .and_then(|pidfd| exit_info(pidfd).ok().flatten());
         let since = live.lookup_since.unwrap_or(now);
-        let hopeless = !self.has_exit_info && !live.adopted;
+        let hopeless = !self.world.has_exit_info && !live.adopted;
         if found.is_some() || hopeless || now.duration_since(since) > LOOKUP_LIMIT {
             if found.is_none() {
                 warn!(serial, "exit status of the process is unknown");
@@ -156,8 +156,8 @@ impl Owner {
     }
 
     fn bound_zombies(&mut self) {
-        while self.zombies.len() > MAX_ZOMBIES {
-            if let Some(serial) = self.zombies.pop_front() {
+        while self.world.zombies.len() > MAX_ZOMBIES {
+            if let Some(serial) = self.world.zombies.pop_front() {
                 self.wait_for(serial);
             }
         }
@@ -200,7 +200,7 @@ impl Owner {
             return;
         };
         if live.zombie {
-            self.zombies.retain(|other| *other != serial);
+            self.world.zombies.retain(|other| *other != serial);
             if let Some(pidfd) = &live.pidfd {
                 let _ = wait_id(Target::Pidfd(pidfd.as_fd()), false);
             }
@@ -228,6 +228,7 @@ impl Owner {
     /// Removes the control group of a process that is forgotten, now or when everybody has left it.
     pub(crate) fn remove_cgroup(&mut self, serial: u64) {
         if self
+            .world
             .cgroups
             .as_mut()
             .is_some_and(|groups| groups.remove(serial))
@@ -238,7 +239,7 @@ impl Owner {
     }
 
     pub(super) fn on_cgroups(&mut self, now: Instant) {
-        if self.cgroups.as_mut().is_some_and(Cgroups::try_again) {
+        if self.world.cgroups.as_mut().is_some_and(Cgroups::try_again) {
             self.deadlines
                 .insert((now + LOOK_AT_CGROUPS, Deadline::Cgroups));
         }
@@ -271,7 +272,7 @@ impl Owner {
             .is_some_and(|row| row.exit.is_some())
         {
             self.wait_for(serial);
-            self.zombies.retain(|other| *other != serial);
+            self.world.zombies.retain(|other| *other != serial);
             for stream in [Stream::Out, Stream::Err] {
                 self.on_output(serial, stream, now_us());
             }
@@ -297,7 +298,7 @@ impl Owner {
             live.adopted = !live.own_child;
             if ended && live.own_child {
                 live.zombie = true;
-                self.zombies.push_back(serial);
+                self.world.zombies.push_back(serial);
             }
             if let (false, Some(pidfd)) = (ended, &live.pidfd) {
                 let _ = self.world.poller.add(pidfd, Source::Pidfd(serial));

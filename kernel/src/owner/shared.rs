@@ -39,7 +39,7 @@ impl Shared {
         let examined = Sender::new(move |examined| {
             receiver.handle(|owner| owner.on_examined(examined));
         });
-        shared.borrow_mut().examined = Some(examined);
+        shared.borrow_mut().change.examined = Some(examined);
         shared
     }
 

@@ -39,8 +39,8 @@ impl Owner {
         loop {
             match self.world.link.try_receive() {
                 Ok(Some(message)) => {
-                    self.last_keeper_word = Instant::now();
-                    self.keeper_suspected = false;
+                    self.keeper.last_word = Instant::now();
+                    self.keeper.suspected = false;
                     self.on_told(&message);
                 }
                 Err(Errno::EAGAIN) => return,
@@ -66,21 +66,21 @@ impl Owner {
     }
 
     pub(super) fn on_keeper_silence(&mut self, now: Instant) {
-        let pid = nix::unistd::Pid::from_raw(self.keeper_pid);
-        let due = self.last_keeper_word + scaled(KEEPER_SILENCE);
+        let pid = self.world.link.keeper();
+        let due = self.keeper.last_word + scaled(KEEPER_SILENCE);
         if self.world.link.is_lost() {
             return;
         }
         let next = if now < due {
             due
         } else if crate::sys::process::is_traced(pid) {
-            self.last_keeper_word = now;
+            self.keeper.last_word = now;
             now + scaled(KEEPER_SILENCE)
-        } else if self.keeper_suspected {
+        } else if self.keeper.suspected {
             return self.lose_keeper("it does not answer");
         } else {
             // Once more: the whole machine may have stood still.
-            self.keeper_suspected = true;
+            self.keeper.suspected = true;
             now + scaled(KEEPER_GRACE)
         };
         self.deadlines.insert((next, Deadline::KeeperSilence));
@@ -120,7 +120,10 @@ impl Owner {
         if self.double() {
             self.take_keepers_place("the process that was to has died as well", &[]);
         }
-        warn!(keeper = self.keeper_pid, why, "losing the keeper");
+        warn!(
+            keeper = self.world.link.keeper().as_raw(),
+            why, "losing the keeper"
+        );
         self.world.link.end_keeper();
         self.world.link.lose();
         self.hear_last_words();
@@ -131,12 +134,12 @@ impl Owner {
     /// Has a copy of this process wait beside while there is no keeper. True in
     /// the copy, when this process has died.
     fn double(&mut self) -> bool {
-        if std::mem::replace(&mut self.doubled, true) {
+        if std::mem::replace(&mut self.keeper.doubled, true) {
             return false;
         }
         match understudy::prepare() {
             Ok(Side::Original(understudy)) => {
-                self.understudy = Some(understudy);
+                self.keeper.understudy = Some(understudy);
                 failpoint::reach("understudy.waits");
                 false
             }
@@ -164,9 +167,12 @@ impl Owner {
     pub(crate) fn take_keepers_place(&mut self, why: &str, handed: &[(Key, OwnedFd)]) -> ! {
         // In the copy there is nothing else to do than in the original.
         let _ = self.double();
-        warn!(keeper = self.keeper_pid, why, "taking the keeper's place");
+        warn!(
+            keeper = self.world.link.keeper().as_raw(),
+            why, "taking the keeper's place"
+        );
         self.world.link.end_keeper();
-        self.spare.clear();
+        self.keeper.spare.clear();
         failpoint::reach("takeover.alone");
         let errno = takeover::become_keeper(&self.holdings(), handed);
         error!(%errno, "cannot take the keeper's place");
@@ -206,15 +212,16 @@ impl Owner {
 
     fn on_terminate(&mut self, signal: Signal, passed_on: bool) {
         let now = Instant::now();
-        if self.last_term.is_some_and(|(last, other)| {
+        if self.ending.last_term.is_some_and(|(last, other)| {
             other != passed_on && now.duration_since(last) < SAME_REQUEST
         }) {
             return;
         }
         let again = self
+            .ending
             .last_term
             .is_some_and(|(last, _)| now.duration_since(last) < SHUTDOWN_WINDOW);
-        self.last_term = Some((now, passed_on));
+        self.ending.last_term = Some((now, passed_on));
         let running = self
             .world
             .table
@@ -259,7 +266,7 @@ impl Owner {
     /// long as that takes; what it leaves running is asked to end when it has
     /// gone. With no claim holder that is so at once.
     fn end_as_init(&mut self, signal: Signal, holders: &BTreeSet<SessionId>) {
-        self.ends_as_init = Some(signal as i32);
+        self.ending.as_init = Some(signal as i32);
         info!(
             managers = holders.len(),
             "ending as process 1: managers are asked first, then every process; the same signal again within 5 s ends at once"
@@ -278,7 +285,7 @@ impl Owner {
     /// As process 1, asked to end and with no claim holder left: everybody is
     /// asked to end.
     pub(super) fn end_processes_as_init(&mut self) {
-        let Some(signal) = self.ends_as_init.filter(|_| self.world.claims.is_empty()) else {
+        let Some(signal) = self.ending.as_init.filter(|_| self.world.claims.is_empty()) else {
             return;
         };
         for live in self.world.live.values() {
@@ -303,7 +310,7 @@ impl Owner {
     /// them any more: a request in between does not cancel the end.
     pub(crate) fn ask_exit(&mut self, asker: SessionId) {
         let until = Instant::now() + FAREWELL_LIMIT;
-        self.ending = Some(until);
+        self.ending.until = Some(until);
         self.deadlines.insert((until, Deadline::Exit));
         if let Some(server) = &self.server {
             server.pause();
@@ -317,17 +324,17 @@ impl Owner {
 
     /// Whether the kernel is about to end because a client asked for it.
     pub(crate) fn is_ending(&self) -> bool {
-        self.ending.is_some()
+        self.ending.until.is_some()
     }
 
     pub(super) fn exit_if_asked(&mut self) {
-        if let Some(until) = self.ending
+        if let Some(until) = self.ending.until
             && (self.sessions.is_empty() || Instant::now() >= until)
         {
             info!("nothing left to hold; ending as requested");
             self.exit(0);
         }
-        if self.ends_as_init.is_some()
+        if self.ending.as_init.is_some()
             && self.world.claims.is_empty()
             && self.world.table.processes().all(|row| row.exit.is_some())
         {
@@ -339,7 +346,7 @@ impl Owner {
     fn exit(&mut self, code: u8) -> ! {
         let _ = self.world.link.tell(&ToKeeper::Exiting(code));
         self.world.config.remove_files();
-        if let Some(groups) = &self.cgroups {
+        if let Some(groups) = &self.world.cgroups {
             groups.clear();
         }
         std::process::exit(i32::from(code));

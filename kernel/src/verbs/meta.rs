@@ -17,18 +17,19 @@ impl Owner {
         if self.world.config.splices {
             features.push(FEATURE_SPLICE.to_owned());
         }
-        if self.has_exit_info {
+        if self.world.has_exit_info {
             features.push(FEATURE_PIDFD_INFO.to_owned());
         }
         HelloReply {
             papa: VERSION.to_owned(),
             protocol: PROTOCOL,
             pid: std::process::id(),
-            keeper: self.keeper_pid.unsigned_abs(),
+            keeper: self.world.link.keeper().as_raw().unsigned_abs(),
             incarnation: self.world.table.incarnation,
             lineage: self.world.table.first_started_us,
             place: self.world.config.place(),
             cgroups: self
+                .world
                 .cgroups
                 .as_ref()
                 .map(|groups| groups.base().display().to_string()),
@@ -47,7 +48,7 @@ impl Owner {
         StatusReply {
             version: VERSION.to_owned(),
             pid: std::process::id(),
-            keeper: self.keeper_pid.unsigned_abs(),
+            keeper: self.world.link.keeper().as_raw().unsigned_abs(),
             uid: nix::unistd::geteuid().as_raw(),
             started_us: self.world.table.first_started_us,
             uptime_ms: now_us().saturating_sub(self.world.table.first_started_us) / 1000,

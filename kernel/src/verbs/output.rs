@@ -286,7 +286,7 @@ impl Owner {
                 ));
             }
             self.wait_for(serial);
-            self.zombies.retain(|zombie| *zombie != serial);
+            self.world.zombies.retain(|zombie| *zombie != serial);
             failpoint::reach("exit.waited");
             self.world
                 .commit(Entry::ExitKnown { serial })

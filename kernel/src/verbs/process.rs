@@ -166,7 +166,7 @@ impl Owner {
     ) {
         let pid = started.pid.unsigned_abs();
         failpoint::reach("spawn.executed");
-        if let (Some(errno), Some(groups)) = (started.outside, &mut self.cgroups) {
+        if let (Some(errno), Some(groups)) = (started.outside, &mut self.world.cgroups) {
             groups.note_failure(errno);
         }
         self.world.commit_fact(Entry::Started { serial, pid });
@@ -210,6 +210,7 @@ impl Owner {
     ) -> Result<Outcome, Failure> {
         let patience = self.start_patience();
         let cgroup = self
+            .world
             .cgroups
             .as_mut()
             .and_then(|groups| groups.group(serial));

@@ -26,6 +26,8 @@ use crate::client::exchange::{Peer, SessionId};
 use crate::config::Config;
 use crate::keeper::link::{KeeperLink, is_gone};
 use crate::keeper::wire::{Key, Kind};
+use crate::sys::cgroup::Cgroups;
+use crate::sys::pidfd::has_exit_info;
 
 /// The kernel's descriptors that no process or client made.
 #[derive(Debug)]
@@ -80,6 +82,12 @@ pub struct World {
     pub claims: HashMap<Name, Holder>,
     /// The set that reports output, exits, the keeper, signals and the timer.
     pub poller: Rc<Poller>,
+    /// Zombies by the order in which they ended.
+    pub zombies: VecDeque<u64>,
+    /// Where each process gets a control group.
+    pub cgroups: Option<Cgroups>,
+    /// The system tells how a process ended through its handle.
+    pub has_exit_info: bool,
     /// What the keeper has copies of that are not needed any more.
     unkept: Vec<Key>,
     /// The keeper could not be reached; nothing was sent since.
@@ -98,6 +106,7 @@ impl World {
         journal: Journal,
         table: Table,
     ) -> Result<Self, Errno> {
+        let cgroups = Cgroups::find(table.first_started_us);
         Ok(Self {
             config,
             fixed,
@@ -113,6 +122,9 @@ impl World {
             strangers: Vec::new(),
             claims: HashMap::new(),
             poller: Rc::new(Poller::new()?),
+            zombies: VecDeque::new(),
+            cgroups,
+            has_exit_info: has_exit_info(),
             unkept: Vec::new(),
             keeper_gone: false,
         })

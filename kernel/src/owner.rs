@@ -40,6 +40,8 @@ use crate::patience::scaled;
 use crate::readers::session::Session;
 use crate::sys::alarm::Alarm;
 use crate::sys::clock::now_us;
+use crate::verbs::caller::Caller;
+use crate::verbs::{VerbError, claim};
 use crate::world::World;
 use crate::world::live::Source;
 
@@ -206,8 +208,18 @@ impl Owner {
         }
     }
 
+    /// What a verb leaves to be done at once: events for those who subscribe,
+    /// and the keeper's place where it was found gone.
+    pub(crate) fn follow_up(&mut self) {
+        self.notice_keeper();
+        for event in std::mem::take(&mut self.world.events) {
+            self.push_event(&event);
+        }
+    }
+
     /// What follows once an event was handled.
     fn end_turn(&mut self) {
+        self.follow_up();
         self.deliver();
         self.world.tell_unkept();
         self.notice_keeper();
@@ -430,5 +442,46 @@ impl Owner {
                 self.world.poller.remove(pipe);
             }
         }
+    }
+}
+
+/// Sessions as callers of verbs.
+impl Owner {
+    /// As [`claim::may_change`], for the session with this number.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn may_change(
+        &self,
+        session: SessionId,
+        name: &str,
+        force: bool,
+    ) -> Result<(), VerbError> {
+        claim::may_change(
+            &self.world,
+            &Caller::of(&self.sessions, session),
+            name,
+            force,
+        )
+    }
+
+    /// As [`claim::may_write`], for the session with this number.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn may_write(&self, session: SessionId) -> Result<(), VerbError> {
+        claim::may_write(&self.world, &Caller::of(&self.sessions, session))
+    }
+
+    /// Whether `name` lies in a namespace that someone other than `session`
+    /// has claimed.
+    pub(crate) fn is_claimed_by_other(&self, session: SessionId, name: &str) -> bool {
+        claim::is_claimed_by_other(&self.world, &Caller::of(&self.sessions, session), name)
+    }
+
+    /// Whether two sessions are of one process, as far as the system tells.
+    pub(crate) fn is_same_process(&self, one: SessionId, other: SessionId) -> bool {
+        let peer = self.sessions.get(&other).map(|session| session.peer);
+        Caller::of(&self.sessions, one).is_of_one_process(other, peer)
     }
 }

@@ -10,8 +10,7 @@ use papa_protocol::failpoint;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::LocalOptions;
 
-use crate::change::recover::{Findings, Parts, recover};
-use crate::change::resume::Resumption;
+use crate::change::recover::{Findings, Parts, Resumption, recover};
 use crate::change::succession::{Predecessor, Stays};
 use crate::change::takeover::Started;
 use crate::change::understudy::{kernel_may_go_on, may_go_on};

@@ -14,11 +14,12 @@ use tokio::net::unix::pipe;
 use crate::change::check::{ARGUMENT, TITLE};
 use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
-use crate::owner::Owner;
 use crate::sys::alarm::Alarm;
 use crate::sys::pidfd::pidfd_open;
 use crate::sys::process;
 use crate::sys::runtime::readable;
+use crate::world::World;
+use crate::world::reel::Reel;
 
 /// How long the program may look.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -48,7 +49,13 @@ pub(crate) struct DryRun {
 }
 
 /// Starts `program` in the role that only looks.
-pub(crate) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun> {
+///
+/// What is shown to it: the world, and reels of processes that are being started.
+pub(crate) fn start<'a>(
+    world: &World,
+    starting: impl Iterator<Item = (u64, &'a Reel)>,
+    program: BorrowedFd<'_>,
+) -> io::Result<DryRun> {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     nix::fcntl::fcntl(
         &read,
@@ -56,21 +63,17 @@ pub(crate) fn start(owner: &Owner, program: BorrowedFd<'_>) -> io::Result<DryRun
     )?;
     let says = pipe::Receiver::from_owned_fd(read)?;
     let limit = readable(Alarm::at(Instant::now() + LIMIT)?.into())?;
-    let journal = owner.world.journal.as_fd().try_clone_to_owned()?;
+    let journal = world.journal.as_fd().try_clone_to_owned()?;
     let mut shown: Vec<(Key, &OwnedFd)> = vec![
-        (Key::new(Kind::CONFIG, 0), &owner.world.fixed.config),
+        (Key::new(Kind::CONFIG, 0), &world.fixed.config),
         (Key::new(Kind::JOURNAL, 0), &journal),
     ];
-    for (serial, live) in &owner.world.live {
+    for (serial, live) in &world.live {
         if let Some(reel) = &live.reel {
             shown.push((Key::new(Kind::REEL, *serial), reel.file()));
         }
     }
-    for (serial, start) in &owner.starting {
-        if let Some(reel) = start.reel() {
-            shown.push((Key::new(Kind::REEL, *serial), reel.file()));
-        }
-    }
+    shown.extend(starting.map(|(serial, reel)| (Key::new(Kind::REEL, serial), reel.file())));
     // This process has one thread, so nobody else starts anything while these
     // are open for an exec.
     let started = spawn(program, &shown, write);

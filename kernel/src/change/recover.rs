@@ -18,7 +18,6 @@ use papa_protocol::limits::REEL_BYTES;
 use papa_protocol::process::{Ledger, Stderr, Stdout};
 use thiserror::Error;
 
-use crate::change::resume::Resumption;
 use crate::config::Config;
 use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{Kept, Key, Kind, Verdict};
@@ -51,6 +50,15 @@ pub struct Findings {
     pub entries: Vec<Entry>,
     /// What the keeper need not hold.
     pub gone: Vec<Key>,
+}
+
+/// What the keeper has of a change of program.
+#[derive(Debug, Default)]
+pub struct Resumption {
+    /// The record, and the descriptors it names.
+    pub kept: Vec<(Key, OwnedFd)>,
+    /// What became of a program that was tried.
+    pub verdict: Option<Verdict>,
 }
 
 /// What recovery puts together.

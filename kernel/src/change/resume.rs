@@ -8,6 +8,7 @@ use papa_protocol::failpoint;
 use tracing::{error, info, warn};
 
 use crate::change::handover::{Change, HandOver, SessionRecord, SubRecord};
+use crate::change::recover::Resumption;
 use crate::change::upgrade::own_file;
 use crate::client::exchange::SessionId;
 use crate::client::server::Server;
@@ -20,15 +21,6 @@ use crate::world::live::Reader;
 
 /// How long the keeper may go back to the program before, with time to spare.
 const PROBATION: Duration = Duration::from_secs(30);
-
-/// What the keeper has of a change of program.
-#[derive(Debug, Default)]
-pub struct Resumption {
-    /// The record, and the descriptors it names.
-    pub kept: Vec<(Key, OwnedFd)>,
-    /// What became of a program that was tried.
-    pub verdict: Option<Verdict>,
-}
 
 impl Owner {
     /// Takes what was handed over and goes on with it; answers the change that

@@ -134,7 +134,11 @@ impl Owner {
             "a program is being tried"
         );
         let examined = self.change.examined.clone();
-        let run = dry_run::start(self, program.as_fd())
+        let starting = self
+            .starting
+            .iter()
+            .filter_map(|(serial, start)| Some((*serial, start.reel()?)));
+        let run = dry_run::start(&self.world, starting, program.as_fd())
             .map_err(|error| fail(ErrorCode::Internal, &format!("the dry run: {error}")))?;
         tokio::task::spawn_local(async move {
             let found = Examined(run.end().await);

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use papa_protocol::name::Name;
 
 use crate::client::exchange::{Peer, SessionId};
-use crate::owner::Owner;
 use crate::readers::session::Session;
-use crate::verbs::{VerbError, claim};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -44,46 +42,6 @@ impl<'a> Caller<'a> {
                 (self.peer, peer),
                 (Some(one), Some(other)) if one.pid.is_some() && one == other
             )
-    }
-}
-
-impl Owner {
-    /// As [`claim::may_change`], for the session with this number.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn may_change(
-        &self,
-        session: SessionId,
-        name: &str,
-        force: bool,
-    ) -> Result<(), VerbError> {
-        claim::may_change(
-            &self.world,
-            &Caller::of(&self.sessions, session),
-            name,
-            force,
-        )
-    }
-
-    /// As [`claim::may_write`], for the session with this number.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn may_write(&self, session: SessionId) -> Result<(), VerbError> {
-        claim::may_write(&self.world, &Caller::of(&self.sessions, session))
-    }
-
-    /// Whether `name` lies in a namespace that someone other than `session`
-    /// has claimed.
-    pub(crate) fn is_claimed_by_other(&self, session: SessionId, name: &str) -> bool {
-        claim::is_claimed_by_other(&self.world, &Caller::of(&self.sessions, session), name)
-    }
-
-    /// Whether two sessions are of one process, as far as the system tells.
-    pub(crate) fn is_same_process(&self, one: SessionId, other: SessionId) -> bool {
-        let peer = self.sessions.get(&other).map(|session| session.peer);
-        Caller::of(&self.sessions, one).is_of_one_process(other, peer)
     }
 }
 

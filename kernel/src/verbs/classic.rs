@@ -9,7 +9,7 @@ use crate::client::exchange::{Expect, SessionId, WatchWord};
 use crate::owner::Owner;
 use crate::owner::starting::Asker;
 use crate::verbs::caller::Caller;
-use crate::verbs::value;
+use crate::verbs::{socket, value};
 
 impl Owner {
     /// Answers one classic line.
@@ -18,6 +18,7 @@ impl Owner {
             return;
         }
         let answer = request.and_then(|request| self.run_classic(id, request));
+        self.follow_up();
         self.answer_classic(id, answer);
     }
 
@@ -80,9 +81,11 @@ impl Owner {
                     .iter()
                     .map(classic::process_line),
             ),
-            Request::List(Kind::Sockets, names) => {
-                lines(self.list_sockets(&names).iter().map(classic::socket_line))
-            }
+            Request::List(Kind::Sockets, names) => lines(
+                socket::list(&self.world, &names)
+                    .iter()
+                    .map(classic::socket_line),
+            ),
             Request::List(Kind::Values, names) => lines(
                 value::find(&self.world, &names)
                     .map(|(name, value)| classic::value_line(name, value.as_bytes())),
@@ -92,7 +95,12 @@ impl Owner {
                 String::new()
             }
             Request::Remove(Kind::Sockets, names) => {
-                self.remove_sockets(id, &names, false)?;
+                socket::remove(
+                    &mut self.world,
+                    &Caller::of(&self.sessions, id),
+                    &names,
+                    false,
+                )?;
                 String::new()
             }
             Request::Remove(Kind::Values, names) => {
@@ -115,8 +123,10 @@ impl Owner {
                 return Ok(Answer::Raw(head, Expect::Batch));
             }
             Request::MakeSocket(make) => {
-                let (socket, _) = self.make_socket(id, make)?;
-                self.describe_socket(socket)
+                let room = self.room();
+                let (socket, _) =
+                    socket::make(&mut self.world, &Caller::of(&self.sessions, id), room, make)?;
+                socket::describe_with_path(&self.world, socket)
                     .map_or(String::new(), |socket| classic::socket_line(&socket))
             }
             Request::MakeProcess { make, watch } => {

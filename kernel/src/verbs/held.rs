@@ -10,7 +10,7 @@ use papa_protocol::name::{Name, NamePattern};
 
 use super::caller::Caller;
 use super::claim::may_change;
-use super::process::Room;
+use super::room::Room;
 use super::{VerbError, fail, limit, not_recorded, refused};
 use crate::keeper::wire::{Key, Kind};
 use crate::world::World;

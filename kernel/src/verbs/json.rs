@@ -14,7 +14,7 @@ use crate::client::exchange::{Expect, SessionId};
 use crate::owner::Owner;
 use crate::owner::starting::Asker;
 use crate::verbs::caller::Caller;
-use crate::verbs::{VerbError, claim, fail, held, value};
+use crate::verbs::{VerbError, claim, fail, held, socket, value};
 use crate::world::reel::START_AT;
 
 impl Owner {
@@ -58,6 +58,7 @@ impl Owner {
                 }
             }
         }
+        self.follow_up();
         self.answer_json(id, out, sent);
     }
 
@@ -155,20 +156,27 @@ impl Owner {
                 answer.ok(&reply::Removed { removed });
             }
             Op::SocketMake(op) => {
-                let (socket, created) = self.make_socket(id, op)?;
-                let socket = self.describe_socket(socket).ok_or_else(vanished)?;
+                let room = self.room();
+                let (socket, created) =
+                    socket::make(&mut self.world, &Caller::of(&self.sessions, id), room, op)?;
+                let socket =
+                    socket::describe_with_path(&self.world, socket).ok_or_else(vanished)?;
                 answer.ok(&reply::SocketMade { socket, created });
             }
             Op::SocketList(op) => answer.ok(&reply::SocketsReply {
-                sockets: self.list_sockets(&op.names),
+                sockets: socket::list(&self.world, &op.names),
             }),
             Op::SocketRemove(op) => {
-                let removed = self.remove_sockets(id, &op.names, op.force)?;
+                let removed = socket::remove(
+                    &mut self.world,
+                    &Caller::of(&self.sessions, id),
+                    &op.names,
+                    op.force,
+                )?;
                 answer.ok(&reply::Removed { removed });
             }
             Op::SocketFetch(op) => {
-                self.may_change(id, &op.name, false)?;
-                let fd = self.socket_descriptor(&op.name)?;
+                let fd = socket::fetch(&self.world, &Caller::of(&self.sessions, id), &op.name)?;
                 self.answer_with(id, answer, &done, fd)?;
             }
             Op::ProcessList(op) => answer.ok(&reply::Processes {
@@ -226,7 +234,6 @@ impl Owner {
                     op.name,
                     fd,
                 )?;
-                self.notice_keeper();
                 answer.ok(&done);
             }
             Op::Fetch(op) => {

@@ -2,7 +2,7 @@
 //!
 //! One file per kind of thing. Each verb checks, acts through `sys`, records
 //! and returns typed results; texts are put together in `classic.rs` and
-//! `json.rs`. Values, held descriptors and claims are functions of a `World` and
+//! `json.rs`. Values, held descriptors, claims and sockets are functions of a `World` and
 //! a `Caller`; the other kinds are still methods of the owner.
 
 pub(crate) mod caller;
@@ -15,6 +15,7 @@ pub(crate) mod output;
 mod pipes;
 pub(crate) mod process;
 pub(crate) mod process_plan;
+pub(crate) mod room;
 pub(crate) mod socket;
 pub(crate) mod value;
 

@@ -18,22 +18,19 @@ use papa_protocol::process::Process;
 use papa_protocol::record::Serial;
 
 use super::pipes::{Pipes, open_pipes};
-use super::process_plan::Prepared;
+use super::process_plan::{self, Prepared};
+use super::room::Room;
 use super::{VerbError, fail, limit, not_recorded, refused, words};
 use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
 use crate::owner::Owner;
 use crate::owner::starting::{Asker, Streams};
 use crate::sys::clock::now_us;
-use crate::sys::process::{descriptor_limit, file_size_limit, move_up};
+use crate::sys::process::{file_size_limit, move_up};
 use crate::sys::spawn::{self, Failure, Outcome, Started, Step};
 use crate::world::live::{Live, Source};
 use crate::world::reel::{LINEAR_FILE_BYTES, MIN_FILE_BYTES, Reel};
 use crate::world::table::{Entry, Matcher, ProcessRow, known};
-
-/// Descriptors left free so that clients still get in and the kernel can be
-/// asked what uses them, as a part of the limit and at least.
-const RESERVED: (u64, u64) = (16, 64);
 
 impl Owner {
     /// Starts a process, or answers the equal one there is (then `false`). None
@@ -51,7 +48,7 @@ impl Owner {
     ) -> Result<Option<(u64, bool)>, VerbError> {
         self.may_change(session, &make.name, make.force)?;
         make.force = false;
-        let account = self.resolve_account(&mut make)?;
+        let account = process_plan::resolve_account(&mut make)?;
         if let Some(row) = self.world.table.process_named(&make.name) {
             let same = ProcessMake {
                 tag: row.make.tag.clone(),
@@ -83,7 +80,7 @@ impl Owner {
             return Err(limit("processes", MAX_PROCESSES));
         }
         self.room().check(12)?;
-        let prepared = self.prepare(&make, &account)?;
+        let prepared = process_plan::prepare(&self.world, &make, &account)?;
         let reel_bytes = make.reel_bytes.map_or(REEL_BYTES, |size| size.0);
         let pipes = open_pipes(&make, reel_bytes, account.uid)
             .map_err(|errno| refused("open the pipes", errno))?;
@@ -215,7 +212,7 @@ impl Owner {
             .as_mut()
             .and_then(|groups| groups.group(serial));
         let cgroup = cgroup.as_ref();
-        let plan = prepared.plan(self, serial, pipes, cgroup);
+        let plan = prepared.plan(&self.world, serial, pipes, cgroup);
         let failure = match spawn::start(plan, patience) {
             Err(failure) if failure.step == Step::Register && !self.world.link.is_lost() => failure,
             result => return result,
@@ -224,7 +221,7 @@ impl Owner {
             return Err(failure);
         }
         self.lose_keeper("it cannot be reached");
-        spawn::start(prepared.plan(self, serial, pipes, cgroup), patience)
+        spawn::start(prepared.plan(&self.world, serial, pipes, cgroup), patience)
     }
 
     fn watch_process(&self, serial: u64, live: &Live) {
@@ -353,34 +350,6 @@ impl Owner {
         Room {
             in_use: self.descriptors_in_use(),
         }
-    }
-}
-
-/// How much room for descriptors there is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
-    /// Descriptors in use, estimated.
-    pub in_use: u64,
-}
-
-impl Room {
-    /// Refuses what would use up the descriptors that are kept for clients.
-    ///
-    /// # Errors
-    /// `limit` if `wanted` more do not fit.
-    pub(crate) fn check(self, wanted: u64) -> Result<(), VerbError> {
-        let limit = descriptor_limit();
-        let reserved = (limit / RESERVED.0).max(RESERVED.1);
-        if self.in_use + wanted + reserved > limit {
-            return Err(fail(
-                ErrorCode::Limit,
-                &format!(
-                    "too many open files: about {} of {limit} descriptors are in use and {reserved} are reserved; raise the limit (ulimit -n) before starting papa",
-                    self.in_use
-                ),
-            ));
-        }
-        Ok(())
     }
 }
 

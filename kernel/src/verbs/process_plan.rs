@@ -20,9 +20,9 @@ use papa_protocol::text::ByteString;
 use super::pipes::Pipes;
 use super::socket::{FIRST_NUMBER, open};
 use super::{VerbError, fail, words};
-use crate::owner::Owner;
 use crate::sys::cgroup::ControlGroup;
 use crate::sys::spawn::{self, Failure, LISTEN_PID_ENTRY, Plan, Step};
+use crate::world::World;
 
 /// Where programs are looked for when the environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
@@ -67,279 +67,275 @@ pub(crate) struct Prepared {
     command: String,
 }
 
-impl Owner {
-    /// Looks up user and groups, and puts numbers in their place so that
-    /// equal requests compare equal.
-    ///
-    /// # Errors
-    /// Names the user or group there is none of.
-    pub(crate) fn resolve_account(&self, make: &mut ProcessMake) -> Result<Identity, VerbError> {
-        let mut identity = Identity::default();
-        let mut name = None;
-        if let Some(account) = &make.uid {
-            let user = match account {
-                Account::Id(id) => User::from_uid((*id).into()).ok().flatten(),
-                Account::Name(name) => User::from_name(name).ok().flatten(),
-            };
-            match (user, account) {
-                (Some(user), _) => {
-                    identity.uid = Some(user.uid.as_raw());
-                    identity.gid = Some(user.gid.as_raw());
-                    name = CString::new(user.name).ok();
-                }
-                // A number nobody is listed under is a user of a container
-                // image; then the group must be said too.
-                (None, Account::Id(id)) if make.gid.is_some() => identity.uid = Some(*id),
-                (None, account) if account.looks_numeric() => {
-                    return Err(Error::UserId(account.to_string()));
-                }
-                (None, account) => return Err(Error::UserName(account.to_string())),
+/// Looks up user and groups, and puts numbers in their place so that
+/// equal requests compare equal.
+///
+/// # Errors
+/// Names the user or group there is none of.
+pub(crate) fn resolve_account(make: &mut ProcessMake) -> Result<Identity, VerbError> {
+    let mut identity = Identity::default();
+    let mut name = None;
+    if let Some(account) = &make.uid {
+        let user = match account {
+            Account::Id(id) => User::from_uid((*id).into()).ok().flatten(),
+            Account::Name(name) => User::from_name(name).ok().flatten(),
+        };
+        match (user, account) {
+            (Some(user), _) => {
+                identity.uid = Some(user.uid.as_raw());
+                identity.gid = Some(user.gid.as_raw());
+                name = CString::new(user.name).ok();
+            }
+            // A number nobody is listed under is a user of a container
+            // image; then the group must be said too.
+            (None, Account::Id(id)) if make.gid.is_some() => identity.uid = Some(*id),
+            (None, account) if account.looks_numeric() => {
+                return Err(Error::UserId(account.to_string()));
+            }
+            (None, account) => return Err(Error::UserName(account.to_string())),
+        }
+    }
+    if let Some(account) = &make.gid {
+        identity.gid = Some(match (account, &make.uid) {
+            // Numbers for both need no entry anywhere: a container image often has none.
+            (Account::Id(id), Some(Account::Id(_))) => *id,
+            (account, _) => group_id(account)?,
+        });
+    }
+    if let Some(groups) = &make.groups {
+        identity.groups = Some(groups.iter().map(group_id).collect::<Result<_, _>>()?);
+    } else if let (Some(name), Some(gid)) = (name, identity.gid)
+        && nix::unistd::geteuid().is_root()
+    {
+        let groups = nix::unistd::getgrouplist(&name, gid.into()).unwrap_or_default();
+        identity.groups = Some(groups.into_iter().map(nix::unistd::Gid::as_raw).collect());
+    } else if let (Some(_), Some(gid)) = (identity.uid, identity.gid)
+        && nix::unistd::geteuid().is_root()
+    {
+        // A user nobody knows has no groups of its own, least of all ours.
+        identity.groups = Some(vec![gid]);
+    }
+    make.uid = identity.uid.map(Account::Id);
+    make.gid = identity.gid.map(Account::Id);
+    Ok(identity)
+}
+
+/// Prepares everything but the pipes.
+///
+/// # Errors
+/// Says which parameter names nothing or contradicts another.
+pub(crate) fn prepare(
+    world: &World,
+    make: &ProcessMake,
+    identity: &Identity,
+) -> Result<Prepared, VerbError> {
+    let mut numbers: BTreeMap<i32, Source> = BTreeMap::new();
+    let mut fresh = Vec::new();
+    let mut own_numbers: BTreeMap<u64, u32> = BTreeMap::new();
+    place_standard(world, make, &mut numbers, &mut fresh)?;
+    for (index, name) in make.listen_fds.iter().enumerate() {
+        let number = LISTEN_FDS_START + u32::try_from(index).unwrap_or(u32::MAX);
+        let source = socket_source(world, name, &mut fresh)?;
+        place(&mut numbers, number, source)?;
+    }
+    for (number, name) in &make.descriptors {
+        let id = held_id(world, name)?;
+        place(&mut numbers, *number, Source::Held(id))?;
+    }
+    // Sockets at their own numbers: named ones, those the arguments refer
+    // to, and for classic requests all others.
+    let mut wanted: Vec<u64> = Vec::new();
+    match &make.sockets {
+        Sockets::All => wanted.extend(
+            world
+                .table
+                .sockets()
+                .filter(|row| row.number.is_some())
+                .map(|row| row.id),
+        ),
+        Sockets::Named(names) => {
+            for name in names {
+                wanted.push(socket_id(world, name)?);
             }
         }
-        if let Some(account) = &make.gid {
-            identity.gid = Some(match (account, &make.uid) {
-                // Numbers for both need no entry anywhere: a container image often has none.
-                (Account::Id(id), Some(Account::Id(_))) => *id,
-                (account, _) => group_id(account)?,
-            });
-        }
-        if let Some(groups) = &make.groups {
-            identity.groups = Some(groups.iter().map(group_id).collect::<Result<_, _>>()?);
-        } else if let (Some(name), Some(gid)) = (name, identity.gid)
-            && nix::unistd::geteuid().is_root()
-        {
-            let groups = nix::unistd::getgrouplist(&name, gid.into()).unwrap_or_default();
-            identity.groups = Some(groups.into_iter().map(nix::unistd::Gid::as_raw).collect());
-        } else if let (Some(_), Some(gid)) = (identity.uid, identity.gid)
-            && nix::unistd::geteuid().is_root()
-        {
-            // A user nobody knows has no groups of its own, least of all ours.
-            identity.groups = Some(vec![gid]);
-        }
-        make.uid = identity.uid.map(Account::Id);
-        make.gid = identity.gid.map(Account::Id);
-        Ok(identity)
     }
-
-    /// Prepares everything but the pipes.
-    ///
-    /// # Errors
-    /// Says which parameter names nothing or contradicts another.
-    pub(crate) fn prepare(
-        &self,
-        make: &ProcessMake,
-        identity: &Identity,
-    ) -> Result<Prepared, VerbError> {
-        let mut numbers: BTreeMap<i32, Source> = BTreeMap::new();
-        let mut fresh = Vec::new();
-        let mut own_numbers: BTreeMap<u64, u32> = BTreeMap::new();
-        self.place_standard(make, &mut numbers, &mut fresh)?;
-        for (index, name) in make.listen_fds.iter().enumerate() {
-            let number = LISTEN_FDS_START + u32::try_from(index).unwrap_or(u32::MAX);
-            let source = self.socket_source(name, &mut fresh)?;
-            place(&mut numbers, number, source)?;
+    let mut argv = Vec::with_capacity(make.argv.len() + 2);
+    for argument in &make.argv {
+        if make.verbatim || !socket_reference::is_present(argument.as_bytes()) {
+            argv.push(argument.as_bytes().to_vec());
+            continue;
         }
-        for (number, name) in &make.descriptors {
-            let id = self.held_id(name)?;
-            place(&mut numbers, *number, Source::Held(id))?;
-        }
-        // Sockets at their own numbers: named ones, those the arguments refer
-        // to, and for classic requests all others.
-        let mut wanted: Vec<u64> = Vec::new();
-        match &make.sockets {
-            Sockets::All => wanted.extend(
-                self.world
-                    .table
-                    .sockets()
-                    .filter(|row| row.number.is_some())
-                    .map(|row| row.id),
-            ),
-            Sockets::Named(names) => {
-                for name in names {
-                    wanted.push(self.socket_id(name)?);
+        let text = socket_reference::replace(argument.as_bytes(), &make.name, |name, part| {
+            let row = world.table.socket_named(name)?;
+            match part {
+                Part::Port => Some(u32::from(row.port)),
+                Part::Fileno => {
+                    wanted.push(row.id);
+                    row.number.or_else(|| {
+                        let number = free_number(world, &own_numbers);
+                        Some(*own_numbers.entry(row.id).or_insert(number))
+                    })
                 }
             }
-        }
-        let mut argv = Vec::with_capacity(make.argv.len() + 2);
-        for argument in &make.argv {
-            if make.verbatim || !socket_reference::is_present(argument.as_bytes()) {
-                argv.push(argument.as_bytes().to_vec());
-                continue;
-            }
-            let text = socket_reference::replace(argument.as_bytes(), &make.name, |name, part| {
-                let row = self.world.table.socket_named(name)?;
-                match part {
-                    Part::Port => Some(u32::from(row.port)),
-                    Part::Fileno => {
-                        wanted.push(row.id);
-                        row.number.or_else(|| {
-                            let number = self.free_number(&own_numbers);
-                            Some(*own_numbers.entry(row.id).or_insert(number))
-                        })
-                    }
-                }
-            })?;
-            argv.push(text);
-        }
-        wanted.sort_unstable();
-        wanted.dedup();
-        for id in wanted {
-            let Some(row) = self.world.table.socket(id) else {
-                continue;
-            };
-            let (source, number) = if let Some(number) = row.number {
-                (Source::Socket(id), number)
-            } else {
-                let number = self.free_number(&own_numbers);
-                let number = *own_numbers.entry(id).or_insert(number);
-                fresh.push(open(&row.make, Some(row.port))?);
-                (Source::Own(fresh.len() - 1), number)
-            };
-            place(&mut numbers, number, source)?;
-        }
-        if make.shell {
-            argv.splice(0..0, [b"/bin/sh".to_vec(), b"-c".to_vec()]);
-        }
-        let Some(command) = argv.first().cloned() else {
-            return Err(Error::NoCommand);
+        })?;
+        argv.push(text);
+    }
+    wanted.sort_unstable();
+    wanted.dedup();
+    for id in wanted {
+        let Some(row) = world.table.socket(id) else {
+            continue;
         };
-        let (env, listen_pid) = environment(make)?;
-        Ok(Prepared {
-            candidates: candidates(&command, &env)?,
-            command: ByteString::from(command).display(),
-            argv: c_strings(argv, "argv")?,
-            env,
-            listen_pid,
-            directory: make
-                .working_dir
-                .as_ref()
-                .map(|dir| c_string(dir.as_bytes().to_vec(), "working_dir"))
-                .transpose()?,
-            placed: numbers
-                .into_iter()
-                .map(|(number, source)| (source, number))
-                .collect(),
-            fresh,
-            identity: Identity {
-                uid: identity.uid,
-                gid: identity.gid,
-                groups: identity.groups.clone(),
-            },
-            umask: make.umask.map(papa_protocol::socket::Umask::bits),
-            nice: make.nice,
-            oom_score_adj: make
-                .oom_score_adj
-                .map(|score| c_string(score.to_string().into_bytes(), "oom_score_adj"))
-                .transpose()?,
-            rlimits: self.rlimits(make)?,
-        })
-    }
-
-    fn place_standard(
-        &self,
-        make: &ProcessMake,
-        numbers: &mut BTreeMap<i32, Source>,
-        fresh: &mut Vec<OwnedFd>,
-    ) -> Result<(), VerbError> {
-        let captured = make.reel_bytes.is_none_or(|size| size.0 > 0);
-        let stdin = match &make.stdin {
-            Input::Null => Source::Null,
-            Input::Socket(name) => self.socket_source(name, fresh)?,
-            Input::Held(name) => Source::Held(self.held_id(name)?),
+        let (source, number) = if let Some(number) = row.number {
+            (Source::Socket(id), number)
+        } else {
+            let number = free_number(world, &own_numbers);
+            let number = *own_numbers.entry(id).or_insert(number);
+            fresh.push(open(&row.make, Some(row.port))?);
+            (Source::Own(fresh.len() - 1), number)
         };
-        let stdout = || -> Result<Source, VerbError> {
-            Ok(match &make.stdout {
-                Stdout::Pipe if captured => Source::PipeOut,
-                Stdout::Pipe | Stdout::Null => Source::Null,
-                Stdout::Held(name) => Source::Held(self.held_id(name)?),
-            })
-        };
-        let stderr = match &make.stderr {
-            Stderr::Pipe if captured => Source::PipeErr,
-            Stderr::Pipe | Stderr::Null => Source::Null,
-            Stderr::Stdout => stdout()?,
-            Stderr::Held(name) => Source::Held(self.held_id(name)?),
-        };
-        numbers.insert(0, stdin);
-        numbers.insert(1, stdout()?);
-        numbers.insert(2, stderr);
-        Ok(())
+        place(&mut numbers, number, source)?;
     }
-
-    fn socket_id(&self, name: &Name) -> Result<u64, VerbError> {
-        self.world
-            .table
-            .socket_named(name)
-            .map(|row| row.id)
-            .ok_or_else(|| Error::SocketNotFound(name.to_string()))
+    if make.shell {
+        argv.splice(0..0, [b"/bin/sh".to_vec(), b"-c".to_vec()]);
     }
-
-    fn held_id(&self, name: &Name) -> Result<u64, VerbError> {
-        self.world
-            .table
-            .held
-            .get(name)
-            .map(|row| row.id)
-            .ok_or_else(|| {
-                fail(
-                    ErrorCode::NotFound,
-                    &format!("no descriptor is held as {name}"),
-                )
-            })
-    }
-
-    fn socket_source(&self, name: &Name, fresh: &mut Vec<OwnedFd>) -> Result<Source, VerbError> {
-        let id = self.socket_id(name)?;
-        match self.world.table.socket(id) {
-            Some(row) if row.number.is_none() => {
-                fresh.push(open(&row.make, Some(row.port))?);
-                Ok(Source::Own(fresh.len() - 1))
-            }
-            _ => Ok(Source::Socket(id)),
-        }
-    }
-
-    /// A number no socket has, for one made for this process alone.
-    fn free_number(&self, taken: &BTreeMap<u64, u32>) -> u32 {
-        let mut number = self.world.table.free_socket_number(FIRST_NUMBER);
-        while taken.values().any(|other| *other == number) {
-            number = self.world.table.free_socket_number(number + 1);
-        }
-        number
-    }
-
-    /// Limits asked for, and those this process raised for itself put back.
-    fn rlimits(&self, make: &ProcessMake) -> Result<Vec<(u32, u64, u64)>, VerbError> {
-        let mut limits: BTreeMap<u32, (u64, u64)> = self
-            .world
-            .config
-            .original_limits
-            .iter()
-            .map(|(resource, soft, hard)| (*resource, (*soft, *hard)))
-            .collect();
-        for (name, limit) in &make.rlimits {
-            let resource = rlimit_number(name).ok_or_else(|| Error::UnknownRlimit(name.clone()))?;
-            let infinity = libc::RLIM_INFINITY;
-            limits.insert(
-                resource,
-                (
-                    limit.soft.unwrap_or(infinity),
-                    limit.hard.unwrap_or(infinity),
-                ),
-            );
-        }
-        Ok(limits
+    let Some(command) = argv.first().cloned() else {
+        return Err(Error::NoCommand);
+    };
+    let (env, listen_pid) = environment(make)?;
+    Ok(Prepared {
+        candidates: candidates(&command, &env)?,
+        command: ByteString::from(command).display(),
+        argv: c_strings(argv, "argv")?,
+        env,
+        listen_pid,
+        directory: make
+            .working_dir
+            .as_ref()
+            .map(|dir| c_string(dir.as_bytes().to_vec(), "working_dir"))
+            .transpose()?,
+        placed: numbers
             .into_iter()
-            .map(|(resource, (soft, hard))| (resource, soft, hard))
-            .collect())
+            .map(|(number, source)| (source, number))
+            .collect(),
+        fresh,
+        identity: Identity {
+            uid: identity.uid,
+            gid: identity.gid,
+            groups: identity.groups.clone(),
+        },
+        umask: make.umask.map(papa_protocol::socket::Umask::bits),
+        nice: make.nice,
+        oom_score_adj: make
+            .oom_score_adj
+            .map(|score| c_string(score.to_string().into_bytes(), "oom_score_adj"))
+            .transpose()?,
+        rlimits: rlimits(world, make)?,
+    })
+}
+
+fn place_standard(
+    world: &World,
+    make: &ProcessMake,
+    numbers: &mut BTreeMap<i32, Source>,
+    fresh: &mut Vec<OwnedFd>,
+) -> Result<(), VerbError> {
+    let captured = make.reel_bytes.is_none_or(|size| size.0 > 0);
+    let stdin = match &make.stdin {
+        Input::Null => Source::Null,
+        Input::Socket(name) => socket_source(world, name, fresh)?,
+        Input::Held(name) => Source::Held(held_id(world, name)?),
+    };
+    let stdout = || -> Result<Source, VerbError> {
+        Ok(match &make.stdout {
+            Stdout::Pipe if captured => Source::PipeOut,
+            Stdout::Pipe | Stdout::Null => Source::Null,
+            Stdout::Held(name) => Source::Held(held_id(world, name)?),
+        })
+    };
+    let stderr = match &make.stderr {
+        Stderr::Pipe if captured => Source::PipeErr,
+        Stderr::Pipe | Stderr::Null => Source::Null,
+        Stderr::Stdout => stdout()?,
+        Stderr::Held(name) => Source::Held(held_id(world, name)?),
+    };
+    numbers.insert(0, stdin);
+    numbers.insert(1, stdout()?);
+    numbers.insert(2, stderr);
+    Ok(())
+}
+
+fn socket_id(world: &World, name: &Name) -> Result<u64, VerbError> {
+    world
+        .table
+        .socket_named(name)
+        .map(|row| row.id)
+        .ok_or_else(|| Error::SocketNotFound(name.to_string()))
+}
+
+fn held_id(world: &World, name: &Name) -> Result<u64, VerbError> {
+    world.table.held.get(name).map(|row| row.id).ok_or_else(|| {
+        fail(
+            ErrorCode::NotFound,
+            &format!("no descriptor is held as {name}"),
+        )
+    })
+}
+
+fn socket_source(
+    world: &World,
+    name: &Name,
+    fresh: &mut Vec<OwnedFd>,
+) -> Result<Source, VerbError> {
+    let id = socket_id(world, name)?;
+    match world.table.socket(id) {
+        Some(row) if row.number.is_none() => {
+            fresh.push(open(&row.make, Some(row.port))?);
+            Ok(Source::Own(fresh.len() - 1))
+        }
+        _ => Ok(Source::Socket(id)),
     }
+}
+
+/// A number no socket has, for one made for this process alone.
+fn free_number(world: &World, taken: &BTreeMap<u64, u32>) -> u32 {
+    let mut number = world.table.free_socket_number(FIRST_NUMBER);
+    while taken.values().any(|other| *other == number) {
+        number = world.table.free_socket_number(number + 1);
+    }
+    number
+}
+
+/// Limits asked for, and those this process raised for itself put back.
+fn rlimits(world: &World, make: &ProcessMake) -> Result<Vec<(u32, u64, u64)>, VerbError> {
+    let mut limits: BTreeMap<u32, (u64, u64)> = world
+        .config
+        .original_limits
+        .iter()
+        .map(|(resource, soft, hard)| (*resource, (*soft, *hard)))
+        .collect();
+    for (name, limit) in &make.rlimits {
+        let resource = rlimit_number(name).ok_or_else(|| Error::UnknownRlimit(name.clone()))?;
+        let infinity = libc::RLIM_INFINITY;
+        limits.insert(
+            resource,
+            (
+                limit.soft.unwrap_or(infinity),
+                limit.hard.unwrap_or(infinity),
+            ),
+        );
+    }
+    Ok(limits
+        .into_iter()
+        .map(|(resource, (soft, hard))| (resource, soft, hard))
+        .collect())
 }
 
 impl Prepared {
     /// The child's plan, once there are pipes and a serial.
     pub(crate) fn plan<'a>(
         &'a self,
-        owner: &'a Owner,
+        world: &'a World,
         serial: u64,
         pipes: &'a Pipes,
         cgroup: Option<&ControlGroup>,
@@ -349,20 +345,20 @@ impl Prepared {
             .iter()
             .map(|(source, number)| {
                 let fd: Option<BorrowedFd<'a>> = match source {
-                    Source::Null => Some(owner.world.fixed.null.as_fd()),
-                    Source::Socket(id) => owner.world.socket_fds.get(id).map(AsFd::as_fd),
-                    Source::Held(id) => owner.world.held_fds.get(id).map(AsFd::as_fd),
+                    Source::Null => Some(world.fixed.null.as_fd()),
+                    Source::Socket(id) => world.socket_fds.get(id).map(AsFd::as_fd),
+                    Source::Held(id) => world.held_fds.get(id).map(AsFd::as_fd),
                     Source::Own(index) => self.fresh.get(*index).map(AsFd::as_fd),
                     Source::PipeOut => pipes.child_out.as_ref().map(AsFd::as_fd),
                     Source::PipeErr => pipes.child_err.as_ref().map(AsFd::as_fd),
                 };
                 // Better nothing than whatever of ours sits at that number.
-                (fd.unwrap_or(owner.world.fixed.null.as_fd()), *number)
+                (fd.unwrap_or(world.fixed.null.as_fd()), *number)
             })
             .collect();
         Plan {
             serial,
-            keeper: (!owner.world.link.is_lost()).then(|| owner.world.link.as_fd()),
+            keeper: (!world.link.is_lost()).then(|| world.link.as_fd()),
             candidates: self.candidates.clone(),
             argv: self.argv.clone(),
             env: self.env.clone(),

@@ -14,12 +14,14 @@ use papa_protocol::name::NamePattern;
 use papa_protocol::socket::{DEFAULT_BACKLOG, Family, SocketInfo, SocketType};
 use papa_protocol::text::escape_control_bytes;
 
+use super::caller::Caller;
+use super::claim::may_change;
 use super::held::duplicate_failed;
+use super::room::Room;
 use super::{VerbError, fail, limit, not_recorded, refused};
-use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
-use crate::owner::Owner;
 use crate::sys::socket::{Address, Options, is_bound_at, local_port, open_listener, server_at};
+use crate::world::World;
 use crate::world::table::{Entry, SocketRow, known};
 
 /// The first number a socket gets: above what programs use by themselves,
@@ -28,173 +30,170 @@ pub(crate) const FIRST_NUMBER: u32 = 100;
 /// Most bytes of the hosts file looked at.
 const MAX_HOSTS_BYTES: u64 = 1 << 20;
 
-impl Owner {
-    /// Makes a socket, or answers the equal one there is (then `false`).
-    ///
-    /// # Errors
-    /// One of that name or path is different, or binding failed.
-    pub(crate) fn make_socket(
-        &mut self,
-        session: SessionId,
-        mut make: SocketMake,
-    ) -> Result<(u64, bool), VerbError> {
-        self.may_change(session, &make.name, make.force)?;
-        make.force = false;
-        let replace = std::mem::take(&mut make.replace);
-        settle_defaults(&mut make)?;
-        if let Some(row) = self.world.table.socket_named(&make.name) {
-            if is_same(&row.make, row.port, &make) {
-                return Ok((row.id, false));
-            }
-            return Err(Error::SocketExists {
-                name: make.name.clone(),
-                line: socket_line(&describe(row)),
-            });
+/// Makes a socket, or answers the equal one there is (then `false`).
+///
+/// # Errors
+/// One of that name or path is different, or binding failed.
+pub(crate) fn make(
+    world: &mut World,
+    caller: &Caller<'_>,
+    room: Room,
+    mut make: SocketMake,
+) -> Result<(u64, bool), VerbError> {
+    may_change(world, caller, &make.name, make.force)?;
+    make.force = false;
+    let replace = std::mem::take(&mut make.replace);
+    settle_defaults(&mut make)?;
+    if let Some(row) = world.table.socket_named(&make.name) {
+        if is_same(&row.make, row.port, &make) {
+            return Ok((row.id, false));
         }
-        if self.world.table.sockets().count() >= MAX_SOCKETS {
-            return Err(limit("sockets", MAX_SOCKETS));
-        }
-        self.room().check(1)?;
-        if let Some(path) = &make.path {
-            if self
-                .world
-                .table
-                .sockets()
-                .any(|row| row.make.path.as_ref() == Some(path))
-            {
-                return Err(Error::PathExists(path.display()));
-            }
-            make_room(path.as_path(), replace)?;
-        }
-        let fd = open(&make, None)?;
-        let port = local_port(&fd).map_err(|errno| refused("getsockname", errno))?;
-        let id = self.world.table.next_id;
-        let number = (!make.reuseport).then(|| self.world.table.free_socket_number(FIRST_NUMBER));
-        let key = Key::new(Kind::SOCKET, id);
-        // With reuseport the kernel holds no listener: it would be dealt
-        // connections that nobody accepts.
-        if number.is_some() {
-            self.keep(&[(key, fd.as_fd())])
-                .map_err(|errno| refused("keep the socket", errno))?;
-        }
-        let name = make.name.clone();
-        let row = SocketRow {
-            id,
-            make,
-            port,
-            number,
-        };
-        if let Err(error) = self.world.commit(Entry::Socket(Box::new(row))) {
-            self.world.unkeep(&[key]);
-            return Err(not_recorded(&error));
-        }
-        if number.is_some() {
-            self.world.socket_fds.insert(id, fd);
-        }
-        tracing::info!(session, %name, "socket made");
-        self.announce_socket(id, EventType::SocketMade);
-        Ok((id, true))
+        return Err(Error::SocketExists {
+            name: make.name.clone(),
+            line: socket_line(&describe(row)),
+        });
     }
-
-    /// Sockets that match, described; unknown names are left out.
-    pub(crate) fn list_sockets(&self, patterns: &[NamePattern]) -> Vec<SocketInfo> {
-        let mut listed: Vec<SocketInfo> =
-            known(patterns, |patterns| self.world.table.find_sockets(patterns))
-                .into_iter()
-                .filter_map(|id| self.describe_socket(id))
-                .collect();
-        listed.sort_by(|one, other| one.name.cmp(&other.name));
-        listed.dedup_by(|one, other| one.name == other.name);
-        listed
+    if world.table.sockets().count() >= MAX_SOCKETS {
+        return Err(limit("sockets", MAX_SOCKETS));
     }
-
-    /// One socket, described.
-    pub(crate) fn describe_socket(&self, id: u64) -> Option<SocketInfo> {
-        let row = self.world.table.socket(id)?;
-        let mut info = describe(row);
-        if let (Some(path), Some(fd)) = (&row.make.path, self.world.socket_fds.get(&id)) {
-            info.at_path = match is_bound_at(fd, path.as_path()) {
-                Ok(bound) => Some(bound),
-                Err(Errno::ENOENT | Errno::ENOTDIR) => Some(false),
-                Err(_) => None,
-            };
-        }
-        Some(info)
-    }
-
-    /// Closes sockets and removes their paths.
-    ///
-    /// # Errors
-    /// A plain name names nothing; then nothing is removed.
-    pub(crate) fn remove_sockets(
-        &mut self,
-        session: SessionId,
-        patterns: &[NamePattern],
-        force: bool,
-    ) -> Result<u64, VerbError> {
-        let ids = self
-            .world
+    room.check(1)?;
+    if let Some(path) = &make.path {
+        if world
             .table
-            .find_sockets(patterns)
-            .map_err(|pattern| Error::NotFound(pattern.clone()))?;
-        for id in &ids {
-            if let Some(row) = self.world.table.socket(*id) {
-                self.may_change(session, &row.make.name, force)?;
-            }
+            .sockets()
+            .any(|row| row.make.path.as_ref() == Some(path))
+        {
+            return Err(Error::PathExists(path.display()));
         }
-        for id in &ids {
-            self.announce_socket(*id, EventType::SocketRemoved);
-            let path = self
-                .world
-                .table
-                .socket(*id)
-                .and_then(|row| row.make.path.clone());
-            self.world
-                .commit(Entry::Unsocket { id: *id })
-                .map_err(|error| not_recorded(&error))?;
-            let fd = self.world.socket_fds.remove(id);
-            self.world.unkeep(&[Key::new(Kind::SOCKET, *id)]);
-            if let (Some(path), Some(fd)) = (path, fd) {
-                remove_own_path(path.as_path(), &fd);
-            }
-        }
-        Ok(ids.len() as u64)
+        make_room(path.as_path(), replace)?;
     }
+    let fd = open(&make, None)?;
+    let port = local_port(&fd).map_err(|errno| refused("getsockname", errno))?;
+    let id = world.table.next_id;
+    let number = (!make.reuseport).then(|| world.table.free_socket_number(FIRST_NUMBER));
+    let key = Key::new(Kind::SOCKET, id);
+    // With reuseport the kernel holds no listener: it would be dealt
+    // connections that nobody accepts.
+    if number.is_some() {
+        world
+            .keep(&[(key, fd.as_fd())])
+            .map_err(|errno| refused("keep the socket", errno))?;
+    }
+    let name = make.name.clone();
+    let row = SocketRow {
+        id,
+        make,
+        port,
+        number,
+    };
+    if let Err(error) = world.commit(Entry::Socket(Box::new(row))) {
+        world.unkeep(&[key]);
+        return Err(not_recorded(&error));
+    }
+    if number.is_some() {
+        world.socket_fds.insert(id, fd);
+    }
+    tracing::info!(session = caller.session, %name, "socket made");
+    announce_socket(world, id, EventType::SocketMade);
+    Ok((id, true))
+}
 
-    /// A copy of a socket's descriptor.
-    ///
-    /// # Errors
-    /// `not_found`, or `unsupported` for one that the kernel holds none of.
-    pub(crate) fn socket_descriptor(&self, name: &str) -> Result<OwnedFd, VerbError> {
-        let row = self
-            .world
+/// Sockets that match, described; unknown names are left out.
+pub(crate) fn list(world: &World, patterns: &[NamePattern]) -> Vec<SocketInfo> {
+    let mut listed: Vec<SocketInfo> =
+        known(patterns, |patterns| world.table.find_sockets(patterns))
+            .into_iter()
+            .filter_map(|id| describe_with_path(world, id))
+            .collect();
+    listed.sort_by(|one, other| one.name.cmp(&other.name));
+    listed.dedup_by(|one, other| one.name == other.name);
+    listed
+}
+
+/// One socket, described, and whether its path still leads to it.
+pub(crate) fn describe_with_path(world: &World, id: u64) -> Option<SocketInfo> {
+    let row = world.table.socket(id)?;
+    let mut info = describe(row);
+    if let (Some(path), Some(fd)) = (&row.make.path, world.socket_fds.get(&id)) {
+        info.at_path = match is_bound_at(fd, path.as_path()) {
+            Ok(bound) => Some(bound),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Some(false),
+            Err(_) => None,
+        };
+    }
+    Some(info)
+}
+
+/// Closes sockets and removes their paths.
+///
+/// # Errors
+/// A plain name names nothing; then nothing is removed.
+pub(crate) fn remove(
+    world: &mut World,
+    caller: &Caller<'_>,
+    patterns: &[NamePattern],
+    force: bool,
+) -> Result<u64, VerbError> {
+    let ids = world
+        .table
+        .find_sockets(patterns)
+        .map_err(|pattern| Error::NotFound(pattern.clone()))?;
+    for id in &ids {
+        if let Some(row) = world.table.socket(*id) {
+            may_change(world, caller, &row.make.name, force)?;
+        }
+    }
+    for id in &ids {
+        announce_socket(world, *id, EventType::SocketRemoved);
+        let path = world
             .table
-            .socket_named(name)
-            .ok_or_else(|| Error::SocketNotFound(name.to_owned()))?;
-        let fd = self.world.socket_fds.get(&row.id).ok_or_else(|| {
-            fail(
-                ErrorCode::Unsupported,
-                &format!("{name} shares its port (reuseport): each process gets its own socket"),
-            )
-        })?;
-        fd.try_clone().map_err(|error| duplicate_failed(&error))
+            .socket(*id)
+            .and_then(|row| row.make.path.clone());
+        world
+            .commit(Entry::Unsocket { id: *id })
+            .map_err(|error| not_recorded(&error))?;
+        let fd = world.socket_fds.remove(id);
+        world.unkeep(&[Key::new(Kind::SOCKET, *id)]);
+        if let (Some(path), Some(fd)) = (path, fd) {
+            remove_own_path(path.as_path(), &fd);
+        }
     }
+    Ok(ids.len() as u64)
+}
 
-    fn announce_socket(&mut self, id: u64, kind: EventType) {
-        let Some(row) = self.world.table.socket(id) else {
-            return;
-        };
-        let event = Event {
-            sub: 0,
-            seq: 0,
-            kind,
-            name: row.make.name.clone(),
-            serial: None,
-            process: None,
-            socket: Some(describe(row)),
-        };
-        self.push_event(&event);
-    }
+/// A copy of a socket's descriptor.
+///
+/// # Errors
+/// The namespace is claimed by someone else, `not_found`, or `unsupported` for one that the kernel holds none of.
+pub(crate) fn fetch(world: &World, caller: &Caller<'_>, name: &str) -> Result<OwnedFd, VerbError> {
+    may_change(world, caller, name, false)?;
+    let row = world
+        .table
+        .socket_named(name)
+        .ok_or_else(|| Error::SocketNotFound(name.to_owned()))?;
+    let fd = world.socket_fds.get(&row.id).ok_or_else(|| {
+        fail(
+            ErrorCode::Unsupported,
+            &format!("{name} shares its port (reuseport): each process gets its own socket"),
+        )
+    })?;
+    fd.try_clone().map_err(|error| duplicate_failed(&error))
+}
+
+fn announce_socket(world: &mut World, id: u64, kind: EventType) {
+    let Some(row) = world.table.socket(id) else {
+        return;
+    };
+    let event = Event {
+        sub: 0,
+        seq: 0,
+        kind,
+        name: row.make.name.clone(),
+        serial: None,
+        process: None,
+        socket: Some(describe(row)),
+    };
+    world.events.push(event);
 }
 
 /// Fills in what was left out, so that equal requests compare equal.
@@ -399,5 +398,89 @@ fn remove_own_path(path: &std::path::Path, fd: &OwnedFd) {
     if ours {
         // One that has just gone is as good.
         let _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use papa_protocol::name::Name;
+
+    use super::*;
+    use crate::keeper::wire::ToKeeper;
+    use crate::verbs::caller::tests::caller;
+    use crate::verbs::claim;
+    use crate::world::tests::{empty_world, recovered, told};
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn at(name_: &str, path: &std::path::Path) -> SocketMake {
+        let mut make = SocketMake::new(name(name_));
+        make.path = Some(path.to_str().unwrap().into());
+        make
+    }
+
+    fn room() -> Room {
+        Room { in_use: 0 }
+    }
+
+    #[test]
+    fn a_socket_is_made_once_and_its_path_goes_with_it() {
+        let (mut world, keeper, file) = empty_world();
+        let me = caller(1, None);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let (id, created) = make(&mut world, &me, room(), at("a", &path)).unwrap();
+        assert!(created && path.exists());
+        assert_eq!(
+            make(&mut world, &me, room(), at("a", &path)),
+            Ok((id, false))
+        );
+        let other = at("a", &directory.path().join("other"));
+        make(&mut world, &me, room(), other).unwrap_err();
+        make(&mut world, &me, room(), at("b", &path)).unwrap_err();
+        assert_eq!(recovered(&file).sockets().count(), 1);
+        let key = vec![Key::new(Kind::SOCKET, id)];
+        assert_eq!(told(&keeper), Some((ToKeeper::Put(key.clone()), 1)));
+        assert_eq!(remove(&mut world, &me, &[], false), Ok(1));
+        world.tell_unkept();
+        assert_eq!(told(&keeper), Some((ToKeeper::Drop(key), 0)));
+        assert!(!path.exists());
+        let said: Vec<_> = world.events.iter().map(|event| event.kind).collect();
+        assert_eq!(said, [EventType::SocketMade, EventType::SocketRemoved]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_of_ours_is_left_where_it_is() {
+        let (mut world, _keeper, _file) = empty_world();
+        let me = caller(1, None);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        std::fs::write(&path, "text").unwrap();
+        make(&mut world, &me, room(), at("a", &path)).unwrap_err();
+        assert_eq!(std::fs::read(&path).unwrap(), b"text");
+        std::fs::remove_file(&path).unwrap();
+        make(&mut world, &me, room(), at("a", &path)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "text").unwrap();
+        assert_eq!(list(&world, &[])[0].at_path, Some(false));
+        remove(&mut world, &me, &[], false).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"text");
+    }
+
+    #[test]
+    fn a_claimed_socket_is_removed_by_its_holder_or_by_force() {
+        let (mut world, _keeper, _file) = empty_world();
+        let (holder, other) = (caller(1, Some(10)), caller(2, Some(20)));
+        claim::claim(&mut world, &holder, &name("ns"), "me".into(), false).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        make(&mut world, &other, room(), at("ns.a", &path)).unwrap_err();
+        make(&mut world, &holder, room(), at("ns.a", &path)).unwrap();
+        remove(&mut world, &other, &[], false).unwrap_err();
+        fetch(&world, &other, "ns.a").unwrap_err();
+        fetch(&world, &holder, "ns.a").unwrap();
+        assert_eq!(remove(&mut world, &other, &[], true), Ok(1));
     }
 }

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use nix::errno::Errno;
+use papa_protocol::json::push::Event;
 use papa_protocol::name::Name;
 use serde_json::value::RawValue;
 use tracing::error;
@@ -80,6 +81,8 @@ pub struct World {
     pub strangers: Vec<(Key, OwnedFd)>,
     /// Claims whose holder is connected, by namespace.
     pub claims: HashMap<Name, Holder>,
+    /// What was made and removed, and subscribers have not been told yet.
+    pub events: Vec<Event>,
     /// The set that reports output, exits, the keeper, signals and the timer.
     pub poller: Rc<Poller>,
     /// Zombies by the order in which they ended.
@@ -121,6 +124,7 @@ impl World {
             held_fds: HashMap::new(),
             strangers: Vec::new(),
             claims: HashMap::new(),
+            events: Vec::new(),
             poller: Rc::new(Poller::new()?),
             zombies: VecDeque::new(),
             cgroups,

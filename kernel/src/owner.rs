@@ -26,7 +26,6 @@ use papa_protocol::limits;
 use papa_protocol::record::Stream;
 use tracing::{error, warn};
 
-use self::signals::KEEPER_SILENCE;
 use crate::change::recover::Findings;
 use crate::change::takeover::Holdings;
 use crate::change::understudy::Understudy;
@@ -45,6 +44,9 @@ use crate::verbs::{VerbError, claim};
 use crate::world::World;
 use crate::world::live::Source;
 
+/// How long the keeper may say nothing before it is taken to be stuck: it
+/// asks every ten seconds.
+const KEEPER_SILENCE: Duration = Duration::from_secs(40);
 /// How long to wait when no descriptor is left for another caller.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

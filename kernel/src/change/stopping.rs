@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::change::handover::Change;
-use crate::change::upgrade::{Changing, Stage};
+use crate::change::upgrade::{Changing, Role, Stage};
 use crate::client::connection::Frozen;
 use crate::client::exchange::SessionId;
 use crate::owner::{Deadline, Owner};
@@ -23,23 +23,11 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 /// Who is not at rest by then has to connect anew.
 const ORPHAN_FREEZE_LIMIT: Duration = Duration::from_millis(200);
 
-/// What this process becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// The kernel, of another program.
-    Kernel,
-    /// The keeper, of this program.
-    Keeper,
-    /// The same, the keeper being gone already.
-    Orphan,
-}
-
-impl Role {
-    fn freeze_limit(self) -> Duration {
-        match self {
-            Self::Kernel | Self::Keeper => FREEZE_LIMIT,
-            Self::Orphan => ORPHAN_FREEZE_LIMIT,
-        }
+/// How long connections may take to stop.
+fn freeze_limit(role: Role) -> Duration {
+    match role {
+        Role::Kernel | Role::Keeper => FREEZE_LIMIT,
+        Role::Orphan => ORPHAN_FREEZE_LIMIT,
     }
 }
 
@@ -56,7 +44,7 @@ impl Owner {
         for (id, session) in &self.sessions {
             session.freeze(asker == Some(*id));
         }
-        let until = Instant::now() + role.freeze_limit();
+        let until = Instant::now() + freeze_limit(role);
         changing.stage = Stage::Freezing {
             left: self.sessions.keys().copied().collect(),
             frozen: BTreeMap::new(),

@@ -29,7 +29,6 @@ use tracing::{error, info, warn};
 use crate::VERSION;
 use crate::change::dry_run::{self, Tried};
 use crate::change::handover::{Change, Delivered, HandOver, SessionRecord, SubRecord};
-use crate::change::stopping::Role;
 use crate::change::takeover;
 use crate::client::connection::Frozen;
 use crate::client::event::Sender;
@@ -68,6 +67,17 @@ pub(crate) struct Changing {
     /// Kinds of reels there were when the program was tried.
     pub(crate) tried_reels: BTreeSet<ReelKind>,
     pub(crate) stage: Stage,
+}
+
+/// What this process becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The kernel, of another program.
+    Kernel,
+    /// The keeper, of this program.
+    Keeper,
+    /// The same, the keeper being gone already.
+    Orphan,
 }
 
 /// How far it is.

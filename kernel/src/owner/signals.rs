@@ -11,7 +11,7 @@ use papa_protocol::json::push::{Push, Shutdown};
 use papa_protocol::json::request::KernelUpgrade;
 use tracing::{error, info, warn};
 
-use super::{Deadline, Owner};
+use super::{Deadline, KEEPER_SILENCE, Owner};
 use crate::change::takeover;
 use crate::change::understudy::{self, Side};
 use crate::client::exchange::SessionId;
@@ -21,9 +21,6 @@ use crate::patience::scaled;
 use crate::sys::clock::now_us;
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 
-/// How long the keeper may say nothing before it is taken to be stuck: it
-/// asks every ten seconds.
-pub(super) const KEEPER_SILENCE: Duration = Duration::from_secs(40);
 /// How long a keeper that was silent gets to say something after all.
 const KEEPER_GRACE: Duration = Duration::from_secs(15);
 /// The same request from two sides (the keeper passes on what it gets, and a

@@ -405,19 +405,21 @@ impl KernelLink {
     }
 
     /// Starts worker `wid`, or finds it started. The answer may be a process that has ended and still has the name.
+    /// It starts in the place that `placed` has: `watcher` itself, or that with another release.
     ///
     /// # Errors
     /// The kernel refused or did not answer.
     pub async fn start(
         &self,
         watcher: &WatcherConfig,
+        placed: &WatcherConfig,
         wid: u32,
         generation: u64,
         means: Means,
     ) -> Result<Process, LinkError> {
-        let spec = render_worker(watcher, &self.namespace, wid);
-        let mut request = process_request(watcher, spec)?;
-        let settings = digest(watcher, &request);
+        let spec = render_worker(placed, &self.namespace, wid);
+        let mut request = process_request(placed, spec)?;
+        let settings = settings(watcher, &self.namespace, wid);
         // Not part of the settings: what an older manager started has no mark, and is the same worker still.
         let mark = self.mark(&watcher.key, wid).await?;
         for (variable, value) in mark.variables() {
@@ -440,17 +442,7 @@ impl KernelLink {
         };
         request.tag = note.to_tag();
         let name = request.name.clone();
-        let mut made = self.client.call(request.clone()).await;
-        if let Err(error) = &made
-            && error.code() != Some(ErrorCode::Exists)
-            && error.code().is_some()
-            && as_written(watcher, &mut request)
-        {
-            // The release it was read with is gone: what has taken its place is better than nothing.
-            tracing::warn!(process = %name, %error, "cannot start in the pinned release directory; trying the current one");
-            made = self.client.call(request).await;
-        }
-        match made {
+        match self.client.call(request).await {
             Ok(made) => Ok(made.process),
             Err(error) if error.code() == Some(ErrorCode::Exists) => {
                 // The configuration changed while the worker ran: it is kept until it is restarted.
@@ -625,22 +617,6 @@ impl KernelLink {
 pub fn settings(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Option<u64> {
     let request = process_request(watcher, render_worker(watcher, namespace, wid)).ok()?;
     digest(watcher, &request)
-}
-
-/// Puts directory and program back to what the file says, links and all. False if that is nothing else.
-fn as_written(watcher: &WatcherConfig, request: &mut ops::ProcessMake) -> bool {
-    if watcher.resolved_dir == watcher.working_dir && watcher.resolved_program.is_none() {
-        return false;
-    }
-    let directory = watcher.working_dir.clone().into_os_string();
-    request.working_dir = Some(ByteString::from(directory));
-    if watcher.resolved_program.is_some()
-        && let (Some(word), Some(program)) =
-            (request.argv.first_mut(), watcher.argv_template.first())
-    {
-        *word = ByteString::from(program.clone());
-    }
-    true
 }
 
 /// FNV-1a, which is the same in every build.

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::Backoff;
-use crate::config::SignalNumber;
 use crate::config::kept::KeptDocument;
+use crate::config::{Release, SignalNumber};
 
 /// Longest message kept, in characters: a reason and a name or two.
 pub const MAX_MESSAGE_CHARS: usize = 512;
@@ -97,6 +97,15 @@ pub struct Kept {
     /// The whole environment section set at run time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
+    /// Where its workers start, if a link leads there: a successor does not follow the link anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release: Option<Release>,
+    /// Where that last led when the reload was rolled back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed_release: Option<Release>,
+    /// `release` was deleted: where workers were started in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Release>,
     /// No file names it any more; its workers are being stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub removing: Option<KeptRemoval>,
@@ -200,6 +209,12 @@ pub struct KeptRoll {
 pub struct KeptBefore {
     /// The generation of the workers wanted before.
     pub generation: u64,
+    /// Where they started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release: Option<Release>,
+    /// And where they were started in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Release>,
     /// Options set at run time.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub set: BTreeMap<String, String>,
@@ -223,6 +238,9 @@ pub struct KeptChange {
     /// By lower-case name of a watcher it reloads: the generation of its workers before that.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rolls: BTreeMap<String, u64>,
+    /// By lower-case name of a watcher: where its workers started before.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub releases: BTreeMap<String, Release>,
 }
 
 /// What workers that were asked to end have left behind.

@@ -300,6 +300,14 @@ impl Supervisor {
 
     fn insert_as(&mut self, id: WatcherId, config: Arc<WatcherConfig>, kept: Kept) {
         self.keys.insert(config.key.clone(), id);
+        let config = match &kept.release {
+            Some(release) => {
+                let mut pinned = config.as_ref().clone();
+                pinned.pin(release);
+                Arc::new(pinned)
+            }
+            None => config,
+        };
         let watcher = Watcher::new(config, kept, &self.moment());
         self.watchers.insert(id, watcher);
     }
@@ -403,8 +411,9 @@ impl Supervisor {
             Event::Started {
                 watcher,
                 wid,
+                moved,
                 result,
-            } => self.started(watcher, wid, result),
+            } => self.started(watcher, wid, moved, result),
             Event::Logs(LogReport::LineMatched { serial }) => {
                 if let Some(watcher) = self.owner_mut(serial) {
                     watcher.ready(serial);
@@ -583,12 +592,15 @@ impl Supervisor {
                     wid,
                     generation,
                 };
+                let watcher = self.watchers.get(&id);
+                let failed = watcher.and_then(|watcher| watcher.kept().failed_release.clone());
                 let signals = self.signals.take_stops(id);
                 let kept = self.saves.pass();
                 tasks::start(
                     link.clone(),
                     config,
                     order,
+                    failed,
                     signals,
                     kept,
                     self.events.clone(),

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::known::is_stream_key;
-use crate::config::{Readiness, SignalNumber, WatcherConfig};
+use crate::config::{Readiness, Release, SignalNumber, WatcherConfig};
 use crate::last_words::Ends;
 use crate::state::{Kept, KeptCount, KeptRemoval};
 use crate::tree::Member;
@@ -153,6 +153,8 @@ pub enum StartFailure {
     Occupied,
     /// The kernel refused.
     Refused(String),
+    /// Its release was deleted, and nothing may take its place: waited for, and not counted.
+    NoRelease(String),
 }
 
 /// What other watchers have to say to this one's start and stop.
@@ -210,6 +212,8 @@ pub struct Watcher {
     /// What became of the last reload.
     rolled: Result<(), String>,
     message: Option<String>,
+    /// Why no worker can be started although it is tried: its release was deleted.
+    no_release: Option<String>,
     notices: Vec<Notice>,
     kept: Kept,
 }
@@ -251,12 +255,14 @@ impl Watcher {
             roll: kept.roll.as_ref().map(Roll::resumed),
             rolled: Ok(()),
             message: kept.message.clone(),
+            no_release: None,
             notices: Vec::new(),
             config,
             kept: Kept::default(),
         };
         watcher.resume_left(&kept, at);
         watcher.kept = kept;
+        watcher.kept.release = watcher.config.release();
         watcher
     }
 
@@ -434,12 +440,34 @@ impl Watcher {
             self.kept.count = None;
         }
         self.dormant &= config.on_demand;
+        self.no_release = None;
+        let release = config.release();
+        if release != self.kept.release {
+            self.kept.failed_release = None;
+            self.kept.moved = None;
+            self.kept.release = release;
+        }
         self.config = config;
+    }
+
+    /// A worker was started in another release than the watcher's, which was deleted; none: in its own.
+    pub fn started_in(&mut self, moved: Option<Release>) {
+        self.kept.moved = moved;
+    }
+
+    /// The reload to this release failed, here or at another watcher of the same change.
+    pub fn note_failed_release(&mut self, failed: Release) {
+        // What serves in place of a deleted release works.
+        if self.kept.release.as_ref() != Some(&failed) && self.kept.moved.as_ref() != Some(&failed)
+        {
+            self.kept.failed_release = Some(failed);
+        }
     }
 
     /// The kernel has started worker `wid`.
     pub fn started(&mut self, wid: u32, process: Running, noted: Option<u64>, at: &Moment) {
         self.refused = 0;
+        self.no_release = None;
         if let (Some(worker), Some(noted)) = (self.workers.get_mut(&wid), noted)
             && worker.generation != noted
         {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{free_port, procfs, wait_for, wait_until};
+use crate::harness::{free_port, wait_until};
 use crate::journal::wait_up;
 use crate::stack::Stack;
 
@@ -182,91 +182,4 @@ fn a_plan_shows_values_as_a_file_has_them_and_no_key_twice() {
         assert!(text.contains(line), "{line} in {text}");
     }
     assert_eq!(text.matches("graceful_timeout").count(), 1, "{text}");
-}
-
-/// Makes `DIR/NAME` a release whose program writes its name and sleeps, or ends at once.
-fn release(stack: &Path, name: &str, ends: bool) {
-    let what = if ends { "exit 1" } else { "exec sleep 1000" };
-    let program = stack.join(name).join("run");
-    write(&program, &format!("#!/bin/sh\n{what}\n"));
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&program, mode).unwrap();
-}
-
-fn point(directory: &Path, name: &str) {
-    let new = directory.join("new-link");
-    symlink(directory.join(name), &new).unwrap();
-    fs::rename(new, directory.join("current")).unwrap();
-}
-
-fn place(pid: i32) -> String {
-    let link = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
-    link.file_name().unwrap().to_string_lossy().into_owned()
-}
-
-#[test]
-fn a_release_link_that_moved_is_a_difference_and_a_rolled_back_one_is_not_taken() {
-    let ini = "[watcher:a]\ncmd = ./run\nworking_dir = DIR/current\nbackoff_first = 0.05\n\
-        [watcher:b]\ncmd = DIR/current/run\n";
-    let stack = Stack::start_after(ini, |kernel| {
-        let directory = kernel.directory();
-        release(directory, "r1", false);
-        release(directory, "r2", true);
-        release(directory, "r3", false);
-        point(directory, "r1");
-    });
-    let directory = stack.kernel.directory().to_owned();
-    wait_up(&stack, "a");
-    wait_up(&stack, "b");
-    let first = stack.wait_pids("a", 1)[&1];
-    assert_eq!(place(first), "r1");
-
-    point(&directory, "r2");
-    let plan = stack.ask("reloadconfig", &json!({"plan": true}));
-    let text = plan["plan"].to_string();
-    for part in ["watcher:a", "watcher:b", "working_dir", "r1", "r2"] {
-        assert!(text.contains(part), "{part} in {text}");
-    }
-    let reply = reload(&stack);
-    assert!(
-        refused(&reply).contains("everything was put back"),
-        "{reply}"
-    );
-    // Who is replaced now is of the release that served.
-    for name in ["a", "b"] {
-        let old = wait_for("it runs", || stack.pids(name).values().next().copied());
-        procfs_kill(old);
-        let new = wait_for("another runs", || {
-            let pids = stack.pids(name);
-            pids.values().find(|pid| **pid != old).copied()
-        });
-        wait_until("it is what served", || {
-            fs::read(format!("/proc/{new}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"))
-        });
-    }
-    point(&directory, "r3");
-    ok(&reload(&stack));
-    let pid = wait_for("the new release runs", || {
-        stack.pids("a").values().next().copied()
-    });
-    assert_eq!(place(pid), "r3");
-    // A release that is gone is no reason not to run.
-    point(&directory, "r1");
-    fs::remove_dir_all(directory.join("r3")).unwrap();
-    procfs_kill(pid);
-    let new = wait_for("another runs", || {
-        let pids = stack.pids("a");
-        pids.values().find(|other| **other != pid).copied()
-    });
-    wait_until("it runs where the link leads", || {
-        procfs::alive(new) && place(new) == "r1"
-    });
-}
-
-fn procfs_kill(pid: i32) {
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(pid),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
 }

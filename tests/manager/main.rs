@@ -35,6 +35,7 @@ mod own_files;
 mod own_log;
 mod papactl;
 mod probes;
+mod releases;
 mod reload;
 mod saves;
 mod security;

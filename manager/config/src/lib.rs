@@ -22,6 +22,7 @@ pub mod kept;
 pub mod known;
 pub mod problem;
 pub mod raw;
+pub mod release;
 pub mod render;
 pub mod resolve;
 pub mod scalar;
@@ -32,6 +33,7 @@ pub mod variables;
 pub mod words;
 
 pub use problem::{ConfigErrors, Origin, Problem};
+pub use release::{Place, Release};
 pub use render::{
     NUMBER_VARIABLE, WorkerInput, WorkerOutput, WorkerSpec, render_text, render_worker,
 };

@@ -561,7 +561,10 @@ impl Supervisor {
             .iter()
             .filter_map(|name| self.keys.get(&name.to_lowercase()).copied())
             .collect();
-        self.config = Arc::new(config);
+        let failed = std::mem::replace(&mut self.config, Arc::new(config));
+        if change.undoing.is_some() {
+            self.note_failed_releases(&failed, &effective);
+        }
         let mut waiting = Vec::new();
         for watcher in effective.watchers {
             let overrides = set.get(&watcher.key).cloned().unwrap_or_default();
@@ -577,6 +580,22 @@ impl Supervisor {
             sockets,
         };
         self.change = Some(change);
+    }
+
+    /// What a change that is taken back led to is not what a deleted release is replaced by.
+    fn note_failed_releases(&mut self, failed: &Config, before: &Config) {
+        for watcher in &before.watchers {
+            let release = failed
+                .watcher(&watcher.name)
+                .and_then(WatcherConfig::release);
+            let known = self.keys.get(&watcher.key);
+            if let Some(known) = known.and_then(|id| self.watchers.get_mut(id))
+                && let Some(release) =
+                    release.filter(|release| watcher.release().as_ref() != Some(release))
+            {
+                known.note_failed_release(release);
+            }
+        }
     }
 
     fn change_watcher(

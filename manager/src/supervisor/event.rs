@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use papa_protocol::client::{Address, Push};
 use papa_protocol::process::Process;
 
-use crate::config::Config;
+use crate::config::{Config, Release};
 use crate::control::server::Asked;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
@@ -55,6 +55,8 @@ pub enum Event {
     Started {
         watcher: WatcherId,
         wid: u32,
+        /// Its release was deleted: where it was started instead.
+        moved: Option<Release>,
         result: Result<Process, StartFailure>,
     },
     /// The log thread has something to say.

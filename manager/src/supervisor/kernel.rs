@@ -1,5 +1,6 @@
 //! What the kernel tells and what becomes of it: adoption, exits, starts, what ended workers leave behind.
 
+use std::collections::BTreeSet;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use papa_protocol::process::{Exit, Process};
 
 use crate::adopt::{Note, worker_of};
 use crate::config::change::{Given, with_options};
-use crate::config::{Config, WatcherConfig};
+use crate::config::{Config, Release, WatcherConfig};
 use crate::control::events::EventKind;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, is_logged, settings};
@@ -45,6 +46,7 @@ impl Supervisor {
         if let Some(config) = &config {
             self.config = config.clone();
         }
+        self.pin_releases(&mut inventory);
         self.insert_all(&mut inventory.kept, &inventory.processes, resumed.as_ref());
         self.kernel = Some(link.client().hello());
         self.lost_since = None;
@@ -369,10 +371,33 @@ impl Supervisor {
         }
     }
 
+    /// Watchers of which there is something stay with the release they had: a link that moved is a difference to be applied, and may
+    /// lead to a release that failed.
+    fn pin_releases(&mut self, inventory: &mut Inventory) {
+        let namespace = self.config.namespace.clone();
+        let there = inventory.processes.iter();
+        let there = there.filter_map(|process| worker_of(&namespace, &process.name));
+        let there: BTreeSet<String> = there.map(|(key, _)| key.to_owned()).collect();
+        for (key, kept) in &mut inventory.kept {
+            if kept.failed_release.is_none() && !there.contains(key) {
+                kept.release = None;
+            }
+        }
+        let mut config = self.config.as_ref().clone();
+        for watcher in &mut config.watchers {
+            let kept = inventory.kept.get(&watcher.key);
+            if let Some(release) = kept.and_then(|kept| kept.release.as_ref()) {
+                watcher.pin(release);
+            }
+        }
+        self.config = Arc::new(config);
+    }
+
     pub(super) fn started(
         &mut self,
         id: WatcherId,
         wid: u32,
+        moved: Option<Release>,
         result: Result<Process, StartFailure>,
     ) {
         let at = self.moment();
@@ -391,6 +416,7 @@ impl Supervisor {
                 let running = running(&process, &at);
                 let noted = Note::of(&process).map(|note| note.generation);
                 watcher.started(wid, running, noted, &at);
+                watcher.started_in(moved);
                 if watcher.is_rolling() {
                     failpoint::reach("reload.started");
                 }

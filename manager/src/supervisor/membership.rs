@@ -130,6 +130,15 @@ impl Supervisor {
             Err(_) => None,
         };
         let resolved = resolved.and_then(|_| resolve(&self.config, name, &set, env.as_ref()));
+        // What is set changes nothing about the release, unless that is gone.
+        let release = watcher.config().release();
+        let release = release.filter(|_| watcher.config().deleted_release().is_none());
+        let resolved = resolved.map(|mut config| {
+            if let Some(release) = &release {
+                config.pin(release);
+            }
+            config
+        });
         let config = match resolved {
             Ok(config) => Arc::new(config),
             Err(reason) => {

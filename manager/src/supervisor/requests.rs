@@ -3,6 +3,7 @@
 //! Owns the requests that act on watchers there are. Leaves to others: what only looks (`queries`), what changes the configuration
 //! (`change`), the answer to who waits (`tickets`).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -53,6 +54,7 @@ impl Supervisor {
             Command::Start(selection) => match self.choose(&selection, true) {
                 Ok(chosen) => {
                     let all = self.with_dependencies(&chosen);
+                    self.leave_deleted_releases(&all);
                     self.act(&all, Watcher::start);
                     self.wait(request, reply, chosen, Goal::Up);
                 }
@@ -71,6 +73,7 @@ impl Supervisor {
             }
             Command::Restart(selection) => match self.choose(&selection, true) {
                 Ok(chosen) => {
+                    self.leave_deleted_releases(&chosen);
                     self.act(&chosen, Watcher::restart);
                     self.wait(request, reply, chosen, Goal::Up);
                 }
@@ -183,6 +186,22 @@ impl Supervisor {
             .ok_or_else(|| RequestError::unknown_watcher(name))
     }
 
+    /// A person asks for workers of watchers whose release was deleted: those start where the links lead now, whatever came of it
+    /// before.
+    fn leave_deleted_releases(&mut self, chosen: &[WatcherId]) {
+        for id in chosen {
+            if let Some(watcher) = self.watchers.get_mut(id)
+                && let Some(deleted) = watcher.config().deleted_release()
+            {
+                let config = watcher.config().followed();
+                let deleted = deleted.display();
+                let watcher_name = &config.name;
+                tracing::warn!(watcher = watcher_name, %deleted, to = %config.resolved_dir.display(), "the release was deleted; taking the one the link leads to");
+                watcher.configure(Arc::new(config));
+            }
+        }
+    }
+
     fn act(&mut self, chosen: &[WatcherId], act: fn(&mut Watcher)) {
         for id in chosen {
             if let Some(watcher) = self.watchers.get_mut(id) {
@@ -264,14 +283,21 @@ impl Supervisor {
         let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
         };
-        let config = watcher.config().clone();
+        let config = match watcher.config().deleted_release() {
+            Some(_) => Arc::new(watcher.config().followed()),
+            None => watcher.config().clone(),
+        };
         self.signals.forget_hangups(id);
         tracing::info!(watcher = config.name, ?how, "asked to reload");
         if !watcher.is_wanted() {
+            watcher.configure(config);
             return watcher.start();
         }
         match how {
-            ReloadHow::Terminate => watcher.restart(),
+            ReloadHow::Terminate => {
+                watcher.configure(config);
+                watcher.restart();
+            }
             ReloadHow::Graceful if config.send_hup => {
                 let running: Vec<Running> = watcher
                     .workers()

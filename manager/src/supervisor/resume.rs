@@ -39,10 +39,15 @@ impl Resumed {
     pub(super) fn read(kept: &KeptChange, file: &Arc<Config>) -> Option<(Self, Arc<Config>)> {
         let around = &file.base.around;
         let before = match load_kept(&file.path, around, &kept.before) {
-            Ok(config) => Arc::new(Config {
-                namespace: file.namespace.clone(),
-                ..config
-            }),
+            Ok(mut config) => {
+                config.namespace.clone_from(&file.namespace);
+                for watcher in &mut config.watchers {
+                    if let Some(release) = kept.releases.get(&watcher.key) {
+                        watcher.pin(release);
+                    }
+                }
+                Arc::new(config)
+            }
             Err(errors) => {
                 tracing::error!(%errors, "cannot resume the interrupted reloadconfig: the previous configuration no longer validates");
                 return None;
@@ -97,6 +102,12 @@ impl Supervisor {
                 .map(|watcher| watcher.key.clone())
                 .collect(),
             rolls: change.rolls.clone(),
+            releases: change
+                .before
+                .watchers
+                .iter()
+                .filter_map(|watcher| Some((watcher.key.clone(), watcher.release()?)))
+                .collect(),
         };
         let text = serde_json::to_string(&kept).unwrap_or_default();
         if text.len() > MAX_CHANGE_BYTES {
@@ -188,7 +199,12 @@ impl Supervisor {
             let from = from.map(|resumed| &resumed.from);
             let from = from.filter(|from| from.watcher(name).is_some());
             match with_options(from.unwrap_or(&self.config), name, given) {
-                Ok(config) => watcher.set_before_roll(Arc::new(config)),
+                Ok(mut config) => {
+                    if let Some(release) = &before.release {
+                        config.pin(release);
+                    }
+                    watcher.set_before_roll(Arc::new(config));
+                }
                 Err(errors) => {
                     tracing::warn!(watcher = watcher.config().name, %errors, "previous settings unknown; a failed reload of this watcher cannot go back to them");
                 }

@@ -17,6 +17,9 @@ use crate::worker::{Running, State, Worker};
 /// After a request the kernel could not answer (it was restarting), the same is asked again this much later.
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Whether a deleted release is back, or its link leads somewhere else, is looked at so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// A worker that ended while no manager was there.
 #[derive(Debug, Clone, Copy)]
 pub struct Unseen {
@@ -49,17 +52,27 @@ impl Watcher {
             // It was not to run any more, and does not.
             return;
         }
+        let waits = matches!(failure, StartFailure::NoRelease(_));
         let reason = match failure {
             StartFailure::Occupied | StartFailure::Unanswered => {
                 self.pauses.postpone(wid, at.now + ASK_AGAIN);
                 return;
             }
-            StartFailure::Refused(reason) => reason,
+            StartFailure::Refused(reason) | StartFailure::NoRelease(reason) => reason,
         };
         if self.fail_roll(
             generation,
             &format!("worker {wid} cannot be started: {reason}"),
         ) {
+            return;
+        }
+        if waits {
+            if self.no_release.as_ref() != Some(&reason) {
+                tracing::error!(watcher = self.config.name, wid, reason, "a worker waits");
+            }
+            self.no_release = Some(reason);
+            self.note_early(wid, Early::NotUp);
+            self.pauses.postpone(wid, at.now + LOOK_AGAIN);
             return;
         }
         self.refused = self.refused.saturating_add(1);

@@ -46,6 +46,9 @@ impl Watcher {
     #[must_use]
     pub fn start_outcome(&self, now: Instant) -> Option<Result<(), String>> {
         let message = || {
+            if let Some(reason) = &self.no_release {
+                return reason.clone();
+            }
             self.message.clone().map_or_else(
                 || "its workers end soon after their start".to_owned(),
                 |message| self.with_last_line(message),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use papa_protocol::failpoint;
 
-use crate::config::WatcherConfig;
+use crate::config::{Release, WatcherConfig};
 use crate::state::{KeptBefore, KeptRoll};
 use crate::watcher::{Notice, Wanted, Watcher};
 
@@ -32,6 +32,7 @@ struct Previous {
     config: Arc<WatcherConfig>,
     set: BTreeMap<String, String>,
     env: Option<BTreeMap<String, String>>,
+    moved: Option<Release>,
     /// Serials of workers that had other settings then too.
     outdated: BTreeSet<u64>,
 }
@@ -57,6 +58,7 @@ impl Watcher {
                 config: self.config.clone(),
                 set: self.kept.set.clone(),
                 env: self.kept.env.clone(),
+                moved: self.kept.moved.clone(),
                 outdated: self.outdated.clone(),
             }),
         };
@@ -80,6 +82,8 @@ impl Watcher {
                 generation: previous.generation,
                 set: previous.set.clone(),
                 env: previous.env.clone(),
+                release: previous.config.release(),
+                moved: previous.moved.clone(),
             }),
         });
         self.roll = Some(Roll {
@@ -118,6 +122,7 @@ impl Watcher {
                 config,
                 set: before.set,
                 env: before.env,
+                moved: before.moved,
                 outdated: BTreeSet::new(),
             });
         }
@@ -199,7 +204,13 @@ impl Watcher {
             reason.push_str("; what the settings were before is not known, so that new workers get the new ones still");
         }
         if let Some(previous) = roll.previous {
+            let failed = self.config.release();
             self.config = previous.config;
+            self.kept.release = self.config.release();
+            self.kept.moved = previous.moved;
+            if let Some(failed) = failed {
+                self.note_failed_release(failed);
+            }
             self.kept.generation = previous.generation;
             self.kept.set = previous.set;
             self.kept.env = previous.env;
@@ -226,6 +237,7 @@ impl Watcher {
     pub(super) fn complete_roll(&mut self) {
         if self.roll.take().is_some() {
             self.kept.roll = None;
+            self.kept.failed_release = None;
             self.rolled = Ok(());
             tracing::info!(watcher = self.config.name, "reloaded");
             self.notices.push(Notice::Reloaded);

@@ -342,6 +342,7 @@ impl Watcher {
             || self.flapping_until.is_some()
             || (self.pauses.worst() >= 2 && !self.is_up())
             || self.background().is_some()
+            || self.no_release.is_some()
     }
 
     fn settle(&mut self, now: Instant) {

@@ -156,6 +156,15 @@ impl Watcher {
         self.message.as_deref()
     }
 
+    fn moved_text(&self) -> Option<String> {
+        let moved = self.kept.moved.as_ref()?.describe();
+        let own = self.kept.release.as_ref()?.describe();
+        let name = &self.config.name;
+        Some(format!(
+            "release {own} was deleted: workers started since run from {moved}; `papactl reload {name}` has all of them do so"
+        ))
+    }
+
     fn current_message(&self) -> Option<String> {
         if self.is_dormant() {
             return Some("is started by the first connection".to_owned());
@@ -181,6 +190,9 @@ impl Watcher {
         if looks && self.is_coming_up() && self.missing() > 0 {
             return Some("looks for orphans of an earlier kernel".to_owned());
         }
+        if self.wanted == Wanted::Running && self.no_release.is_some() {
+            return self.no_release.clone();
+        }
         match &self.gate.start_after {
             Some(other) if self.is_coming_up() => Some(format!("waits for {other}")),
             _ if self.message.is_none() && self.outdated() > 0 => Some(format!(
@@ -188,6 +200,7 @@ impl Watcher {
                 self.outdated(),
                 self.config.name
             )),
+            _ if self.message.is_none() && self.kept.moved.is_some() => self.moved_text(),
             _ => self
                 .message
                 .clone()

@@ -118,13 +118,13 @@ fn directory(logical: Option<PathBuf>, physical: io::Result<PathBuf>) -> io::Res
 }
 
 /// Where `path` is now, links followed; as it is written if nobody can say.
-fn resolved(path: &Path) -> PathBuf {
+pub(super) fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// A program that is reached through a link to a directory: where it is now. Its own name stays, because programs look at it.
 /// None for a program that is looked for in `PATH` or in the working directory, and for the system's own.
-fn resolved_program(program: &str) -> Option<String> {
+pub(super) fn resolved_program(program: &str) -> Option<String> {
     let path = Path::new(program);
     let (parent, name) = (path.parent()?, path.file_name()?);
     // /bin is a link on most systems, and where it leads does not change.

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::CONNECT_AGAIN_MIN;
-use crate::config::{WatcherConfig, inspect};
+use crate::config::{Place, Release, WatcherConfig, inspect};
 use crate::kernel_link::{KernelLink, LinkError};
 use crate::pidfd::{self, Whom};
 use crate::probe::ProbeError;
@@ -34,6 +34,9 @@ const KEPT_PATIENCE: Duration = Duration::from_secs(5);
 /// A signal whose way was cut by a dying kernel is sent again, so often.
 const SIGNAL_ATTEMPTS: usize = 5;
 
+/// How long the file system may take to say whether a release is there; one that hangs is left to the kernel.
+const LOOK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Signals sent at once; each takes a descriptor for a moment.
 const MAX_SIGNALS_AT_ONCE: usize = 64;
 
@@ -53,6 +56,7 @@ pub(in crate::supervisor) fn start(
     link: KernelLink,
     config: Arc<WatcherConfig>,
     order: Order,
+    failed: Option<Release>,
     signals: Vec<oneshot::Receiver<()>>,
     kept: Pass,
     events: mpsc::Sender<Event>,
@@ -70,6 +74,36 @@ pub(in crate::supervisor) fn start(
             wid,
             generation,
         } = order;
+        let looked = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || config.place(failed.as_ref()))
+        };
+        let looked = tokio::time::timeout(LOOK_PATIENCE, looked).await;
+        let placed = match looked {
+            Ok(Ok(Place::Moved(placed))) => Arc::new(*placed),
+            Ok(Ok(Place::Nowhere(reason))) => {
+                let started = Event::Started {
+                    watcher,
+                    wid,
+                    moved: None,
+                    result: Err(StartFailure::NoRelease(reason)),
+                };
+                let _ = events.send(started).await;
+                return;
+            }
+            // Without an answer the kernel's has to do.
+            Ok(Ok(Place::Own) | Err(_)) | Err(_) => config.clone(),
+        };
+        let moved = (*placed != *config).then(|| placed.release()).flatten();
+        if let Some(release) = &moved {
+            let (watcher, release) = (&config.name, release.describe());
+            tracing::warn!(
+                watcher,
+                wid,
+                release,
+                "starting a worker in another release: its own was deleted"
+            );
+        }
         let prepared = if kept.wait(KEPT_PATIENCE).await {
             prepare(&link, &config, wid).await
         } else {
@@ -78,7 +112,7 @@ pub(in crate::supervisor) fn start(
         };
         let result = match prepared {
             Ok(means) => link
-                .start(&config, wid, generation, means)
+                .start(&config, &placed, wid, generation, means)
                 .await
                 .map_err(|error| {
                     if error.is_unanswered() {
@@ -106,6 +140,7 @@ pub(in crate::supervisor) fn start(
         let started = Event::Started {
             watcher,
             wid,
+            moved,
             result,
         };
         let _ = events.send(started).await;

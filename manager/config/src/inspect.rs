@@ -8,18 +8,27 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::unistd::User;
 
 use crate::problem::{Origin, Problem};
-use crate::types::{Config, Identity, LogOutput, StreamConfig, WatcherConfig};
+use crate::types::{Config, Identity, LogOutput, SocketConfig, StreamConfig, WatcherConfig};
 use crate::{render_worker, variables};
 
 /// Where the kernel looks for programs when the worker's environment has no `PATH`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Most names of hosts that are looked up at once.
+const MAX_LOOKUPS: usize = 32;
+/// How long all of them may take together.
+const RESOLVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Longest first line of a script. Source: execve(2), "Interpreter scripts".
 const MAX_SHEBANG_BYTES: usize = 255;
@@ -69,6 +78,13 @@ pub fn missing(config: &Config) -> Vec<Problem> {
         {
             found.insert(Problem::new(&socket.origin, format!("path {text}")));
         }
+        let faults = [path_fault(socket), interface_fault(socket)];
+        for text in faults.into_iter().flatten() {
+            found.insert(Problem::new(&socket.origin, text));
+        }
+    }
+    for (socket, text) in unresolved(&config.sockets) {
+        found.insert(Problem::new(&socket.origin, text));
     }
     let origin = |key: &str| {
         let entry = config.base.document.get("circus", key);
@@ -119,6 +135,76 @@ fn directory_fault(path: &Path) -> Option<String> {
         Ok(_) => Some(format!("{text}: is no directory")),
         Err(error) => Some(format!("{text}: {}", words(&error))),
     }
+}
+
+/// Something else than a socket has the path.
+fn path_fault(socket: &SocketConfig) -> Option<String> {
+    let path = socket.path.as_ref()?;
+    let kind = fs::metadata(path).ok()?.file_type();
+    if kind.is_socket() {
+        return None;
+    }
+    let what = if kind.is_dir() {
+        "is a directory"
+    } else {
+        "is a file and no socket"
+    };
+    let path = path.display().to_string();
+    Some(format!(
+        "path {path:?}: {what}; remove it, or write another path"
+    ))
+}
+
+/// There is no such network interface here.
+fn interface_fault(socket: &SocketConfig) -> Option<String> {
+    let name = socket.interface.as_ref()?.trim();
+    let devices = fs::read_to_string("/proc/net/dev").ok()?;
+    let mut names = devices.lines().filter_map(|line| line.split_once(':'));
+    if names.any(|(known, _)| known.trim() == name) {
+        return None;
+    }
+    Some(format!(
+        "interface {name:?}: this machine has no such network interface"
+    ))
+}
+
+/// Names of hosts that lead to no address now. A resolver that takes its time is not waited for.
+fn unresolved(sockets: &[SocketConfig]) -> Vec<(&SocketConfig, String)> {
+    let (sender, answers) = mpsc::channel();
+    let mut asked = 0;
+    for (index, socket) in sockets.iter().enumerate() {
+        let (Some(host), None) = (&socket.host, &socket.path) else {
+            continue;
+        };
+        if host.parse::<IpAddr>().is_ok() {
+            continue;
+        }
+        let (sender, host) = (sender.clone(), host.clone());
+        let looking = move || {
+            let error = (host.as_str(), 0).to_socket_addrs().err();
+            // Nobody waits any more, which is as good.
+            let _ = sender.send((index, host, error));
+        };
+        if asked < MAX_LOOKUPS && thread::Builder::new().spawn(looking).is_ok() {
+            asked += 1;
+        }
+    }
+    let until = Instant::now() + RESOLVER_PATIENCE;
+    let mut found = Vec::new();
+    for _ in 0..asked {
+        let left = until.saturating_duration_since(Instant::now());
+        let Ok((index, host, error)) = answers.recv_timeout(left) else {
+            break;
+        };
+        if let (Some(error), Some(socket)) = (error, sockets.get(index)) {
+            let text = format!(
+                "host {host:?}: leads to no address now ({}); the socket waits until it does",
+                words(&error)
+            );
+            found.push((socket, text));
+        }
+    }
+    found
 }
 
 /// What is wrong with the place of a file that is to be written.
@@ -280,7 +366,9 @@ mod tests {
             [watcher:f]\ncmd = only-mine\n\
             [watcher:g]\ncmd = sleep 1\nstdout_stream.filename = logs/x.log\nuid = 3999999\n\
             [watcher:fine]\ncmd = sh -c ok\nstdout_stream.filename = logs/x.log\nstdout_stream.mkdir = yes\nuid = 3999999\ngid = 3999999\n\
-            [socket:s]\npath = gone/s.sock\n";
+            [socket:s]\npath = gone/s.sock\n\
+            [socket:t]\npath = bin\n[socket:u]\npath = plain\n\
+            [socket:v]\ninterface = nope0\n[socket:w]\nhost = nowhere.invalid\n";
         let file = base.join("t.ini");
         fs::write(&file, text).unwrap();
         let around = Surroundings {
@@ -302,6 +390,10 @@ mod tests {
             (18, "make it, or write stdout_stream.mkdir = yes"),
             (19, "write gid too"),
             (26, "path \""),
+            (28, "is a directory"),
+            (30, "is a file and no socket"),
+            (32, "no such network interface"),
+            (34, "leads to no address now"),
         ];
         assert_eq!(found.len(), expected.len(), "{found:#?}");
         for ((line, text), (expected_line, part)) in found.iter().zip(expected) {

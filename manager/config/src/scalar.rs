@@ -100,7 +100,7 @@ pub fn octal_mask(text: &str) -> Result<u32, String> {
     u32::from_str_radix(digits, 8)
         .ok()
         .filter(|mask| *mask <= 0o777)
-        .ok_or_else(|| "expected an octal mask like 022".to_owned())
+        .ok_or_else(|| "expected an octal mask like 022, at most 0777".to_owned())
 }
 
 /// A limit: a number, or nothing, -1, `unlimited` or `infinity` for no limit.

@@ -44,6 +44,25 @@ pub fn keys(text: &str) -> Vec<String> {
     keys
 }
 
+/// Variables of `text` that do not end as one does, as far as they go.
+#[must_use]
+pub fn unclosed(text: &str) -> Vec<&str> {
+    let starts = text.match_indices("$(").chain(text.match_indices("(("));
+    starts
+        .map(|(at, _)| &text[at..])
+        .filter(|rest| {
+            let inner = rest[2..].get(..PREFIX.len());
+            inner.is_some_and(|inner| inner.eq_ignore_ascii_case(PREFIX))
+                && variable(rest).is_none()
+        })
+        .map(|rest| {
+            let end =
+                rest[2..].find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '.' | '-')));
+            &rest[..end.map_or(rest.len(), |end| end + 2)]
+        })
+        .collect()
+}
+
 /// The key of the variable that `text` begins with, and how many bytes the variable takes.
 fn variable(text: &str) -> Option<(&str, usize)> {
     let close = if text.starts_with("((") { "))" } else { ")" };
@@ -99,6 +118,18 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_end_is_found() {
+        assert_eq!(
+            unclosed("$(circus.wid ((circus.a) $(circus.b}) é"),
+            ["$(circus.wid", "$(circus.b", "((circus.a"]
+        );
+        assert_eq!(
+            unclosed("$((circus.wid)) $(circus.x) $((x)) $(date) ((").len(),
+            0
+        );
+    }
+
+    #[test]
     fn values_are_not_looked_at_again() {
         assert_eq!(replaced("$(circus.env.HOME)"), "/h $(circus.wid)");
         assert_eq!(keys("$(circus.A.b) ((circus.c-d))"), ["a.b", "c-d"]);
@@ -108,6 +139,7 @@ mod tests {
         #[test]
         fn arbitrary_text_never_panics(text in "(\\$|\\(|\\)|circus\\.|wid|é|x){0,30}") {
             replaced(&text);
+            let _ = unclosed(&text);
         }
     }
 }

@@ -185,6 +185,18 @@ const FOR_EACH_WORKER: [&str; 5] = ["cmd", "args", "shell_args", "ready", "healt
 pub(super) fn report_variables(fields: &mut Fields<'_>, later: impl Fn(&str) -> bool) {
     for entry in fields.entries() {
         let text = fields.expand(&entry.value);
+        for variable in variables::unclosed(&entry.value) {
+            let close = if variable.starts_with("((") {
+                "))"
+            } else {
+                ")"
+            };
+            let message = format!(
+                "{}: {variable} stays as it is written; expected {variable}{close}",
+                entry.key
+            );
+            fields.findings.warn(&entry.value_origin, message);
+        }
         let place = FOR_EACH_WORKER.iter().position(|key| *key == entry.key);
         for variable in variables::keys(&text) {
             let replaced = match place {

@@ -5,7 +5,7 @@
 //! inherit. Those that papa held were blocking, so they are where the section says `use_papa`.
 //! Source: Circus 0.17.2's `CircusSocket`.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::environment::Lookup;
 use crate::fields::Fields;
@@ -47,6 +47,7 @@ pub(super) fn resolve(
     keys::report(&mut fields, keys::Kind::Socket, section.own, false);
     keys::report_variables(&mut fields, |_| false);
     let path = fields.path("path", &around.directory);
+    check_place(&mut fields, path.is_some());
     if let Some(path) = &path {
         check_path(&mut fields, path);
     }
@@ -62,6 +63,9 @@ pub(super) fn resolve(
         .parsed("type", socket_type)
         .unwrap_or(SocketType::Stream);
     check_protocol(&mut fields, unix, kind);
+    if !unix {
+        check_host(&mut fields);
+    }
     let port = fields
         .whole("port", 0, i64::from(u16::MAX))
         .unwrap_or(DEFAULT_PORT);
@@ -87,6 +91,89 @@ pub(super) fn resolve(
         name,
         origin: section.origin.clone(),
     })
+}
+
+/// Keys that say nothing because another one, or none, says where the socket is.
+fn check_place(fields: &mut Fields<'_>, has_path: bool) {
+    if !has_path {
+        if let Some(origin) = fields.origin("path") {
+            let message = "path: is empty and has no effect; the socket gets a host and a port";
+            fields.findings.warn(origin, message);
+        }
+        return;
+    }
+    for key in ["host", "port", "interface"] {
+        if fields.filled(key).is_some()
+            && let Some(origin) = fields.origin(key)
+        {
+            let message = format!("{key}: has no effect, path makes it a unix socket");
+            fields.findings.warn(origin, message);
+        }
+    }
+}
+
+/// Hosts that no machine can bind to.
+fn check_host(fields: &mut Fields<'_>) {
+    let (Some(host), Some(origin)) = (fields.filled("host"), fields.origin("host")) else {
+        return;
+    };
+    let host = host.trim();
+    if let Some((address, port)) = with_port(host) {
+        let message = format!(
+            "host {host:?}: expected an address without a port; write host = {address} and port = {port}"
+        );
+        return fields.findings.error(origin, message);
+    }
+    if looks_like_ipv4(host) && !is_ipv4(host) {
+        let message = format!(
+            "host {host:?}: is no IPv4 address; expected four numbers up to 255, an IPv6 address or a name"
+        );
+        return fields.findings.error(origin, message);
+    }
+    let address = host.parse::<Ipv6Addr>();
+    if address.is_ok_and(|address| address.is_unicast_link_local())
+        && fields.filled("interface").is_none()
+    {
+        let message = format!(
+            "host {host:?}: is a link-local address, which every network interface has anew; name one with interface = NAME"
+        );
+        fields.findings.warn(origin, message);
+    }
+}
+
+/// Address or name, and port, of a host that has both.
+fn with_port(host: &str) -> Option<(String, u16)> {
+    if let Ok(address) = host.parse::<SocketAddr>() {
+        return Some((address.ip().to_string(), address.port()));
+    }
+    let (name, port) = host.split_once(':')?;
+    Some((name.to_owned(), port.parse().ok()?))
+}
+
+/// The last part of a name is never a number.
+fn looks_like_ipv4(host: &str) -> bool {
+    host.rsplit('.')
+        .next()
+        .is_some_and(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// As `inet_aton(3)` reads it, which resolvers do: fewer than four numbers, the last one wide.
+fn is_ipv4(host: &str) -> bool {
+    if host.parse::<Ipv4Addr>().is_ok() {
+        return true;
+    }
+    let parts: Vec<&str> = host.split('.').collect();
+    let wide = 8 * (5_u32.saturating_sub(u32::try_from(parts.len()).unwrap_or(5)));
+    parts.len() <= 4
+        && parts.iter().enumerate().all(|(index, part)| {
+            let bits = if index + 1 == parts.len() { wide } else { 8 };
+            let number = match part.to_lowercase().strip_prefix("0x") {
+                Some(digits) => u64::from_str_radix(digits, 16),
+                None if part.len() > 1 && part.starts_with('0') => u64::from_str_radix(part, 8),
+                None => part.parse(),
+            };
+            number.is_ok_and(|number| number < 1_u64 << bits)
+        })
 }
 
 fn check_path(fields: &mut Fields<'_>, path: &std::path::Path) {
@@ -208,7 +295,12 @@ fn umask(fields: &mut Fields<'_>) -> Option<u32> {
         }
         return fields.parsed("umask", scalar::octal_mask);
     }
-    let mask = fields.whole("umask", 0, 0o777)?;
+    let mask = fields.parsed("umask", |text| {
+        let mask = text.trim().parse::<u32>().ok();
+        mask.filter(|mask| *mask <= 0o777).ok_or_else(|| {
+            "expected an octal mask with a leading 0, or a decimal one, at most 0777".to_owned()
+        })
+    })?;
     if let Some(origin) = fields.origin("umask") {
         fields.findings.differs(
             origin,

@@ -582,3 +582,77 @@ fn a_name_the_kernel_takes_for_others_or_cannot_hold_is_refused() {
     assert!(name_fault(&grows, 64).unwrap().contains("longer than 191"));
     assert_eq!(name_fault(&grows.to_lowercase(), 0), None);
 }
+
+#[test]
+fn a_socket_nobody_could_bind_was_found_out_at_run_time() {
+    for (keys, part) in [
+        ("host = 300.1.1.1", "is no IPv4 address"),
+        ("host = 1.2.3", ""),
+        ("host = 1.2.3.4.5", "is no IPv4 address"),
+        ("host = 10.1", ""),
+        ("host = 1.2.3.4:80", "write host = 1.2.3.4 and port = 80"),
+        (
+            "host = example.org:80",
+            "write host = example.org and port = 80",
+        ),
+        ("host = [::1]:80", "write host = ::1 and port = 80"),
+        ("host = 127.0.0.1", ""),
+        ("host = ::", ""),
+        (
+            "umask = 999\npath = s",
+            "with a leading 0, or a decimal one, at most 0777",
+        ),
+        ("umask = 0999\npath = s", "at most 0777"),
+    ] {
+        let read = try_load(&format!("[socket:a]\n{keys}\n"));
+        match read {
+            Ok(_) => assert_eq!(part, "", "{keys}: expected an error"),
+            Err(errors) => {
+                assert_eq!(errors.errors.len(), 1, "{keys}: {errors}");
+                assert!(
+                    !part.is_empty() && errors.to_string().contains(part),
+                    "{keys}: {errors}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_that_say_nothing_were_passed_over_in_silence() {
+    for (text, line, part) in [
+        ("[socket:a]\npath =\n", 2, "path: is empty"),
+        (
+            "[socket:a]\npath = s\nport = 80\n",
+            3,
+            "port: has no effect",
+        ),
+        (
+            "[socket:a]\nhost = ::1\npath = s\n",
+            2,
+            "host: has no effect",
+        ),
+        ("[socket:a]\nhost = fe80::1\n", 2, "interface = NAME"),
+        (
+            "[watcher:a]\ncmd = x --id $(circus.wid\n",
+            2,
+            "expected $(circus.wid)",
+        ),
+        (
+            "[watcher:a]\ncmd = x ((circus.wid) y\n",
+            2,
+            "expected ((circus.wid))",
+        ),
+    ] {
+        let config = config(text);
+        let found = lines(&config.warnings);
+        assert_eq!(found.len(), 1, "{text:?}: {found:?}");
+        assert!(
+            found[0].0 == line && found[0].1.contains(part),
+            "{text:?}: {found:?}"
+        );
+    }
+    let silent = "[socket:a]\nhost = fe80::1\ninterface = lo\n\
+        [watcher:a]\ncmd = sh -c 'echo $((1 + 2)) $(date)'\nrlimit_as = -1\n";
+    assert_eq!(lines(&config(silent).warnings), []);
+}

@@ -155,6 +155,40 @@ fn a_renamed_watcher_that_binds_its_own_port_can_be_renamed() {
 }
 
 #[test]
+fn a_file_of_which_half_was_saved_stops_nobody() {
+    let whole = "[watcher:a]\ncmd = sleep 1000\n[watcher:b]\ncmd = sleep 1000\n[watcher:c]\ncmd = sleep 1000\n";
+    let stack = Stack::start(whole);
+    for name in ["a", "b", "c"] {
+        wait_up(&stack, name);
+    }
+    let before = ["a", "b", "c"].map(|name| stack.pids(name));
+    let cut = |left: &str| {
+        whole
+            .find("[watcher:c]")
+            .map(|at| format!("{}{left}", &whole[..at]))
+    };
+    for (left, part) in [
+        ("[watc", "stack.ini:5"),
+        ("[watcher:c]\n", "[watcher:c] has no keys any more"),
+        ("[watcher:c]\ncm", "stack.ini:6"),
+        ("[watcher:c]\ncmd =", "stack.ini:"),
+    ] {
+        stack.rewrite(&cut(left).unwrap());
+        let reply = reload(&stack);
+        assert!(refused(&reply).contains(part), "{left:?}: {reply}");
+        assert!(!refused(&reply).contains("JSON"), "{left:?}: {reply}");
+        assert_eq!(
+            ["a", "b", "c"].map(|name| stack.pids(name)),
+            before,
+            "{left:?}"
+        );
+    }
+    stack.rewrite(whole);
+    ok(&reload(&stack));
+    assert_eq!(["a", "b", "c"].map(|name| stack.pids(name)), before);
+}
+
+#[test]
 fn a_plan_shows_values_as_a_file_has_them_and_no_key_twice() {
     let first = "[watcher:a]\ncmd = sleep 1000\nstdout_stream.filename = DIR/a.log\n\
         stderr_stream.class = syslog\n";

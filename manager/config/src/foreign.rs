@@ -91,7 +91,7 @@ fn kind(text: &str, lines: &[&str], sections: &[&str]) -> Option<&'static str> {
             "a configuration of uWSGI: it goes into a watcher's command, cmd = uwsgi --ini FILE",
         );
     }
-    if first.starts_with('{') || (first.starts_with('[') && sections.is_empty()) {
+    if first.starts_with('{') || (is_json_array(first) && sections.is_empty()) {
         return Some("JSON");
     }
     if first.starts_with('<') {
@@ -111,6 +111,14 @@ fn kind(text: &str, lines: &[&str], sections: &[&str]) -> Option<&'static str> {
         return plain_kind(lines);
     }
     None
+}
+
+/// The header of a section that was cut off begins like one.
+fn is_json_array(first: &str) -> bool {
+    first.strip_prefix('[').is_some_and(|rest| {
+        let rest = rest.trim_start();
+        rest.is_empty() || rest.starts_with(['{', '[', '"', ']'])
+    })
 }
 
 fn is_toml(lines: &[&str], sections: &[&str]) -> bool {
@@ -211,6 +219,7 @@ mod tests {
             "[wacher:a]\ncmd = \"x\"",
             "[env]\nA = \"b\"\nC = \"d\"",
             "[DEFAULT]\na = \"b\"",
+            "[watc",
             "[something]\nkey = value",
             "[circus]\nl = a\0b",
         ] {

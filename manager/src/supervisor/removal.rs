@@ -38,7 +38,8 @@ impl Supervisor {
         if lost == 0 {
             return None;
         }
-        let vanished = vanished(&self.config, &next.config);
+        let vanished =
+            vanished(&self.config, &next.config).or_else(|| emptied(&stopped, &next.config));
         let most = stopped.len() * 2 > running || lost * 2 > workers;
         if vanished.is_none() && !most {
             return None;
@@ -60,6 +61,22 @@ impl Supervisor {
             "this would stop {lost} of {workers} workers{whose}{why}; if that is meant, `papactl reloadconfig --accept-removal`"
         ))
     }
+}
+
+/// A watcher that is stopped and whose section is there still, without a key: as after half a save.
+fn emptied(stopped: &[&str], after: &Config) -> Option<String> {
+    let document = &after.base.document;
+    let is_there = |name: &str| {
+        document.sections().iter().any(|section| {
+            let kind = section.name.split_once(':');
+            kind.is_some_and(|(kind, known)| {
+                kind == "watcher" && known.trim().eq_ignore_ascii_case(name)
+            })
+        })
+    };
+    let mut stopped = stopped.iter();
+    let name = stopped.find(|name| after.watcher(name).is_none() && is_there(name))?;
+    Some(format!("[watcher:{name}] has no keys any more"))
 }
 
 /// What was there when the file was last read and is not now, as after a directory was moved or a file is being written.

@@ -1,20 +1,31 @@
 //! The owner loop: wanted state against actual state.
 //!
-//! Owns every watcher, the order in which they start, who waits for what, and the end of the manager. Events come in from the kernel,
-//! the control socket, signals and finished tasks; each handler runs to completion, then every watcher is asked what to do next.
+//! Owns the order in which watchers start, who waits for what, and the end of the manager. Events come in from the kernel, the control
+//! socket, signals and finished tasks; each handler runs to completion, then the watchers it touched, and those whose deadline has
+//! come, are asked what to do next.
+//!
+//! | part | what it owns |
+//! |---|---|
+//! | `watchers` | every watcher, and which of them there may be something to do for |
+//! | `dead` | workers that have ended, until the kernel has forgotten them |
+//! | `undrained` | watchers that are gone, while their output is still on its way |
+//! | `signals` | signals on their way to workers |
+//! | `saves` | what the kernel is to keep, and which exits it may forget |
+//! | `probes` | questions to workers that are open |
+//! | `change` | the change of the configuration under way |
+//!
 //! Leaves to others: a watcher's decisions (`watcher`), talking to the kernel (`tasks`, on tokio tasks that answer with an event),
 //! log files (`logs`, on a thread).
 //! Invariant: state changes only here; nothing here waits, so a slow stop of one watcher delays no other and no request.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use papa_protocol::client::Address;
 use papa_protocol::json::status::HelloReply;
-use papa_protocol::process::Exit;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Config, WatcherConfig};
 use crate::control::events::{EventKind, EventLog};
@@ -36,6 +47,7 @@ mod back;
 mod change;
 mod compare;
 mod console;
+mod dead;
 pub(crate) mod doctor;
 mod ending;
 mod event;
@@ -65,6 +77,7 @@ mod upgrade;
 mod watchers;
 
 use change::Change;
+use dead::Dead;
 pub use event::{Event, Outcome, Setup, WatcherId};
 use keeping::Answer;
 pub use probes::Finding;
@@ -147,16 +160,10 @@ pub struct Supervisor {
     lost_since: Option<Instant>,
     /// What earlier kernels left running.
     orphans_of_kernels: orphans::Orphans,
-    /// Exits that were told before the start was answered.
-    early_exits: BTreeMap<u64, Exit>,
-    /// Ended processes whose output is still on its way to the log files.
-    draining: HashSet<u64>,
-    /// Exits the kernel is to be told are dealt with, and whose they were.
-    unacknowledged: Vec<(WatcherId, u64)>,
+    /// Workers that have ended.
+    dead: Dead,
     /// Looks for workers' processes and ends them; none before the first question.
     trees: Option<TreeThread>,
-    /// Workers that have ended and of which nobody has looked yet what they left.
-    unlooked: HashSet<u64>,
     /// Until then workers wait for their output to have a consumer: what they write before could be dropped if we were killed.
     logs_due: Option<Instant>,
     kernel_trouble: Option<String>,
@@ -187,11 +194,6 @@ pub struct Supervisor {
     saved: HashMap<WatcherId, Kept>,
     /// Serial of the newest end kept of each watcher.
     saved_ends: HashMap<WatcherId, u64>,
-    /// Exits that are dealt with when it is known what the worker wrote last.
-    hearing: HashMap<u64, Exit>,
-    hearing_permits: Arc<Semaphore>,
-    /// By serial: what workers wrote last whose end is dealt with next.
-    words: HashMap<u64, Vec<String>>,
     /// Watchers that are gone and whose ended workers the kernel still lists.
     undrained: Undrained,
     /// Where watchers that went lately wrote, and how their workers ended.
@@ -248,11 +250,8 @@ impl Supervisor {
             kernel: None,
             lost_since: Some(Instant::now()),
             orphans_of_kernels: orphans::Orphans::default(),
-            early_exits: BTreeMap::new(),
-            draining: HashSet::new(),
-            unacknowledged: Vec::new(),
+            dead: Dead::default(),
             trees: None,
-            unlooked: HashSet::new(),
             logs_due: None,
             kernel_trouble: Some("the kernel is not connected yet".to_owned()),
             socket_troubles: BTreeMap::new(),
@@ -267,9 +266,6 @@ impl Supervisor {
             receiver,
             saved: HashMap::new(),
             saved_ends: HashMap::new(),
-            hearing: HashMap::new(),
-            hearing_permits: last_words::permits(),
-            words: HashMap::new(),
             undrained: Undrained::default(),
             gone: VecDeque::new(),
             saves: Saves::default(),

@@ -15,9 +15,9 @@ impl Supervisor {
         self.listing = false;
         self.keep_again(&inventory);
         self.settle_umask(inventory.umask);
-        self.words = inventory.words;
+        self.dead.set_words(inventory.words);
         self.reconcile(inventory.processes);
-        self.words.clear();
+        self.dead.forget_words();
         self.ask_early();
     }
 

@@ -144,7 +144,7 @@ impl Supervisor {
         if !self.watchers.are_stopped() || self.awaits_orphans(now) {
             return;
         }
-        let drained = self.draining.is_empty() && self.console.is_quiet();
+        let drained = self.dead.draining().is_empty() && self.console.is_quiet();
         let broken = !drained && self.only_waits_for_broken_logs();
         let Phase::ShuttingDown {
             drained_by,
@@ -171,7 +171,7 @@ impl Supervisor {
         self.given_back = true;
         match self.link.clone() {
             Some(link) => {
-                let left = self.draining.iter().copied().collect();
+                let left = self.dead.draining().iter().copied().collect();
                 tasks::clean_up(link, self.config.clone(), left, self.events.clone());
             }
             None => self.finish_shutdown(&BTreeMap::new()),

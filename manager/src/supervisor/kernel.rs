@@ -25,9 +25,6 @@ use crate::supervisor::{Event, Look, Phase, Supervisor, WatcherId, tasks};
 use crate::watcher::{Ended, Moment, StartFailure, Unseen};
 use crate::worker::{Running, State};
 
-/// Exits of processes whose start has not been answered yet; more than ever start at once.
-const MAX_EARLY_EXITS: usize = 4096;
-
 /// How long the first workers wait for the log thread; it needs a few round trips.
 const LOGS_READY: Duration = Duration::from_secs(2);
 
@@ -61,9 +58,9 @@ impl Supervisor {
         self.take_over_ends(inventory.ends);
         self.start_logs();
         let outlived = self.with_sockets_of_before(&inventory.processes);
-        self.words = inventory.words;
+        self.dead.set_words(inventory.words);
         self.reconcile(inventory.processes);
-        self.words.clear();
+        self.dead.forget_words();
         failpoint::reach("adopt.reconciled");
         self.queue = self.start_order().into();
         if matches!(self.phase, Phase::Attaching) {
@@ -116,7 +113,7 @@ impl Supervisor {
             }
             watcher.forget_ended(|serial| listed.contains(&serial));
         }
-        self.draining.retain(|serial| listed.contains(serial));
+        self.dead.retain(&listed);
         self.orphans_of_kernels.retain_workers(&listed, known_until);
         self.keep_undrained(&listed);
         let mut foreign = 0;
@@ -181,7 +178,7 @@ impl Supervisor {
         let how = process.exit.as_ref().map_or(Ended::Unknown, ended);
         let exit = process.exit.as_ref();
         let end = self.note_end(running.serial, exit);
-        self.hearing.remove(&running.serial);
+        self.dead.stop_hearing(running.serial);
         let Some(watcher) = self.watchers.get_mut(&id) else {
             return;
         };
@@ -200,7 +197,7 @@ impl Supervisor {
                 return;
             };
             if !watcher.knows_end(running.serial) {
-                let lines = self.words.remove(&running.serial).unwrap_or_default();
+                let lines = self.dead.take_words(running.serial);
                 let end = End::of(wid, &running, exit, false, lines);
                 watcher.note_last_words(end);
             }
@@ -330,10 +327,7 @@ impl Supervisor {
                 self.dealt_with(id, serial);
             }
             // Perhaps of a start whose answer is still on its way.
-            None if self.early_exits.len() < MAX_EARLY_EXITS => {
-                self.early_exits.insert(serial, exit);
-            }
-            None => {}
+            None => self.dead.keep_early(serial, exit),
         }
     }
 
@@ -347,20 +341,17 @@ impl Supervisor {
         for watcher in self.watchers.values_mut() {
             watcher.forget_kernel();
         }
-        self.early_exits.clear();
-        self.hearing.clear();
-        self.draining.clear();
+        self.dead.forget_kernel();
         self.console.forget_all();
         let done = self.undrained.retain(&HashSet::new());
         self.drained(&done);
-        self.unacknowledged.clear();
         self.saves.forget_exits();
         self.probes.clear();
     }
 
     /// The kernel has forgotten an ended process.
     fn forgotten(&mut self, serial: u64) {
-        self.draining.remove(&serial);
+        self.dead.drained(serial);
         self.console.forget(serial);
         let done = self.undrained.forget(serial);
         self.drained(done.as_slice());
@@ -422,7 +413,7 @@ impl Supervisor {
                 }
                 self.publish_spawn(id, wid, &running);
                 self.note_worker(id, wid, &process);
-                if let Some(exit) = self.early_exits.remove(&serial) {
+                if let Some(exit) = self.dead.take_early(serial) {
                     self.exited(serial, exit);
                 }
             }
@@ -434,8 +425,7 @@ impl Supervisor {
             Err(failure) => watcher.start_failed(wid, failure, &at),
         }
         // Looked at only where there is something to clear: there may be many watchers.
-        let is_clear = self.early_exits.is_empty();
-        if !is_clear
+        if self.dead.has_early()
             && !self.watchers.values().any(|watcher| {
                 watcher
                     .workers()
@@ -443,19 +433,18 @@ impl Supervisor {
                     .any(|worker| matches!(worker.state, State::Starting { .. }))
             })
         {
-            self.early_exits.clear();
+            self.dead.forget_early();
         }
     }
 
     /// The exit is dealt with: the kernel may forget the process once its output is written too. Told to the kernel only after it
     /// keeps what follows from the exit: killed in between, we see the exit again.
     pub(super) fn acknowledge(&mut self, id: WatcherId, serial: u64) {
-        self.draining.insert(serial);
-        self.unacknowledged.push((id, serial));
+        self.dead.acknowledge(id, serial);
     }
 
     pub(super) fn queue_acknowledgements(&mut self) {
-        for (id, serial) in std::mem::take(&mut self.unacknowledged) {
+        for (id, serial) in self.dead.take_unacknowledged() {
             let watcher = self.watchers.get(&id);
             let discard = watcher.is_some_and(|watcher| !is_logged(watcher.config()));
             let key = watcher.map(|watcher| watcher.config().key.as_str());

@@ -4,12 +4,10 @@
 //! about the end can say what the worker said. Leaves to others: what an end means (`watcher`), its record (`last_words`).
 //! Invariant: an end is dealt with at most [`PATIENCE`] after it was noticed, whatever the kernel does.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use papa_protocol::process::Exit;
-use tokio::sync::Semaphore;
 
 use crate::kernel_link::KernelLink;
 use crate::last_words::{End, Ends};
@@ -19,20 +17,11 @@ use crate::worker::Worker;
 
 /// How long the kernel gets to hand the output over.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Outputs read at the same time; each takes a descriptor for a moment.
-const MAX_READING: usize = 16;
-/// Ends that are waited for; of more than that at once the last words are lost.
-const MAX_HEARING: usize = 4096;
-
-/// How many may be read at once.
-pub(super) fn permits() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(MAX_READING))
-}
 
 impl Supervisor {
     /// Has the last words of a worker that ended by itself read; the end is dealt with when they are there. False if nobody has to wait.
     pub(super) fn hear_first(&mut self, serial: u64, exit: &Exit) -> bool {
-        if self.hearing.contains_key(&serial) {
+        if self.dead.is_heard(serial) {
             return true;
         }
         let owner = self.watchers.owner(serial);
@@ -44,12 +33,10 @@ impl Supervisor {
         let Some(link) = self.link.clone().filter(|_| known) else {
             return false;
         };
-        if self.hearing.len() >= MAX_HEARING {
+        let Some(permits) = self.dead.hear(serial, exit.clone()) else {
             return false;
-        }
-        self.hearing.insert(serial, exit.clone());
+        };
         let events = self.events.clone();
-        let permits = self.hearing_permits.clone();
         tokio::spawn(async move {
             let reading = async {
                 let _permit = permits.acquire().await.ok()?;
@@ -65,10 +52,10 @@ impl Supervisor {
     /// They are there.
     pub(super) fn heard(&mut self, serial: u64, lines: Vec<String>) {
         // It may have been dealt with meanwhile, when the kernel came back and told everything anew.
-        if let Some(exit) = self.hearing.remove(&serial) {
-            self.words.insert(serial, lines);
+        if let Some(exit) = self.dead.stop_hearing(serial) {
+            self.dead.set_words(HashMap::from([(serial, lines)]));
             self.ended_now(serial, exit);
-            self.words.remove(&serial);
+            self.dead.forget_words();
         }
     }
 
@@ -79,7 +66,7 @@ impl Supervisor {
         let (wid, worker) = workers.find(|(_, worker)| is_of(worker, serial))?;
         let (wid, worker) = (*wid, *worker);
         let asked = !worker.ends_by_itself();
-        let lines = self.words.remove(&serial).unwrap_or_default();
+        let lines = self.dead.take_words(serial);
         let end = End::of(wid, worker.process()?, exit, asked, lines);
         if !asked
             && exit.is_some()

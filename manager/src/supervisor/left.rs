@@ -56,7 +56,7 @@ impl Supervisor {
             self.forget_tree(id, serial);
             self.acknowledge(id, serial);
         } else {
-            self.unlooked.insert(serial);
+            self.dead.await_look(serial);
         }
     }
 
@@ -94,7 +94,7 @@ impl Supervisor {
                 self.perform(id, action, &link);
             }
             // From here on it is kept what it left, or nothing is.
-            if self.unlooked.remove(&serial) {
+            if self.dead.looked(serial) {
                 self.acknowledge(id, serial);
             }
         }
@@ -108,7 +108,7 @@ impl Supervisor {
                 .get_to_read(&id)
                 .map(crate::watcher::Watcher::take_freed);
             for serial in freed.unwrap_or_default() {
-                if self.unlooked.remove(&serial) {
+                if self.dead.looked(serial) {
                     self.acknowledge(id, serial);
                 }
                 self.forget_tree(id, serial);

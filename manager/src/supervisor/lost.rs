@@ -13,7 +13,7 @@ impl Supervisor {
         if self.log_troubles.is_empty() {
             return false;
         }
-        let mut waiting = self.draining.clone();
+        let mut waiting = self.dead.draining().clone();
         for watcher in self.watchers.values() {
             let config = watcher.config();
             if self.log_trouble_of(config).is_some() {

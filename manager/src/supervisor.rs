@@ -142,6 +142,8 @@ pub struct Supervisor {
     logs: Option<LogThread>,
     phase: Phase,
     tickets: Vec<Ticket>,
+    /// When it was last judged who has shown that they stay: what comes after that is a deadline, however soon it is asked for.
+    judged_at: Instant,
     /// What was asked before the kernel had told what it keeps.
     early: Vec<(Instant, Asked)>,
     change: Option<Change>,
@@ -240,6 +242,7 @@ impl Supervisor {
             logs: None,
             phase: Phase::Attaching,
             tickets: Vec::new(),
+            judged_at: Instant::now(),
             early: Vec::new(),
             change: None,
             changes: VecDeque::new(),
@@ -468,6 +471,7 @@ impl Supervisor {
     /// Asks those who may have something to do what it is, and does it.
     fn advance(&mut self) {
         let now = Instant::now();
+        self.judged_at = now;
         self.refuse_late(now);
         self.tend_orphans(now);
         // What a change of the configuration does next gives watchers something to do, and the other way round.
@@ -716,7 +720,7 @@ impl Supervisor {
             .chain(self.late_deadline())
             .chain(self.answers_deadline())
             .chain(saves)
-            .chain(self.proof_deadline(Instant::now()))
+            .chain(self.proof_deadline())
             .chain(self.stop_by)
             .chain(self.console.deadline())
             .min()

@@ -114,7 +114,7 @@ impl Supervisor {
 
     /// The same of one watcher.
     fn outcome_of(&mut self, goal: Goal, id: WatcherId) -> Option<Result<(), String>> {
-        let now = Instant::now();
+        let now = self.judged_at;
         if goal == Goal::Reloaded {
             self.signals.settle(id);
         }
@@ -154,7 +154,9 @@ impl Supervisor {
     }
 
     /// When a watcher somebody waits for will have shown that it stays, if nothing happens before.
-    pub(super) fn proof_deadline(&self, now: Instant) -> Option<Instant> {
+    /// Counted from the moment at which that was last judged: one that has shown it since has to be looked at again.
+    pub(super) fn proof_deadline(&self) -> Option<Instant> {
+        let now = self.judged_at;
         let asked = self.tickets.iter();
         let asked = asked.filter_map(|ticket| ticket.watchers.get(ticket.open).copied());
         let watchers = asked.chain(self.change_waits_for());

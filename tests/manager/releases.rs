@@ -198,6 +198,13 @@ fn a_release_whose_reload_was_rolled_back_does_not_replace_a_deleted_one() {
     wait_message(&stack, "rolled back; put the deleted one back");
     assert_eq!(stack.pids("a").get(&2), before.get(&2));
     assert!(procfs::alive(before[&2]));
+    // Nor by way of something else that is asked.
+    ok(&stack.ask(
+        "set",
+        &json!({"name": "a", "options": {"graceful_timeout": 4}}),
+    ));
+    assert!(procfs::alive(before[&2]));
+    wait_message(&stack, "rolled back; put the deleted one back");
     fs::rename(&aside, &kept).unwrap();
     stack.wait_pids("a", 2);
     wait_until("nothing is said any more", || {

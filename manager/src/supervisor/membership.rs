@@ -130,9 +130,8 @@ impl Supervisor {
             Err(_) => None,
         };
         let resolved = resolved.and_then(|_| resolve(&self.config, name, &set, env.as_ref()));
-        // What is set changes nothing about the release, unless that is gone.
+        // What is set changes nothing about the release, even if that was deleted.
         let release = watcher.config().release();
-        let release = release.filter(|_| watcher.config().deleted_release().is_none());
         let resolved = resolved.map(|mut config| {
             if let Some(release) = &release {
                 config.pin(release);

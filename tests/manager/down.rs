@@ -1,7 +1,8 @@
 //! `down` leaves nothing, also where no manager or no kernel is there, and tells what was lost.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -98,6 +99,42 @@ fn orphans_are_ended_without_a_kernel_with_and_without_a_manager() {
         }
         assert!(!procfs::alive(manager), "{printed}");
     }
+}
+
+#[test]
+fn who_follows_logs_or_speaks_to_the_kernel_did_not_keep_it_from_ending() {
+    let site =
+        Site::new("[watcher:web]\ncmd = sh -c 'echo up; exec sleep 1000'\ncopy_env = true\n");
+    site.done("up site.ini");
+    let mut follower = private_command(&binary("papactl"), site.scratch.directory())
+        .current_dir(site.scratch.directory())
+        .args(["logs", "-f"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "up");
+    // Half a line, as somebody types it who has gone for lunch.
+    let mut person = UnixStream::connect(site.scratch.path("k.sock")).unwrap();
+    person.write_all(b"process").unwrap();
+    let status: Value = serde_json::from_str(&site.done("kernel status --json")).unwrap();
+    let roles = ["keeper", "pid"].map(|role| status["kernel"][role].as_i64().unwrap());
+    let begun = Instant::now();
+    let printed = site.done("down");
+    let took = begun.elapsed();
+    assert!(printed.contains("kernel:  ended"), "{printed}");
+    for pid in roles {
+        assert!(!procfs::alive(i32::try_from(pid).unwrap()), "{printed}");
+    }
+    // It waits 60 s for what does not end.
+    assert!(took < Duration::from_secs(20), "{took:?}: {printed}");
+    nothing_is_left(&site);
+    // What is started afterwards is followed too.
+    site.done("up site.ini");
+    assert_eq!(lines.next().unwrap().unwrap(), "up");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
 }
 
 #[test]

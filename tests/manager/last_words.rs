@@ -1,6 +1,8 @@
 //! What a worker wrote before it ended is there afterwards, also without a log file: it is what says why.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -178,6 +180,41 @@ fn events_say_how_a_worker_ended_and_what_it_wrote_last() {
         message.contains("its last line: \"\\u{1b}[31mred\""),
         "{message}"
     );
+}
+
+#[test]
+fn a_core_dump_is_told_where_there_was_one() {
+    let script = |limit: &str| format!("ulimit -c {limit}; kill -SEGV $$");
+    let watcher = |name: &str, limit: &str| {
+        format!(
+            "[watcher:{name}]\ncmd = sh -c '{}'\nworking_dir = DIR/logs\ncopy_env = true\nautostart = false\nrespawn = false\n",
+            script(limit)
+        )
+    };
+    let stack = Stack::start(&(watcher("dumps", "unlimited") + &watcher("silent", "0")));
+    // Whether there is a dump is the system's to say: a pattern may name a program, a hard limit may forbid it.
+    let dumped = |limit: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &script(limit)]);
+        let ended = command.current_dir(stack.kernel.path("logs")).status();
+        ended.unwrap().core_dumped()
+    };
+    assert!(!dumped("0"));
+    let mut listener = Session::connect(&stack);
+    listener.command("listen", &json!({"since": 0}));
+    for (name, limit) in [("dumps", "unlimited"), ("silent", "0")] {
+        stack.request_now("start", name);
+        let event = listener.event(&format!("watcher.{name}.reap"));
+        assert_eq!(event["core"], dumped(limit), "{event}");
+        let told = if dumped(limit) {
+            "signal 11 (core dumped), ran "
+        } else {
+            "signal 11, ran "
+        };
+        wait_until("the status says how it ended", || {
+            stack.message(name).contains(told)
+        });
+    }
 }
 
 #[test]

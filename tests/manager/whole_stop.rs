@@ -101,6 +101,32 @@ fn a_restart_waits_for_the_child_that_holds_the_port() {
 }
 
 #[test]
+fn a_reload_waits_for_the_child_that_holds_the_port() {
+    let more = "graceful_timeout = 0.5\nmax_surge = 0\nflapping.attempts = 2\nflapping.window = 10\nflapping.max_retry = 0\n";
+    let (stack, port) = service(more, "session");
+    wait_children(&stack, 1);
+    let changed = format!(
+        "[watcher:web]\ncmd = python3 DIR/service.py DIR {port} session changed\ncopy_env = true\n{more}"
+    );
+    for (turn, verb) in (2..).zip(["reload", "reload --terminate", "reloadconfig"]) {
+        if verb == "reloadconfig" {
+            stack.rewrite(&changed);
+        }
+        let begun = Instant::now();
+        let properties = json!({"name": "web", "waiting": true, "terminate": verb.contains("--")});
+        let command = verb.split(' ').next().unwrap();
+        let reply = stack.ask(command, &properties);
+        assert_eq!(reply["status"], "ok", "{verb}: {reply}");
+        assert!(begun.elapsed() >= Duration::from_millis(500), "{verb}");
+        let children = wait_children(&stack, turn);
+        assert_eq!(read(&stack, "refused"), "", "{verb}: the port was in use");
+        let living: Vec<&i32> = children.iter().filter(|pid| procfs::alive(**pid)).collect();
+        assert_eq!(living.len(), 1, "{verb}: {children:?}");
+    }
+    assert_eq!(stack.state("web"), "active");
+}
+
+#[test]
 fn the_status_names_what_a_stop_waits_for() {
     let (stack, _) = service("graceful_timeout = 60", "session");
     let child = wait_children(&stack, 1)[0];

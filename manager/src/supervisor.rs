@@ -175,6 +175,8 @@ pub struct Supervisor {
     signals: Signals,
     /// They are being tried again.
     sockets_retried: bool,
+    /// A fresh kernel has not been asked for all sockets yet: no worker that uses one is started.
+    sockets_unmade: bool,
     /// Unix sockets that are being bound anew.
     binding: BTreeSet<String>,
     /// The files at the paths of unix sockets that are known to be those sockets, by device and inode.
@@ -260,6 +262,7 @@ impl Supervisor {
             socket_troubles: BTreeMap::new(),
             signals: Signals::default(),
             sockets_retried: false,
+            sockets_unmade: false,
             binding: BTreeSet::new(),
             own_files: BTreeMap::new(),
             paths: watch::Sender::default(),
@@ -396,7 +399,10 @@ impl Supervisor {
         match event {
             Event::Attached(link, inventory) => self.attached(*link, inventory),
             Event::Trouble(trouble) => self.kernel_trouble = trouble,
-            Event::Sockets(troubles) => self.sockets_told(troubles),
+            Event::Sockets(troubles) => {
+                self.sockets_unmade = false;
+                self.sockets_told(troubles);
+            }
             Event::SocketsAgain(troubles) => self.sockets_tried(troubles),
             Event::PathGone(name) => {
                 self.path_gone(&name, "somebody removed the path of the socket");

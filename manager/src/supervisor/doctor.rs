@@ -73,7 +73,9 @@ pub(super) async fn examine(seen: Seen, link: Option<KernelLink>) -> DoctorReply
     match &link {
         None => {
             let trouble = seen.kernel_trouble.as_deref();
-            findings.push(problem("kernel", trouble.unwrap_or("not connected")));
+            let trouble = trouble.unwrap_or("not connected");
+            let text = format!("{trouble}; if none runs, `papactl up FILE` starts one");
+            findings.push(problem("kernel", text));
         }
         Some(link) => match ask(link, &seen.config.namespace).await {
             Ok(kernel) => judge_kernel(&seen, &kernel, &mut findings),

@@ -76,10 +76,14 @@ impl Supervisor {
 
     /// The first socket of a watcher that cannot be made, with what is in its way.
     fn missing_socket(&self, watcher: &Watcher) -> Option<String> {
-        if self.socket_troubles.is_empty() {
+        if self.socket_troubles.is_empty() && !self.sockets_unmade {
             return None;
         }
         let used = watcher.config().used_sockets();
+        if self.sockets_unmade {
+            let name = used.iter().next()?;
+            return Some(format!("socket {name}: it is not made yet"));
+        }
         let (name, reason) = self
             .socket_troubles
             .iter()

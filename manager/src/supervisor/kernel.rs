@@ -338,6 +338,7 @@ impl Supervisor {
         );
         self.orphans_of_kernels.lose_workers();
         self.orphans_of_kernels.look_anew(Instant::now());
+        self.sockets_unmade = true;
         for watcher in self.watchers.values_mut() {
             watcher.forget_kernel();
         }

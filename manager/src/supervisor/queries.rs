@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::adopt::worker_of;
-use crate::config::WatcherConfig;
+use crate::config::{OrphanPolicy, WatcherConfig};
 use crate::control::message::{
     Command, Errno, ListReply, LogsReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply,
     Request, RequestError, StatusReply, WatcherLogs, WatcherState, WatcherStatus, log_files,
@@ -164,8 +164,13 @@ impl Supervisor {
             }
             let key = status.name.to_lowercase();
             status.orphans = self.orphans_of_kernels.statuses(&key);
-            if let Some(orphans) = self.orphans_of_kernels.told(&key, self.orphan_policy(&key)) {
-                status.message = Some(orphans);
+            let policy = self.orphan_policy(&key);
+            if let Some(orphans) = self.orphans_of_kernels.told(&key, policy) {
+                // Orphans that are left hinder nobody; something else may.
+                let hindered = status.message.take();
+                let hindered = hindered.filter(|_| policy == OrphanPolicy::Leave);
+                let hindered = hindered.map_or(String::new(), |message| message + "; ");
+                status.message = Some(hindered + &orphans);
             } else if status.message.is_none() || !self.connected() {
                 status.message = self.trouble_of(&status.name);
             }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::libc;
+use papa_protocol::failpoint;
 
 use crate::config::Identity;
 use crate::mark::{Lineage, Mark};
@@ -149,9 +150,11 @@ impl Search {
                 break;
             }
         }
+        failpoint::reach("orphan.frozen");
         for orphan in &doomed {
             orphan.signal(libc::SIGKILL);
         }
+        failpoint::reach("orphan.killed");
     }
 
     /// What was found stays found, whatever becomes of its parent and its environment.

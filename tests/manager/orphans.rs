@@ -2,16 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Scratch, binary, private_command, procfs, wait_for, wait_until};
+use crate::harness::{
+    Failpoints, Scratch, binary, free_port, private_command, procfs, skipped, wait_for, wait_until,
+};
 
-/// What a verb may take that finds no kernel; the promise is two seconds, and this machine may be busy.
-const SOON: Duration = Duration::from_secs(6);
+/// What a verb may take that finds no kernel; the promise is two seconds, and this machine may be busy. A hang is of five or more.
+const SOON: Duration = Duration::from_secs(4);
 
 /// An installation that `papactl up` started, with a kernel behind a socket of its own.
 pub(crate) struct Site {
@@ -55,13 +57,14 @@ impl Site {
         printed
     }
 
-    /// What it says on standard error; it fails, and does so soon.
+    /// What it says; it fails, and does so soon.
     #[track_caller]
     pub(crate) fn fails_soon(&self, line: &str) -> String {
         let begun = Instant::now();
         let output = self.papactl(line);
         let took = begun.elapsed();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let streams = [&output.stdout, &output.stderr];
+        let said = streams.map(|bytes| String::from_utf8_lossy(bytes)).concat();
         assert_eq!(output.status.code(), Some(1), "papactl {line}: {said}");
         assert!(took < SOON, "papactl {line} took {took:?}");
         said
@@ -155,21 +158,45 @@ fn without_a_kernel_nothing_lies_and_nothing_hangs() {
     site.done("up site.ini");
     let before = site.wait_pids("web", 2);
     site.kill_kernels();
-    for line in [
+    let verbs = [
         "status",
         "stop web",
         "start web",
         "restart web",
         "reload web",
+        "reloadconfig",
         "signal web HUP",
         "kill web",
         "incr web",
-    ] {
+        "decr web",
+        "set web max_age 5",
+        "add other sleep 1000",
+        "rm web",
+        "doctor",
+    ];
+    for line in verbs {
         let said = site.fails_soon(line);
         assert!(said.contains("papactl up"), "papactl {line}: {said}");
     }
+    // What the processes take is no secret of the kernel's.
+    let stats = site.done("stats web");
+    assert!(
+        before.iter().all(|pid| stats.contains(&pid.to_string())),
+        "{stats}"
+    );
     let printed = String::from_utf8(site.papactl("status").stdout).unwrap();
     assert!(!printed.contains("active"), "{printed}");
+    assert!(
+        before.iter().all(|pid| procfs::alive(*pid)),
+        "nothing was done"
+    );
+    let manager = site.manager();
+    procfs::signal(manager, Signal::SIGKILL);
+    wait_until("the manager is gone", || !procfs::alive(manager));
+    for line in verbs.into_iter().chain(["stats"]) {
+        let said = site.fails_soon(line);
+        assert!(said.contains("papactl up"), "papactl {line}: {said}");
+    }
     assert!(
         before.iter().all(|pid| procfs::alive(*pid)),
         "nothing was done"
@@ -205,6 +232,62 @@ fn an_orphan_that_ignores_the_stop_signal_is_shown_then_killed() {
     assert!(!procfs::alive(old) && old != new);
 }
 
+/// Ignores TERM, and notes down when it runs beside another.
+const ALONE: &str = "
+exec 9>DIR/lock
+flock -n 9 || echo $$ >> DIR/twice
+trap '' TERM
+echo up > DIR/up
+while :; do sleep 0.1 9>&-; done
+";
+
+#[test]
+fn a_manager_killed_while_it_ended_orphans_left_them_to_run_beside_their_successors() {
+    if !cfg!(debug_assertions) {
+        return skipped("a release build has no places to stop at");
+    }
+    let site = Site::new(
+        "[watcher:alone]\ncmd = sh DIR/alone.sh\ncopy_env = true\ngraceful_timeout = 0.5\n",
+    );
+    let directory = site.scratch.path("").trim_end_matches('/').to_owned();
+    let script = ALONE.replace("DIR", &directory);
+    fs::write(site.scratch.path("alone.sh"), script).unwrap();
+    let failpoints = Failpoints::at(&site.scratch.directory().join("failpoints"));
+    site.done("up site.ini");
+    for place in ["found", "asked", "frozen", "killed"] {
+        let place = format!("orphan.{place}");
+        let old = *site.wait_pids("alone", 1).first().unwrap();
+        wait_until("it ignores TERM", || {
+            fs::remove_file(site.scratch.path("up")).is_ok()
+        });
+        let manager = site.manager();
+        site.kill_kernels();
+        procfs::signal(manager, Signal::SIGKILL);
+        wait_until("the manager is gone", || !procfs::alive(manager));
+        failpoints.arm(&place, 1, "manager");
+        let mut up = private_command(&binary("papactl"), site.scratch.directory());
+        let mut up = failpoints
+            .put_into(&mut up)
+            .current_dir(site.scratch.directory())
+            .args(["up", "site.ini"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let hit = wait_for(&place, || failpoints.hit(&place));
+        procfs::signal(hit.pid, Signal::SIGKILL);
+        wait_until("the manager is gone", || !procfs::alive(hit.pid));
+        up.kill().unwrap();
+        up.wait().unwrap();
+        failpoints.clear();
+        site.done("up site.ini");
+        let new = site.wait_pids("alone", 1);
+        assert!(!procfs::alive(old) && !new.contains(&old), "{place}");
+        let twice = fs::read_to_string(site.scratch.path("twice"));
+        assert!(twice.is_err(), "{place}: {twice:?} ran beside another");
+    }
+}
+
 #[test]
 fn orphans_are_waited_for_or_left_where_the_file_says_so() {
     let site = Site::new(
@@ -231,6 +314,73 @@ fn orphans_are_waited_for_or_left_where_the_file_says_so() {
         !procfs::alive(left),
         "down ends orphans whatever the file says"
     );
+}
+
+#[test]
+fn a_port_that_an_orphan_holds_named_nobody() {
+    let port = free_port();
+    let site = Site::new(&format!(
+        "[watcher:web]\ncmd = sleep 1000\ncopy_env = true\nuse_sockets = yes\norphans = leave\n\
+         [socket:api]\nhost = 127.0.0.1\nport = {port}\n"
+    ));
+    site.done("up site.ini");
+    let orphan = *site.wait_pids("web", 1).first().unwrap();
+    site.kill_kernels();
+    site.done("up site.ini --no-wait");
+    let holder = format!("127.0.0.1:{port} is taken by sleep 1000 (pid {orphan})");
+    for line in ["status", "listsockets", "doctor"] {
+        wait_until(&format!("{line} names the orphan"), || {
+            let printed = site.papactl(line).stdout;
+            let printed = String::from_utf8_lossy(&printed).into_owned();
+            let words: Vec<&str> = printed.split_whitespace().collect();
+            words.join(" ").contains(&holder)
+        });
+    }
+    let listed = site.done("listsockets");
+    assert!(!listed.contains("not connected"), "{listed}");
+    procfs::signal(orphan, Signal::SIGKILL);
+    let next = site.wait_pids("web", 1);
+    assert!(!next.contains(&orphan));
+    let listed = site.done("listsockets");
+    assert!(
+        !listed.contains("not connected") && !listed.contains("not there"),
+        "{listed}"
+    );
+}
+
+#[test]
+fn a_follower_of_logs_showed_nothing_of_a_fresh_kernel() {
+    for manager_lives in [true, false] {
+        let site = Site::new(
+            "[watcher:web]\ncmd = sh -c 'echo worker $$; exec sleep 1000'\ncopy_env = true\n",
+        );
+        site.done("up site.ini");
+        let old = *site.wait_pids("web", 1).first().unwrap();
+        let mut follower = private_command(&binary("papactl"), site.scratch.directory())
+            .current_dir(site.scratch.directory())
+            .args(["logs", "-f"])
+            .stdout(fs::File::create(site.scratch.path("followed")).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let followed = || fs::read_to_string(site.scratch.path("followed")).unwrap();
+        wait_until("it follows", || followed().ends_with('\n'));
+        let manager = site.manager();
+        site.kill_kernels();
+        if !manager_lives {
+            procfs::signal(manager, Signal::SIGKILL);
+            wait_until("the manager is gone", || !procfs::alive(manager));
+        }
+        site.done("up site.ini");
+        let new = *site.wait_pids("web", 1).first().unwrap();
+        wait_until("the next worker is followed", || {
+            followed().contains(&format!("worker {new}\n"))
+        });
+        assert_eq!(followed(), format!("worker {old}\nworker {new}\n"));
+        assert!(follower.try_wait().unwrap().is_none());
+        follower.kill().unwrap();
+        follower.wait().unwrap();
+    }
 }
 
 /// Clears its environment and leaves session and parent, so that nothing tells whose it is.

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
+use papa_protocol::failpoint;
 use papa_protocol::process::Process;
 
 use crate::config::{OrphanPolicy, WatcherConfig};
@@ -69,8 +70,12 @@ struct Look {
 impl Look {
     /// Takes as long as reading a few files of each process does. Answers who is there.
     fn run(mut self) -> Vec<Orphan> {
-        for (orphan, signal) in &self.asked {
-            orphan.signal(*signal);
+        if !self.asked.is_empty() {
+            failpoint::reach("orphan.found");
+            for (orphan, signal) in &self.asked {
+                orphan.signal(*signal);
+            }
+            failpoint::reach("orphan.asked");
         }
         if !self.killed.is_empty() {
             self.search.kill_all(&self.killed);

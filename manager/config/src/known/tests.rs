@@ -23,6 +23,15 @@ const TABLES: [(&str, &[Key]); 6] = [
 ];
 
 #[test]
+fn the_first_page_names_the_rust_that_is_needed() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md"));
+    let page = page.unwrap();
+    let said = page.lines().find(|line| line.contains("`rust-version`"));
+    let needed = concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " ");
+    assert!(said.unwrap().contains(needed), "{said:?}: {needed}");
+}
+
+#[test]
 fn the_reference_page_is_equal_to_the_tables() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/ini.md");
     let page = std::fs::read_to_string(path).unwrap();

@@ -5,9 +5,11 @@
 //! it is offered again.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -259,6 +261,52 @@ fn lines_after_damage_in_a_rotation_go_to_the_right_file() {
             check(&name, &logs, case.in_rotation);
         }
     }
+}
+
+/// What our own log is told.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_on_a_full_disk_was_said_to_be_writable_at_each_try() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("log");
+    // It opens, and answers ENOSPC to every write.
+    symlink("/dev/full", &path).unwrap();
+    let told = Told::default();
+    let writer = told.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone());
+    tracing::subscriber::with_default(subscriber.finish(), || {
+        let mut store = Store::create().unwrap();
+        let mut log = LogFile::new(path.clone());
+        let mut now = Now::read();
+        assert!(!offer(&mut log, &mut store, now));
+        for _ in 0..5 {
+            now.at += Duration::from_secs(60);
+            assert!(log.retry(&mut store, now));
+            assert!(!offer(&mut log, &mut store, now));
+        }
+        fs::remove_file(&path).unwrap();
+        now.at += Duration::from_secs(60);
+        assert!(log.retry(&mut store, now));
+        for _ in 0..3 {
+            assert!(offer(&mut log, &mut store, now));
+        }
+    });
+    let told = String::from_utf8(told.0.lock().unwrap().clone()).unwrap();
+    let count = |what: &str| told.matches(what).count();
+    assert_eq!(count("cannot write the log file"), 1, "{told}");
+    assert_eq!(count("can be written again"), 1, "{told}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! After a restart of the manager or the kernel: whose are the processes there are?
 //!
-//! Owns the reading of what a process says of itself: its kernel name, which names watcher and worker number (circusd's are alike), and
-//! the note we leave with each. Pure.
+//! Owns the reading of what a process says of itself: its kernel name, which names watcher and
+//! worker number (circusd's are alike), and the note we leave with each. Pure.
 //! Invariant: only names that `worker_name` writes are read as a worker's.
 
 use papa_protocol::process::{Process, Tag};
@@ -16,8 +16,9 @@ pub struct Note {
     /// What it was started with, as `kernel_link::settings` has it; none: by an older manager.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settings: Option<u64>,
-    /// The highest serial of the sockets it was given: one of its sockets that has a higher one was made after it, and is another than
-    /// it has. None: it has none, or an older manager or kernel did not say.
+    /// The highest serial of the sockets it was given: one of its sockets that has a higher one was
+    /// made after it, and is another than it has. None: it has none, or an older manager or kernel
+    /// did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<u64>,
 }

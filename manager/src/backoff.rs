@@ -1,7 +1,9 @@
 //! When a worker that ended is started again.
 //!
-//! Owns the growth of the delay. Pure: the caller says how long the worker ran and supplies the jitter.
-//! Invariant: a worker that ran for `reset` is started again at once; a delay is never longer than `max`.
+//! Owns the growth of the delay. Pure: the caller says how long the worker ran and supplies the
+//! jitter.
+//! Invariant: a worker that ran for `reset` is started again at once; a delay is never longer than
+//! `max`.
 
 use std::time::Duration;
 
@@ -21,8 +23,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The worker ended after `ran`: how long to wait before the next start. `jitter` is any number; it takes up to a quarter
-    /// off, so that many workers that failed together do not return together.
+    /// The worker ended after `ran`: how long to wait before the next start. `jitter` is any
+    /// number; it takes up to a quarter off, so that many workers that failed together do not
+    /// return together.
     pub fn ended(&mut self, ran: Duration, config: &BackoffConfig, jitter: u64) -> Duration {
         if ran >= config.reset {
             self.failures = 0;

@@ -1,7 +1,7 @@
 //! Moments as people write them.
 //!
-//! A file's time, a kernel's stamp or a number somebody typed may be any moment, and not each has a date in each time zone: those outside
-//! the years 1 to 9999 count as the nearest one that has.
+//! A file's time, a kernel's stamp or a number somebody typed may be any moment, and not each has a
+//! date in each time zone: those outside the years 1 to 9999 count as the nearest one that has.
 
 use chrono::{DateTime, Local, Utc};
 

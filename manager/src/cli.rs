@@ -1,6 +1,7 @@
 //! The command lines of `papa-manager` and `papactl`.
 //!
-//! Owns the flags and the help; what a verb does is in `commands`. Doc comments here are the help text.
+//! Owns the flags and the help; what a verb does is in `commands`. Doc comments here are the help
+//! text.
 //! Source: manager/docs/papactl.md.
 
 use std::io::Write;
@@ -19,15 +20,16 @@ use args::{
     ScaleArgs, SelectArgs, SetArgs, SignalArgs, StatsArgs, StatusArgs, UpArgs,
 };
 
-/// Runs the watchers of an INI file through the papa kernel. May be stopped, upgraded or killed at any time: the
-/// workers stay, and the next manager takes them over. Usually started by `papactl up FILE`.
+/// Runs the watchers of an INI file through the papa kernel. May be stopped, upgraded or killed at
+/// any time: the workers stay, and the next manager takes them over. Usually started by `papactl up
+/// FILE`.
 #[derive(Debug, Parser)]
 #[command(name = "papa-manager", version)]
 pub struct ManagerArgs {
     /// The INI file.
     pub file: PathBuf,
-    /// Kernel to use: a socket's path, `@abstract`, or tcp://HOST:PORT [default: the one the INI names, then the
-    /// usual places]
+    /// Kernel to use: a socket's path, `@abstract`, or tcp://HOST:PORT [default: the one the INI
+    /// names, then the usual places]
     #[arg(long, value_name = "ADDR")]
     pub kernel: Option<String>,
     /// Write the manager's own log here instead of to standard error.
@@ -42,8 +44,8 @@ pub struct ManagerArgs {
     /// Leave the terminal's session first, so that closing the terminal does not end the manager.
     #[arg(long, hide = true)]
     pub own_session: bool,
-    /// Stop everything on TERM, INT and QUIT, as circusd does, and write to standard output what workers write into no
-    /// file.
+    /// Stop everything on TERM, INT and QUIT, as circusd does, and write to standard output what
+    /// workers write into no file.
     #[arg(long)]
     pub foreground: bool,
     /// With --foreground: leave the workers to the kernel instead of stopping them.
@@ -79,8 +81,8 @@ pub struct Papactl {
 }
 
 impl Papactl {
-    /// Reads the command line. A mistake in it is said, and ends the program with status 2; for the words of other managers that is
-    /// what to type here.
+    /// Reads the command line. A mistake in it is said, and ends the program with status 2; for the
+    /// words of other managers that is what to type here.
     #[must_use]
     pub fn read() -> Self {
         Self::try_parse().unwrap_or_else(|error| {
@@ -126,7 +128,8 @@ pub struct Common {
     pub waiting: bool,
 }
 
-/// How long a verb waits unless told otherwise: twice Circus's default grace period for stopping a worker.
+/// How long a verb waits unless told otherwise: twice Circus's default grace period for stopping a
+/// worker.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Common {
@@ -262,7 +265,8 @@ Example: one worker, which gets 5 seconds to end
     /// Print what the manager uses of CPU and memory
     #[command(name = "dstats", after_help = "Example:\n  $ papactl dstats")]
     DStats,
-    /// Print watchers' log files, output that goes to no file, and the last words of workers that have ended
+    /// Print watchers' log files, output that goes to no file, and the last words of workers that
+    /// have ended
     #[command(visible_alias = "tail")]
     Logs(LogsArgs),
     /// Print what happens, as it happens: one line of JSON for each event
@@ -348,7 +352,8 @@ mod tests {
         }
     }
 
-    /// The lines of the documents that people type: behind four blanks, `$ papactl …` or `papactl …`, up to a comment.
+    /// The lines of the documents that people type: behind four blanks, `$ papactl …` or `papactl
+    /// …`, up to a comment.
     fn documented_lines() -> Vec<(String, Vec<String>)> {
         let pages = [
             include_str!("../../README.md"),

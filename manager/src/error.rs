@@ -59,7 +59,8 @@ pub enum ManagerError {
     Io(#[from] io::Error),
 }
 
-/// An error with everything that led to it, in one line. Many name their cause in their own text: it is not said twice.
+/// An error with everything that led to it, in one line. Many name their cause in their own text:
+/// it is not said twice.
 #[must_use]
 pub fn causes(error: &anyhow::Error) -> String {
     let mut text = String::new();

@@ -1,8 +1,10 @@
 //! Who holds a port: the process behind "address already in use".
 //!
-//! Owns the way from an address to a process: the system's tables of sockets say the inode, `/proc/PID/fd` says who has it. Only looks,
-//! and everything it reads may be gone the next moment: an answer is for people, nothing is decided by it.
-//! Source: `proc_pid_fd(5)`, `proc_pid_net(5)`; `net/ipv4/tcp_ipv4.c` and `net/ipv6/tcp_ipv6.c` of Linux for the columns.
+//! Owns the way from an address to a process: the system's tables of sockets say the inode,
+//! `/proc/PID/fd` says who has it. Only looks, and everything it reads may be gone the next moment:
+//! an answer is for people, nothing is decided by it.
+//! Source: `proc_pid_fd(5)`, `proc_pid_net(5)`; `net/ipv4/tcp_ipv4.c` and `net/ipv6/tcp_ipv6.c` of
+//! Linux for the columns.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -50,7 +52,8 @@ pub struct Sought {
     pub datagram: bool,
 }
 
-/// Who listens where it is in the way of `sought`: at the address itself, else at a wildcard that includes it or that it includes.
+/// Who listens where it is in the way of `sought`: at the address itself, else at a wildcard that
+/// includes it or that it includes.
 #[must_use]
 pub fn of_address(sought: &Sought) -> Option<Holder> {
     let tables = if sought.datagram {

@@ -1,7 +1,8 @@
 //! The manager's requests to the kernel, in the manager's own words.
 //!
-//! Owns the translation of workers and sockets into the kernel's operations, and the few multi-step requests. Leaves to others: when
-//! to ask (`supervisor`), the connection (`papa_protocol::client`).
+//! Owns the translation of workers and sockets into the kernel's operations, and the few multi-step
+//! requests. Leaves to others: when to ask (`supervisor`), the connection
+//! (`papa_protocol::client`).
 //! Invariant: every request can be repeated: what exists already is answered, not made twice.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -35,11 +36,13 @@ use crate::sys;
 /// Output kept of a worker nobody logs: enough to see how it ended.
 const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;
 
-/// Ended processes whose last words are read when everything is listed; a predecessor that was away long has left more.
+/// Ended processes whose last words are read when everything is listed; a predecessor that was away
+/// long has left more.
 const MAX_WORDS: usize = 256;
 
-/// Most output that is read for the sake of its last lines: what is kept of a worker nobody logs, and more. Of one whose log is stuck
-/// and that has more than this waiting, nothing is read: it gets to the log in the end.
+/// Most output that is read for the sake of its last lines: what is kept of a worker nobody logs,
+/// and more. Of one whose log is stuck and that has more than this waiting, nothing is read: it
+/// gets to the log in the end.
 const MAX_FOLLOWED_BYTES: u64 = 1024 * 1024;
 
 /// Why the kernel did not do what was asked.
@@ -101,7 +104,8 @@ pub struct KernelLink {
     /// Where the kernel is, for connections besides that one.
     addresses: Vec<Address>,
     namespace: String,
-    /// File mode mask of workers whose watcher has none, once it is known; see `state::umask_value`.
+    /// File mode mask of workers whose watcher has none, once it is known; see
+    /// `state::umask_value`.
     umask: Option<u32>,
     /// Serials of the sockets there are, by their names in the file.
     sockets: Arc<Mutex<BTreeMap<String, u64>>>,
@@ -369,7 +373,8 @@ impl KernelLink {
         }
     }
 
-    /// Removes what a predecessor may have left that was killed in a `try_socket`: it would hold an address.
+    /// Removes what a predecessor may have left that was killed in a `try_socket`: it would hold an
+    /// address.
     ///
     /// # Errors
     /// The kernel refused or did not answer.
@@ -404,8 +409,9 @@ impl KernelLink {
         }
     }
 
-    /// Starts worker `wid`, or finds it started. The answer may be a process that has ended and still has the name.
-    /// It starts in the place that `placed` has: `watcher` itself, or that with another release.
+    /// Starts worker `wid`, or finds it started. The answer may be a process that has ended and
+    /// still has the name. It starts in the place that `placed` has: `watcher` itself, or that with
+    /// another release.
     ///
     /// # Errors
     /// The kernel refused or did not answer.
@@ -420,7 +426,8 @@ impl KernelLink {
         let spec = render_worker(placed, &self.namespace, wid);
         let mut request = process_request(placed, spec)?;
         let settings = settings(watcher, &self.namespace, wid);
-        // Not part of the settings: what an older manager started has no mark, and is the same worker still.
+        // Not part of the settings: what an older manager started has no mark, and is the same
+        // worker still.
         let mark = self.mark(&watcher.key, wid).await?;
         for (variable, value) in mark.variables() {
             let environment = &mut request.env.0;
@@ -501,8 +508,9 @@ impl KernelLink {
         };
         match self.client.call_for_descriptor(request).await {
             Ok((_, pidfd)) => Ok(pidfd),
-            // Over TCP no descriptor passes. The kernel keeps the pid from being given away until the exit is acknowledged, so
-            // opening it here and then seeing the process still listed makes sure of it.
+            // Over TCP no descriptor passes. The kernel keeps the pid from being given away until
+            // the exit is acknowledged, so opening it here and then seeing the process still listed
+            // makes sure of it.
             Err(ClientError::Unsupported | ClientError::NoDescriptor) => {
                 let pidfd = sys::pidfd_open(pid)?;
                 let list = ops::ProcessList {
@@ -519,8 +527,8 @@ impl KernelLink {
         }
     }
 
-    /// The last lines that nobody has taken of what an ended process wrote. The kernel has taken everything out of its pipes before it
-    /// tells of the end.
+    /// The last lines that nobody has taken of what an ended process wrote. The kernel has taken
+    /// everything out of its pipes before it tells of the end.
     ///
     /// # Errors
     /// The kernel did not answer, or refused.
@@ -535,7 +543,8 @@ impl KernelLink {
         }
     }
 
-    /// Read as a follower, which only looks, on a connection of its own: the output of one process is not to come between the rest.
+    /// Read as a follower, which only looks, on a connection of its own: the output of one process
+    /// is not to come between the rest.
     async fn last_lines(&self, process: &Process) -> Result<Vec<String>, LinkError> {
         let ledger = &process.ledger;
         let end = ledger.captured;
@@ -576,14 +585,16 @@ impl KernelLink {
         Ok(lines_of(&words, start > 0))
     }
 
-    /// The exit of a process is known and dealt with. With `discard` its output is wanted by nobody.
+    /// The exit of a process is known and dealt with. With `discard` its output is wanted by
+    /// nobody.
     ///
     /// # Errors
     /// The connection's queue stays full.
     pub async fn acknowledge_exit(&self, serial: u64, discard: bool) -> Result<(), LinkError> {
         let serials = vec![Serial(serial)];
         if discard {
-            // Answers `not_found` when the acknowledgement alone was enough; then there is nothing left to do.
+            // Answers `not_found` when the acknowledgement alone was enough; then there is nothing
+            // left to do.
             let acknowledge = ops::ExitAck {
                 serials: serials.clone(),
             };
@@ -611,8 +622,9 @@ impl KernelLink {
     }
 }
 
-/// A number for everything worker `wid` is started with: another one means that a worker that runs has other settings than it would
-/// get now. With `copy_env` the environment is left out: it is that of whoever started the manager, and differs each time.
+/// A number for everything worker `wid` is started with: another one means that a worker that runs
+/// has other settings than it would get now. With `copy_env` the environment is left out: it is
+/// that of whoever started the manager, and differs each time.
 #[must_use]
 pub fn settings(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Option<u64> {
     let request = process_request(watcher, render_worker(watcher, namespace, wid)).ok()?;

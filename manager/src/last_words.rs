@@ -1,8 +1,9 @@
 //! How the latest workers of a watcher ended, and what they wrote last.
 //!
-//! Owns the record of one end, its bounds and its wording. Leaves to others: reading the output (`kernel_link`), when an end is worth
-//! a record (`supervisor`).
-//! Invariant: a record has at most [`MAX_LINES`] lines of [`MAX_BYTES`] bytes in all, whatever a worker writes.
+//! Owns the record of one end, its bounds and its wording. Leaves to others: reading the output
+//! (`kernel_link`), when an end is worth a record (`supervisor`).
+//! Invariant: a record has at most [`MAX_LINES`] lines of [`MAX_BYTES`] bytes in all, whatever a
+//! worker writes.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! The manager: policy on top of the papa kernel. It may be stopped and started while the workers run on.
+//! The manager: policy on top of the papa kernel. It may be stopped and started while the workers
+//! run on.
 //!
 //! | module | what it owns |
 //! |---|---|

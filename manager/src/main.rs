@@ -1,6 +1,7 @@
 //! `papa-manager FILE`: runs the watchers of an INI file through the kernel.
 //!
-//! Owns the start: arguments, log, configuration, control socket, signals. Exit status: 0 done, 1 failed, 2 usage or configuration.
+//! Owns the start: arguments, log, configuration, control socket, signals. Exit status: 0 done, 1
+//! failed, 2 usage or configuration.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -36,7 +37,8 @@ const LEFT_OUT_INTERVAL: Duration = Duration::from_secs(5);
 const OURSELVES: &str = "/proc/self/exe";
 
 fn main() -> ExitCode {
-    // Before anything of ours is open: what whoever started us has open (a lock, a pipe) is none of our business.
+    // Before anything of ours is open: what whoever started us has open (a lock, a pipe) is none of
+    // our business.
     sys::close_inherited();
     failpoint::start("manager", || {
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
@@ -250,7 +252,8 @@ async fn say_left_out(log: OwnLog) {
     }
 }
 
-/// TERM, INT and QUIT end the manager, or with `stops_all` everything; HUP reloads every watcher, USR1 reopens log files, USR2 starts the manager anew.
+/// TERM, INT and QUIT end the manager, or with `stops_all` everything; HUP reloads every watcher,
+/// USR1 reopens log files, USR2 starts the manager anew.
 fn forward_signals(
     events: mpsc::Sender<Event>,
     log: OwnLog,
@@ -286,7 +289,8 @@ fn forward_signals(
     Ok(())
 }
 
-/// The file mode mask we were started with. Asked of `/proc`, because `umask(2)` tells it only by changing it.
+/// The file mode mask we were started with. Asked of `/proc`, because `umask(2)` tells it only by
+/// changing it.
 fn own_umask() -> Option<u32> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let mask = status

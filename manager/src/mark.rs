@@ -1,10 +1,11 @@
 //! The mark: what each worker's environment says of whose it is.
 //!
-//! Owns the names of its variables, their forms, and reading them of a running process. A mark is found in whatever a worker starts, as
-//! long as that keeps the environment. It names the line of kernels it was started by, so that workers of a manager which itself runs
-//! below a worker are not taken for that worker's.
-//! Invariant: anybody may write any mark into the environment of a process of their own, so a mark counts only for processes of the
-//! users the caller names.
+//! Owns the names of its variables, their forms, and reading them of a running process. A mark is
+//! found in whatever a worker starts, as long as that keeps the environment. It names the line of
+//! kernels it was started by, so that workers of a manager which itself runs below a worker are not
+//! taken for that worker's.
+//! Invariant: anybody may write any mark into the environment of a process of their own, so a mark
+//! counts only for processes of the users the caller names.
 
 use std::fs::File;
 use std::io::Read;
@@ -37,8 +38,9 @@ pub struct Lineage {
 }
 
 impl Lineage {
-    /// Whether both serve the same place. One that is not known is no place: it may be that of another installation, whose kernel
-    /// lives. A kernel on a port has a socket `PORT.sock`, by which alone the next one may have been asked for.
+    /// Whether both serve the same place. One that is not known is no place: it may be that of
+    /// another installation, whose kernel lives. A kernel on a port has a socket `PORT.sock`, by
+    /// which alone the next one may have been asked for.
     #[must_use]
     pub fn is_at(&self, other: &Self) -> bool {
         let (one, two) = (self.place.as_str(), other.place.as_str());
@@ -114,7 +116,8 @@ impl Mark {
         })
     }
 
-    /// The mark of a running process, and the user it runs as; none if it has no mark, or is not ours to read.
+    /// The mark of a running process, and the user it runs as; none if it has no mark, or is not
+    /// ours to read.
     #[must_use]
     pub fn of(pid: i32) -> Option<(Self, u32)> {
         let file = File::open(format!("/proc/{pid}/environ")).ok()?;

@@ -1,9 +1,11 @@
 //! Orphans: workers that earlier kernels left running when keeper and kernel were gone together.
 //!
-//! Owns finding them and signalling them. Leaves to others: which are ended, and when (`supervisor::orphans`).
-//! Invariants: an orphan is a process of a named user with the mark of this namespace and of another line of kernels at the same place;
-//! or one that the caller knew by pid and start as a worker, or found before; or what one of those has started. None lives below a
-//! living kernel of that place. Each is signalled through a pidfd, after its start was read again.
+//! Owns finding them and signalling them. Leaves to others: which are ended, and when
+//! (`supervisor::orphans`).
+//! Invariants: an orphan is a process of a named user with the mark of this namespace and of
+//! another line of kernels at the same place; or one that the caller knew by pid and start as a
+//! worker, or found before; or what one of those has started. None lives below a living kernel of
+//! that place. Each is signalled through a pidfd, after its start was read again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,13 +19,15 @@ use crate::mark::{Lineage, Mark};
 use crate::tree::{Stat, processes};
 use crate::{pidfd, tree};
 
-/// Rounds of freezing before the kill: each stops what the one before did not see, so more means somebody forks as fast as we look.
+/// Rounds of freezing before the kill: each stops what the one before did not see, so more means
+/// somebody forks as fast as we look.
 const MAX_ROUNDS: usize = 16;
 
 /// Longest command shown, in characters.
 const MAX_COMMAND_CHARS: usize = 80;
 
-/// How often a process is looked at again whose memory, and so its mark, cannot be read at the moment.
+/// How often a process is looked at again whose memory, and so its mark, cannot be read at the
+/// moment.
 const BUSY_ROUNDS: usize = 5;
 /// From one of these looks to the next.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -69,7 +73,8 @@ pub struct Search {
     pub users: BTreeSet<u32>,
     /// Processes that are never orphans, nor are those above them: the kernel and the keeper.
     pub spared: Vec<i32>,
-    /// Workers of a kernel that is lost, and orphans found before, whatever their environment says now.
+    /// Workers of a kernel that is lost, and orphans found before, whatever their environment says
+    /// now.
     pub known: Vec<Known>,
 }
 
@@ -79,7 +84,8 @@ impl Search {
     pub fn run(&self) -> Vec<Orphan> {
         let all = processes();
         let own = i32::try_from(std::process::id()).unwrap_or(0);
-        // Whoever typed `up` in a shell that is an orphan itself must not lose kernel and manager to that.
+        // Whoever typed `up` in a shell that is an orphan itself must not lose kernel and manager
+        // to that.
         let mut spared: BTreeSet<i32> = BTreeSet::new();
         for pid in self.spared.iter().copied().chain([own]) {
             spared.insert(pid);
@@ -103,7 +109,8 @@ impl Search {
             let Some((mark, owner)) = mark_of(*pid, stat) else {
                 continue;
             };
-            // Elsewhere another kernel serves the same port, and its workers may have lost their parents as well.
+            // Elsewhere another kernel serves the same port, and its workers may have lost their
+            // parents as well.
             if network.is_some() && network_of(*pid) != network {
                 continue;
             }
@@ -131,7 +138,8 @@ impl Search {
         found.collect()
     }
 
-    /// Kills every orphan of these watchers. They are stopped first, so that none starts another meanwhile.
+    /// Kills every orphan of these watchers. They are stopped first, so that none starts another
+    /// meanwhile.
     pub fn kill_all(&mut self, watchers: &BTreeSet<String>) {
         let mut stopped: BTreeSet<tree::Identity> = BTreeSet::new();
         let mut doomed: Vec<Orphan> = Vec::new();
@@ -199,7 +207,8 @@ impl Orphan {
     }
 }
 
-/// Who of these gets the stop signal: the workers themselves, with `children` also what they have started directly.
+/// Who of these gets the stop signal: the workers themselves, with `children` also what they have
+/// started directly.
 #[must_use]
 pub fn asked_to_end(orphans: &[Orphan], children: bool) -> Vec<&Orphan> {
     let tops = orphans.iter().filter(|orphan| orphan.top);
@@ -210,8 +219,8 @@ pub fn asked_to_end(orphans: &[Orphan], children: bool) -> Vec<&Orphan> {
     asked.collect()
 }
 
-/// Adds whatever these processes have started, as far as it is below them or in a session that one of them leads. What lives below
-/// another kernel is somebody else's.
+/// Adds whatever these processes have started, as far as it is below them or in a session that one
+/// of them leads. What lives below another kernel is somebody else's.
 fn with_what_they_started(
     all: &BTreeMap<i32, Stat>,
     mut marks: BTreeMap<i32, Mark>,
@@ -246,8 +255,8 @@ fn with_what_they_started(
     marks
 }
 
-/// The mark of a process and its user. The memory of one that stands in the system uninterruptibly is not read: that could wait as long
-/// as it does.
+/// The mark of a process and its user. The memory of one that stands in the system uninterruptibly
+/// is not read: that could wait as long as it does.
 fn mark_of(pid: i32, seen: &Stat) -> Option<(Mark, u32)> {
     let mut state = seen.state;
     for _ in 0..BUSY_ROUNDS {
@@ -265,8 +274,8 @@ fn mark_of(pid: i32, seen: &Stat) -> Option<(Mark, u32)> {
     None
 }
 
-/// Users whose processes may be orphans, besides our own those of these watchers: anybody can write our mark into the environment of
-/// their own.
+/// Users whose processes may be orphans, besides our own those of these watchers: anybody can write
+/// our mark into the environment of their own.
 #[must_use]
 pub fn users<'a>(identities: impl Iterator<Item = &'a Identity>) -> BTreeSet<u32> {
     let mut users = BTreeSet::from([nix::unistd::geteuid().as_raw()]);

@@ -1,8 +1,8 @@
 //! The manager's own log: standard error, a file that can be reopened, or a syslog daemon.
 //!
-//! Owns where a formatted line goes; what is said is everybody's. A line the syslog daemon does not take at once goes to
-//! standard error instead: the loop waits for no log. Files are put aside when they are large (`kept`), and what is said over and over is
-//! counted instead (`repeats`).
+//! Owns where a formatted line goes; what is said is everybody's. A line the syslog daemon does not
+//! take at once goes to standard error instead: the loop waits for no log. Files are put aside when
+//! they are large (`kept`), and what is said over and over is counted instead (`repeats`).
 //! Source: Circus's `logoutput`; RFC 3164 for the messages.
 
 mod kept;
@@ -90,7 +90,8 @@ impl OwnLog {
                 let leads = keep_output(&path, max_bytes);
                 on_standard_error = leads.err;
                 if leads != Leads::default() {
-                    // One descriptor for one file: whoever puts it aside must know all that lead there.
+                    // One descriptor for one file: whoever puts it aside must know all that lead
+                    // there.
                     Sink::Output
                 } else {
                     let kept = Kept::new(path.clone(), max_bytes);
@@ -145,7 +146,8 @@ impl OwnLog {
         Ok(())
     }
 
-    /// Says how often lines were left out that came too often: to be called every few seconds, and `all` at the end.
+    /// Says how often lines were left out that came too often: to be called every few seconds, and
+    /// `all` at the end.
     pub fn say_left_out(&self, all: bool) {
         self.repeats.say(all);
     }
@@ -226,7 +228,8 @@ pub struct Line {
 }
 
 impl Write for Line {
-    /// Never fails: a line that cannot be written (full disk, closed terminal, a reader that went) is lost, and nothing else.
+    /// Never fails: a line that cannot be written (full disk, closed terminal, a reader that went)
+    /// is lost, and nothing else.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let sent = match &mut *self.sink.lock().unwrap_or_else(PoisonError::into_inner) {
             Sink::File { file, kept, .. } => {

@@ -1,7 +1,7 @@
 //! Signals to workers: to one process, its children, or everything it started.
 //!
-//! Leaves to others: who those are (`tree`). Every signal goes through a pidfd, checked after it was opened, so that it can never hit a process
-//! that merely got the same number.
+//! Leaves to others: who those are (`tree`). Every signal goes through a pidfd, checked after it
+//! was opened, so that it can never hit a process that merely got the same number.
 //! Invariant: only the worker, its descendants and members of its session are ever signalled.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,8 @@ pub enum Whom {
     Tree,
 }
 
-/// Sends `signal` to those of the tree of the process behind `pidfd`, whose pid is `pid`. A process that is gone counts as done.
+/// Sends `signal` to those of the tree of the process behind `pidfd`, whose pid is `pid`. A process
+/// that is gone counts as done.
 ///
 /// # Errors
 /// What the system answers for the process itself.

@@ -1,8 +1,10 @@
 //! The file that names the manager's pid.
 //!
-//! Owns writing it, refusing while it names another living process, and removing it at the end. A pid that was given
-//! to another process after the file was written names nobody: files outlive reboots.
-//! Invariant: a file that names somebody else is neither removed nor replaced while that process lives.
+//! Owns writing it, refusing while it names another living process, and removing it at the end. A
+//! pid that was given to another process after the file was written names nobody: files outlive
+//! reboots.
+//! Invariant: a file that names somebody else is neither removed nor replaced while that process
+//! lives.
 //! Source: Circus's `Pidfile`.
 
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +21,8 @@ const MODE: u32 = 0o644;
 const MAX_BYTES: u64 = 32;
 /// The clock's steps since boot and the rounding of a process's start may add up to this.
 const SLACK: Duration = Duration::from_secs(2);
-/// Unit of times in `/proc/PID/stat` on every Linux architecture, per second. Source: proc(5), `USER_HZ`.
+/// Unit of times in `/proc/PID/stat` on every Linux architecture, per second. Source: proc(5),
+/// `USER_HZ`.
 const TICKS_PER_SECOND: u64 = 100;
 
 /// Why there is no pidfile.

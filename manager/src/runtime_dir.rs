@@ -1,9 +1,10 @@
 //! The private directory where sockets and logs of manager and kernel live.
 //!
-//! Owns its place, its creation and the check that it is really ours: whoever may write there could pose as the
-//! manager. `XDG_RUNTIME_DIR/papa`, else `/run/papa` for root, else `/tmp/papa-UID`; the kernel has the same rule.
-//! Invariant: `ensure` returns only a directory owned by us with mode 0700 and reached without a symbolic link at
-//! its end.
+//! Owns its place, its creation and the check that it is really ours: whoever may write there could
+//! pose as the manager. `XDG_RUNTIME_DIR/papa`, else `/run/papa` for root, else `/tmp/papa-UID`;
+//! the kernel has the same rule.
+//! Invariant: `ensure` returns only a directory owned by us with mode 0700 and reached without a
+//! symbolic link at its end.
 
 use std::env;
 use std::ffi::OsStr;
@@ -104,7 +105,8 @@ impl RuntimeDir {
         Self::locate_for(Uid::effective(), env::var_os("XDG_RUNTIME_DIR").as_deref())
     }
 
-    /// The directory for `uid` whose `XDG_RUNTIME_DIR` is `xdg`; a relative or empty one counts as unset.
+    /// The directory for `uid` whose `XDG_RUNTIME_DIR` is `xdg`; a relative or empty one counts as
+    /// unset.
     #[must_use]
     pub fn locate_for(uid: Uid, xdg: Option<&OsStr>) -> Self {
         let path = match xdg.map(Path::new) {
@@ -125,7 +127,8 @@ impl RuntimeDir {
     /// Creates the directory if it is missing and checks that it is private.
     ///
     /// # Errors
-    /// It cannot be made, or belongs to somebody else, or others may enter, or it is a symbolic link.
+    /// It cannot be made, or belongs to somebody else, or others may enter, or it is a symbolic
+    /// link.
     pub fn ensure(&self) -> Result<(), RuntimeDirError> {
         let failed = |error| RuntimeDirError::Io {
             path: self.path.clone(),
@@ -137,7 +140,8 @@ impl RuntimeDir {
             Err(error) => return Err(failed(error)),
         }
         self.verify()?;
-        // Our own directory with too wide a mode is repaired: a umask of 0 elsewhere is no reason to refuse.
+        // Our own directory with too wide a mode is repaired: a umask of 0 elsewhere is no reason
+        // to refuse.
         let metadata = fs::symlink_metadata(&self.path).map_err(failed)?;
         if metadata.mode() & 0o777 != PRIVATE_MODE {
             fs::set_permissions(&self.path, fs::Permissions::from_mode(PRIVATE_MODE))
@@ -183,7 +187,8 @@ impl RuntimeDir {
         self.verify_parent(uid)
     }
 
-    /// Who owns the directory above, or may write to it, could put another one in the place of ours.
+    /// Who owns the directory above, or may write to it, could put another one in the place of
+    /// ours.
     fn verify_parent(&self, own: u32) -> Result<(), RuntimeDirError> {
         let Some(parent) = self.path.parent() else {
             return Ok(());
@@ -221,7 +226,8 @@ impl RuntimeDir {
         &self.path
     }
 
-    /// Whether a socket of ours may be there: the directory is ours or can be made, and its path is short enough.
+    /// Whether a socket of ours may be there: the directory is ours or can be made, and its path is
+    /// short enough.
     #[must_use]
     pub fn can_hold_sockets(&self) -> bool {
         let usable = match self.verify() {

@@ -1,10 +1,13 @@
 //! What the manager must still know after its own death, as values in the kernel.
 //!
-//! Owns their names and their form: one JSON object per watcher under `NAMESPACE.manager.watcher.WATCHER`, one per watcher that no file
-//! names under `NAMESPACE.manager.added.WATCHER`, one for a change of the configuration under way under `NAMESPACE.manager.change`, one
-//! for what ended workers left behind under `NAMESPACE.manager.left`, workers' file mode mask under `NAMESPACE.manager.umask`, and the held log state under `NAMESPACE.manager.logs`. Reading is
-//! tolerant: a field that is missing has its default and one that is not known is passed over, so that an older or newer manager can
-//! take over.
+//! Owns their names and their form: one JSON object per watcher under
+//! `NAMESPACE.manager.watcher.WATCHER`, one per watcher that no file names under
+//! `NAMESPACE.manager.added.WATCHER`, one for a change of the configuration under way under
+//! `NAMESPACE.manager.change`, one for what ended workers left behind under
+//! `NAMESPACE.manager.left`, workers' file mode mask under `NAMESPACE.manager.umask`, and the held
+//! log state under `NAMESPACE.manager.logs`. Reading is tolerant: a field that is missing has its
+//! default and one that is not known is passed over, so that an older or newer manager can take
+//! over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,14 +20,17 @@ use crate::config::{Release, SignalNumber};
 
 /// Longest message kept, in characters: a reason and a name or two.
 pub const MAX_MESSAGE_CHARS: usize = 512;
-/// Recent ends of workers kept of one watcher; of more attempts within a flapping window only these are remembered.
+/// Recent ends of workers kept of one watcher; of more attempts within a flapping window only these
+/// are remembered.
 pub const MAX_ENDS: usize = 64;
-/// Sessions of ended workers that are kept; what more workers leave behind at once is asked to end and not killed by a successor.
+/// Sessions of ended workers that are kept; what more workers leave behind at once is asked to end
+/// and not killed by a successor.
 pub const MAX_LEFT: usize = 256;
 /// Members kept of each such session.
 pub const MAX_LEFT_MEMBERS: usize = 64;
-/// Largest configuration kept while it is changed, in bytes of JSON: a quarter of the kernel's largest value, and far beyond any file
-/// seen. A change from a larger one is not taken up by a successor.
+/// Largest configuration kept while it is changed, in bytes of JSON: a quarter of the kernel's
+/// largest value, and far beyond any file seen. A change from a larger one is not taken up by a
+/// successor.
 pub const MAX_CHANGE_BYTES: usize = 256 * 1024;
 
 /// What is kept of one watcher.
@@ -61,7 +67,8 @@ pub struct Kept {
     /// It has been up since it was asked to run; only for watchers that depend on others.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub came_up: bool,
-    /// A connection has started it, and it has not gone back to waiting for one; only for watchers with `on_demand`.
+    /// A connection has started it, and it has not gone back to waiting for one; only for watchers
+    /// with `on_demand`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub demanded: bool,
     /// The number of workers asked for at run time.
@@ -82,10 +89,12 @@ pub struct Kept {
     /// By serial of a worker: health checks that failed in a row.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub failures: BTreeMap<u64, u32>,
-    /// By serial of a worker that was asked to end: when it is killed, in milliseconds since the epoch.
+    /// By serial of a worker that was asked to end: when it is killed, in milliseconds since the
+    /// epoch.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stopping: BTreeMap<u64, u64>,
-    /// By serial of such a worker: the signal's number, where it was asked with another than the configured one.
+    /// By serial of such a worker: the signal's number, where it was asked with another than the
+    /// configured one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub signals: BTreeMap<u64, i32>,
     /// By serial of a worker that has ended and left something running: what that is.
@@ -195,7 +204,8 @@ pub struct KeptRoll {
     pub to: u64,
     /// One goes before one comes.
     pub sequential: bool,
-    /// It takes a change of the configuration back; so what it returns to, should it fail, is as that change had it.
+    /// It takes a change of the configuration back; so what it returns to, should it fail, is as
+    /// that change had it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub takes_back: bool,
     /// What to return to; none: begun by an older manager.
@@ -203,7 +213,8 @@ pub struct KeptRoll {
     pub before: Option<KeptBefore>,
 }
 
-/// What a rolling reload returns to when it fails. The rest of the settings is in the file, or in the change that is under way.
+/// What a rolling reload returns to when it fails. The rest of the settings is in the file, or in
+/// the change that is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeptBefore {
@@ -285,7 +296,8 @@ impl Kept {
         parse("a watcher's state", value).unwrap_or_default()
     }
 
-    /// The signal a worker was asked to end with, if not with the configured one; a number that is none counts as nothing kept.
+    /// The signal a worker was asked to end with, if not with the configured one; a number that is
+    /// none counts as nothing kept.
     #[must_use]
     pub fn own_signal(&self, serial: u64) -> Option<SignalNumber> {
         SignalNumber::try_from(*self.signals.get(&serial)?).ok()
@@ -348,8 +360,8 @@ pub fn left_value(namespace: &str) -> String {
     format!("{namespace}.manager.left")
 }
 
-/// Name of the value for the file mode mask of workers whose watcher has none, in octal: that of whoever started the first manager of
-/// this namespace, for every successor until `down`.
+/// Name of the value for the file mode mask of workers whose watcher has none, in octal: that of
+/// whoever started the first manager of this namespace, for every successor until `down`.
 #[must_use]
 pub fn umask_value(namespace: &str) -> String {
     format!("{namespace}.manager.umask")

@@ -1,8 +1,9 @@
 //! The owner loop: wanted state against actual state.
 //!
-//! Owns the order in which watchers start, who waits for what, and the end of the manager. Events come in from the kernel, the control
-//! socket, signals and finished tasks; each handler runs to completion, then the watchers it touched, and those whose deadline has
-//! come, are asked what to do next.
+//! Owns the order in which watchers start, who waits for what, and the end of the manager. Events
+//! come in from the kernel, the control socket, signals and finished tasks; each handler runs to
+//! completion, then the watchers it touched, and those whose deadline has come, are asked what to
+//! do next.
 //!
 //! | part | what it owns |
 //! |---|---|
@@ -14,9 +15,10 @@
 //! | `probes` | questions to workers that are open |
 //! | `change` | the change of the configuration under way |
 //!
-//! Leaves to others: a watcher's decisions (`watcher`), talking to the kernel (`tasks`, on tokio tasks that answer with an event),
-//! log files (`logs`, on a thread).
-//! Invariant: state changes only here; nothing here waits, so a slow stop of one watcher delays no other and no request.
+//! Leaves to others: a watcher's decisions (`watcher`), talking to the kernel (`tasks`, on tokio
+//! tasks that answer with an event), log files (`logs`, on a thread).
+//! Invariant: state changes only here; nothing here waits, so a slow stop of one watcher delays no
+//! other and no request.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -97,8 +99,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Events handled before watchers are asked what to do: a burst of exits is one decision.
 const EVENTS_PER_TURN: usize = 256;
 
-/// Times a watcher is asked what to do next in one turn: each answer may give it, or one that depends on it, something more to do.
-/// What is left then is done in the next turn.
+/// Times a watcher is asked what to do next in one turn: each answer may give it, or one that
+/// depends on it, something more to do. What is left then is done in the next turn.
 const PASSES_PER_TURN: usize = 16;
 /// With more watchers than that, builds for debugging do not check those that are not touched.
 #[cfg(debug_assertions)]
@@ -142,7 +144,8 @@ pub struct Supervisor {
     logs: Option<LogThread>,
     phase: Phase,
     tickets: Vec<Ticket>,
-    /// When it was last judged who has shown that they stay: what comes after that is a deadline, however soon it is asked for.
+    /// When it was last judged who has shown that they stay: what comes after that is a deadline,
+    /// however soon it is asked for.
     judged_at: Instant,
     /// What was asked before the kernel had told what it keeps.
     early: Vec<(Instant, Asked)>,
@@ -166,7 +169,8 @@ pub struct Supervisor {
     dead: Dead,
     /// Looks for workers' processes and ends them; none before the first question.
     trees: Option<TreeThread>,
-    /// Until then workers wait for their output to have a consumer: what they write before could be dropped if we were killed.
+    /// Until then workers wait for their output to have a consumer: what they write before could be
+    /// dropped if we were killed.
     logs_due: Option<Instant>,
     kernel_trouble: Option<String>,
     /// Sockets that cannot be made, and what is in their way, for people.
@@ -179,7 +183,8 @@ pub struct Supervisor {
     sockets_unmade: bool,
     /// Unix sockets that are being bound anew.
     binding: BTreeSet<String>,
-    /// The files at the paths of unix sockets that are known to be those sockets, by device and inode.
+    /// The files at the paths of unix sockets that are known to be those sockets, by device and
+    /// inode.
     own_files: BTreeMap<String, (u64, u64)>,
     /// Unix sockets and their paths, for the task that looks whether these are there.
     paths: watch::Sender<Vec<(String, std::path::PathBuf)>>,
@@ -358,8 +363,8 @@ impl Supervisor {
                 },
                 () = sleep_until(deadline) => {}
             }
-            // Whoever has something to say at the same moment says it before the decision: looking at every watcher is one
-            // piece of work for many answers.
+            // Whoever has something to say at the same moment says it before the decision: looking
+            // at every watcher is one piece of work for many answers.
             tokio::task::yield_now().await;
             for _ in 0..EVENTS_PER_TURN {
                 match self.receiver.try_recv() {
@@ -377,7 +382,8 @@ impl Supervisor {
             if outcome != Outcome::Again {
                 tasks::remove_own_sockets(link, &self.config).await;
             }
-            // What was asked of the kernel last goes out before the connection does: this question comes behind it.
+            // What was asked of the kernel last goes out before the connection does: this question
+            // comes behind it.
             let link = link.clone();
             self.flush_saves(&link, LAST_WORDS).await;
             let client = link.client().clone();
@@ -480,7 +486,8 @@ impl Supervisor {
         self.judged_at = now;
         self.refuse_late(now);
         self.tend_orphans(now);
-        // What a change of the configuration does next gives watchers something to do, and the other way round.
+        // What a change of the configuration does next gives watchers something to do, and the
+        // other way round.
         loop {
             if let Some(link) = self.link.clone() {
                 self.turn(&link, now);
@@ -501,7 +508,8 @@ impl Supervisor {
     }
 
     fn turn(&mut self, link: &KernelLink, now: Instant) {
-        // First what follows from an exit is kept, then the exit is acknowledged, then its name is used again.
+        // First what follows from an exit is kept, then the exit is acknowledged, then its name is
+        // used again.
         self.save();
         // Before a start may leave another descriptor under the same name.
         self.send_discards();
@@ -549,7 +557,8 @@ impl Supervisor {
         }
     }
 
-    /// Panics if a watcher that is not touched has something to do: it would wait for an event that may not come.
+    /// Panics if a watcher that is not touched has something to do: it would wait for an event that
+    /// may not come.
     #[cfg(debug_assertions)]
     fn check_untouched(&mut self, now: Instant) {
         if self.watchers.len() > CHECKED_WATCHERS || self.watchers.is_touched(Look::Step) {
@@ -659,7 +668,8 @@ impl Supervisor {
         self.signals.stop(id, sent);
     }
 
-    /// Lets watchers start in the order of their priority, each when the one before has been started.
+    /// Lets watchers start in the order of their priority, each when the one before has been
+    /// started.
     fn release(&mut self, now: Instant) {
         let waits = |until: Option<Instant>| until.is_some_and(|at| now < at);
         let unready = waits(self.next_release) || waits(self.logs_due);

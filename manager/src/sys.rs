@@ -34,7 +34,8 @@ pub fn ignore_file_size_signal() -> io::Result<()> {
     Ok(())
 }
 
-/// A pidfd for a running process, or a zombie. The caller knows why `pid` cannot have been given to somebody else.
+/// A pidfd for a running process, or a zombie. The caller knows why `pid` cannot have been given to
+/// somebody else.
 ///
 /// # Errors
 /// `ESRCH` when there is none.
@@ -57,7 +58,8 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     send_signal(pidfd, signal, 0)
 }
 
-/// Sends a signal to the whole group that the process leads, in one step that nobody in it can fork past.
+/// Sends a signal to the whole group that the process leads, in one step that nobody in it can fork
+/// past.
 ///
 /// # Errors
 /// The same, and `EINVAL` before Linux 6.9.
@@ -82,20 +84,24 @@ fn send_signal(pidfd: BorrowedFd<'_>, signal: i32, flags: libc::c_uint) -> io::R
     Ok(())
 }
 
-/// Gives SIGCHLD its default disposition back. Whoever started us may have had it ignored, which is inherited: the system then throws
-/// the exit status of our children away, so that starts seem never to end and every health check fails.
+/// Gives SIGCHLD its default disposition back. Whoever started us may have had it ignored, which is
+/// inherited: the system then throws the exit status of our children away, so that starts seem
+/// never to end and every health check fails.
 pub fn notice_children() {
-    // SAFETY: sets a default disposition, before there is a second thread; no handler of ours is involved.
+    // SAFETY: sets a default disposition, before there is a second thread; no handler of ours is
+    // involved.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
-/// Closes everything but standard input, output and error. For the start of a program that is handed nothing else: a descriptor of
-/// whoever started us may be a lock or the end of a pipe, which would stay taken as long as we run.
+/// Closes everything but standard input, output and error. For the start of a program that is
+/// handed nothing else: a descriptor of whoever started us may be a lock or the end of a pipe,
+/// which would stay taken as long as we run.
 ///
 /// Nothing of this program may be open yet.
 pub fn close_inherited() {
     let range = |flags: libc::c_uint| {
-        // SAFETY: takes three integers; nothing of ours is open yet, so no owner loses its descriptor.
+        // SAFETY: takes three integers; nothing of ours is open yet, so no owner loses its
+        // descriptor.
         unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) }
     };
     // Systems before Linux 5.9 cannot, and then what is inherited stays.
@@ -105,8 +111,8 @@ pub fn close_inherited() {
 /// The soft limit on descriptors as we were started with it, in case it was raised.
 static STARTED_WITH: OnceLock<(u64, u64)> = OnceLock::new();
 
-/// Raises the soft limit on descriptors to the hard one. What we start gets the one we were started with back: a program that uses
-/// `select(2)` may not take more than 1024.
+/// Raises the soft limit on descriptors to the hard one. What we start gets the one we were started
+/// with back: a program that uses `select(2)` may not take more than 1024.
 pub fn raise_descriptor_limit() {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return;
@@ -139,15 +145,16 @@ pub fn restore_descriptor_limit(command: &mut Command) {
     unsafe { command.pre_exec(restore) };
 }
 
-/// Has `command` start with every signal blocked: what it is sent before it has handlers waits for them.
+/// Has `command` start with every signal blocked: what it is sent before it has handlers waits for
+/// them.
 pub fn hold_signals(command: &mut Command) {
     let block = || Ok(SigSet::all().thread_block()?);
     // SAFETY: between fork and exec it makes one system call and neither allocates nor locks.
     unsafe { command.pre_exec(block) };
 }
 
-/// Has `command` start in a session of its own, with no descriptor but those it is given: not even what whoever started us let us
-/// inherit.
+/// Has `command` start in a session of its own, with no descriptor but those it is given: not even
+/// what whoever started us let us inherit.
 pub fn detach(command: &mut Command) {
     restore_descriptor_limit(command);
     let detach = || {
@@ -169,8 +176,8 @@ pub fn detach(command: &mut Command) {
     unsafe { command.pre_exec(detach) };
 }
 
-/// Lets the runtime say when `fd` becomes readable. Changes nothing about it: it need not be non-blocking, as long as nobody reads just
-/// because of that.
+/// Lets the runtime say when `fd` becomes readable. Changes nothing about it: it need not be
+/// non-blocking, as long as nobody reads just because of that.
 ///
 /// # Errors
 /// It cannot be waited for (a file), or the system has no room.
@@ -178,6 +185,7 @@ pub fn detach(command: &mut Command) {
 /// # Panics
 /// Outside a tokio runtime with I/O.
 pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd stays open and keeps its number until it is dropped, and the AsyncFd owns it.
+    // SAFETY: an OwnedFd stays open and keeps its number until it is dropped, and the AsyncFd owns
+    // it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }

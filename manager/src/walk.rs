@@ -1,8 +1,9 @@
 //! Ways to log and pid files that no stranger chooses.
 //!
-//! A manager that is root writes into directories that belong to others. Who may write to a directory on the way must not decide which
-//! file grows, is renamed or goes. So a path is walked part by part, each by the descriptor of the one before, and a symbolic link counts
-//! only if root or we made it; so do the links in what it says.
+//! A manager that is root writes into directories that belong to others. Who may write to a
+//! directory on the way must not decide which file grows, is renamed or goes. So a path is walked
+//! part by part, each by the descriptor of the one before, and a symbolic link counts only if root
+//! or we made it; so do the links in what it says.
 //!
 //! Leaves opening files and turning them to others (`disk`, `rotate`, `gzip`).
 //! Source: `openat(2)`, `path_resolution(7)`, `symlink(7)`.
@@ -35,11 +36,13 @@ struct Place {
     directory: OwnedFd,
     /// No link, or a magic one.
     name: OsString,
-    /// It is one of procfs's links, which lead to what a process has open and only the system can follow.
+    /// It is one of procfs's links, which lead to what a process has open and only the system can
+    /// follow.
     is_magic: bool,
 }
 
-/// A path by its directory's descriptor: what is done there is done in that directory, wherever the path leads by then.
+/// A path by its directory's descriptor: what is done there is done in that directory, wherever the
+/// path leads by then.
 #[derive(Debug)]
 pub(crate) struct Anchored {
     path: PathBuf,
@@ -89,7 +92,8 @@ pub(crate) fn resolved(path: &Path) -> io::Result<PathBuf> {
     fs::read_link(by_descriptor(&enter(path)?))
 }
 
-/// Opens a file for appending, made with `mode` if it is missing, its directories too if asked. Does not wait for the reader of a FIFO.
+/// Opens a file for appending, made with `mode` if it is missing, its directories too if asked.
+/// Does not wait for the reader of a FIFO.
 ///
 /// # Errors
 /// As [`enter`], those of `mkdirat(2)`, and `InvalidInput` when the path names no file.

@@ -1,7 +1,8 @@
 //! One watcher: how many workers there should be, and which to start or stop for it.
 //!
-//! Owns wanted and actual state of one `[watcher:NAME]` and decides what to do next. Pure: it is told what happened and what time it
-//! is, and answers with actions. Leaves to others: the kernel, other watchers, probes, who asked.
+//! Owns wanted and actual state of one `[watcher:NAME]` and decides what to do next. Pure: it is
+//! told what happened and what time it is, and answers with actions. Leaves to others: the kernel,
+//! other watchers, probes, who asked.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -15,8 +16,9 @@
 //! | `pauses` | when each worker may be started again |
 //! | `view` | what others are told of it |
 //!
-//! Invariant: a worker number names at most one process; after `step` everything that can be done now has been answered as an action,
-//! and `deadline` is the earliest moment at which there is more.
+//! Invariant: a worker number names at most one process; after `step` everything that can be done
+//! now has been answered as an action, and `deadline` is the earliest moment at which there is
+//! more.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -378,7 +380,8 @@ impl Watcher {
         self.kept.env = env;
     }
 
-    /// Stops for good, because no file names it any more; should we die, our successor goes on with it.
+    /// Stops for good, because no file names it any more; should we die, our successor goes on with
+    /// it.
     pub fn remove(&mut self) {
         self.stop();
         self.kept.removing = Some(KeptRemoval {
@@ -414,7 +417,8 @@ impl Watcher {
         self.kept.removing.is_some()
     }
 
-    /// The kernel that knew our workers is gone, and another has their names: nothing that was is any more.
+    /// The kernel that knew our workers is gone, and another has their names: nothing that was is
+    /// any more.
     pub fn forget_kernel(&mut self) {
         self.workers.retain(|_, worker| worker.left().is_some());
         self.cancel_roll();
@@ -450,7 +454,8 @@ impl Watcher {
         self.config = config;
     }
 
-    /// A worker was started in another release than the watcher's, which was deleted; none: in its own.
+    /// A worker was started in another release than the watcher's, which was deleted; none: in its
+    /// own.
     pub fn started_in(&mut self, moved: Option<Release>) {
         self.kept.moved = moved;
     }
@@ -513,7 +518,8 @@ impl Watcher {
         std::mem::take(&mut self.notices)
     }
 
-    /// The signal the worker of this serial was asked to end with, if that is not the configured one.
+    /// The signal the worker of this serial was asked to end with, if that is not the configured
+    /// one.
     #[must_use]
     pub fn own_signal(&self, serial: u64) -> Option<SignalNumber> {
         let mut workers = self.workers.values();
@@ -521,8 +527,8 @@ impl Watcher {
         workers.find(is_it)?.own_signal
     }
 
-    /// Asks workers to end, all or the one with this pid; they are replaced. Answers those to send a signal to now: this one, or the
-    /// configured one.
+    /// Asks workers to end, all or the one with this pid; they are replaced. Answers those to send
+    /// a signal to now: this one, or the configured one.
     pub fn end_workers(
         &mut self,
         pid: Option<i32>,
@@ -570,8 +576,8 @@ impl Watcher {
         }
     }
 
-    /// When a worker has to be ready: so long after its start, whoever has waited for it meanwhile. A manager that comes late looks
-    /// nevertheless, what it said without us being what counts.
+    /// When a worker has to be ready: so long after its start, whoever has waited for it meanwhile.
+    /// A manager that comes late looks nevertheless, what it said without us being what counts.
     fn ready_limit(&self, process: &Running, at: &Moment) -> Instant {
         let timeout = self.config.ready_timeout;
         (process.started + timeout).max(at.now + LATE_LOOK.min(timeout))

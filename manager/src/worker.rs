@@ -1,8 +1,10 @@
 //! One worker: what is known of its process, whether it serves, and how far a stop has come.
 //!
-//! Owns the life of one process as we see it: asked for, waited for, serving, stopping; and the stop sequence: stop signal, grace
-//! period, kill, kill again. Pure: time is an argument, signals are answers.
-//! Invariant: a worker that is to go never becomes wanted again, except one that was only to be replaced (`retiring`).
+//! Owns the life of one process as we see it: asked for, waited for, serving, stopping; and the
+//! stop sequence: stop signal, grace period, kill, kill again. Pure: time is an argument, signals
+//! are answers.
+//! Invariant: a worker that is to go never becomes wanted again, except one that was only to be
+//! replaced (`retiring`).
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,8 @@ mod left;
 
 pub use left::{Left, LeftDue, LeftNow};
 
-/// A tree that survives SIGKILL is stuck in the system; it is killed again this often, in case it forked away.
+/// A tree that survives SIGKILL is stuck in the system; it is killed again this often, in case it
+/// forked away.
 pub const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 /// A process the kernel has started for us.
@@ -39,7 +42,8 @@ pub struct Worker {
     pub retiring: bool,
     /// It is stopped because it was not ready in time, or not well: what it says last says why.
     pub faulty: bool,
-    /// When it ended, from then until its end is dealt with: what it wrote last may have to be read before.
+    /// When it ended, from then until its end is dealt with: what it wrote last may have to be read
+    /// before.
     pub ended: Option<Instant>,
     /// It was asked to end with this signal, not with the configured one.
     pub own_signal: Option<SignalNumber>,
@@ -189,7 +193,8 @@ impl Worker {
         }
     }
 
-    /// Asks it to end, or to end sooner than it was asked to. Answers the process to send a signal to.
+    /// Asks it to end, or to end sooner than it was asked to. Answers the process to send a signal
+    /// to.
     pub fn hasten(&mut self, grace: Duration, now: Instant) -> Option<Running> {
         if let State::Stopping {
             process, kill_at, ..

@@ -1,8 +1,8 @@
 //! The classic dialect: papa 1.0.6's lines, prompt and frames, its listed defects fixed.
 //!
-//! Owns parsing a line into a typed [`Request`], rendering replies and frames byte by byte as papa's client expects
-//! them, the texts of errors, and help. Sockets and processes are asked for through the same structs as in the JSON
-//! dialect, so the kernel acts on one kind of request.
+//! Owns parsing a line into a typed [`Request`], rendering replies and frames byte by byte as
+//! papa's client expects them, the texts of errors, and help. Sockets and processes are asked for
+//! through the same structs as in the JSON dialect, so the kernel acts on one kind of request.
 //! Source: protocol/README.md, "Classic dialect".
 
 mod error;

@@ -1,10 +1,12 @@
-//! The async client of the JSON dialect: connects, passes descriptors, reconnects and takes up again by itself.
+//! The async client of the JSON dialect: connects, passes descriptors, reconnects and takes up
+//! again by itself.
 //!
-//! Owns one task per [`Client`] that alone touches the connection; handles talk to it over a bounded queue and
-//! pushes come back over another. Leaves to its user what output means and what to do about a kernel that is new.
-//! Invariant: a request is sent at most once. One that was under way when the connection went fails with
-//! [`ClientError::Lost`]; only claims and subscriptions, which say what should be rather than what to do, are asked
-//! for again.
+//! Owns one task per [`Client`] that alone touches the connection; handles talk to it over a
+//! bounded queue and pushes come back over another. Leaves to its user what output means and what
+//! to do about a kernel that is new.
+//! Invariant: a request is sent at most once. One that was under way when the connection went fails
+//! with [`ClientError::Lost`]; only claims and subscriptions, which say what should be rather than
+//! what to do, are asked for again.
 //! Source: protocol/README.md, "Client".
 
 mod address;
@@ -296,8 +298,9 @@ impl Client {
         Ok((reply, answer.descriptor.ok_or(ClientError::NoDescriptor)?))
     }
 
-    /// Asks without waiting: a success says nothing, a failure comes as [`Push::Failed`]. What is sent while there
-    /// is no connection goes out on the next one; what was under way when it went is lost.
+    /// Asks without waiting: a success says nothing, a failure comes as [`Push::Failed`]. What is
+    /// sent while there is no connection goes out on the next one; what was under way when it went
+    /// is lost.
     ///
     /// # Errors
     /// The queue stays full for the time a call may take.

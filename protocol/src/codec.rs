@@ -1,9 +1,10 @@
 //! Bytes to lines, and to lines with the output behind them, incrementally.
 //!
-//! Owns finding boundaries in a buffer somebody else fills, under the bound on a line; what a line means is
-//! `classic`'s or `json`'s. Both decoders give the same items however the stream is cut into reads.
-//! Invariant: a decoder never asks its caller to buffer more than [`MAX_LINE_BYTES`] of line or [`MAX_BATCH_BYTES`]
-//! of output.
+//! Owns finding boundaries in a buffer somebody else fills, under the bound on a line; what a line
+//! means is `classic`'s or `json`'s. Both decoders give the same items however the stream is cut
+//! into reads.
+//! Invariant: a decoder never asks its caller to buffer more than [`MAX_LINE_BYTES`] of line or
+//! [`MAX_BATCH_BYTES`] of output.
 
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
@@ -45,9 +46,11 @@ impl LineDecoder {
         }
     }
 
-    /// Takes the next line off the front of `buffer`, newline (and a carriage return before it) removed.
+    /// Takes the next line off the front of `buffer`, newline (and a carriage return before it)
+    /// removed.
     ///
-    /// `Ok(None)` means that more bytes are needed. Between calls `buffer` may only grow at its end.
+    /// `Ok(None)` means that more bytes are needed. Between calls `buffer` may only grow at its
+    /// end.
     ///
     /// # Errors
     /// More bytes than the limit without a newline. The buffer is left as it is.
@@ -60,7 +63,8 @@ impl LineDecoder {
         Ok(Some(line))
     }
 
-    /// How many bytes at the front of `buffer` are the next line, newline included; see [`content`].
+    /// How many bytes at the front of `buffer` are the next line, newline included; see
+    /// [`content`].
     ///
     /// As [`Self::decode`], but takes nothing: the caller does.
     ///
@@ -137,7 +141,8 @@ pub struct PushDecoder {
 impl PushDecoder {
     /// Takes the next item off the front of `buffer`; output is split off without copying.
     ///
-    /// `Ok(None)` means that more bytes are needed. Between calls `buffer` may only grow at its end.
+    /// `Ok(None)` means that more bytes are needed. Between calls `buffer` may only grow at its
+    /// end.
     ///
     /// # Errors
     /// The stream is not what a kernel sends; it cannot be read on.
@@ -170,7 +175,8 @@ impl PushDecoder {
         }
     }
 
-    /// How many more bytes the pending output needs, so that the caller can make room for them at once.
+    /// How many more bytes the pending output needs, so that the caller can make room for them at
+    /// once.
     #[must_use]
     pub fn wanted_bytes(&self, buffered: usize) -> usize {
         self.pending
@@ -179,7 +185,8 @@ impl PushDecoder {
     }
 }
 
-/// Records must be in order and end where the bytes do, so that whoever splits by them stays inside.
+/// Records must be in order and end where the bytes do, so that whoever splits by them stays
+/// inside.
 fn check_records(header: &OutputHeader) -> Result<(), DecodeError> {
     let end = header
         .start

@@ -1,11 +1,15 @@
 //! Where a test has a process stand still, to kill it exactly there.
 //!
-//! Owns the named places of all programs of this workspace: in a build with debug assertions a process whose environment says
-//! `PAPA_FAILPOINTS=DIR` looks, at each place it reaches, for a file of that name in the directory. If there is one, the process takes it
-//! away, leaves `NAME.hit` with its role and number instead, and stops itself as by SIGSTOP; continued, it goes on. The file may say at
-//! which time of reaching it (a number) and in which role (a word); a place that several processes reach needs the word.
-//! Leaves to others: how a process stops itself (this crate has no system calls), and what a test does then.
-//! Invariant: of one armed file one stop comes, and never a second one; in a release build nothing of this exists.
+//! Owns the named places of all programs of this workspace: in a build with debug assertions a
+//! process whose environment says `PAPA_FAILPOINTS=DIR` looks, at each place it reaches, for a file
+//! of that name in the directory. If there is one, the process takes it away, leaves `NAME.hit`
+//! with its role and number instead, and stops itself as by SIGSTOP; continued, it goes on. The
+//! file may say at which time of reaching it (a number) and in which role (a word); a place that
+//! several processes reach needs the word.
+//! Leaves to others: how a process stops itself (this crate has no system calls), and what a test
+//! does then.
+//! Invariant: of one armed file one stop comes, and never a second one; in a release build nothing
+//! of this exists.
 
 #[cfg(debug_assertions)]
 pub use armed::{is_armed, reach, start, take};
@@ -56,8 +60,8 @@ mod armed {
         stop: fn(),
     }
 
-    /// Says which role this process has and how it stops itself. Without the variable in the environment, or without this call, no place
-    /// is ever reached.
+    /// Says which role this process has and how it stops itself. Without the variable in the
+    /// environment, or without this call, no place is ever reached.
     pub fn start(role: &'static str, stop: fn()) {
         if let Some(directory) = std::env::var_os(VARIABLE) {
             let places = Places {
@@ -79,7 +83,8 @@ mod armed {
         }
     }
 
-    /// Takes the arming of a place and reports it, but leaves the stopping to the caller: for places where only system calls are possible.
+    /// Takes the arming of a place and reports it, but leaves the stopping to the caller: for
+    /// places where only system calls are possible.
     #[must_use]
     pub fn take(place: &str) -> bool {
         // A directory that is gone or full: then nothing is armed.

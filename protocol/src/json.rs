@@ -1,7 +1,9 @@
-//! The JSON dialect: one object per line in both directions, captured output as a header line and its bytes.
+//! The JSON dialect: one object per line in both directions, captured output as a header line and
+//! its bytes.
 //!
-//! Owns requests, replies and pushes as types that both sides use: the kernel deserialises a [`request::Request`]
-//! and serialises the very structs the client gets back. Lines come from and go to [`crate::codec`].
+//! Owns requests, replies and pushes as types that both sides use: the kernel deserialises a
+//! [`request::Request`] and serialises the very structs the client gets back. Lines come from and
+//! go to [`crate::codec`].
 //! Source: protocol/README.md, "JSON dialect".
 
 pub(crate) mod bounded;

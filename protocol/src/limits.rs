@@ -1,16 +1,18 @@
 //! Every bound on the wire, named, with its unit and the reason for its value.
 //!
-//! Owns the numbers only; whoever reads, stores or sends checks them before allocating. What a client may want to
-//! know ahead of time is in [`advertised`], which `hello` carries.
+//! Owns the numbers only; whoever reads, stores or sends checks them before allocating. What a
+//! client may want to know ahead of time is in [`advertised`], which `hello` carries.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Longest line in either dialect, newline excluded. A process with the largest argv and environment Linux accepts
-/// by default (2 MiB together) fits even when every byte is written as a JSON number of three digits and a comma.
+/// Longest line in either dialect, newline excluded. A process with the largest argv and
+/// environment Linux accepts by default (2 MiB together) fits even when every byte is written as a
+/// JSON number of three digits and a comma.
 pub const MAX_LINE_BYTES: usize = 8 << 20;
 
-/// Most words in one classic line: far beyond any command line, and a word costs a few dozen bytes of memory.
+/// Most words in one classic line: far beyond any command line, and a word costs a few dozen bytes
+/// of memory.
 pub const MAX_WORDS_PER_LINE: usize = 65_536;
 
 /// Longest name of a process, socket, value, held descriptor or namespace: what a file name may be.
@@ -22,8 +24,8 @@ pub const MAX_NAMES_PER_REQUEST: usize = MAX_PROCESSES;
 /// Longest value: room for a small state file; anything larger belongs in a held descriptor.
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
 
-/// Arguments and environment of one process together, terminators included: Linux's default bound of a quarter of
-/// an 8 MiB stack.
+/// Arguments and environment of one process together, terminators included: Linux's default bound
+/// of a quarter of an 8 MiB stack.
 pub const MAX_ARGV_BYTES: usize = 2 << 20;
 
 /// Longest single argument or `NAME=VALUE`, terminator included: Linux's `MAX_ARG_STRLEN`.
@@ -35,8 +37,8 @@ pub const MAX_ARGUMENTS: usize = MAX_WORDS_PER_LINE;
 /// Most environment variables given for one process.
 pub const MAX_ENV_VARIABLES: usize = 16_384;
 
-/// Longest path of a directory or socket file the kernel accepts, terminator included: Linux's `PATH_MAX`. A unix
-/// socket's own bound of [`MAX_SOCKET_PATH_BYTES`] is far lower.
+/// Longest path of a directory or socket file the kernel accepts, terminator included: Linux's
+/// `PATH_MAX`. A unix socket's own bound of [`MAX_SOCKET_PATH_BYTES`] is far lower.
 pub const MAX_PATH_BYTES: usize = 4096;
 
 /// Longest path of a unix socket, terminator included: `sun_path`.
@@ -78,11 +80,12 @@ pub const MAX_HOLDER_BYTES: usize = 1024;
 /// Longest message of an error: enough to name the mistake, not to send the request back.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 10;
 
-/// Most output bytes in one push, and in one classic batch: large enough to keep a fast writer busy, small enough
-/// that a reader on the other end gets a word in between.
+/// Most output bytes in one push, and in one classic batch: large enough to keep a fast writer
+/// busy, small enough that a reader on the other end gets a word in between.
 pub const MAX_BATCH_BYTES: usize = 4 << 20;
 
-/// Most records in one push: their header line then stays below [`MAX_LINE_BYTES`] whatever the numbers.
+/// Most records in one push: their header line then stays below [`MAX_LINE_BYTES`] whatever the
+/// numbers.
 pub const MAX_BATCH_RECORDS: usize = 65_536;
 
 /// Output kept per process unless the request says otherwise: what papa has always kept.
@@ -121,13 +124,16 @@ pub const MAX_CLAIMS: usize = 256;
 /// Subscriptions of one session.
 pub const MAX_SUBSCRIPTIONS_PER_SESSION: usize = 1024;
 
-/// All sessions' unread input and unsent output together; when it is spent one is closed, a large or idle one.
+/// All sessions' unread input and unsent output together; when it is spent one is closed, a large
+/// or idle one.
 pub const SESSION_BUDGET_BYTES: usize = 64 << 20;
 
-/// How long a writer waits for a consumer that stopped acknowledging before `auto` lets the oldest output go.
+/// How long a writer waits for a consumer that stopped acknowledging before `auto` lets the oldest
+/// output go.
 pub const STALL_LIMIT: Duration = Duration::from_secs(2);
 
-/// The limits a client may want to know before it asks, as `hello` sends them: name to value, units in the names.
+/// The limits a client may want to know before it asks, as `hello` sends them: name to value, units
+/// in the names.
 #[must_use]
 pub fn advertised() -> BTreeMap<String, u64> {
     let entries: [(&str, usize); 14] = [

@@ -1,7 +1,9 @@
-//! Names of processes, sockets, values, held descriptors and namespaces, and the patterns that select them.
+//! Names of processes, sockets, values, held descriptors and namespaces, and the patterns that
+//! select them.
 //!
-//! Owns which bytes a name may hold: no `:` and no control character, since either would forge a frame of captured
-//! output; no trailing `*`, which means a prefix; no outer blanks, which no classic line can carry.
+//! Owns which bytes a name may hold: no `:` and no control character, since either would forge a
+//! frame of captured output; no trailing `*`, which means a prefix; no outer blanks, which no
+//! classic line can carry.
 //! Invariant: a [`Name`] obeys these rules however it was made.
 
 use std::borrow::Borrow;
@@ -146,8 +148,8 @@ impl<'de> Deserialize<'de> for Name {
 
 /// One word of a name list: a name, a prefix followed by `*`, or the number of a process or socket.
 ///
-/// Any text is a pattern; one that cannot be a name simply matches none. Exact names win over numbers: whoever
-/// holds the table looks for the name first and then for [`NamePattern::number`].
+/// Any text is a pattern; one that cannot be a name simply matches none. Exact names win over
+/// numbers: whoever holds the table looks for the name first and then for [`NamePattern::number`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NamePattern {
     /// Exactly this name, or the number it spells.
@@ -175,7 +177,8 @@ impl NamePattern {
         }
     }
 
-    /// The number this pattern spells, if it is one: a PID for processes, a file number for sockets.
+    /// The number this pattern spells, if it is one: a PID for processes, a file number for
+    /// sockets.
     #[must_use]
     pub fn number(&self) -> Option<u32> {
         match self {

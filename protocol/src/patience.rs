@@ -1,8 +1,8 @@
 //! How long others are waited for before they are taken to be stuck.
 //!
-//! The limits themselves stand where they are used; this shortens them for tests, all by one measure, so that their order
-//! stays. In a build with debug assertions `PAPA_TEST_PATIENCE_MS` says what ten seconds become; in a release build nothing
-//! of this exists.
+//! The limits themselves stand where they are used; this shortens them for tests, all by one
+//! measure, so that their order stays. In a build with debug assertions `PAPA_TEST_PATIENCE_MS`
+//! says what ten seconds become; in a release build nothing of this exists.
 
 use std::time::Duration;
 

@@ -238,7 +238,8 @@ pub enum Stderr {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overflow {
-    /// The writer waits while a consumer keeps acknowledging; otherwise the oldest output goes and is counted.
+    /// The writer waits while a consumer keeps acknowledging; otherwise the oldest output goes and
+    /// is counted.
     #[default]
     Auto,
     /// The writer waits, however long.
@@ -361,7 +362,8 @@ pub struct Rusage {
     pub max_rss_kib: u64,
 }
 
-/// How many bytes of output went where; `captured` is the sum of what is still kept, acknowledged and dropped.
+/// How many bytes of output went where; `captured` is the sum of what is still kept, acknowledged
+/// and dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Ledger {
     /// Read from the process.
@@ -436,7 +438,8 @@ pub struct Process {
     pub reel_bytes: u64,
     /// Whether a consumer is connected.
     pub consumer: bool,
-    /// Why its output cannot be stored at the moment, where it cannot: it stays in the pipe, and the process waits.
+    /// Why its output cannot be stored at the moment, where it cannot: it stays in the pipe, and
+    /// the process waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
 }

@@ -1,8 +1,9 @@
 //! Captured output as it travels: which stream, up to which position, when.
 //!
-//! A process's output is one sequence of bytes counted from 0 since it started, standard output and standard error
-//! interleaved as they were captured. A record says that the bytes from the previous record's end to its own came
-//! from one stream at one time. Owns the wire form; the bytes themselves are in `reel` and `codec`.
+//! A process's output is one sequence of bytes counted from 0 since it started, standard output and
+//! standard error interleaved as they were captured. A record says that the bytes from the previous
+//! record's end to its own came from one stream at one time. Owns the wire form; the bytes
+//! themselves are in `reel` and `codec`.
 
 use std::fmt;
 

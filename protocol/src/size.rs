@@ -1,7 +1,7 @@
 //! Sizes as people write them: `2m` is 2097152 bytes.
 //!
-//! Owns the suffixes k, m and g (powers of 1024, either case) that papa has always taken; whether a size is allowed
-//! is for whoever uses it.
+//! Owns the suffixes k, m and g (powers of 1024, either case) that papa has always taken; whether a
+//! size is allowed is for whoever uses it.
 
 use std::fmt;
 use std::str::FromStr;

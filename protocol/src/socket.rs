@@ -1,7 +1,7 @@
 //! Listening sockets as both dialects describe them.
 //!
-//! Owns the words for families and types, the umask's notations and the description of a socket the kernel holds.
-//! Opening one, and the rules for equal parameters, are the kernel's.
+//! Owns the words for families and types, the umask's notations and the description of a socket the
+//! kernel holds. Opening one, and the rules for equal parameters, are the kernel's.
 
 use std::fmt;
 use std::str::FromStr;
@@ -123,8 +123,9 @@ impl FromStr for SocketType {
 
 /// A file mode mask from 0 to 0o777.
 ///
-/// The dialects write it differently: JSON as octal text `"022"` (a number is taken as it is), classic as a decimal
-/// number, since papa 1.0.6 read `umask=022` as twenty-two and clients have learnt to send decimals.
+/// The dialects write it differently: JSON as octal text `"022"` (a number is taken as it is),
+/// classic as a decimal number, since papa 1.0.6 read `umask=022` as twenty-two and clients have
+/// learnt to send decimals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Umask(u16);
 
@@ -216,13 +217,16 @@ pub struct SocketInfo {
     /// Whether an inet6 socket leaves IPv4 to others, as asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v6only: Option<bool>,
-    /// Grows with each socket made: tells this one from one of the same name before it. None from an older kernel.
+    /// Grows with each socket made: tells this one from one of the same name before it. None from
+    /// an older kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<u64>,
-    /// Whether the path of a unix socket leads to it. None where the system does not tell, and from an older kernel.
+    /// Whether the path of a unix socket leads to it. None where the system does not tell, and from
+    /// an older kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_path: Option<bool>,
-    /// The descriptor's number in the kernel and in processes that inherit it; none with `reuseport`.
+    /// The descriptor's number in the kernel and in processes that inherit it; none with
+    /// `reuseport`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fileno: Option<u32>,
 }

@@ -1,7 +1,7 @@
 //! References to sockets inside arguments: `$(socket.NAME.fileno)` and `$(socket.NAME.port)`.
 //!
-//! Owns finding and replacing them; what a socket's numbers are, the caller says. The error texts are papa 1.0.6's;
-//! unlike it, every reference in an argument is replaced, not only the first.
+//! Owns finding and replacing them; what a socket's numbers are, the caller says. The error texts
+//! are papa 1.0.6's; unlike it, every reference in an argument is replaced, not only the first.
 
 use std::fmt::Write as _;
 
@@ -29,7 +29,8 @@ pub fn is_present(argument: &[u8]) -> bool {
 
 /// Replaces the references in one argument of the process `process`.
 ///
-/// `lookup` answers the number for a socket's part, or `None` where there is no such socket or it has none.
+/// `lookup` answers the number for a socket's part, or `None` where there is no such socket or it
+/// has none.
 ///
 /// # Errors
 /// A reference is malformed, or `lookup` answered `None` or failed.

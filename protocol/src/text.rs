@@ -1,7 +1,8 @@
 //! Byte strings as JSON carries them, and the escaping of what is shown to people.
 //!
-//! Owns two rules: bytes that are not UTF-8 travel as an array of numbers, and no control character of a name,
-//! argument or value reaches a listing as itself, where it could forge a line. Knows nothing of verbs.
+//! Owns two rules: bytes that are not UTF-8 travel as an array of numbers, and no control character
+//! of a name, argument or value reaches a listing as itself, where it could forge a line. Knows
+//! nothing of verbs.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -12,7 +13,8 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A string of any bytes: in JSON text where it is UTF-8, otherwise an array of numbers `[104,105,255]`.
+/// A string of any bytes: in JSON text where it is UTF-8, otherwise an array of numbers
+/// `[104,105,255]`.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteString(Vec<u8>);
 
@@ -141,7 +143,8 @@ impl<'de> Deserialize<'de> for ByteString {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<ByteString, A::Error> {
-                // One byte of memory per two of the line, which is bounded: no limit of its own is needed.
+                // One byte of memory per two of the line, which is bounded: no limit of its own is
+                // needed.
                 let mut bytes = Vec::new();
                 while let Some(byte) = sequence.next_element::<u8>()? {
                     bytes.push(byte);
@@ -154,8 +157,8 @@ impl<'de> Deserialize<'de> for ByteString {
     }
 }
 
-/// Replaces control characters (C0, DEL, C1) and those that turn the direction of text around or end a line by visible
-/// escapes; borrows when there are none.
+/// Replaces control characters (C0, DEL, C1) and those that turn the direction of text around or
+/// end a line by visible escapes; borrows when there are none.
 ///
 /// A backslash stays as it is, so the result is for people and cannot be turned back.
 #[must_use]

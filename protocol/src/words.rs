@@ -1,8 +1,8 @@
 //! One classic line to words and back.
 //!
-//! Words are separated by blanks; a piece ending in a backslash is joined to the next with one blank in the
-//! backslash's place, which is how papa's client sends a blank inside a word. Owns that rule and the bound on the
-//! number of words; what the words mean is `classic`'s.
+//! Words are separated by blanks; a piece ending in a backslash is joined to the next with one
+//! blank in the backslash's place, which is how papa's client sends a blank inside a word. Owns
+//! that rule and the bound on the number of words; what the words mean is `classic`'s.
 //! Source: papa 1.0.6 as observed; protocol/README.md, "Words".
 
 use std::borrow::Cow;
@@ -61,7 +61,8 @@ pub fn split(line: &str) -> Result<Vec<Cow<'_, str>>, TooManyWords> {
 
 /// Joins words into a line that [`split`] takes apart again; `None` if a word cannot be carried.
 ///
-/// A classic line carries no newline, no empty word, no outer blank of a word and no backslash at its end.
+/// A classic line carries no newline, no empty word, no outer blank of a word and no backslash at
+/// its end.
 #[must_use]
 pub fn join<W: AsRef<str>>(words: &[W]) -> Option<String> {
     let mut line = String::new();

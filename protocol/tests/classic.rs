@@ -1,4 +1,5 @@
-//! The classic dialect as papa 1.0.6 was observed to speak it, and what any line at all may do to the parser.
+//! The classic dialect as papa 1.0.6 was observed to speak it, and what any line at all may do to
+//! the parser.
 #![allow(
     clippy::unwrap_used,
     reason = "helpers of tests panic like the tests themselves"

@@ -1,4 +1,5 @@
-//! The client against a kernel played by the test: over unix sockets and TCP, with descriptors, across losses.
+//! The client against a kernel played by the test: over unix sockets and TCP, with descriptors,
+//! across losses.
 #![allow(
     clippy::unwrap_used,
     reason = "helpers of tests panic like the tests themselves"
@@ -184,7 +185,8 @@ fn descriptors_go_both_ways() {
         let client = connect(&place.path());
         let session = Session::greet(listener.accept().await.unwrap().0, 1).await;
         let (client, _pushes) = client.await.unwrap().unwrap();
-        // From here on the kernel's side is blocking, in a thread: it speaks sendmsg and recvmsg itself.
+        // From here on the kernel's side is blocking, in a thread: it speaks sendmsg and recvmsg
+        // itself.
         let stream = session.stream.into_inner().into_std().unwrap();
         stream.set_nonblocking(false).unwrap();
         let kernel = std::thread::spawn(move || descriptors::hold_and_fetch(stream));
@@ -519,7 +521,8 @@ mod descriptors {
         SendAncillaryMessage, SendFlags,
     };
 
-    /// Takes a `hold`, then answers a `fetch` with the held descriptor and an `output.reel` with a file.
+    /// Takes a `hold`, then answers a `fetch` with the held descriptor and an `output.reel` with a
+    /// file.
     pub(super) fn hold_and_fetch(mut stream: UnixStream) {
         let (line, held) = receive(&stream);
         assert!(line.contains("\"op\":\"hold\""), "{line}");

@@ -1,4 +1,5 @@
-//! Streams cut anywhere give the same items, and no stream makes a decoder ask for more than its limit.
+//! Streams cut anywhere give the same items, and no stream makes a decoder ask for more than its
+//! limit.
 #![allow(
     clippy::unwrap_used,
     reason = "helpers of tests panic like the tests themselves"

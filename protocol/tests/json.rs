@@ -1,4 +1,5 @@
-//! The JSON dialect: what is sent arrives, what is wrong is refused by name, and nothing grows past its limit.
+//! The JSON dialect: what is sent arrives, what is wrong is refused by name, and nothing grows past
+//! its limit.
 #![allow(
     clippy::unwrap_used,
     reason = "helpers of tests panic like the tests themselves"
@@ -385,7 +386,8 @@ fn pushes_are_lines_the_client_reads() {
     ));
 }
 
-/// The longest header there can be stays within a line, or a client could not read what the kernel sends.
+/// The longest header there can be stays within a line, or a client could not read what the kernel
+/// sends.
 #[test]
 fn the_largest_batch_fits_a_line() {
     let far = u64::MAX / 2;

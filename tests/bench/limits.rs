@@ -1,5 +1,5 @@
-//! The plain limit the benchmark puts beside the kernel: a tokio current-thread server that greets like the kernel and
-//! answers whatever it reads with one fixed reply, doing nothing else.
+//! The plain limit the benchmark puts beside the kernel: a tokio current-thread server that greets
+//! like the kernel and answers whatever it reads with one fixed reply, doing nothing else.
 //!
 //! Usage: `bench_limits PORT`; run by tests/bench/run.py.
 

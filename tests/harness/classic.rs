@@ -1,4 +1,5 @@
-//! A client of the classic dialect that sends lines and reads bytes, with nothing between it and the wire.
+//! A client of the classic dialect that sends lines and reads bytes, with nothing between it and
+//! the wire.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -249,8 +250,8 @@ impl Classic {
         };
     }
 
-    /// Sends a line and reads its answer: everything up to the next prompt, which is taken off, with the line
-    /// end before it.
+    /// Sends a line and reads its answer: everything up to the next prompt, which is taken off,
+    /// with the line end before it.
     ///
     /// # Panics
     /// When there is no answer.

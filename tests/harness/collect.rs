@@ -1,7 +1,7 @@
 //! A consumer that keeps what it was given and checks that nothing is missing or comes twice.
 //!
-//! Survives the kernel: what it has *acknowledged* it has kept, so after a reconnect it expects the stream to go
-//! on exactly there.
+//! Survives the kernel: what it has *acknowledged* it has kept, so after a reconnect it expects the
+//! stream to go on exactly there.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -97,14 +97,16 @@ impl Collector {
         self.session = None;
     }
 
-    /// The session, connected and subscribed; waits while the kernel is away. None when it went at once again.
+    /// The session, connected and subscribed; waits while the kernel is away. None when it went at
+    /// once again.
     fn session(&mut self) -> Option<&mut Json> {
         if self.session.is_none() {
             let path = self.path.clone();
             let patterns = self.patterns.clone();
             let session = wait_for("the kernel takes a consumer", || {
                 let mut session = Json::unix(&path).ok()?;
-                // Forced: a connection of ours the kernel has not yet seen die may still hold the place.
+                // Forced: a connection of ours the kernel has not yet seen die may still hold the
+                // place.
                 session
                     .call("output.consume", json!({"names": patterns, "force": true}))
                     .ok()?
@@ -119,8 +121,8 @@ impl Collector {
         self.session.as_mut()
     }
 
-    /// A process whose exit we acknowledged and the kernel no longer lists was forgotten: it had come to its end,
-    /// and only the news of that was lost with the connection.
+    /// A process whose exit we acknowledged and the kernel no longer lists was forgotten: it had
+    /// come to its end, and only the news of that was lost with the connection.
     fn notice_forgotten(&mut self) {
         let Some(session) = self.session.as_mut() else {
             return;

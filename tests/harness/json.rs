@@ -1,7 +1,7 @@
 //! A client of the JSON dialect: requests out, replies and pushes in, descriptors both ways.
 //!
-//! Blocking and simple on purpose: one thread, one buffer. What was pushed while a reply was awaited is kept
-//! in order and handed out by [`Json::push`].
+//! Blocking and simple on purpose: one thread, one buffer. What was pushed while a reply was
+//! awaited is kept in order and handed out by [`Json::push`].
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use super::PATIENCE;
 use super::classic::BANNER;
 
-/// The least room a read from the socket finds; clearing a buffer for every read would cost more than the reading.
+/// The least room a read from the socket finds; clearing a buffer for every read would cost more
+/// than the reading.
 const READ_BYTES: usize = 256 << 10;
 
 /// Something the kernel sent unasked.
@@ -162,8 +163,8 @@ impl Json {
                 for control in message.cmsgs()? {
                     if let ControlMessageOwned::ScmRights(numbers) = control {
                         for number in numbers {
-                            // SAFETY: the kernel of the machine has just created this descriptor for
-                            // us, and nothing else in the process knows its number.
+                            // SAFETY: the kernel of the machine has just created this descriptor
+                            // for us, and nothing else in the process knows its number.
                             #[allow(unsafe_code)]
                             let owned = unsafe { OwnedFd::from_raw_fd(number) };
                             self.descriptors.push_back(owned);

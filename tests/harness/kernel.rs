@@ -44,7 +44,8 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A port nobody has, and nobody gets by chance: below those the system deals out, and another one each time.
+/// A port nobody has, and nobody gets by chance: below those the system deals out, and another one
+/// each time.
 ///
 /// # Panics
 /// When the loopback interface has none.
@@ -206,7 +207,8 @@ pub struct Kernel {
     /// The pid of the process that was started: the first keeper.
     started: i32,
     port: u16,
-    /// Everything that was once keeper or kernel, for the clean-up: pids alone may mean somebody else by then.
+    /// Everything that was once keeper or kernel, for the clean-up: pids alone may mean somebody
+    /// else by then.
     seen: HashSet<Identity>,
     directory: TempDir,
 }
@@ -310,7 +312,8 @@ impl Kernel {
         }
     }
 
-    /// Notes who keeper and kernel are now, if they answer: everything that was once either is ended with the test.
+    /// Notes who keeper and kernel are now, if they answer: everything that was once either is
+    /// ended with the test.
     pub fn remember_roles(&mut self) {
         if let Some(status) = self.try_status() {
             self.remember(&status);

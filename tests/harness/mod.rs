@@ -1,13 +1,17 @@
-//! What every black-box suite starts from: a kernel of its own, clients that speak raw bytes, and a clean-up.
+//! What every black-box suite starts from: a kernel of its own, clients that speak raw bytes, and a
+//! clean-up.
 //!
-//! Owns the processes of one test: a kernel in a private runtime directory, and everything below it, killed when
-//! the value is dropped. Knows the wire only as far as a test must (`classic`, `json`); it deliberately does not
-//! use `papa-protocol`, so that a mistake shared by client and kernel still shows.
+//! Owns the processes of one test: a kernel in a private runtime directory, and everything below
+//! it, killed when the value is dropped. Knows the wire only as far as a test must (`classic`,
+//! `json`); it deliberately does not use `papa-protocol`, so that a mistake shared by client and
+//! kernel still shows.
 //!
-//! Used as a module, `#[path = "../harness/mod.rs"] mod harness;`, rather than as a crate: only a test target of
-//! the kernel sees `CARGO_BIN_EXE_papa`, and the manager's suites find the same binary beside their own.
+//! Used as a module, `#[path = "../harness/mod.rs"] mod harness;`, rather than as a crate: only a
+//! test target of the kernel sees `CARGO_BIN_EXE_papa`, and the manager's suites find the same
+//! binary beside their own.
 //!
-//! Invariant: nothing waits by sleeping until it probably works; every wait is [`wait_until`] with a deadline.
+//! Invariant: nothing waits by sleeping until it probably works; every wait is [`wait_until`] with
+//! a deadline.
 
 // Every suite compiles the whole harness and uses a part of it.
 #![allow(dead_code, unused_imports, unreachable_pub)]
@@ -34,7 +38,8 @@ pub use kernel::{Kernel, KernelBuilder, below_file_limit, binary, free_port, pri
 pub use python::Venv;
 pub use scratch::Scratch;
 
-/// How long a condition may take before the test fails: far above what any of them needs on a busy machine.
+/// How long a condition may take before the test fails: far above what any of them needs on a busy
+/// machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Pause between two looks at a condition that has no event to wait for.
@@ -79,8 +84,9 @@ pub fn wait_for<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
     found.expect("the wait ended with a value")
 }
 
-/// Copies a program that is to be executed. By another process, since a child that a test beside this one forks meanwhile would have our
-/// descriptor open for writing, and a file that is open for writing is not executed.
+/// Copies a program that is to be executed. By another process, since a child that a test beside
+/// this one forks meanwhile would have our descriptor open for writing, and a file that is open for
+/// writing is not executed.
 ///
 /// # Panics
 /// When it cannot be copied.
@@ -94,7 +100,8 @@ pub fn copy_program(from: &std::path::Path, to: &std::path::Path) {
     );
 }
 
-/// Says that this test cannot run here, past the test runner's capture, so that whoever runs the suite sees it; in CI it is a failure.
+/// Says that this test cannot run here, past the test runner's capture, so that whoever runs the
+/// suite sees it; in CI it is a failure.
 ///
 /// # Panics
 /// When the environment says `CI=true`.

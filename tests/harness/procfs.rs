@@ -127,7 +127,8 @@ pub fn has_pending(pid: i32, signal: Signal) -> bool {
     pending.is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
 }
 
-/// Proportional share of memory in KiB: shared pages count as many times less as processes share them.
+/// Proportional share of memory in KiB: shared pages count as many times less as processes share
+/// them.
 pub fn pss_kib(pid: i32) -> Option<u64> {
     memory_kib(pid, "Pss")
 }

@@ -1,4 +1,5 @@
-//! Private Python environments, made once per target folder: one with the original client, its server, and Circus; one with web servers.
+//! Private Python environments, made once per target folder: one with the original client, its
+//! server, and Circus; one with web servers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,8 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::{binary, skipped};
 
-/// What the interoperation tests install. Pinned: these are the versions we promise to work with, and the
-/// libraries under Circus that still suit it.
+/// What the interoperation tests install. Pinned: these are the versions we promise to work with,
+/// and the libraries under Circus that still suit it.
 const REQUIREMENTS: &str = "papa==1.0.6\ncircus==0.17.2\npsutil==7.2.2\npyzmq==27.3.0\ntornado==6.6.1\nsetuptools==65.5.0\n";
 
 /// The environment.
@@ -19,7 +20,8 @@ pub struct Venv {
 }
 
 impl Venv {
-    /// Makes the environment, or finds it made; none (and a note) when Python or the packages are not to be had.
+    /// Makes the environment, or finds it made; none (and a note) when Python or the packages are
+    /// not to be had.
     ///
     /// `PAPA_TEST_PYTHON` may name the interpreter to start from.
     ///
@@ -43,7 +45,8 @@ impl Venv {
         made.map_err(|why| skipped(&why)).ok()
     }
 
-    /// Where `first` names packages, they are installed before the others, which are built with them; else the list is complete.
+    /// Where `first` names packages, they are installed before the others, which are built with
+    /// them; else the list is complete.
     fn make(name: &str, requirements: &str, first: &[&str]) -> Result<Self, String> {
         let profile = binary("papa")
             .parent()
@@ -90,7 +93,8 @@ impl Venv {
         Ok(Self { root })
     }
 
-    /// The INI files of Circus's source package, sorted; it is fetched once, beside the environment.
+    /// The INI files of Circus's source package, sorted; it is fetched once, beside the
+    /// environment.
     ///
     /// # Errors
     /// It is not to be had.

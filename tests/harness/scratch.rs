@@ -1,7 +1,7 @@
 //! Where a test's daemons live, and how everything in there is ended.
 //!
-//! A process belongs to a test by ancestry, or by the mark in its environment: what a killed daemon leaves behind has
-//! another parent by then.
+//! A process belongs to a test by ancestry, or by the mark in its environment: what a killed daemon
+//! leaves behind has another parent by then.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,12 @@ use tempfile::TempDir;
 
 use super::{Json, binary, private_command, procfs, wait_for};
 
-/// Set in the environment of whatever a test starts, so that its strays can be told from another test's.
+/// Set in the environment of whatever a test starts, so that its strays can be told from another
+/// test's.
 pub const MARK: &str = "PAPA_TEST_DIRECTORY";
 
-/// Rounds of looking for leftovers before the clean-up gives up; each round kills what the last one missed.
+/// Rounds of looking for leftovers before the clean-up gives up; each round kills what the last one
+/// missed.
 const CLEANUP_ROUNDS: usize = 50;
 
 /// A scratch directory that is the runtime directory of daemons started by hand; they end with it.

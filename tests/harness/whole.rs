@@ -1,12 +1,15 @@
-//! Everything at once: keeper, kernel, manager, workers that number their lines, and those who look on.
+//! Everything at once: keeper, kernel, manager, workers that number their lines, and those who look
+//! on.
 //!
-//! Owns one whole installation of a test and the checks of the promise: whoever was killed or replaced, [`Whole::restore`]
-//! waits until everything is there again, and [`Whole::check`] says what is not as it must be: a worker that died, a line
-//! lost, repeated or torn, an exit told twice or not at all, a visitor turned away, a ledger that does not add up, a zombie, a
-//! descriptor too many. Leaves to the test what is done, and when.
+//! Owns one whole installation of a test and the checks of the promise: whoever was killed or
+//! replaced, [`Whole::restore`] waits until everything is there again, and [`Whole::check`] says
+//! what is not as it must be: a worker that died, a line lost, repeated or torn, an exit told twice
+//! or not at all, a visitor turned away, a ledger that does not add up, a zombie, a descriptor too
+//! many. Leaves to the test what is done, and when.
 //!
-//! A watcher whose workers are to be checked runs `WORKER NAME [key=value…]` (`tests/python/numbered.py`), NAME being its own.
-//! In an INI file `DIR` is the scratch directory, where `DIR/logs` takes the log files.
+//! A watcher whose workers are to be checked runs `WORKER NAME [key=value…]`
+//! (`tests/python/numbered.py`), NAME being its own. In an INI file `DIR` is the scratch directory,
+//! where `DIR/logs` takes the log files.
 
 mod builder;
 mod check;
@@ -32,7 +35,8 @@ pub use witness::{Listener, Reaps, Visitor};
 
 use super::{Collector, Json, Kernel, binary, private_command, procfs};
 
-/// How long it may take until everything is as it should be again: far above what it needs on a busy machine.
+/// How long it may take until everything is as it should be again: far above what it needs on a
+/// busy machine.
 pub const RECOVERY: Duration = Duration::from_secs(60);
 
 /// Pause between two looks while waiting for that.
@@ -86,7 +90,8 @@ pub struct Whole {
     told: BTreeSet<(i32, u64)>,
     /// The manager, which keeps its events in memory, was killed or replaced since the last check.
     manager_disturbed: bool,
-    /// A worker may have ended that nobody could wait for, and whose status the system does not keep.
+    /// A worker may have ended that nobody could wait for, and whose status the system does not
+    /// keep.
     unknown_ends: bool,
     /// Descriptors of keeper and kernel, when there was so much to hold.
     descriptors: BTreeMap<String, [Vec<(i32, String)>; 2]>,
@@ -108,7 +113,8 @@ impl Whole {
         WholeBuilder::default()
     }
 
-    /// Pid of one of the three when everything was last there: it stays what it was while they are stopped or killed.
+    /// Pid of one of the three when everything was last there: it stays what it was while they are
+    /// stopped or killed.
     ///
     /// # Panics
     /// Never after a start.
@@ -116,7 +122,8 @@ impl Whole {
         self.pids[&role]
     }
 
-    /// Ends one of the three with SIGKILL, and returns at once. Does nothing where it is the manager, and that is gone.
+    /// Ends one of the three with SIGKILL, and returns at once. Does nothing where it is the
+    /// manager, and that is gone.
     pub fn kill(&mut self, role: Role) {
         self.signal(role, Signal::SIGKILL);
         match (role, &mut self.manager) {
@@ -137,8 +144,8 @@ impl Whole {
         }
     }
 
-    /// Has every manager that is started from now on find its disk slow, by so many milliseconds a step, or as it is. Only builds with
-    /// debug assertions do.
+    /// Has every manager that is started from now on find its disk slow, by so many milliseconds a
+    /// step, or as it is. Only builds with debug assertions do.
     pub fn set_slow_disk(&mut self, ms: Option<u64>) {
         self.slow_disk = ms;
     }
@@ -171,13 +178,14 @@ impl Whole {
         })
     }
 
-    /// The manager's life was cut, also where that was not done by [`Whole::kill`]: it may take events along.
+    /// The manager's life was cut, also where that was not done by [`Whole::kill`]: it may take
+    /// events along.
     pub fn manager_was_disturbed(&mut self) {
         self.manager_disturbed = true;
     }
 
-    /// Kernel and keeper have died one after the other: who was a child of the first is nobody's child then, and Linux before 6.15 does
-    /// not tell how it ended.
+    /// Kernel and keeper have died one after the other: who was a child of the first is nobody's
+    /// child then, and Linux before 6.15 does not tell how it ended.
     pub fn workers_were_orphaned(&mut self) {
         let features = self.kernel.json().hello["features"].clone();
         let told = features
@@ -197,7 +205,8 @@ impl Whole {
         }
     }
 
-    /// Starts the manager if it is gone, as a service manager would, and waits until everything is there and serves.
+    /// Starts the manager if it is gone, as a service manager would, and waits until everything is
+    /// there and serves.
     ///
     /// # Errors
     /// What is missing after [`RECOVERY`].
@@ -256,8 +265,9 @@ impl Whole {
         Ok((keeper, kernel))
     }
 
-    /// Whether the kernel of now has the manager's connection. Not by the kernel's pid as the manager knows it: a connection outlives
-    /// a kernel that is killed once it has handed its sessions over.
+    /// Whether the kernel of now has the manager's connection. Not by the kernel's pid as the
+    /// manager knows it: a connection outlives a kernel that is killed once it has handed its
+    /// sessions over.
     fn is_claimed_by(&self, manager: i32) -> bool {
         let Ok(mut session) = Json::unix(&self.kernel.socket_path()) else {
             return false;

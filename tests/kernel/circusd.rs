@@ -1,7 +1,7 @@
 //! circusd 0.17.2 with `use_papa` watchers and sockets on our kernel, driven by its own circusctl.
 //!
-//! Its client acknowledges a batch of output only when it asks for the next, so a killed circusd may write lines
-//! twice; it must never lose one.
+//! Its client acknowledges a batch of output only when it asks for the next, so a killed circusd
+//! may write lines twice; it must never lose one.
 
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -339,7 +339,8 @@ fn a_killed_kernel_under_circusd_costs_no_worker() {
     assert_eq!(circus.kernel_pids("web"), web);
     assert_eq!(vec![circus.web_pid()], web);
 
-    // Its client cannot reconnect a lost watch: that takes a new circusd, which finds everything as it was.
+    // Its client cannot reconnect a lost watch: that takes a new circusd, which finds everything as
+    // it was.
     let pid = circus
         .daemon
         .as_ref()
@@ -363,7 +364,8 @@ fn circusd_goes_on_over_changes_of_the_kernels_program() {
     let mut session = circus.kernel.json();
     for keeper in [false, false, true, false] {
         session.ok("kernel.upgrade", json!({ "keeper": keeper }));
-        // The very circusd that runs goes on: its watch, which it cannot make anew, is still the one it had.
+        // The very circusd that runs goes on: its watch, which it cannot make anew, is still the
+        // one it had.
         circus.wait_for_new_lines(&chatty);
         assert_eq!(vec![circus.web_pid()], web);
     }

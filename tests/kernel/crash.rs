@@ -1,4 +1,5 @@
-//! `kill -9` of kernel and keeper, re-exec by SIGUSR2: same pids, exact output, every exit code, no refused connection.
+//! `kill -9` of kernel and keeper, re-exec by SIGUSR2: same pids, exact output, every exit code, no
+//! refused connection.
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -31,8 +32,8 @@ fn pid(process: &Value) -> i32 {
     i32::try_from(process["pid"].as_i64().expect("a process has a pid")).expect("a pid fits")
 }
 
-/// Often enough to hit the gap a restart would leave; nobody accepts on the held listener, so its queue must not
-/// fill up meanwhile.
+/// Often enough to hit the gap a restart would leave; nobody accepts on the held listener, so its
+/// queue must not fill up meanwhile.
 const CONNECT_EVERY: Duration = Duration::from_millis(10);
 
 /// Connects to a port again and again, counting what was refused.
@@ -258,7 +259,8 @@ fn unacknowledged_output_waits_across_a_crash_and_acknowledged_does_not_come_aga
             .get(&serial)
             .is_some_and(|seen| seen.position == 6)
     });
-    // The acknowledgement is acted on before the next request of the same session; ours go by another one.
+    // The acknowledgement is acted on before the next request of the same session; ours go by
+    // another one.
     wait_until("it is acknowledged", || {
         kernel.json().process("p").unwrap()["ledger"]["acknowledged"] == 6
     });

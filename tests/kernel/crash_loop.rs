@@ -1,5 +1,5 @@
-//! Recoveries that fail: a record that kills two of them is left out; after three in a row the keeper holds everything, says so, and
-//! takes the program an operator puts in place.
+//! Recoveries that fail: a record that kills two of them is left out; after three in a row the
+//! keeper holds everything, says so, and takes the program an operator puts in place.
 //!
 //! Recovery is killed at a failpoint, which only builds with debug assertions have.
 
@@ -35,7 +35,8 @@ impl Trap {
         (trap, Kernel::builder().wrapper(&["env", &variable]))
     }
 
-    /// Kills the kernel, and so many recoveries in a row when they come to this place for the n-th time.
+    /// Kills the kernel, and so many recoveries in a row when they come to this place for the n-th
+    /// time.
     #[track_caller]
     fn kill_recoveries(&self, kernel: &mut Kernel, times: usize, place: &str, nth: u64) {
         let mut victim = kernel.pid();

@@ -1,5 +1,6 @@
-//! The demonstration: two hundred chatty processes, a consumer, and the kernel killed with -9 forty times at random
-//! moments, then keeper and kernel in turns. Same pids, byte-exact output, every exit code, no refused connection.
+//! The demonstration: two hundred chatty processes, a consumer, and the kernel killed with -9 forty
+//! times at random moments, then keeper and kernel in turns. Same pids, byte-exact output, every
+//! exit code, no refused connection.
 //!
 //! `cargo test -p papa-kernel --test demo_crash -- --nocapture` prints a summary.
 
@@ -22,13 +23,13 @@ const KERNEL_KILLS: u32 = 40;
 const TURNS: u32 = 10;
 /// The longest pause between two kills.
 const LONGEST_PAUSE_MS: u64 = 120;
-/// Often enough to hit the gap a restart would leave; nobody accepts on the held listener, so its queue must not
-/// fill up meanwhile.
+/// Often enough to hit the gap a restart would leave; nobody accepts on the held listener, so its
+/// queue must not fill up meanwhile.
 const CONNECT_EVERY: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Twenty numbered lines, a short rest without starting a program, until the stop file is there; then a last line
-/// and an exit code of its own.
+/// Twenty numbered lines, a short rest without starting a program, until the stop file is there;
+/// then a last line and an exit code of its own.
 const WORKER: &str = r#"
 exec 9<>"$1"
 i=0

@@ -122,8 +122,8 @@ fn a_claim_keeps_others_out_and_fences_the_predecessor() {
     )["epoch"]
         .as_u64()
         .unwrap();
-    // Over TCP: on the unix socket the kernel sees that it is the same process, and one manager may well have several
-    // sessions.
+    // Over TCP: on the unix socket the kernel sees that it is the same process, and one manager may
+    // well have several sessions.
     let mut second = Json::tcp(kernel.port()).unwrap();
     let refused = second
         .call(

@@ -1,4 +1,5 @@
-//! Keeper and kernel die one soon after the other: from the moment the second process holds everything, nothing is lost.
+//! Keeper and kernel die one soon after the other: from the moment the second process holds
+//! everything, nothing is lost.
 
 use std::fs;
 use std::net::TcpStream;
@@ -156,7 +157,8 @@ fn a_kernel_that_was_killed_was_taken_apart_before_its_keeper_heard_of_it() {
     let incarnation = loaded.kernel.status()["incarnation"].clone();
     for _ in 0..3 {
         let keeper = loaded.kernel.keeper();
-        // With its copy what the kernel waits on outlives the kernel: thousands of files are not let go one by one meanwhile.
+        // With its copy what the kernel waits on outlives the kernel: thousands of files are not
+        // let go one by one meanwhile.
         wait_until("the keeper holds it, and none of kernels before", || {
             let held = procfs::descriptors(keeper);
             held.iter()

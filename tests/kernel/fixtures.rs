@@ -1,4 +1,5 @@
-//! What earlier versions have left in memory files is still read: journal, reel, hand-over; and so is what a later one may leave.
+//! What earlier versions have left in memory files is still read: journal, reel, hand-over; and so
+//! is what a later one may leave.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;

@@ -1,8 +1,9 @@
 //! Plays back what was recorded from papa 1.0.6 and expects our kernel to answer the same.
 //!
-//! Transcripts are made by tests/golden/record.py. A step marked with a `defect` of the original must answer what its
-//! `better` says instead; everything else must be equal to the byte, after the same replacement of what differs from
-//! run to run (pids, stamps, ports, file numbers, the scratch folder).
+//! Transcripts are made by tests/golden/record.py. A step marked with a `defect` of the original
+//! must answer what its `better` says instead; everything else must be equal to the byte, after the
+//! same replacement of what differs from run to run (pids, stamps, ports, file numbers, the scratch
+//! folder).
 
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -182,7 +183,8 @@ fn normalise_line(line: &str) -> String {
     line.to_owned()
 }
 
-/// Replaces the run of characters after every `prefix` (at least one; `0` alone stays: it is a choice, not chance).
+/// Replaces the run of characters after every `prefix` (at least one; `0` alone stays: it is a
+/// choice, not chance).
 fn replace_after(text: &str, prefix: &str, with: &str, accept: impl Fn(char) -> bool) -> String {
     let mut done = String::new();
     let mut rest = text;

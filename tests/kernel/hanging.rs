@@ -1,4 +1,5 @@
-//! Programs on a file system that does not answer, and children that die before their program starts.
+//! Programs on a file system that does not answer, and children that die before their program
+//! starts.
 
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,14 +10,16 @@ use serde_json::json;
 
 use crate::harness::{Kernel, is_root, procfs, skipped, wait_for, wait_until};
 
-/// A program whose every exec hangs until this is dropped, as on a file system that does not answer.
+/// A program whose every exec hangs until this is dropped, as on a file system that does not
+/// answer.
 struct Hanging {
     path: String,
     holder: std::process::Child,
 }
 
 impl Hanging {
-    /// Holds a lease on the file: whoever opens it waits until it is given back. Source: `fcntl(2)`, "Leases".
+    /// Holds a lease on the file: whoever opens it waits until it is given back. Source:
+    /// `fcntl(2)`, "Leases".
     fn new(kernel: &Kernel) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

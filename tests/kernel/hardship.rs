@@ -1,5 +1,5 @@
-//! Recovery in unkind surroundings: every option in use, few descriptors, a log nobody reads, a keeper that stands still,
-//! signals in the middle of a change of roles.
+//! Recovery in unkind surroundings: every option in use, few descriptors, a log nobody reads, a
+//! keeper that stands still, signals in the middle of a change of roles.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -182,7 +182,8 @@ fn three_hundred_processes_fit_below_a_soft_limit_of_1024_descriptors() {
     );
 }
 
-/// Kills, changes of roles and enough requests to fill any pipe with log lines; `redirection` says where these go.
+/// Kills, changes of roles and enough requests to fill any pipe with log lines; `redirection` says
+/// where these go.
 fn works_with_its_log(redirection: &str) {
     let mut kernel = Kernel::builder()
         .wrapper(&["bash", "-c", &format!("exec \"$@\" {redirection}"), "bash"])
@@ -278,8 +279,8 @@ fn a_keeper_that_stands_still_for_a_moment_stays() {
     assert_eq!(seen.exit.unwrap()["signal"], 9);
 }
 
-/// Signals that end nothing by themselves while processes are left (one request to end is announced and passes), sent at
-/// the same moment as what makes roles change.
+/// Signals that end nothing by themselves while processes are left (one request to end is announced
+/// and passes), sent at the same moment as what makes roles change.
 #[test]
 fn signals_in_the_middle_of_a_change_of_roles_cost_nothing() {
     let mut kernel = Kernel::start();

@@ -149,7 +149,8 @@ fn the_listener_comes_from_the_service_manager_and_readiness_goes_to_it() {
     notify
         .set_read_timeout(Some(crate::harness::PATIENCE))
         .unwrap();
-    // The shell puts the listener where systemd puts it and becomes the kernel under the pid it has named.
+    // The shell puts the listener where systemd puts it and becomes the kernel under the pid it has
+    // named.
     let script =
         "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" --port \"$1\"";
     let mut child = private_command(std::path::Path::new("/bin/sh"), scratch.directory())

@@ -110,7 +110,8 @@ fn output_goes_on_beyond_the_limit_on_file_size_of_whoever_started_it() {
     let raises = Command::new("bash")
         .args(["-c", "ulimit -f 2048 && ulimit -f unlimited"])
         .status();
-    // A hard limit takes CAP_SYS_RESOURCE to raise, which not even every root has; a soft one takes nothing.
+    // A hard limit takes CAP_SYS_RESOURCE to raise, which not even every root has; a soft one takes
+    // nothing.
     let limit = if raises.is_ok_and(|status| status.success()) {
         "ulimit -f 2048; exec \"$@\""
     } else {

@@ -1,4 +1,5 @@
-//! What a process is given: its environment, identity, limits, descriptors; and what stays of it when it ends.
+//! What a process is given: its environment, identity, limits, descriptors; and what stays of it
+//! when it ends.
 
 use serde_json::{Value, json};
 

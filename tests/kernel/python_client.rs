@@ -1,4 +1,5 @@
-//! papa's own client test module, unmodified, against our kernel: all 29 tests, each on a kernel of its own.
+//! papa's own client test module, unmodified, against our kernel: all 29 tests, each on a kernel of
+//! its own.
 
 #[path = "../harness/mod.rs"]
 mod harness;

@@ -1,4 +1,5 @@
-//! What a person at a telnet prompt meets: banner, prompt, words, abbreviations, errors, pipelining, `quit`.
+//! What a person at a telnet prompt meets: banner, prompt, words, abbreviations, errors,
+//! pipelining, `quit`.
 
 use std::time::Duration;
 
@@ -157,8 +158,8 @@ fn a_half_closed_caller_gets_its_answers() {
     assert_eq!(client.read_to_end(), "\n> closed\n> ");
 }
 
-/// Nobody can say any more who a TCP caller was once it has gone, so it is not served; on either transport it may not
-/// disturb the others.
+/// Nobody can say any more who a TCP caller was once it has gone, so it is not served; on either
+/// transport it may not disturb the others.
 #[test]
 fn callers_that_send_and_go_at_once_do_no_harm() {
     let kernel = Kernel::start();

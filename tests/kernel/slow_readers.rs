@@ -1,7 +1,8 @@
-//! Readers that stand still: what their writers see of it by each overflow policy, what the readers find when they go on, and that
-//! every byte is accounted for.
+//! Readers that stand still: what their writers see of it by each overflow policy, what the readers
+//! find when they go on, and that every byte is accounted for.
 //!
-//! To the kernel a stopped process and one that does not read are the same, so the readers here are sessions nobody reads.
+//! To the kernel a stopped process and one that does not read are the same, so the readers here are
+//! sessions nobody reads.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,5 @@
-//! Sockets the kernel holds: families, types, stale paths, reuseport, file numbers, and who inherits them.
+//! Sockets the kernel holds: families, types, stale paths, reuseport, file numbers, and who
+//! inherits them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,7 +11,8 @@ use serde_json::json;
 
 use crate::harness::{Classic, Kernel, PATIENCE, wait_until};
 
-/// File numbers the kernel gives to sockets start here, so that they stay clear of what a worker opens.
+/// File numbers the kernel gives to sockets start here, so that they stay clear of what a worker
+/// opens.
 const FIRST_FILENO: u32 = 100;
 
 /// Answers every connection on the descriptor given as the first argument with the second.

@@ -1,4 +1,5 @@
-//! Many starts: nothing is left behind, and limits of the machine are met with an error instead of a crash.
+//! Many starts: nothing is left behind, and limits of the machine are met with an error instead of
+//! a crash.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ const MANY: u64 = 10_000;
 /// How many may be under way at once.
 const TOGETHER: u64 = 50;
 
-/// Memory may move this much after ten thousand processes: allocator slack, not one byte per process.
+/// Memory may move this much after ten thousand processes: allocator slack, not one byte per
+/// process.
 const SLACK_KIB: u64 = 512;
 
 fn counts(session: &mut Json) -> Value {

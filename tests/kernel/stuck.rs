@@ -1,8 +1,9 @@
-//! Keeper and kernel that stand still: the other one takes their place, workers and output do not notice; one that a
-//! debugger holds is left alone.
+//! Keeper and kernel that stand still: the other one takes their place, workers and output do not
+//! notice; one that a debugger holds is left alone.
 //!
-//! The daemon's own patience is half a minute to a minute. Builds with debug assertions shorten it to the measure below
-//! (`kernel/src/patience.rs`); with the real limits the same is tried by the test that is ignored unless asked for.
+//! The daemon's own patience is half a minute to a minute. Builds with debug assertions shorten it
+//! to the measure below (`kernel/src/patience.rs`); with the real limits the same is tried by the
+//! test that is ignored unless asked for.
 
 use std::time::{Duration, Instant};
 
@@ -171,8 +172,8 @@ fn a_kernel_in_a_debugger_is_left_alone() {
     let Some(held) = Held::seize(debugged.pid()) else {
         return skipped("no process may be traced here");
     };
-    // How long that is left to be is seen by another, which is replaced twice meanwhile: each takes at least as long as
-    // an unanswered question may.
+    // How long that is left to be is seen by another, which is replaced twice meanwhile: each takes
+    // at least as long as an unanswered question may.
     let mut other = impatient().start();
     for _ in 0..2 {
         replace_stopped_kernel(&mut other);

@@ -1,4 +1,5 @@
-//! Another program in the kernel's place: processes, output, listeners and client sessions go on, whatever becomes of it.
+//! Another program in the kernel's place: processes, output, listeners and client sessions go on,
+//! whatever becomes of it.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -465,7 +466,8 @@ fn after_a_change_that_failed_the_kernel_still_hears_signals() {
     client.ok("status", json!({}));
 }
 
-/// Who ends everything (`pkill papa`) hits the old keeper and the next one, which is still asked once.
+/// Who ends everything (`pkill papa`) hits the old keeper and the next one, which is still asked
+/// once.
 #[test]
 fn one_request_to_end_during_a_change_of_keeper_is_one() {
     let (mut kernel, points, _directory) = with_failpoints();
@@ -541,7 +543,8 @@ fn with_failpoints() -> (Kernel, Failpoints, tempfile::TempDir) {
     (kernel, points, directory)
 }
 
-/// Asks for a change of program, and has the kernel stand still at a place on the way. The asker gets the answer.
+/// Asks for a change of program, and has the kernel stand still at a place on the way. The asker
+/// gets the answer.
 fn stopped_at(kernel: &Kernel, points: &Failpoints, place: &str) -> (Hit, Json) {
     points.arm(place, 1, "kernel");
     let mut asker = kernel.json();

@@ -1,4 +1,5 @@
-//! One cell: somebody stands still at a place, somebody is killed, everything is as it must be again.
+//! One cell: somebody stands still at a place, somebody is killed, everything is as it must be
+//! again.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -355,8 +356,8 @@ impl Bench {
     }
 }
 
-/// Whether who is connected and says nothing is to stay so: a change of program or of keeper goes past it, and so does the death of
-/// anybody but the kernel.
+/// Whether who is connected and says nothing is to stay so: a change of program or of keeper goes
+/// past it, and so does the death of anybody but the kernel.
 fn outlives(place: &Place, victim: Victim) -> bool {
     let stays = !matches!(place.drive, Drive::KernelDies | Drive::KeeperDies);
     match victim {

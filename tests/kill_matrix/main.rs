@@ -1,11 +1,14 @@
-//! The kill matrix: at every place that matters somebody stands still and somebody is killed there, and nothing is lost.
+//! The kill matrix: at every place that matters somebody stands still and somebody is killed there,
+//! and nothing is lost.
 //!
-//! Each cell has one process stop itself exactly at a place (`papa_protocol::failpoint`), kills keeper, kernel, manager, or the kernel
-//! and then the keeper, lets go on who is left, waits until everything is there again, and checks the promise (`harness::whole`):
-//! workers and their start times, every line once and in order, every exit once, no visitor turned away, no zombie, no descriptor too
-//! many, a clean `papactl doctor`.
+//! Each cell has one process stop itself exactly at a place (`papa_protocol::failpoint`), kills
+//! keeper, kernel, manager, or the kernel and then the keeper, lets go on who is left, waits until
+//! everything is there again, and checks the promise (`harness::whole`): workers and their start
+//! times, every line once and in order, every exit once, no visitor turned away, no zombie, no
+//! descriptor too many, a clean `papactl doctor`.
 //!
-//! `PAPA_MATRIX_ONLY=TEXT` tries only the cells whose `PLACE/VICTIM` contains it; `UPDATE_MATRIX=1` writes the table anew.
+//! `PAPA_MATRIX_ONLY=TEXT` tries only the cells whose `PLACE/VICTIM` contains it; `UPDATE_MATRIX=1`
+//! writes the table anew.
 
 // A test says what went wrong by failing.
 #![allow(clippy::unwrap_used)]
@@ -26,7 +29,8 @@ use harness::whole::Role;
 use places::PLACES;
 use table::Outcome;
 
-/// Cells that are tried at the same time, each in an installation of its own: most of a cell is waiting.
+/// Cells that are tried at the same time, each in an installation of its own: most of a cell is
+/// waiting.
 const AT_ONCE: usize = 3;
 
 type Cell = (usize, usize);

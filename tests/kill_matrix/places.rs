@@ -1,4 +1,5 @@
-//! The places at which somebody is killed: every step of what keeper, kernel and manager do that leaves something behind.
+//! The places at which somebody is killed: every step of what keeper, kernel and manager do that
+//! leaves something behind.
 //!
 //! A place is a `failpoint::reach` in the code; what it is called there is what it is called here.
 
@@ -17,7 +18,8 @@ pub(crate) struct Place {
     pub(crate) time: u64,
     /// What has happened by then, for the table.
     pub(crate) what: &'static str,
-    /// Of keeper and kernel there is but one at this moment: killing it is killing both, which nobody promises to survive.
+    /// Of keeper and kernel there is but one at this moment: killing it is killing both, which
+    /// nobody promises to survive.
     pub(crate) alone: bool,
     /// While the keeper is replaced there are two: the one of the column *keeper* is the next one.
     pub(crate) next_keeper: bool,
@@ -36,7 +38,8 @@ pub(crate) enum Drive {
     EndLeaving,
     /// A worker of a kernel that has died since ends, and is started anew.
     EndAdopted,
-    /// A worker that is nobody's child any more ends, and is started anew: kernel and keeper have died since.
+    /// A worker that is nobody's child any more ends, and is started anew: kernel and keeper have
+    /// died since.
     EndOrphaned,
     /// Values are set until the journal is worth rewriting.
     Values,
@@ -95,7 +98,8 @@ const fn place(name: &'static str, role: Role, drive: Drive, what: &'static str)
     }
 }
 
-/// A place in the second half of `kernel.upgrade` with `keeper`: the kernel has been started anew before.
+/// A place in the second half of `kernel.upgrade` with `keeper`: the kernel has been started anew
+/// before.
 const fn succession(name: &'static str, role: Role, time: u64, what: &'static str) -> Place {
     Place {
         time,

@@ -34,7 +34,8 @@ fn workers_had_the_kernels_umask_027() {
     assert_eq!(umask(only_pid(&stack, "plain")), ours, "that of who ran up");
     assert_eq!(umask(only_pid(&stack, "own")), 0o077, "the key umask");
 
-    // A successor that somebody starts with another mask gives new workers the mask of their siblings.
+    // A successor that somebody starts with another mask gives new workers the mask of their
+    // siblings.
     stack.kill_manager();
     stack.start_manager_under_umask("0007");
     let before = only_pid(&stack, "plain");

@@ -1,5 +1,5 @@
-//! `max_age` and `on_demand` across managers: a deadline stays where it was, what a connection has started stays started, and what none
-//! has starts with the first.
+//! `max_age` and `on_demand` across managers: a deadline stays where it was, what a connection has
+//! started stays started, and what none has starts with the first.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

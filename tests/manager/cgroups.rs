@@ -1,4 +1,5 @@
-//! Where the kernel has a subtree of control groups of its own, nothing a worker starts gets away from it.
+//! Where the kernel has a subtree of control groups of its own, nothing a worker starts gets away
+//! from it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +23,8 @@ if os.fork() == 0:
 time.sleep(1000)
 ";
 
-/// A kernel in a delegated group of this name. None where the system has no such thing; the kernel says so too, then.
+/// A kernel in a delegated group of this name. None where the system has no such thing; the kernel
+/// says so too, then.
 fn delegated(name: &str) -> Option<KernelBuilder> {
     let script = concat!(
         env!("CARGO_MANIFEST_DIR"),

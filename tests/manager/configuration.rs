@@ -1,4 +1,5 @@
-//! The file and what it names are changed under a running manager: moved, emptied, linked elsewhere, mended.
+//! The file and what it names are changed under a running manager: moved, emptied, linked
+//! elsewhere, mended.
 
 use std::fs;
 use std::os::unix::fs::symlink;

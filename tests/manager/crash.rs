@@ -32,7 +32,8 @@ stderr_stream.time_format = %H:%M:%S
     ))
 }
 
-/// The next number expected of every source; fails on the first line that is lost, repeated, torn or out of order.
+/// The next number expected of every source; fails on the first line that is lost, repeated, torn
+/// or out of order.
 #[track_caller]
 fn count(log: &[u8]) -> BTreeMap<String, u64> {
     let text = std::str::from_utf8(log).expect("the log is what was written");

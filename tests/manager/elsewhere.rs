@@ -1,4 +1,5 @@
-//! `papactl` where what it looks for is somewhere else: the manager in another runtime directory, the port with somebody else.
+//! `papactl` where what it looks for is somewhere else: the manager in another runtime directory,
+//! the port with somebody else.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +14,8 @@ use crate::harness::{
 };
 
 const NOBODY: u32 = 65534;
-/// A user of no container either: the number of `nobody` may stand for users of other user namespaces.
+/// A user of no container either: the number of `nobody` may stand for users of other user
+/// namespaces.
 const SOMEBODY: u32 = 12345;
 /// Every verb that asks the manager, with what it needs.
 const VERBS: [&str; 21] = [

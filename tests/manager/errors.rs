@@ -1,4 +1,5 @@
-//! What goes wrong is said once: not by the log and the program on one screen, and not by an error and its cause in one line.
+//! What goes wrong is said once: not by the log and the program on one screen, and not by an error
+//! and its cause in one line.
 
 use std::collections::BTreeSet;
 use std::fs;

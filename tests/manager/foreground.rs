@@ -1,4 +1,5 @@
-//! `papactl up` as it meets other shells, other users' directories and itself; and `up --foreground`, in a terminal and as process 1.
+//! `papactl up` as it meets other shells, other users' directories and itself; and `up
+//! --foreground`, in a terminal and as process 1.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,5 @@
-//! Moving over: what circusd 0.17.2 has started on our kernel is taken over by the manager with the same file, while it runs.
+//! Moving over: what circusd 0.17.2 has started on our kernel is taken over by the manager with the
+//! same file, while it runs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -116,7 +117,8 @@ fn workers_of_circusd_go_on_under_the_manager() {
         );
         let mut highest = 0;
         for number in numbers {
-            // circusd acknowledges what it has written when it asks for more, so that some lines may come twice. None is missing.
+            // circusd acknowledges what it has written when it asks for more, so that some lines
+            // may come twice. None is missing.
             assert!(
                 number <= highest + 1,
                 "line {} of {pid} is missing",

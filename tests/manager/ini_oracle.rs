@@ -1,7 +1,8 @@
-//! Circus's own parser is the judge: every INI file of its source package must mean here what it means there.
+//! Circus's own parser is the judge: every INI file of its source package must mean here what it
+//! means there.
 //!
-//! Owns the comparison and, by name, the deliberate differences; manager/docs/circus.md lists the same ones for people. Each file
-//! is read twice, without and with the variables some of them want.
+//! Owns the comparison and, by name, the deliberate differences; manager/docs/circus.md lists the
+//! same ones for people. Each file is read twice, without and with the variables some of them want.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ const ENVIRONMENTS: [&[(&str, &str)]; 2] = [
     ],
 ];
 
-/// Files read by Circus and refused here: what the refusal says, and what became of the watcher in Circus.
+/// Files read by Circus and refused here: what the refusal says, and what became of the watcher in
+/// Circus.
 const REFUSED_HERE: [(&str, &str, &str); 7] = [
     (
         "empty_include.ini",

@@ -1,4 +1,5 @@
-//! One watcher in trouble delays no other: the example with four of them is started, and the fifth is used meanwhile.
+//! One watcher in trouble delays no other: the example with four of them is started, and the fifth
+//! is used meanwhile.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! Workers that write down from when until when they serve, so that a test need not look at the right moment.
+//! Workers that write down from when until when they serve, so that a test need not look at the
+//! right moment.
 //!
 //! The other half is `tests/python/worker.py`.
 
@@ -17,7 +18,8 @@ use crate::stack::Stack;
 /// Longest wait for an answer of a worker.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// The program: to be called with a path, the worker's number, its way to be ready, and perhaps a socket.
+/// The program: to be called with a path, the worker's number, its way to be ready, and perhaps a
+/// socket.
 pub(crate) fn worker(arguments: &str) -> String {
     format!(
         "python3 -SE {}/../tests/python/worker.py {arguments}",
@@ -25,7 +27,8 @@ pub(crate) fn worker(arguments: &str) -> String {
     )
 }
 
-/// Two workers on a socket of their own that say in this way that they are ready. `more` is added to the section.
+/// Two workers on a socket of their own that say in this way that they are ready. `more` is added
+/// to the section.
 pub(crate) fn site(name: &str, ready: &str, how: &str, more: &str) -> String {
     let command = worker(&format!(
         "DIR/{name} $(circus.wid) {how} $(circus.sockets.{name})"
@@ -73,7 +76,8 @@ pub(crate) fn count(stack: &Stack, name: &str, word: &str) -> usize {
         .count()
 }
 
-/// The least that served at once since `wanted` did for the first time, and the most that were there at once.
+/// The least that served at once since `wanted` did for the first time, and the most that were
+/// there at once.
 #[track_caller]
 pub(crate) fn extremes(stack: &Stack, name: &str, wanted: usize) -> (usize, usize) {
     let (mut there, mut serving) = (BTreeSet::new(), BTreeSet::new());

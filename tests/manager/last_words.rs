@@ -1,4 +1,5 @@
-//! What a worker wrote before it ended is there afterwards, also without a log file: it is what says why.
+//! What a worker wrote before it ended is there afterwards, also without a log file: it is what
+//! says why.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -192,7 +193,8 @@ fn a_core_dump_is_told_where_there_was_one() {
         )
     };
     let stack = Stack::start(&(watcher("dumps", "unlimited") + &watcher("silent", "0")));
-    // Whether there is a dump is the system's to say: a pattern may name a program, a hard limit may forbid it.
+    // Whether there is a dump is the system's to say: a pattern may name a program, a hard limit
+    // may forbid it.
     let dumped = |limit: &str| {
         let mut command = Command::new("sh");
         command.args(["-c", &script(limit)]);

@@ -1,5 +1,5 @@
-//! A log state that only a later version can read: nothing is written, whoever looks is told, and not a line is lost once somebody
-//! comes who can read it.
+//! A log state that only a later version can read: nothing is written, whoever looks is told, and
+//! not a line is lost once somebody comes who can read it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

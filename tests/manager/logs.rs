@@ -69,7 +69,8 @@ fn a_file_is_rotated_by_size_and_old_ones_go() {
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["w.log", "w.log.1", "w.log.2"]);
     assert!(files.iter().all(|(_, size)| *size < 1000), "{files:?}");
-    // What is kept is the end of what was written: each line once, whole, in order, over the borders of the files.
+    // What is kept is the end of what was written: each line once, whole, in order, over the
+    // borders of the files.
     let kept: String = ["w.log.2", "w.log.1", "w.log"]
         .map(|name| fs::read_to_string(directory.join(name)).unwrap())
         .concat();

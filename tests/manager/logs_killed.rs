@@ -1,5 +1,5 @@
-//! The manager is killed again and again, at random and in the middle of writes and rotations, while eight workers write to shared
-//! files: every number is there once and in order.
+//! The manager is killed again and again, at random and in the middle of writes and rotations,
+//! while eight workers write to shared files: every number is there once and in order.
 //!
 //! The steps are failpoints of the manager, which exist in builds with debug assertions only.
 
@@ -26,7 +26,8 @@ const STEPS: [&str; 7] = [
 const WORKERS: usize = 8;
 /// The kernel goes as well, now and then.
 const KERNEL_EVERY: usize = 25;
-/// Output a worker may have waiting before a manager is left alone for a while: far from the 1 MiB at which the oldest goes.
+/// Output a worker may have waiting before a manager is left alone for a while: far from the 1 MiB
+/// at which the oldest goes.
 const BACKLOG: u64 = 256 * 1024;
 /// A slow machine gets fewer kills, and says so.
 const TIME: Duration = Duration::from_secs(75);
@@ -141,7 +142,8 @@ fn ends(directory: &Path, name: &str) -> usize {
     pieces.iter().map(ended).sum()
 }
 
-/// The next number expected of every source; fails on the first line lost, repeated, torn or out of order.
+/// The next number expected of every source; fails on the first line lost, repeated, torn or out of
+/// order.
 #[track_caller]
 fn count(directory: &Path, name: &str) -> BTreeMap<String, u64> {
     let mut next: BTreeMap<String, u64> = BTreeMap::new();
@@ -200,7 +202,8 @@ fn two_hundred_kills_cost_no_line_and_repeat_none() {
             stack.kernel.kill_kernel();
         }
         if backlog(&stack) > BACKLOG {
-            // Killed so soon again and again, nobody ever gets to acknowledge, and then the oldest output goes, rightly.
+            // Killed so soon again and again, nobody ever gets to acknowledge, and then the oldest
+            // output goes, rightly.
             stack.start_manager();
             wait_until_for("the kernel keeps little again", WRITING, || {
                 backlog(&stack) < BACKLOG / 4
@@ -225,7 +228,8 @@ fn two_hundred_kills_cost_no_line_and_repeat_none() {
             .zip(sources)
             .all(|(file, sources)| ends(&directory, file) == sources)
     });
-    // Files are still being turned by the clock and compressed: nothing must move while they are read.
+    // Files are still being turned by the clock and compressed: nothing must move while they are
+    // read.
     stack.kill_manager();
     let mut lines = 0;
     for (file, sources) in files.iter().zip(sources) {

@@ -1,4 +1,5 @@
-//! The kinds of streams: by time, compressed, JSON, coloured, syslog, directories that are not there.
+//! The kinds of streams: by time, compressed, JSON, coloured, syslog, directories that are not
+//! there.
 
 use std::fs::{self, File};
 use std::io::Read;

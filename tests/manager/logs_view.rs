@@ -1,4 +1,5 @@
-//! `papactl logs`: the end of files and of what the kernel keeps, and what comes, while files are turned and managers die.
+//! `papactl logs`: the end of files and of what the kernel keeps, and what comes, while files are
+//! turned and managers die.
 
 use std::fs::{self, File};
 use std::process::{Child, Command, Output, Stdio};
@@ -41,7 +42,8 @@ struct Follower {
 impl Follower {
     fn start(stack: &Stack, line: &[&str]) -> Self {
         let path = stack.kernel.directory().join("followed");
-        // In the background of a script without job control an interrupt is ignored, and that is inherited.
+        // In the background of a script without job control an interrupt is ignored, and that is
+        // inherited.
         let child = private_command("env".as_ref(), stack.kernel.directory())
             .arg("--default-signal=INT")
             .arg(binary("papactl"))
@@ -90,7 +92,8 @@ fn counter(pause: &str) -> String {
     )
 }
 
-/// The numbers of a text, which must be those from the first on, each once and in order; then `end`.
+/// The numbers of a text, which must be those from the first on, each once and in order; then
+/// `end`.
 #[track_caller]
 fn check_count(text: &str, first: usize) -> usize {
     let lines = text.lines().skip_while(|line| *line != first.to_string());

@@ -1,4 +1,5 @@
-//! The manager from outside: real binaries, a kernel of the test's own, an INI file, log files. One file per behaviour.
+//! The manager from outside: real binaries, a kernel of the test's own, an INI file, log files. One
+//! file per behaviour.
 
 // A test says what went wrong by failing.
 #![allow(clippy::unwrap_used)]

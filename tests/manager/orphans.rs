@@ -1,4 +1,5 @@
-//! Keeper and kernel are both gone: nothing runs twice, nothing is hidden, nothing hangs, and `up` leads out of it.
+//! Keeper and kernel are both gone: nothing runs twice, nothing is hidden, nothing hangs, and `up`
+//! leads out of it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +13,8 @@ use crate::harness::{
     Failpoints, Scratch, binary, free_port, private_command, procfs, skipped, wait_for, wait_until,
 };
 
-/// What a verb may take that finds no kernel; the promise is two seconds, and this machine may be busy. A hang is of five or more.
+/// What a verb may take that finds no kernel; the promise is two seconds, and this machine may be
+/// busy. A hang is of five or more.
 const SOON: Duration = Duration::from_secs(4);
 
 /// An installation that `papactl up` started, with a kernel behind a socket of its own.

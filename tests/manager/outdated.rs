@@ -1,4 +1,5 @@
-//! A file that was changed while no manager ran: workers stay as they are, which is shown, and `reloadconfig` replaces them.
+//! A file that was changed while no manager ran: workers stay as they are, which is shown, and
+//! `reloadconfig` replaces them.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! The files of the manager itself: its pid, its log; and a bad configuration, which starts nothing.
+//! The files of the manager itself: its pid, its log; and a bad configuration, which starts
+//! nothing.
 
 use std::fs;
 use std::process::{Command, Output};

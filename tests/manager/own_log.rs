@@ -1,4 +1,5 @@
-//! What the manager itself logs, and what workers write through it, under `papactl up`: bounded, and with the mode that Circus gives it.
+//! What the manager itself logs, and what workers write through it, under `papactl up`: bounded,
+//! and with the mode that Circus gives it.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};

@@ -1,4 +1,5 @@
-//! `papactl` as people and scripts use it: every verb once, exit status, JSON, what is said when something is wrong.
+//! `papactl` as people and scripts use it: every verb once, exit status, JSON, what is said when
+//! something is wrong.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};

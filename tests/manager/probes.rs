@@ -1,4 +1,5 @@
-//! Readiness that outlives the manager, and listeners watched from outside, with a real kernel in between.
+//! Readiness that outlives the manager, and listeners watched from outside, with a real kernel in
+//! between.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Release directories behind a link that moves: which release workers start in, when the link has moved, when a reload to it was
-//! rolled back, and when the release they had was deleted.
+//! Release directories behind a link that moves: which release workers start in, when the link has
+//! moved, when a reload to it was rolled back, and when the release they had was deleted.
 
 use std::fs;
 use std::os::unix::fs::symlink;

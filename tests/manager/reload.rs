@@ -78,7 +78,8 @@ fn however_readiness_is_told_nobody_is_turned_away() {
         let after = stack.pids(name);
         assert_eq!(after.len(), 2, "{name}");
         assert_all_new(before, &after);
-        // What a worker writes down has nothing to do with its delay, which is a guess of the author of the file.
+        // What a worker writes down has nothing to do with its delay, which is a guess of the
+        // author of the file.
         if *name != "delay" {
             let seen = (extremes(&stack, name, 2), count(&stack, name, "start"));
             assert_eq!(

@@ -1,4 +1,5 @@
-//! What the manager has the kernel keep arrives in order, also when the kernel refuses it or dies meanwhile.
+//! What the manager has the kernel keep arrives in order, also when the kernel refuses it or dies
+//! meanwhile.
 
 use nix::sys::signal::Signal;
 use serde_json::json;

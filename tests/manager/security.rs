@@ -1,5 +1,5 @@
-//! What somebody hostile can do to the manager and to who looks at its workers: another user of the machine, a worker,
-//! whoever may write to a directory of logs. SECURITY.md says what is promised.
+//! What somebody hostile can do to the manager and to who looks at its workers: another user of the
+//! machine, a worker, whoever may write to a directory of logs. SECURITY.md says what is promised.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -70,7 +70,8 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn what_workers_call_themselves_is_shown_and_not_obeyed() {
-    // A title that clears the screen, sets the terminal's own title, forges a line and turns the text around.
+    // A title that clears the screen, sets the terminal's own title, forges a line and turns the
+    // text around.
     let title = "\\033[2J\\033]0;x\\007\\nforged: ok\\342\\200\\256";
     let stack = Stack::start(&format!(
         "[watcher:bad]\ncmd = bash -c 'exec -a \"$(printf \"{title}\")\" sleep 1000'\ncopy_env = true\n"
@@ -95,7 +96,8 @@ fn what_workers_call_themselves_is_shown_and_not_obeyed() {
     }
 }
 
-/// A log file's place has been taken by something else; what the worker said waits until that is gone.
+/// A log file's place has been taken by something else; what the worker said waits until that is
+/// gone.
 #[track_caller]
 fn waits_for_its_log(take: impl FnOnce(&Path), free: impl FnOnce(&Path)) {
     let stack = Stack::start_after(
@@ -162,7 +164,8 @@ fn a_strangers_link_on_the_way_to_a_log_is_not_followed() {
         "[watcher:w]\ncmd = sh -c 'echo first; exec sleep 1000'\ncopy_env = true\n\
          stdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/sub/w.log\n",
         |kernel| {
-            // The worker's user owns the directory of its logs, as people have it, and swaps what is in it.
+            // The worker's user owns the directory of its logs, as people have it, and swaps what
+            // is in it.
             let logs = kernel.directory().join("logs");
             symlink(&elsewhere, logs.join("sub")).expect("room");
             std::os::unix::fs::lchown(logs.join("sub"), Some(NOBODY), None).expect("root may");

@@ -1,4 +1,5 @@
-//! Well-known HTTP servers behind sockets of ours, under load, through a reload: no request may fail. They run from `examples/servers`.
+//! Well-known HTTP servers behind sockets of ours, under load, through a reload: no request may
+//! fail. They run from `examples/servers`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,7 +17,8 @@ use crate::stack::Stack;
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/servers");
 
-/// They take it that a socket they are given does not block, and stand still in `accept` if it does.
+/// They take it that a socket they are given does not block, and stand still in `accept` if it
+/// does.
 const TRUST_THE_FLAG: [&str; 2] = ["tornado", "thumbor"];
 
 /// So many clients at a time ask each server.
@@ -63,7 +65,8 @@ struct Servers {
 /// What the clients of one server have seen.
 #[derive(Default)]
 struct Seen {
-    /// Bodies of the answers: the pid of the process that served, where it is an application of ours.
+    /// Bodies of the answers: the pid of the process that served, where it is an application of
+    /// ours.
     bodies: BTreeSet<Vec<u8>>,
     answers: usize,
     /// Those since somebody set it to zero.
@@ -72,7 +75,8 @@ struct Seen {
 }
 
 impl Servers {
-    /// Starts them on sockets with this value of `blocking`, and waits until all are ready; none where Python lacks them.
+    /// Starts them on sockets with this value of `blocking`, and waits until all are ready; none
+    /// where Python lacks them.
     fn start(blocking: &str) -> Option<Self> {
         let requirements = fs::read_to_string(format!("{EXAMPLE}/requirements.txt")).unwrap();
         let venv = Venv::with("servers-venv", &requirements)?;
@@ -129,7 +133,8 @@ impl Servers {
             wait_until_for("the old ones are gone", START, || {
                 !old.iter().any(|pid| procfs::alive(*pid))
             });
-            // What comes now may have been answered before they went; what comes after that was not.
+            // What comes now may have been answered before they went; what comes after that was
+            // not.
             next_bodies(&seen);
             for (name, bodies) in next_bodies(&seen) {
                 let same = !bodies.is_disjoint(&before[name]);
@@ -162,7 +167,8 @@ impl Drop for Raised<'_> {
     }
 }
 
-/// The file of the example for a test: any free ports, this value of `blocking`, and no section of node where it is not to be had.
+/// The file of the example for a test: any free ports, this value of `blocking`, and no section of
+/// node where it is not to be had.
 fn prepared(ini: &str, blocking: &str, node: bool) -> String {
     let mut prepared = String::new();
     let mut left_out = false;

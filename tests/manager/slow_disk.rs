@@ -1,7 +1,8 @@
-//! A disk so slow that one write takes longer than the kernel waits for an acknowledgement: while the manager lives, not a line is
-//! lost, and nobody waits for the files of others.
+//! A disk so slow that one write takes longer than the kernel waits for an acknowledgement: while
+//! the manager lives, not a line is lost, and nobody waits for the files of others.
 //!
-//! Slow disks are made by `logs::pulse`, which makes every step take that long in builds with debug assertions only.
+//! Slow disks are made by `logs::pulse`, which makes every step take that long in builds with debug
+//! assertions only.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Sockets in trouble: an address that somebody has, a path that somebody removes; and the flag that workers inherit.
+//! Sockets in trouble: an address that somebody has, a path that somebody removes; and the flag
+//! that workers inherit.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -87,7 +88,8 @@ fn a_held_socket_whose_path_a_stranger_took_stayed_unreachable_in_silence() {
     wait_until("the stranger is named", || {
         stack.message("web").contains(&expected)
     });
-    // Nothing is taken away: neither the path from the stranger, nor what there is from the workers.
+    // Nothing is taken away: neither the path from the stranger, nor what there is from the
+    // workers.
     assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
     assert_eq!(stack.pids("web"), before);
     // Asked whether they serve, they had a connection that says nothing.

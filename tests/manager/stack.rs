@@ -132,7 +132,8 @@ impl Stack {
         self.manager = spawn(&mut manager_command(&self.kernel));
     }
 
-    /// The same, and it stops itself where it reaches the failpoint for the n-th time, which may come at any time or never.
+    /// The same, and it stops itself where it reaches the failpoint for the n-th time, which may
+    /// come at any time or never.
     pub(crate) fn start_manager_to_stop_at(&mut self, failpoint: &str, time: u64) {
         let failpoints = self.failpoints();
         failpoints.clear();
@@ -160,7 +161,8 @@ impl Stack {
         self.wait_attached();
     }
 
-    /// Starts the manager again after it has ended, by somebody with the file mode mask `mask` (octal).
+    /// Starts the manager again after it has ended, by somebody with the file mode mask `mask`
+    /// (octal).
     #[track_caller]
     pub(crate) fn start_manager_under_umask(&mut self, mask: &str) {
         let manager = manager_command(&self.kernel);

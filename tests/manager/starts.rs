@@ -1,4 +1,5 @@
-//! A start is done when what was started has run for a moment, and has failed when it has not: never by chance.
+//! A start is done when what was started has run for a moment, and has failed when it has not:
+//! never by chance.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

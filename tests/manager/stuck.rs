@@ -1,5 +1,5 @@
-//! A manager that stands still is ended by whoever comes to take its place; workers and lines do not notice. One that lost its
-//! namespace while it stood still wakes up, does nothing and ends.
+//! A manager that stands still is ended by whoever comes to take its place; workers and lines do
+//! not notice. One that lost its namespace while it stood still wakes up, does nothing and ends.
 
 use std::fs;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! What a manager meets on a machine that is not kept for it: a reader that goes, a directory that is cleaned up, many callers,
-//! signals that whoever started it had ignored.
+//! What a manager meets on a machine that is not kept for it: a reader that goes, a directory that
+//! is cleaned up, many callers, signals that whoever started it had ignored.
 
 use std::fs;
 use std::fs::OpenOptions;
@@ -22,7 +22,8 @@ signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 os.execv(sys.argv[1], sys.argv[1:])
 ";
 
-/// Executes a program in a terminal of its own, tells its pid, and takes the terminal away when it is told so by the end of its input.
+/// Executes a program in a terminal of its own, tells its pid, and takes the terminal away when it
+/// is told so by the end of its input.
 const TERMINAL: &str = "
 import os, pty, select, sys
 pid, master = pty.fork()
@@ -245,7 +246,8 @@ fn idle_connections_and_listeners_locked_a_manager_out() {
     drop(idle);
 }
 
-/// Runs on its own: a process that nobody of ours waits for has neither an ignored SIGCHLD nor anything blocked.
+/// Runs on its own: a process that nobody of ours waits for has neither an ignored SIGCHLD nor
+/// anything blocked.
 #[track_caller]
 fn has_usual_signals(pid: i32) {
     assert!(!has_signal(pid, "SigIgn", Signal::SIGCHLD), "{pid}");
@@ -286,7 +288,8 @@ fn ignored_children_and_blocked_signals_of_whoever_typed_up_were_inherited() {
         has_usual_signals(pid);
         let worker = stack.wait_pids("web", 1);
         has_usual_signals(worker[&1]);
-        // A check that is well says so: with ignored children none could, and the worker would be replaced.
+        // A check that is well says so: with ignored children none could, and the worker would be
+        // replaced.
         for _ in 0..3 {
             let seen = wait_for("a check was made", || fs::read_to_string(&signals).ok());
             fs::remove_file(&signals).unwrap();

@@ -1,4 +1,5 @@
-//! The life of a watcher: when it starts and after whom, what replaces its workers, what they are given, and how all of it ends.
+//! The life of a watcher: when it starts and after whom, what replaces its workers, what they are
+//! given, and how all of it ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -266,7 +267,8 @@ fn what_is_not_to_run_does_not_and_numbers_count_from_none() {
     assert!(!procfs::alive(mine) && procfs::alive(ours));
 }
 
-/// A worker that ignores TERM, with a child that does too in a session of its own, and a grandchild there.
+/// A worker that ignores TERM, with a child that does too in a session of its own, and a grandchild
+/// there.
 const TREE: &str = "sh -c 'trap \"\" TERM; setsid sh -c \"trap : TERM; sleep 1000 & echo \\$\\$ \\$! > DIR/NAME.tmp; mv DIR/NAME.tmp DIR/NAME.tree; while :; do sleep 1; done\" & while :; do sleep 1; done'";
 
 #[test]

@@ -1,5 +1,5 @@
-//! A worker's number is free when nothing of it is left: stubborn children, programs that go into the background, processes that fork
-//! away from their end.
+//! A worker's number is free when nothing of it is left: stubborn children, programs that go into
+//! the background, processes that fork away from their end.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,8 @@ use serde_json::json;
 use crate::harness::{binary, free_port, private_command, procfs, wait_for, wait_until};
 use crate::stack::Stack;
 
-/// The leader ends on TERM at once; its child ignores TERM, holds the port, and notes down whether it got it.
+/// The leader ends on TERM at once; its child ignores TERM, holds the port, and notes down whether
+/// it got it.
 const SERVICE: &str = r#"
 import os, signal, socket, sys, time
 directory, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]

@@ -1,5 +1,6 @@
-//! Services in four languages are deployed, and everything that manages them is replaced and killed, without a failed request:
-//! the example's own demonstration is the test, with a short load.
+//! Services in four languages are deployed, and everything that manages them is replaced and
+//! killed, without a failed request: the example's own demonstration is the test, with a short
+//! load.
 
 use std::process::Command;
 

@@ -2,7 +2,8 @@
 
 use crate::harness::whole::Role;
 
-/// The generator; the same seed gives the same actions, on every machine and in every version of the standard library.
+/// The generator; the same seed gives the same actions, on every machine and in every version of
+/// the standard library.
 ///
 /// Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (`SplitMix64`).
 #[derive(Debug, Clone)]
@@ -111,7 +112,8 @@ pub(crate) enum Action {
     Reload {
         terminate: bool,
     },
-    /// The file is edited and read again: workers of `crowd`, the generation of `web`, whether there is `extra`.
+    /// The file is edited and read again: workers of `crowd`, the generation of `web`, whether
+    /// there is `extra`.
     Configure {
         crowd: u64,
         generation: u64,
@@ -136,11 +138,13 @@ pub(crate) enum Action {
     FullDisk,
     /// The log file of `full` can be neither renamed nor opened until the next check.
     LockedFile,
-    /// More connections to the manager's control socket than it takes, which say nothing, until the next check.
+    /// More connections to the manager's control socket than it takes, which say nothing, until the
+    /// next check.
     IdleSessions,
     /// The runtime directory is removed, with the sockets of kernel and manager in it.
     RemoveRuntimeDirectory,
-    /// The manager is killed and started again, and the next one finds its disk slow, until the next check.
+    /// The manager is killed and started again, and the next one finds its disk slow, until the
+    /// next check.
     SlowDisk {
         ms: u64,
     },
@@ -152,7 +156,8 @@ pub(crate) enum Action {
     Exhaust,
 }
 
-/// Bytes one burst writes at most: with all that is written by itself between two checks, less than the kernel keeps.
+/// Bytes one burst writes at most: with all that is written by itself between two checks, less than
+/// the kernel keeps.
 const BURST_BYTES: u64 = 250_000;
 
 /// Those whose workers are ordered about. `steady` is the first: it writes, and never ends.

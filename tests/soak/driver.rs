@@ -1,7 +1,8 @@
 //! Carries out what was drawn, and checks after every few steps that the promise was kept.
 //!
-//! Between two checks things overlap: bursts and reloads go on while somebody is killed, and a killed manager stays away for
-//! some steps. One at a time holds for keeper and kernel: after a kill of either the next step waits until both are there.
+//! Between two checks things overlap: bursts and reloads go on while somebody is killed, and a
+//! killed manager stays away for some steps. One at a time holds for keeper and kernel: after a
+//! kill of either the next step waits until both are there.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -23,7 +24,8 @@ use crate::harness::{Json, Kernel, binary, copy_program, procfs, revision, skipp
 /// Steps between two checks.
 const CHECK_EVERY: u64 = 5;
 
-/// Descriptors of a kernel that is to run out of them: some for itself, and some for a few dozen processes.
+/// Descriptors of a kernel that is to run out of them: some for itself, and some for a few dozen
+/// processes.
 const FEW_DESCRIPTORS: &str = "--nofile=400:400";
 
 /// More processes than such a kernel can have.
@@ -41,7 +43,8 @@ const IDLE_SESSIONS: usize = 200;
 /// What the tmpfs of `full` holds.
 const DISK_BYTES: usize = 16 << 20;
 
-/// What the kernel is downgraded to. To be raised when it has a fault that this test finds, or when downgrades to it need not work any more.
+/// What the kernel is downgraded to. To be raised when it has a fault that this test finds, or when
+/// downgrades to it need not work any more.
 const OLDER: &str = "13b47e4";
 
 /// The kernel's program of then; where it cannot be built, ours again.
@@ -85,7 +88,8 @@ fn sections(crowd: u64, generation: u64, extra: bool, disk: &str) -> String {
     text
 }
 
-/// The log directory of `full` as a file system of its own, in a mount namespace that lives as long as this.
+/// The log directory of `full` as a file system of its own, in a mount namespace that lives as long
+/// as this.
 #[derive(Debug)]
 struct Disk {
     holder: Child,
@@ -171,7 +175,8 @@ impl Soak {
         let tools = tempfile::Builder::new().prefix("papa-soak-").tempdir();
         let tools = tools.unwrap();
         let path = |name: &str| tools.path().join(name).to_str().unwrap().to_owned();
-        // Outside of the scratch directory: the kernel has the clock from its start, before there is one.
+        // Outside of the scratch directory: the kernel has the clock from its start, before there
+        // is one.
         let clock = fs::File::create(path("clock")).unwrap();
         clock.write_all_at(&0_i64.to_ne_bytes(), 0).unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/soak/clock.c");
@@ -246,8 +251,9 @@ impl Soak {
         self.lose_kernel(random.below(2) == 0)
     }
 
-    /// Keeper and kernel are killed at once, which nobody promises to survive: what is checked after it is that nothing runs twice and
-    /// nothing lies. The last thing a run does, because output and ends are lost.
+    /// Keeper and kernel are killed at once, which nobody promises to survive: what is checked
+    /// after it is that nothing runs twice and nothing lies. The last thing a run does, because
+    /// output and ends are lost.
     fn lose_kernel(&mut self, manager_too: bool) -> Result<(), String> {
         println!("  the kernel is lost, manager too: {manager_too}");
         let before = self.whole.lives();
@@ -546,8 +552,8 @@ impl Soak {
         if terminate {
             command.arg("--terminate");
         }
-        // It fails when the manager is killed or gone; what it did until then, and what its successor makes of it, is
-        // checked all the same.
+        // It fails when the manager is killed or gone; what it did until then, and what its
+        // successor makes of it, is checked all the same.
         self.beside(move || {
             let _ = command.output();
             None
@@ -627,7 +633,8 @@ impl Soak {
         format!("{root}{}/ballast", self.disk_path)
     }
 
-    /// Sets or clears the attribute of the log files of `full` that forbids every change; whether that could be done.
+    /// Sets or clears the attribute of the log files of `full` that forbids every change; whether
+    /// that could be done.
     fn set_immutable(&self, immutable: bool) -> bool {
         let Some(disk) = &self.disk else {
             return false;

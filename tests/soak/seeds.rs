@@ -1,4 +1,5 @@
-//! Seeds: a few fixed ones, one to be looked at again, or one after another for as long as one likes.
+//! Seeds: a few fixed ones, one to be looked at again, or one after another for as long as one
+//! likes.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -6,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::action::{Action, Random};
 use crate::driver::{Counts, Soak};
 
-/// What every run of the suite goes through: seeds that have, between them, everything in it that can happen.
+/// What every run of the suite goes through: seeds that have, between them, everything in it that
+/// can happen.
 const SEEDS: [u64; 3] = [7, 28, 282];
 const STEPS: u64 = 25;
 

@@ -1,7 +1,9 @@
-//! Lines by the million, as fast as the writers can, through random kills of keeper, kernel and manager: none is lost or repeated.
+//! Lines by the million, as fast as the writers can, through random kills of keeper, kernel and
+//! manager: none is lost or repeated.
 //!
-//! Nothing paces the writers, and the kernel keeps its usual 1 MiB of each: whenever it is full they wait. So a killed manager has
-//! to be back within the kernel's stall limit of 2 s; where that did not work the check finds a gap, and the run is worth nothing.
+//! Nothing paces the writers, and the kernel keeps its usual 1 MiB of each: whenever it is full
+//! they wait. So a killed manager has to be back within the kernel's stall limit of 2 s; where that
+//! did not work the check finds a gap, and the run is worth nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -123,7 +125,8 @@ fn many_lines_through_kills() {
     lines_through_kills(400_000, 10, 1);
 }
 
-/// The one in the README: `cargo build --release && cargo test --release -p papa-manager --test soak ten_million -- --ignored --nocapture`
+/// The one in the README: `cargo build --release && cargo test --release -p papa-manager --test
+/// soak ten_million -- --ignored --nocapture`
 #[test]
 #[ignore = "takes minutes, and a machine with nothing else to do"]
 fn ten_million_lines_through_forty_kills() {

@@ -1,4 +1,5 @@
-//! Mixed versions: an older revision of this repository is built, and each of its programs has to do with each of ours.
+//! Mixed versions: an older revision of this repository is built, and each of its programs has to
+//! do with each of ours.
 //!
 //! Invariant: across every change of a program, up and down, the
 //! workers keep their pids and no line of theirs is lost or repeated.
@@ -19,7 +20,8 @@ use harness::{
     Kernel, binary, copy_program, private_command, revision, skipped, wait_for, wait_until,
 };
 
-/// The revision before kernels could be asked to change their program, and managers to check a file for another.
+/// The revision before kernels could be asked to change their program, and managers to check a file
+/// for another.
 const REVISION: &str = "bfeb559";
 
 const INI: &str = "[watcher:lines]\ncmd = sh -c 'n=0; while sleep 0.02; do n=$((n+1)); echo line $n; done'\ncopy_env = true\nnumprocesses = 1\n\
@@ -220,7 +222,8 @@ fn a_kernel_changes_to_an_older_version_and_back() {
     assert!(said.contains("serves on"), "{said}");
     mixed.assert_whole("after a refusal");
 
-    // It does not know how to answer for the one before: the connection ends, and the kernel is asked which program it is now.
+    // It does not know how to answer for the one before: the connection ends, and the kernel is
+    // asked which program it is now.
     let changed = mixed.json(&papactl, &format!("{older} --force"));
     let now = mixed.json(&papactl, "kernel status")["kernel"].clone();
     assert_eq!(changed["kernel"]["pid"], now["pid"], "{changed}");

@@ -1,4 +1,5 @@
-//! A service in Rust: its listening socket is its standard input (`stdin_socket`), which needs neither a number nor `unsafe`.
+//! A service in Rust: its listening socket is its standard input (`stdin_socket`), which needs
+//! neither a number nor `unsafe`.
 //!
 //! What it takes to be replaced without an error is in DRAIN 1 to 4, and explained in README.md.
 
@@ -18,7 +19,8 @@ use tokio::time::{sleep, timeout};
 
 /// What clients are promised: an idle connection is not closed before so many seconds.
 const KEEP_ALIVE_SECONDS: u64 = 5;
-/// How long one may be idle: the promise and a margin, since the client's clock starts later than ours.
+/// How long one may be idle: the promise and a margin, since the client's clock starts later than
+/// ours.
 const MAX_IDLE: Duration = Duration::from_secs(KEEP_ALIVE_SECONDS + 1);
 /// Longest head of a request.
 const MAX_HEAD_BYTES: u64 = 16 * 1024;
@@ -54,10 +56,12 @@ async fn main() -> io::Result<()> {
             let _ = serve(stream, &version, &draining).await;
         });
     }
-    // DRAIN 1: accept no more. The socket stays open with the kernel; whoever waits in its queue is served by the others.
+    // DRAIN 1: accept no more. The socket stays open with the kernel; whoever waits in its queue is
+    // served by the others.
     drop(listener);
     drain.send_replace(true);
-    // DRAIN 3: connections are waited for, not closed. One that is idle has one more answer, or the promised time runs out.
+    // DRAIN 3: connections are waited for, not closed. One that is idle has one more answer, or the
+    // promised time runs out.
     drop(open);
     all_closed.recv().await;
     // DRAIN 4: end by yourself, before `graceful_timeout`.
@@ -76,8 +80,8 @@ async fn serve(
             "/health" => "ok\n".to_owned(),
             _ => format!("rust {version} {}\n", std::process::id()),
         };
-        // DRAIN 2: this answer is the last one of its connection, and says so. The client opens another, which a new worker
-        // accepts.
+        // DRAIN 2: this answer is the last one of its connection, and says so. The client opens
+        // another, which a new worker accepts.
         let last = *draining.borrow();
         let connection = if last {
             "Connection: close".to_owned()
@@ -103,7 +107,8 @@ async fn serve(
     stream.shutdown().await
 }
 
-/// The path of the next request; none when the client is done. Requests with a body are beyond this example.
+/// The path of the next request; none when the client is done. Requests with a body are beyond this
+/// example.
 async fn head(stream: &mut BufReader<TcpStream>) -> io::Result<Option<String>> {
     let mut lines = stream.take(MAX_HEAD_BYTES).lines();
     let Some(request) = lines.next_line().await? else {

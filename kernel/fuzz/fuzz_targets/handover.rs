@@ -1,5 +1,5 @@
-//! Any bytes as what another version handed over of its sessions: reading does not panic or reserve what a length
-//! promises, and what is understood reads again after it was written.
+//! Any bytes as what another version handed over of its sessions: reading does not panic or reserve
+//! what a length promises, and what is understood reads again after it was written.
 #![no_main]
 
 use bytes::Bytes;

@@ -1,5 +1,5 @@
-//! Any header, records of any text and any bytes behind them: recovery neither panics nor reads what was not appended
-//! whole, and the journal can be written on.
+//! Any header, records of any text and any bytes behind them: recovery neither panics nor reads
+//! what was not appended whole, and the journal can be written on.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,6 @@
-//! What a program of another version, or a broken one, left for the next role: any bytes as its settings, any
-//! descriptor list, numbers named twice or not open. Nothing panics, and no descriptor is owned twice.
+//! What a program of another version, or a broken one, left for the next role: any bytes as its
+//! settings, any descriptor list, numbers named twice or not open. Nothing panics, and no
+//! descriptor is owned twice.
 #![no_main]
 
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Any header, index and data in a reel's file: recovery neither panics nor shows a record beyond what is
-//! there, and the reel can be filled further.
+//! Any header, index and data in a reel's file: recovery neither panics nor shows a record beyond
+//! what is there, and the reel can be filled further.
 #![no_main]
 
 use std::io::Write;

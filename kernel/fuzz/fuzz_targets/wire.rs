@@ -1,5 +1,5 @@
-//! Any message between keeper and kernel: reading it does not panic, and what is understood reads the same after it
-//! was written.
+//! Any message between keeper and kernel: reading it does not panic, and what is understood reads
+//! the same after it was written.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

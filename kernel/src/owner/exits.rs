@@ -410,13 +410,15 @@ impl Owner {
             .insert((Instant::now() + RETRY_INTERVAL, Deadline::Retry(serial)));
     }
 
-    /// The offsets in a reel have come to the largest a file may have (`RLIMIT_FSIZE`): from now on its output is kept in a file that
-    /// needs no larger ones. False if it cannot be moved, or not yet.
+    /// The offsets in a reel have come to the largest a file may have (`RLIMIT_FSIZE`): from now on
+    /// its output is kept in a file that needs no larger ones. False if it cannot be moved, or not
+    /// yet.
     fn move_to_ring(&mut self, serial: u64, waits: bool) -> bool {
         let Some(largest) = file_size_limit() else {
             return false;
         };
-        // Without a keeper a copy of this process may go on in its place, with the reels there were when it was made.
+        // Without a keeper a copy of this process may go on in its place, with the reels there were
+        // when it was made.
         if self.older_is_expected() || self.world.link.is_lost() {
             return false;
         }

@@ -498,7 +498,8 @@ impl Batch {
             let inline = match delivery {
                 Delivery::Inline => true,
                 Delivery::Reel => false,
-                // What is worth a piece of its own is worth no copy at all, where the reader can do without.
+                // What is worth a piece of its own is worth no copy at all, where the reader can do
+                // without.
                 Delivery::Auto => {
                     reel.data_offset().is_none()
                         || reel.committed() - start < OWN_PIECE_BYTES as u64

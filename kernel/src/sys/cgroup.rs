@@ -1,12 +1,14 @@
 //! A control group for each process, where the system has given us a subtree of them.
 //!
-//! Owns finding that subtree, naming the groups in it, and removing them; a starting child makes its own, so that nobody waits for the
-//! system but whoever waits for the start. A process and all it starts stay in its group whatever they fork,
-//! call or clear; the manager finds, freezes and kills them by it. Everything here is an extra: where a step fails, processes start
-//! without a group.
-//! Invariant: only a subtree that is marked as delegated is touched (`user.delegate` or `trusted.delegate` is 1, as systemd sets it
-//! for `Delegate=yes`); in any other the groups are somebody else's to manage. Of another line of kernels nothing is removed while one of
-//! them runs: each holds a shared lock (`flock(2)`) on its directory.
+//! Owns finding that subtree, naming the groups in it, and removing them; a starting child makes
+//! its own, so that nobody waits for the system but whoever waits for the start. A process and all
+//! it starts stay in its group whatever they fork, call or clear; the manager finds, freezes and
+//! kills them by it. Everything here is an extra: where a step fails, processes start without a
+//! group.
+//! Invariant: only a subtree that is marked as delegated is touched (`user.delegate` or
+//! `trusted.delegate` is 1, as systemd sets it for `Delegate=yes`); in any other the groups are
+//! somebody else's to manage. Of another line of kernels nothing is removed while one of them runs:
+//! each holds a shared lock (`flock(2)`) on its directory.
 //!
 //! Source: `cgroups(7)`; systemd's `CGROUP_DELEGATION`.
 
@@ -30,7 +32,8 @@ const MAX_LATE: usize = 256;
 /// What the directories are called that this module makes in the subtree.
 const PREFIX: &str = "papa.";
 
-/// The directory that has a group for every process of one line of kernels, each called by its serial.
+/// The directory that has a group for every process of one line of kernels, each called by its
+/// serial.
 #[derive(Debug)]
 pub struct Cgroups {
     base: PathBuf,
@@ -42,7 +45,8 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// The one of the line of kernels that began at this time, in microseconds since the epoch. None where no subtree is ours.
+    /// The one of the line of kernels that began at this time, in microseconds since the epoch.
+    /// None where no subtree is ours.
     #[must_use]
     pub fn find(lineage: u64) -> Option<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -66,7 +70,8 @@ impl Cgroups {
         &self.base
     }
 
-    /// The group that a process is to make and enter. None where its directory has no place in a path.
+    /// The group that a process is to make and enter. None where its directory has no place in a
+    /// path.
     pub fn group(&mut self, serial: u64) -> Option<ControlGroup> {
         self.hold();
         let path = |path: &Path| CString::new(path.as_os_str().as_bytes()).ok();
@@ -78,7 +83,8 @@ impl Cgroups {
         })
     }
 
-    /// Makes the directory, if it is not there, and keeps other kernels from removing what is in it.
+    /// Makes the directory, if it is not there, and keeps other kernels from removing what is in
+    /// it.
     fn hold(&mut self) {
         if self.lock.is_some() || fs::create_dir_all(&self.base).is_err() {
             return;
@@ -95,8 +101,8 @@ impl Cgroups {
         }
     }
 
-    /// Removes the group of a process that is forgotten. Answers whether it is the first that somebody is left in, for which
-    /// [`Self::try_again`] has to be called.
+    /// Removes the group of a process that is forgotten. Answers whether it is the first that
+    /// somebody is left in, for which [`Self::try_again`] has to be called.
     pub fn remove(&mut self, serial: u64) -> bool {
         let first = self.late.is_empty();
         if self.late.len() < MAX_LATE {
@@ -105,7 +111,8 @@ impl Cgroups {
         self.try_again() && first
     }
 
-    /// Removes the groups of forgotten processes that everybody has left by now. Answers whether there are others.
+    /// Removes the groups of forgotten processes that everybody has left by now. Answers whether
+    /// there are others.
     pub fn try_again(&mut self) -> bool {
         let base = &self.base;
         self.late.retain(|serial| {
@@ -115,7 +122,8 @@ impl Cgroups {
         !self.late.is_empty()
     }
 
-    /// Removes every group that nobody is in, those of other kernels too if none of their line runs any more.
+    /// Removes every group that nobody is in, those of other kernels too if none of their line runs
+    /// any more.
     pub fn clear(&self) {
         let Some(subtree) = self.base.parent() else {
             return;
@@ -185,7 +193,8 @@ fn is_delegated(subtree: &Path) -> bool {
     };
     [c"user.delegate", c"trusted.delegate"].iter().any(|name| {
         let mut value = [0_u8; 8];
-        // SAFETY: both strings end with NUL, and the system writes at most as many bytes as `value` has.
+        // SAFETY: both strings end with NUL, and the system writes at most as many bytes as `value`
+        // has.
         let length = unsafe {
             libc::getxattr(
                 path.as_ptr(),

@@ -10,7 +10,8 @@
     not(target_env = "musl")
 ))]
 pub(super) const CLONE_FLAGS: libc::c_int = libc::CLONE_CHILD_CLEARTID;
-/// Where the call below is the C library's, the parent stands still instead. musl refuses the other flags (EINVAL).
+/// Where the call below is the C library's, the parent stands still instead. musl refuses the other
+/// flags (EINVAL).
 #[cfg(not(all(
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(target_env = "musl")

@@ -186,13 +186,15 @@ pub fn is_bound_at(socket: impl AsFd, path: &Path) -> Result<bool, Errno> {
     }))
 }
 
-/// File systems whose files have other devices than the file system itself: each subvolume of btrfs and bcachefs, and each layer of
-/// overlayfs, has one of its own. Source: `statfs(2)`, `include/uapi/linux/magic.h`.
+/// File systems whose files have other devices than the file system itself: each subvolume of btrfs
+/// and bcachefs, and each layer of overlayfs, has one of its own. Source: `statfs(2)`,
+/// `include/uapi/linux/magic.h`.
 const MAGICS_WITH_MORE_DEVICES: [u32; 3] = [0x9123_683E, 0xCA45_1A4E, 0x794C_7630];
 
-/// Whether the device of the file system and cut inode that a socket is `bound` to are those of the file that is `there`. `magic` says
-/// what file system the file is on; where its files have other devices the inode decides alone, and a copy of a whole subvolume at that
-/// path is taken for the original.
+/// Whether the device of the file system and cut inode that a socket is `bound` to are those of the
+/// file that is `there`. `magic` says what file system the file is on; where its files have other
+/// devices the inode decides alone, and a copy of a whole subvolume at that path is taken for the
+/// original.
 fn is_same_file(bound: (u64, u32), there: (u64, u64), magic: impl FnOnce() -> u32) -> bool {
     there.1 & u64::from(u32::MAX) == u64::from(bound.1)
         && (there.0 == bound.0 || MAGICS_WITH_MORE_DEVICES.contains(&magic()))

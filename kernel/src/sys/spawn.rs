@@ -631,7 +631,8 @@ unsafe fn prepare_and_exec(frame: &mut Frame) -> (Step, i32) {
     }
 }
 
-/// Makes a control group and enters it: its parent's path, its own, and that of the file to write to.
+/// Makes a control group and enters it: its parent's path, its own, and that of the file to write
+/// to.
 ///
 /// # Safety
 /// Runs in the child only; the pointers lead to strings.

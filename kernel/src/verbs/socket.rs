@@ -164,7 +164,8 @@ pub(crate) fn remove(
 /// A copy of a socket's descriptor.
 ///
 /// # Errors
-/// The namespace is claimed by someone else, `not_found`, or `unsupported` for one that the kernel holds none of.
+/// The namespace is claimed by someone else, `not_found`, or `unsupported` for one that the kernel
+/// holds none of.
 pub(crate) fn fetch(world: &World, caller: &Caller<'_>, name: &str) -> Result<OwnedFd, VerbError> {
     may_change(world, caller, name, false)?;
     let row = world

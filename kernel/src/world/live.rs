@@ -263,7 +263,8 @@ impl Live {
         let acknowledged = reel.start() - reel.dropped();
         Ledger {
             captured: reel.committed(),
-            // What is acknowledged was delivered: by a kernel before us, which alone had counted it, or as the reel itself.
+            // What is acknowledged was delivered: by a kernel before us, which alone had counted
+            // it, or as the reel itself.
             delivered: self.delivered.max(acknowledged),
             acknowledged,
             dropped: reel.dropped(),

@@ -140,7 +140,8 @@ impl Reel {
         Ok(Self::empty(file, layout, limit))
     }
 
-    /// Makes an empty reel of the first kind, which every version can read; it holds fewer records than [`Self::create`]'s.
+    /// Makes an empty reel of the first kind, which every version can read; it holds fewer records
+    /// than [`Self::create`]'s.
     ///
     /// # Errors
     /// The errno of `memfd_create(2)`.
@@ -170,11 +171,13 @@ impl Reel {
         }
     }
 
-    /// A copy of this reel in a file of its own, laid out as a ring so that it stays below `largest_file` bytes whatever is captured.
-    /// Positions, records and counts are the same; this one is left as it is.
+    /// A copy of this reel in a file of its own, laid out as a ring so that it stays below
+    /// `largest_file` bytes whatever is captured. Positions, records and counts are the same; this
+    /// one is left as it is.
     ///
     /// # Errors
-    /// `EFBIG` if what is kept has no room in it (see [`Self::drop_for_ring`]), else what the system says.
+    /// `EFBIG` if what is kept has no room in it (see [`Self::drop_for_ring`]), else what the
+    /// system says.
     pub fn to_ring(&self, largest_file: u64) -> Result<Self, Errno> {
         let layout = Layout::ring(self.limit, largest_file)?;
         let (Some(ring), Some(mut header)) = (layout.ring, layout.header()) else {
@@ -226,7 +229,8 @@ impl Reel {
         })
     }
 
-    /// Drops the oldest output until [`Self::to_ring`] has room for the rest. Returns the bytes lost.
+    /// Drops the oldest output until [`Self::to_ring`] has room for the rest. Returns the bytes
+    /// lost.
     ///
     /// # Errors
     /// `EFBIG` where no ring has room, else what the system says when the header cannot be written.

@@ -1,7 +1,7 @@
 //! One watcher with some keys given on the command line instead of in a file: `set` and `add`.
 //!
-//! Owns putting such keys into a section; reading them is `resolve`'s, so that they obey the same rules and are refused
-//! with the same words. Nothing is written to a file.
+//! Owns putting such keys into a section; reading them is `resolve`'s, so that they obey the same
+//! rules and are refused with the same words. Nothing is written to a file.
 //! Invariant: the watchers of `base` with the result among them could have come from one file.
 
 use std::collections::BTreeMap;

@@ -1,10 +1,12 @@
 //! What going from one configuration to another means.
 //!
-//! Owns the comparison and how each difference is applied: in place, by a rolling reload, or by stopping and starting
-//! where two generations cannot be there at once. Pure: nothing is changed, and what was set at run time is the caller's.
-//! Resolved values are compared, so that writing a default down is no difference. Values of environment variables may
-//! be secrets and are never part of it.
-//! Invariant: equal configurations give an empty plan; a worker is replaced only if what it was started with differs.
+//! Owns the comparison and how each difference is applied: in place, by a rolling reload, or by
+//! stopping and starting where two generations cannot be there at once. Pure: nothing is changed,
+//! and what was set at run time is the caller's. Resolved values are compared, so that writing a
+//! default down is no difference. Values of environment variables may be secrets and are never part
+//! of it.
+//! Invariant: equal configurations give an empty plan; a worker is replaced only if what it was
+//! started with differs.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -144,8 +146,8 @@ pub fn diff(old: &Config, new: &Config) -> Plan {
     }
 }
 
-/// How going from `old` to `new` is applied to one watcher whose sockets stay; none if nothing differs. For what is set at
-/// run time.
+/// How going from `old` to `new` is applied to one watcher whose sockets stay; none if nothing
+/// differs. For what is set at run time.
 #[must_use]
 pub fn diff_watcher(old: &WatcherConfig, new: &WatcherConfig) -> Option<WatcherChange> {
     changed_watcher(old, new, &Sockets::default())
@@ -204,8 +206,9 @@ fn changed_watcher(
     })
 }
 
-/// The sockets whose change reaches the workers. One that is closed here stays open as long as a worker has it, and its
-/// connections would wait for nobody; one that is new matters only to who serves it.
+/// The sockets whose change reaches the workers. One that is closed here stays open as long as a
+/// worker has it, and its connections would wait for nobody; one that is new matters only to who
+/// serves it.
 fn touched_sockets(old: &WatcherConfig, new: &WatcherConfig, sockets: &Sockets) -> Vec<String> {
     let held: BTreeSet<&String> = old.sockets.iter().chain(&old.stdin_socket).collect();
     let gone = sockets.removed.iter().chain(

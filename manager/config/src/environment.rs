@@ -1,8 +1,9 @@
 //! A worker's environment variables.
 //!
-//! Owns how `[env]`, `[env:PATTERNS]`, `copy_env` and `$NAME` combine. Two views of the same variables exist, as in
-//! Circus: the *raw* one that `$(circus.env.X)` sees while the file is read, and the *final* one the worker gets,
-//! where `$NAME` has been replaced. Unlike in Circus, inherited values are never changed and no `__name__` appears.
+//! Owns how `[env]`, `[env:PATTERNS]`, `copy_env` and `$NAME` combine. Two views of the same
+//! variables exist, as in Circus: the *raw* one that `$(circus.env.X)` sees while the file is read,
+//! and the *final* one the worker gets, where `$NAME` has been replaced. Unlike in Circus,
+//! inherited values are never changed and no `__name__` appears.
 //! Source: Circus 0.17.2's `get_config` and `parse_env_dict`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,16 +18,16 @@ use crate::variables;
 /// Variables by name.
 pub type Environment = BTreeMap<OsString, OsString>;
 
-/// What `$(circus.env.X)` and `$(circus.config_dir)` mean: names are compared lower-cased. Values that are not UTF-8
-/// cannot stand in a file's text and count as unknown.
+/// What `$(circus.env.X)` and `$(circus.config_dir)` mean: names are compared lower-cased. Values
+/// that are not UTF-8 cannot stand in a file's text and count as unknown.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lookup {
     /// By key, lower case, without `circus.`.
     values: HashMap<String, String>,
 }
 
-/// The directory of the main file. An addition to Circus's variables: what stands beside the file can be named
-/// wherever the manager is started.
+/// The directory of the main file. An addition to Circus's variables: what stands beside the file
+/// can be named wherever the manager is started.
 const CONFIG_DIR: &str = "config_dir";
 
 impl Lookup {
@@ -100,8 +101,8 @@ pub struct WatcherVariables {
 }
 
 impl Variables {
-    /// Gathers the env sections of `document` on top of `inherited`, the manager's own environment. `config_dir` is
-    /// the directory of the main file.
+    /// Gathers the env sections of `document` on top of `inherited`, the manager's own environment.
+    /// `config_dir` is the directory of the main file.
     #[must_use]
     pub fn new(document: &Document, inherited: &Environment, config_dir: &Path) -> Self {
         let mut global = Lookup::default().with_config_dir(config_dir);
@@ -190,7 +191,8 @@ impl Variables {
         }
     }
 
-    /// Whether any `[env:…]` section's pattern list matches `name`; for sections that match nothing.
+    /// Whether any `[env:…]` section's pattern list matches `name`; for sections that match
+    /// nothing.
     #[must_use]
     pub fn patterns_match(patterns: &str, name: &str) -> bool {
         patterns
@@ -210,7 +212,8 @@ fn to_environment<K: AsRef<str>, V: AsRef<str>>(
         .collect()
 }
 
-/// `$NAME` with NAME in capitals becomes the inherited variable, nothing if there is none; `$$NAME` is the text `$NAME`.
+/// `$NAME` with NAME in capitals becomes the inherited variable, nothing if there is none; `$$NAME`
+/// is the text `$NAME`.
 fn replace_names(text: &str, inherited: &Environment) -> OsString {
     let mut out = OsString::new();
     each_piece(text, |piece| match piece {
@@ -252,7 +255,8 @@ fn each_piece<'a>(text: &'a str, mut take: impl FnMut(Piece<'a>)) {
     take(Piece::Text(rest));
 }
 
-/// Reports values of the env sections of `document` that will not be what whoever wrote them expects.
+/// Reports values of the env sections of `document` that will not be what whoever wrote them
+/// expects.
 pub fn report(document: &Document, variables: &Variables, findings: &mut Findings) {
     for section in document.sections() {
         let matched = section.name.starts_with("env:");
@@ -319,7 +323,8 @@ fn inherited_as(inherited: &Environment, name: &str) -> bool {
         .any(|key| key.to_str().is_some_and(|key| key.to_lowercase() == name))
 }
 
-/// Length of the variable name `text` begins with: a capital, then capitals, digits and underscores.
+/// Length of the variable name `text` begins with: a capital, then capitals, digits and
+/// underscores.
 fn name_length(text: &str) -> usize {
     if !text.starts_with(|c: char| c.is_ascii_uppercase()) {
         return 0;

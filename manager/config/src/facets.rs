@@ -1,7 +1,8 @@
 //! A configuration taken apart into keys and comparable values.
 //!
-//! Owns which resolved value belongs to which key of a file, and whether a worker that runs already is affected by it;
-//! `diff` compares. Every field of the resolved types appears, or is left out with a reason.
+//! Owns which resolved value belongs to which key of a file, and whether a worker that runs already
+//! is affected by it; `diff` compares. Every field of the resolved types appears, or is left out
+//! with a reason.
 //! Invariant: two values of one key are equal exactly if their texts are.
 
 use std::path::PathBuf;

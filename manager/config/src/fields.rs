@@ -1,8 +1,8 @@
 //! Keys of one section read as typed values.
 //!
-//! Owns looking a key up, replacing its variables, and the wording of every refusal: `KEY "VALUE": expected …`.
-//! Knows no key by name. A value that is refused counts as its default, so that reading goes on and every mistake is
-//! reported.
+//! Owns looking a key up, replacing its variables, and the wording of every refusal: `KEY "VALUE":
+//! expected …`. Knows no key by name. A value that is refused counts as its default, so that
+//! reading goes on and every mistake is reported.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -114,8 +114,8 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
-    /// Reports keys without effect and keys that look like a misspelt one of `table`.
-    /// `prefix` is what keys of the table are written with: `stdout_stream.`; other keys are left alone.
+    /// Reports keys without effect and keys that look like a misspelt one of `table`. `prefix` is
+    /// what keys of the table are written with: `stdout_stream.`; other keys are left alone.
     pub fn report_keys(&mut self, table: &[Key], prefix: &str) {
         for entry in self.entries {
             let Some(key) = entry.key.strip_prefix(prefix) else {

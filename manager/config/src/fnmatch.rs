@@ -1,7 +1,7 @@
 //! Shell patterns: `*`, `?`, `[a-z]`, `[!a-z]`.
 //!
-//! Owns matching of a name against a pattern, case-sensitive and with no special meaning for `/` or a leading dot,
-//! as Python's `fnmatch` does it. Time is bounded by the product of both lengths.
+//! Owns matching of a name against a pattern, case-sensitive and with no special meaning for `/` or
+//! a leading dot, as Python's `fnmatch` does it. Time is bounded by the product of both lengths.
 
 /// Whether `pattern` matches the whole of `text`.
 #[must_use]

@@ -1,7 +1,8 @@
 //! Files that are something else than a configuration of ours.
 //!
-//! Owns telling what a file looks like, so that one sentence names it in place of a complaint about each of its lines, or of
-//! silence: a file of another program can be good INI in which nothing is a watcher. Knows no key.
+//! Owns telling what a file looks like, so that one sentence names it in place of a complaint about
+//! each of its lines, or of silence: a file of another program can be good INI in which nothing is
+//! a watcher. Knows no key.
 //! Invariant: a file with a section of ours is never foreign.
 
 use crate::known;

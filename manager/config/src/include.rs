@@ -1,8 +1,9 @@
 //! The files a configuration consists of.
 //!
-//! Owns opening the main file and what its `include` and `include_dir` name, in a fixed order; the grammar is `ini`'s.
-//! Patterns are relative to the main file's directory and matches are read in name order, so that the result does
-//! not depend on the file system. Included files include nothing themselves.
+//! Owns opening the main file and what its `include` and `include_dir` name, in a fixed order; the
+//! grammar is `ini`'s. Patterns are relative to the main file's directory and matches are read in
+//! name order, so that the result does not depend on the file system. Included files include
+//! nothing themselves.
 //! Source: Circus 0.17.2's `read_config`.
 
 use std::ffi::OsString;
@@ -46,8 +47,8 @@ pub struct Pattern {
     pub matches: usize,
 }
 
-/// Reads `path` and what it includes; a relative `path` begins at `directory` and is named in problems as it was
-/// given. `expand` replaces variables in the patterns.
+/// Reads `path` and what it includes; a relative `path` begins at `directory` and is named in
+/// problems as it was given. `expand` replaces variables in the patterns.
 pub fn load(
     path: &Path,
     directory: &Path,
@@ -168,11 +169,13 @@ fn is_empty(bytes: &[u8]) -> bool {
     })
 }
 
-/// Every path `pattern` matches, in name order; a relative one begins at `start`. A wildcard does not match a leading
-/// dot. A name without wildcards is taken as it is: whether it can be read shows when it is.
+/// Every path `pattern` matches, in name order; a relative one begins at `start`. A wildcard does
+/// not match a leading dot. A name without wildcards is taken as it is: whether it can be read
+/// shows when it is.
 ///
 /// # Errors
-/// A directory named without wildcards cannot be listed: what is in it is unknown, which is not the same as nothing.
+/// A directory named without wildcards cannot be listed: what is in it is unknown, which is not the
+/// same as nothing.
 fn expand_pattern(pattern: &Path, start: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = vec![PathBuf::new()];
     let mut guessed = false;

@@ -1,9 +1,10 @@
 //! Circus's INI grammar: lines become keys that know their file and line.
 //!
-//! Owns comments, continuations, duplicates and `[DEFAULT]`; knows no key and replaces no variable. The rules are
-//! those of Circus's parser, except that a continuation of an ignored duplicate is ignored too, and that a section
-//! header without its `]` is an error instead of an odd key.
-//! Invariant: any bytes give a document and a list of what is wrong with them; the first of two equal keys stays.
+//! Owns comments, continuations, duplicates and `[DEFAULT]`; knows no key and replaces no variable.
+//! The rules are those of Circus's parser, except that a continuation of an ignored duplicate is
+//! ignored too, and that a section header without its `]` is an error instead of an odd key.
+//! Invariant: any bytes give a document and a list of what is wrong with them; the first of two
+//! equal keys stays.
 //! Source: Circus 0.17.2 behaviour of `StrictConfigParser`.
 
 use std::path::Path;
@@ -324,7 +325,8 @@ impl Reader<'_> {
         if let Some(cut) =
             cut.filter(|cut| words::open_quote(value).is_some_and(|quote| cut.contains(quote)))
         {
-            // A cmd is then refused for its open quote; elsewhere half a text would be used silently.
+            // A cmd is then refused for its open quote; elsewhere half a text would be used
+            // silently.
             self.findings.warn(
                 &origin.at_column(column(cut)),
                 format!("the value of {key:?} ends here: white space and `;` begin a comment, in quotes too; write `;` without white space before it"),
@@ -403,7 +405,8 @@ fn is_comment_or_blank(line: &str) -> bool {
                 .is_some_and(|word| word.eq_ignore_ascii_case("rem")))
 }
 
-/// The name between the brackets and what follows them. The name may hold brackets: `[env:web[12]]`.
+/// The name between the brackets and what follows them. The name may hold brackets:
+/// `[env:web[12]]`.
 fn split_header(line: &str) -> Option<(&str, &str)> {
     let line = line.trim_end();
     let comment = line

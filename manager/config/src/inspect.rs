@@ -1,8 +1,10 @@
 //! Whether what a configuration names is there: programs, directories, users.
 //!
-//! Owns the looking, for `papactl check`: the file may be written for another machine, or for a moment in which its programs are
-//! installed, so everything here is a warning, and nothing of it keeps a configuration from being read.
-//! Leaves to others: what the file itself says (`resolve`). Reads the file system and the user database; changes nothing.
+//! Owns the looking, for `papactl check`: the file may be written for another machine, or for a
+//! moment in which its programs are installed, so everything here is a warning, and nothing of it
+//! keeps a configuration from being read.
+//! Leaves to others: what the file itself says (`resolve`). Reads the file system and the user
+//! database; changes nothing.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -283,7 +285,8 @@ fn program_fault(config: &Config, watcher: &WatcherConfig) -> Option<String> {
     }
 }
 
-/// Why the system may say of a program that is there that it is not: the interpreter its first line names is missing. Reads the file.
+/// Why the system may say of a program that is there that it is not: the interpreter its first line
+/// names is missing. Reads the file.
 #[must_use]
 pub fn missing_interpreter(watcher: &WatcherConfig, namespace: &str) -> Option<String> {
     let worker = render_worker(watcher, namespace, 1);

@@ -1,8 +1,9 @@
 //! From an INI file as people have it to a configuration the manager can act on.
 //!
-//! `ini` reads lines into keys with their file and line, `include` gathers the files, `foreign` knows those of other programs, `raw` sorts sections by kind,
-//! `environment` computes what a worker's variables are, `resolve` turns text into typed values and reports every
-//! mistake at once, `render` makes one worker's command from its watcher. Nothing here talks to a kernel or
+//! `ini` reads lines into keys with their file and line, `include` gathers the files, `foreign`
+//! knows those of other programs, `raw` sorts sections by kind, `environment` computes what a
+//! worker's variables are, `resolve` turns text into typed values and reports every mistake at
+//! once, `render` makes one worker's command from its watcher. Nothing here talks to a kernel or
 //! starts anything.
 //! Source: Circus 0.17.2's INI format; differences are listed in manager/docs/circus.md.
 

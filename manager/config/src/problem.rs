@@ -1,6 +1,7 @@
 //! Where something stands in a configuration file, and what is wrong there.
 //!
-//! Owns the rendering `FILE:LINE:COLUMN: text`, the same for errors and warnings; knows nothing of keys or types.
+//! Owns the rendering `FILE:LINE:COLUMN: text`, the same for errors and warnings; knows nothing of
+//! keys or types.
 //! Invariant: a problem always names a file, and a place in it unless the file as a whole is meant.
 
 use std::fmt;

@@ -1,7 +1,8 @@
 //! Sections sorted by kind, still text.
 //!
-//! Owns which section is a watcher, a socket, a plugin or an environment, and what each is called; values are
-//! `resolve`'s. A section whose kind is not known is kept out and reported when it looks misspelt.
+//! Owns which section is a watcher, a socket, a plugin or an environment, and what each is called;
+//! values are `resolve`'s. A section whose kind is not known is kept out and reported when it looks
+//! misspelt.
 //! Source: Circus 0.17.2's `get_config`.
 
 use crate::environment::Variables;

@@ -1,7 +1,7 @@
 //! The release directory a watcher's workers start in, where a link leads to it.
 //!
-//! Owns which place a watcher was read with, whether that is still there, and what takes its place when somebody has deleted it. Looks
-//! at the file system and changes nothing.
+//! Owns which place a watcher was read with, whether that is still there, and what takes its place
+//! when somebody has deleted it. Looks at the file system and changes nothing.
 //! Invariant: a release whose reload failed is never chosen without a person having asked for it.
 
 use std::fs;
@@ -41,7 +41,8 @@ pub enum Place {
 }
 
 impl WatcherConfig {
-    /// The release its workers start in; none if no link leads there, or its path is not UTF-8 and so cannot be kept.
+    /// The release its workers start in; none if no link leads there, or its path is not UTF-8 and
+    /// so cannot be kept.
     #[must_use]
     pub fn release(&self) -> Option<Release> {
         if self.resolved_dir == self.working_dir && self.resolved_program.is_none() {

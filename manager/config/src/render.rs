@@ -1,7 +1,8 @@
 //! One worker's command from its watcher.
 //!
-//! Owns what differs from worker to worker: its number, and how it refers to sockets whose numbers only the kernel
-//! knows. Pure. Everything that can be wrong was reported by `resolve`, so this cannot fail.
+//! Owns what differs from worker to worker: its number, and how it refers to sockets whose numbers
+//! only the kernel knows. Pure. Everything that can be wrong was reported by `resolve`, so this
+//! cannot fail.
 //! Source: Circus's variables `$(circus.wid)` and `$(circus.sockets.NAME)`.
 
 use std::collections::BTreeMap;
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 use crate::types::{Identity, RlimitValue, StreamConfig, WatcherConfig, socket_name};
 use crate::variables;
 
-/// The variable that tells a worker its number; what the environment had under this name was somebody else's.
+/// The variable that tells a worker its number; what the environment had under this name was
+/// somebody else's.
 pub const NUMBER_VARIABLE: &str = "PAPA_WID";
 
 /// What the kernel is asked to start.

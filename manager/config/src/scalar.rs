@@ -1,7 +1,7 @@
 //! Single values: text to bool, number, duration, mask, limit, time format.
 //!
-//! Owns what each form accepts and how the refusal reads; knows no key. Texts are those Python's `int`, `float` and
-//! Circus's `to_bool` take, plus fractions of a second.
+//! Owns what each form accepts and how the refusal reads; knows no key. Texts are those Python's
+//! `int`, `float` and Circus's `to_bool` take, plus fractions of a second.
 //! Invariant: every error is one clause that says what is accepted; the caller adds key and value.
 
 use std::time::Duration;
@@ -71,7 +71,8 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Shortest period that can be asked for: what is done every period must leave time for everything else.
+/// Shortest period that can be asked for: what is done every period must leave time for everything
+/// else.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
 
 /// Seconds of something that repeats or must be given a chance: not 0.
@@ -118,8 +119,8 @@ pub fn rlimit(text: &str) -> Result<RlimitValue, String> {
     }
 }
 
-/// A strftime format as the log writer's formatter takes it, and the conversions it does not know, which are
-/// printed as they are, as the C library does.
+/// A strftime format as the log writer's formatter takes it, and the conversions it does not know,
+/// which are printed as they are, as the C library does.
 #[must_use]
 pub fn time_format(text: &str) -> (String, Vec<String>) {
     let mut format = String::with_capacity(text.len());

@@ -61,7 +61,8 @@ pub fn tcp(text: &str) -> Result<Target, TargetError> {
     ))
 }
 
-/// Reads `http://HOST[:PORT][/PATH]`, or nginx's form for unix sockets, `http://unix:/SOCKET[:/PATH]`.
+/// Reads `http://HOST[:PORT][/PATH]`, or nginx's form for unix sockets,
+/// `http://unix:/SOCKET[:/PATH]`.
 ///
 /// # Errors
 /// The text is no such URL; HTTPS is none.

@@ -1,7 +1,7 @@
 //! The resolved configuration: typed, complete, ready to act on.
 //!
-//! Owns the shapes only; `resolve` fills them. Paths are absolute, names in the kernel's form are computed here so
-//! that manager and command line never disagree about them.
+//! Owns the shapes only; `resolve` fills them. Paths are absolute, names in the kernel's form are
+//! computed here so that manager and command line never disagree about them.
 //! Invariant: a value of these types has passed every check, no text in it needs parsing again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,8 @@ use crate::resolve::restarts::FlappingDefaults;
 use crate::signal::SignalNumber;
 use crate::variables;
 
-/// Namespace of the kernel's names unless `[circus] namespace` says otherwise; the one Circus always used.
+/// Namespace of the kernel's names unless `[circus] namespace` says otherwise; the one Circus
+/// always used.
 pub const DEFAULT_NAMESPACE: &str = "circus";
 
 /// Everything an INI file says.
@@ -80,7 +81,8 @@ pub struct Base {
 }
 
 impl Config {
-    /// Refuses a configuration in which there is nothing to run: most probably it is another file that was meant.
+    /// Refuses a configuration in which there is nothing to run: most probably it is another file
+    /// that was meant.
     ///
     /// # Errors
     /// It has no watcher.
@@ -155,7 +157,8 @@ pub struct WatcherConfig {
     pub key: String,
     /// The section's first line.
     pub origin: Origin,
-    /// The words of the command, complete but for the worker's number and socket numbers; see `render_worker`.
+    /// The words of the command, complete but for the worker's number and socket numbers; see
+    /// `render_worker`.
     pub argv_template: Vec<String>,
     /// How many workers.
     pub numprocesses: u32,
@@ -163,14 +166,15 @@ pub struct WatcherConfig {
     pub singleton: bool,
     /// Where workers start, absolute.
     pub working_dir: PathBuf,
-    /// Where that was when the file was read, links followed: workers start there until it is read again, so that one that is
-    /// replaced meanwhile is of the same release.
+    /// Where that was when the file was read, links followed: workers start there until it is read
+    /// again, so that one that is replaced meanwhile is of the same release.
     pub resolved_dir: PathBuf,
     /// The program likewise, if a link leads to its directory.
     pub resolved_program: Option<String>,
     /// The workers' environment, complete.
     pub env: BTreeMap<OsString, OsString>,
-    /// Names in `env` that were set because of `uid`: those of `identity::ACCOUNT_VARIABLES` that the file does not set.
+    /// Names in `env` that were set because of `uid`: those of `identity::ACCOUNT_VARIABLES` that
+    /// the file does not set.
     pub account_env: Vec<&'static str>,
     /// Variables given at run time in place of those of the file's sections.
     pub env_given: Option<BTreeMap<String, String>>,
@@ -206,7 +210,8 @@ pub struct WatcherConfig {
     pub ready: Option<Readiness>,
     /// How long a worker may take to become ready.
     pub ready_timeout: Duration,
-    /// How many workers beyond `numprocesses` a rolling reload has at most; 0: one goes before one comes.
+    /// How many workers beyond `numprocesses` a rolling reload has at most; 0: one goes before one
+    /// comes.
     pub max_surge: u32,
     /// What becomes of workers an earlier kernel left running.
     pub orphans: OrphanPolicy,
@@ -220,9 +225,11 @@ pub struct WatcherConfig {
     pub health: Option<HealthCheck>,
     /// Pauses after quick ends.
     pub backoff: BackoffConfig,
-    /// When ends are so frequent that the watcher pauses and at last gives up; none: back-off alone.
+    /// When ends are so frequent that the watcher pauses and at last gives up; none: back-off
+    /// alone.
     pub flapping: Option<FlappingConfig>,
-    /// Lower-case names of watchers that are ready before this one is started, and stopped after it.
+    /// Lower-case names of watchers that are ready before this one is started, and stopped after
+    /// it.
     pub depends_on: Vec<String>,
     /// True: workers outlive the manager. False: they are stopped when the manager quits.
     pub use_papa: bool,
@@ -243,7 +250,8 @@ pub struct WatcherConfig {
 }
 
 impl WatcherConfig {
-    /// The sockets the workers serve: those the command or standard input names, else all they inherit.
+    /// The sockets the workers serve: those the command or standard input names, else all they
+    /// inherit.
     #[must_use]
     pub fn demand_sockets(&self) -> Vec<String> {
         let mentioned: BTreeSet<String> = self
@@ -274,7 +282,8 @@ impl WatcherConfig {
         format!("{namespace}.{}.{wid}", self.key)
     }
 
-    /// Inverse of [`Self::worker_name`]: the worker number in a kernel name, if it belongs to this watcher.
+    /// Inverse of [`Self::worker_name`]: the worker number in a kernel name, if it belongs to this
+    /// watcher.
     #[must_use]
     pub fn worker_number(&self, namespace: &str, kernel_name: &str) -> Option<u32> {
         let (watcher, wid) = kernel_name
@@ -324,13 +333,16 @@ pub enum HealthProbe {
     Tcp(String),
     /// A URL answers 200 to 399.
     Http(String),
-    /// A command ends with 0; run with the watcher's user, directory and environment, and `PAPA_PID`.
+    /// A command ends with 0; run with the watcher's user, directory and environment, and
+    /// `PAPA_PID`.
     Command(Vec<String>),
 }
 
-/// A worker that ran so long was well: its end is no sign of a loop. The default of `backoff_reset`.
+/// A worker that ran so long was well: its end is no sign of a loop. The default of
+/// `backoff_reset`.
 pub const LONG_ENOUGH: Duration = Duration::from_secs(10);
-/// The delay after the second quick end in a row; the first is free. The default of `backoff_first`.
+/// The delay after the second quick end in a row; the first is free. The default of
+/// `backoff_first`.
 pub const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// Longest delay, jitter included. The default of `backoff_max`.
 pub const MAX_DELAY: Duration = Duration::from_secs(30);
@@ -355,7 +367,8 @@ impl Default for BackoffConfig {
     }
 }
 
-/// When a watcher's workers end so often that going on has no prospect. Commanded stops never count.
+/// When a watcher's workers end so often that going on has no prospect. Commanded stops never
+/// count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlappingConfig {
     /// Ends within `window` that are too many; at least 1.
@@ -424,7 +437,8 @@ pub struct FileStreamConfig {
     pub filename: PathBuf,
     /// Rotate before a write that would reach this size; 0 means never.
     pub max_bytes: u64,
-    /// How many rotated files are kept; 0 with `max_bytes` never truncates, with `rotation` it keeps all.
+    /// How many rotated files are kept; 0 with `max_bytes` never truncates, with `rotation` it
+    /// keeps all.
     pub backup_count: u32,
     /// strftime format of the prefix `TIME [PID] | `; none means bytes pass unchanged.
     pub time_format: Option<String>,
@@ -535,7 +549,8 @@ pub struct SocketConfig {
     pub reuseport: bool,
     /// Replace an existing unix path that is in nobody's use.
     pub replace: bool,
-    /// Set `O_NONBLOCK` on the shared socket, as Circus does unless `blocking` or, as papa's were, `use_papa` is written.
+    /// Set `O_NONBLOCK` on the shared socket, as Circus does unless `blocking` or, as papa's were,
+    /// `use_papa` is written.
     pub nonblocking: bool,
     /// Whether an IPv6 socket leaves IPv4 to others; none: what the system has them do.
     pub v6only: Option<bool>,

@@ -1,12 +1,14 @@
 //! `$(circus.KEY)` and `((circus.KEY))`.
 //!
-//! Owns the syntax; what a key means is the caller's. Keys are compared lower-cased, consist of word characters, `.`
-//! and `-`, and stay as they are when the caller does not know them. What is put in is not looked at again.
+//! Owns the syntax; what a key means is the caller's. Keys are compared lower-cased, consist of
+//! word characters, `.` and `-`, and stay as they are when the caller does not know them. What is
+//! put in is not looked at again.
 //! Source: Circus's `replace_gnu_args`.
 
 const PREFIX: &str = "circus.";
 
-/// Replaces every variable of `text` that `lookup` knows; it gets the key in lower case, without `circus.`.
+/// Replaces every variable of `text` that `lookup` knows; it gets the key in lower case, without
+/// `circus.`.
 pub fn replace(text: &str, mut lookup: impl FnMut(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,6 +1,7 @@
 //! A command line to words, as a POSIX shell quotes them.
 //!
-//! Owns quotes and backslashes; expands nothing and knows no comments, so `#` is an ordinary character.
+//! Owns quotes and backslashes; expands nothing and knows no comments, so `#` is an ordinary
+//! character.
 //! Source: Python's `shlex.split`, which Circus uses for `cmd`, `args` and `shell_args`.
 
 /// Why a command line has no words.
@@ -52,7 +53,8 @@ pub fn join(words: &[String]) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// The words of `text` without those that have a quoted or escaped part: what a shell would look at.
+/// The words of `text` without those that have a quoted or escaped part: what a shell would look
+/// at.
 #[must_use]
 pub fn unquoted(text: &str) -> Vec<String> {
     let mut words = Vec::new();

@@ -1,5 +1,5 @@
-//! Any line on the control socket: reading it does not panic, and what is accepted reads the same after it was
-//! written.
+//! Any line on the control socket: reading it does not panic, and what is accepted reads the same
+//! after it was written.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Any bytes as a configuration: reading neither panics nor names a line that is not there, and what is accepted
-//! renders into a worker's request.
+//! Any bytes as a configuration: reading neither panics nor names a line that is not there, and
+//! what is accepted renders into a worker's request.
 #![no_main]
 
 use std::cell::OnceCell;
@@ -13,8 +13,9 @@ use papa_manager::config::ini::Document;
 use papa_manager::config::problem::{Findings, Problem};
 use papa_manager::config::{Surroundings, load, render_text, render_worker};
 
-/// Comes before every input: the first of two equal keys stays, so no input names files of this machine. The patterns match nothing,
-/// which is no mistake; a name that cannot be read would be one, and nothing behind it would be tried.
+/// Comes before every input: the first of two equal keys stays, so no input names files of this
+/// machine. The patterns match nothing, which is no mistake; a name that cannot be read would be
+/// one, and nothing behind it would be tried.
 const HEADER: &[u8] =
     b"[circus]\ninclude = there-is-no-such-file*\ninclude_dir = there-is-no-such-directory*\n";
 /// The one file.

@@ -1,5 +1,5 @@
-//! What a predecessor kept, whatever it is: watcher states and the log state are read without a panic, and written
-//! on.
+//! What a predecessor kept, whatever it is: watcher states and the log state are read without a
+//! panic, and written on.
 #![no_main]
 
 use std::fs::File;

@@ -8,7 +8,8 @@ use papa_manager::{commands, sys};
 
 fn main() -> ExitCode {
     sys::notice_children();
-    // Whatever whoever started us had blocked: a Ctrl-C is to end us, and what we start inherits the mask. There is nothing to be done about a failure.
+    // Whatever whoever started us had blocked: a Ctrl-C is to end us, and what we start inherits
+    // the mask. There is nothing to be done about a failure.
     let _ = SigSet::all().thread_unblock();
     commands::run(&Papactl::read())
 }

@@ -74,7 +74,8 @@ fn print_findings(errors: &[Problem], warnings: &[Problem]) {
     }
 }
 
-/// Broken between words at `columns`, what follows indented; in a pipe one line stays one line, for editors and grep.
+/// Broken between words at `columns`, what follows indented; in a pipe one line stays one line, for
+/// editors and grep.
 fn wrapped(text: &str, columns: Option<usize>) -> String {
     let Some(columns) = columns else {
         return text.to_owned();

@@ -1,4 +1,5 @@
-//! `papactl down`: stops workers, gives up sockets, ends the manager, and the kernel when nothing is left in it.
+//! `papactl down`: stops workers, gives up sockets, ends the manager, and the kernel when nothing
+//! is left in it.
 
 use std::path::Path;
 use std::time::Instant;
@@ -44,7 +45,8 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             ("not running", places)
         }
         Err(error @ CommandError::Manager(ManagerError::Refused(_))) => {
-            // Without a kernel the manager can stop nothing: its workers are orphans, and it is in the way of their end.
+            // Without a kernel the manager can stop nothing: its workers are orphans, and it is in
+            // the way of their end.
             let Some(manager) = manager_without_kernel(common) else {
                 return Err(error);
             };

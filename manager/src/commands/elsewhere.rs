@@ -1,8 +1,8 @@
 //! Where a manager may be that is not found in the runtime directory.
 //!
-//! `sudo`, `su` and cron start `papactl` with the runtime directory of another user, or with none. Owns what is said then: the kernel knows
-//! who holds its namespaces, the usual directories are few, and the port says whose kernel is there. Only looks; nothing found here is
-//! talked to.
+//! `sudo`, `su` and cron start `papactl` with the runtime directory of another user, or with none.
+//! Owns what is said then: the kernel knows who holds its namespaces, the usual directories are
+//! few, and the port says whose kernel is there. Only looks; nothing found here is talked to.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -86,7 +86,8 @@ fn claimed(
     ))
 }
 
-/// How to reach a manager that told the kernel this of itself; nothing if it did not say where it is.
+/// How to reach a manager that told the kernel this of itself; nothing if it did not say where it
+/// is.
 pub(super) fn reach(holder: &str) -> String {
     holder
         .rsplit_once(DIRECTORY)

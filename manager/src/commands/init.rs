@@ -1,7 +1,9 @@
-//! `papactl up --foreground` as process 1 of a container: everything in the container ends when this process does.
+//! `papactl up --foreground` as process 1 of a container: everything in the container ends when
+//! this process does.
 //!
-//! Owns the manager's process, the signals on their way to it, and every process that nobody else waits for. Nothing is killed unasked:
-//! a manager that dies is started again, and one that was quit leaves this process waiting while the kernel has workers.
+//! Owns the manager's process, the signals on their way to it, and every process that nobody else
+//! waits for. Nothing is killed unasked: a manager that dies is started again, and one that was
+//! quit leaves this process waiting while the kernel has workers.
 //! Invariant: there is no other waiter in this process, and no second thread.
 //! Source: `pid_namespaces(7)`, `waitid(2)`.
 
@@ -136,11 +138,13 @@ impl Init<'_> {
         else {
             return;
         };
-        // It is our child and was not waited for, so the number is still its own. It may have ended; then there is nobody to tell.
+        // It is our child and was not waited for, so the number is still its own. It may have
+        // ended; then there is nobody to tell.
         let _ = kill(Pid::from_raw(pid), signal);
     }
 
-    /// The manager was quit before: another one may run by now, else one is started that stops what is left.
+    /// The manager was quit before: another one may run by now, else one is started that stops what
+    /// is left.
     fn stop_without_manager(&mut self, signal: Signal) -> Result<bool, CommandError> {
         match quit::end_manager(self.common, Command::Shutdown) {
             Ok(_) => Ok(!self.kernel_has_work()),
@@ -154,7 +158,8 @@ impl Init<'_> {
         }
     }
 
-    /// Waits for every process that has ended: ours, and those of others whose parents are gone. True when everything is over.
+    /// Waits for every process that has ended: ours, and those of others whose parents are gone.
+    /// True when everything is over.
     fn reap(&mut self) -> Result<bool, CommandError> {
         let mut ended = None;
         while let Some(pid) = next_ended() {

@@ -1,7 +1,8 @@
 //! Finding, starting and ending the kernel.
 //!
-//! Owns the order of the usual places: the kernel's private socket, its abstract socket, its TCP port; and what is
-//! said when something else sits there. The conversation itself is `papa_protocol::client`'s.
+//! Owns the order of the usual places: the kernel's private socket, its abstract socket, its TCP
+//! port; and what is said when something else sits there. The conversation itself is
+//! `papa_protocol::client`'s.
 //! Source: manager/docs/papactl.md.
 
 use std::io;
@@ -114,14 +115,16 @@ pub fn candidates(
         Some(endpoint @ KernelEndpoint::Tcp(_, port)) => (*port, parse(&endpoint.to_string())?),
         Some(other) => return Ok(vec![parse(&other.to_string())?]),
     };
-    // Descriptors pass over unix sockets only, so these come first. They are only ever those of this machine.
+    // Descriptors pass over unix sockets only, so these come first. They are only ever those of
+    // this machine.
     let local = match &tcp {
         Address::Tcp(address) => address.ip().is_loopback(),
         Address::Unix(_) | Address::Abstract(_) => true,
     };
     let mut addresses = Vec::new();
     if local {
-        // A directory that we may not use has no socket of ours; the other places may still have the kernel.
+        // A directory that we may not use has no socket of ours; the other places may still have
+        // the kernel.
         if directory.can_hold_sockets() {
             addresses.push(Address::Unix(directory.kernel_socket(port)));
         }
@@ -228,8 +231,8 @@ pub(super) fn examine(addresses: &[Address]) -> Result<Option<Examined>, KernelE
     })?
 }
 
-/// Ends what workers have started and hidden, where the kernel at the first of `addresses` that answers has no process any more. Answers
-/// who was ended.
+/// Ends what workers have started and hidden, where the kernel at the first of `addresses` that
+/// answers has no process any more. Answers who was ended.
 pub(super) fn end_strays(addresses: &[Address]) -> Result<Vec<Member>, KernelError> {
     let found = block_on(async {
         for address in addresses {
@@ -239,7 +242,8 @@ pub(super) fn end_strays(addresses: &[Address]) -> Result<Vec<Member>, KernelErr
             let status = client.call(ops::Status {}).await.ok()?;
             let pid = |number: u32| i32::try_from(number).unwrap_or(0);
             let found = strays::find(pid(status.pid), pid(status.keeper));
-            // Asked after the look: whoever was seen is a process of nobody's, and who is started from now on was not seen.
+            // Asked after the look: whoever was seen is a process of nobody's, and who is started
+            // from now on was not seen.
             let status = client.call(ops::Status {}).await.ok()?;
             return (status.counts.processes == 0).then_some(found);
         }
@@ -250,8 +254,8 @@ pub(super) fn end_strays(addresses: &[Address]) -> Result<Vec<Member>, KernelErr
     Ok(found.iter().map(strays::Stray::member).collect())
 }
 
-/// Asks the kernel at the first of `addresses` that answers to end, which it does only when it holds nothing. False
-/// if none answers.
+/// Asks the kernel at the first of `addresses` that answers to end, which it does only when it
+/// holds nothing. False if none answers.
 ///
 /// # Errors
 /// It holds something still, or does not answer.
@@ -318,8 +322,8 @@ async fn describe(address: &Address, client: &Client) -> Result<Kernel, KernelEr
     })
 }
 
-/// Whether nobody listens, as opposed to somebody who answers wrongly. Any user may take any abstract name: a stranger there means that
-/// the kernel is not.
+/// Whether nobody listens, as opposed to somebody who answers wrongly. Any user may take any
+/// abstract name: a stranger there means that the kernel is not.
 pub(super) fn is_absent(address: &Address, error: &ClientError) -> bool {
     let ClientError::Io(error) = error else {
         return false;

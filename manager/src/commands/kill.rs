@@ -33,7 +33,8 @@ pub(super) fn run(common: &Common, args: &KillArgs) -> Result<(), CommandError> 
     done(common)
 }
 
-/// Stops every target in the way `how` says, one after another; a worker that is named there goes before its pid.
+/// Stops every target in the way `how` says, one after another; a worker that is named there goes
+/// before its pid.
 pub(super) fn each(
     common: &Common,
     client: &mut ManagerClient,

@@ -1,9 +1,12 @@
-//! What `down` ends where no manager can: workers that one left in the kernel, and orphans that a lost kernel left.
+//! What `down` ends where no manager can: workers that one left in the kernel, and orphans that a
+//! lost kernel left.
 //!
-//! Owns the order: claim the namespace, ask workers to end, kill what is left of them when their time is over, then give everything
-//! back. Leaves to others: finding and signalling (`pidfd`, `tree`, `orphan`).
-//! Invariants: only processes with a worker's name in the namespace, with its mark, or known to a manager as its workers are ended,
-//! each signalled through a pidfd. Nothing is waited for beyond the deadline.
+//! Owns the order: claim the namespace, ask workers to end, kill what is left of them when their
+//! time is over, then give everything back. Leaves to others: finding and signalling (`pidfd`,
+//! `tree`, `orphan`).
+//! Invariants: only processes with a worker's name in the namespace, with its mark, or known to a
+//! manager as its workers are ended, each signalled through a pidfd. Nothing is waited for beyond
+//! the deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -32,7 +35,8 @@ use crate::tree::{self, Deed, Target, TargetId, TreeThread};
 
 /// From one look at what still runs to the next.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How long workers have whose watcher is not known; as long as a file gives them that says nothing.
+/// How long workers have whose watcher is not known; as long as a file gives them that says
+/// nothing.
 const UNKNOWN_GRACE: Duration = Duration::from_secs(30);
 /// How long what was killed may take to be gone.
 const KILLED_PATIENCE: Duration = Duration::from_secs(5);
@@ -115,8 +119,9 @@ pub(super) fn end(task: &Task<'_>) -> Result<Ended, CommandError> {
     Ok(ended)
 }
 
-/// Ends the workers that a manager has left in the kernel at the first of `addresses` that answers, and gives up what was kept for
-/// the next. Answers also which processes are the kernel's; none if no kernel answers.
+/// Ends the workers that a manager has left in the kernel at the first of `addresses` that answers,
+/// and gives up what was kept for the next. Answers also which processes are the kernel's; none if
+/// no kernel answers.
 fn end_workers(task: &Task<'_>) -> Result<Option<(Ended, Vec<i32>)>, CommandError> {
     block_on(async {
         for address in task.addresses {
@@ -215,7 +220,8 @@ async fn end_all(
                 }
                 continue;
             }
-            // The worker has ended: what it has left gets the same signal once, and the rest of the time.
+            // The worker has ended: what it has left gets the same signal once, and the rest of the
+            // time.
             let deed = match (late, one.asked) {
                 (true, _) => Deed::Kill(None),
                 (false, false) => Deed::Signal(one.manner.signal),
@@ -364,7 +370,8 @@ impl Trees {
     }
 }
 
-/// Ends the orphans that kernels at these places have left; `spared` are the processes of one that lives.
+/// Ends the orphans that kernels at these places have left; `spared` are the processes of one that
+/// lives.
 fn end_orphans(task: &Task<'_>, spared: &[i32], ended: &mut Ended) {
     for place in places(task.addresses) {
         let lineage = Lineage {

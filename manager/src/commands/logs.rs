@@ -1,7 +1,9 @@
-//! `papactl logs`: the end of what watchers wrote, in files and in the kernel, and with `-f` what is added.
+//! `papactl logs`: the end of what watchers wrote, in files and in the kernel, and with `-f` what
+//! is added.
 //!
-//! Owns the order of things: who is meant, what was there, what comes. Reading files is `tail`'s, reading the kernel `live`'s, showing
-//! `screen`'s. Nothing here changes a log: files are only read, and the kernel is asked as a follower.
+//! Owns the order of things: who is meant, what was there, what comes. Reading files is `tail`'s,
+//! reading the kernel `live`'s, showing `screen`'s. Nothing here changes a log: files are only
+//! read, and the kernel is asked as a follower.
 //! Source: manager/docs/papactl.md.
 
 mod console;

@@ -1,6 +1,8 @@
-//! Whom the names on a command line mean: watchers by name or pattern, `all`, and single workers as `NAME:WID`.
+//! Whom the names on a command line mean: watchers by name or pattern, `all`, and single workers as
+//! `NAME:WID`.
 //!
-//! Owns the reading of such words against what runs now. A watcher that is really called `all` or `web:1` comes first.
+//! Owns the reading of such words against what runs now. A watcher that is really called `all` or
+//! `web:1` comes first.
 //! Source: manager/docs/papactl.md.
 
 use std::collections::HashSet;
@@ -52,8 +54,8 @@ pub(super) fn targets_in(
     Ok(expanded(status, words)?)
 }
 
-/// The watchers `words` mean, for requests that take a selection. One plain word passes as it is: the manager knows whether it means
-/// anybody.
+/// The watchers `words` mean, for requests that take a selection. One plain word passes as it is:
+/// the manager knows whether it means anybody.
 ///
 /// # Errors
 /// A word that means nobody, or a single worker, which `verb` does not do.

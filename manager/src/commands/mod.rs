@@ -1,7 +1,7 @@
 //! The verbs of `papactl`, one file each.
 //!
-//! Owns what they share: which manager is meant, how results and failures are printed, and the exit code. A verb
-//! asks the manager and prints; it decides nothing about workers.
+//! Owns what they share: which manager is meant, how results and failures are printed, and the exit
+//! code. A verb asks the manager and prints; it decides nothing about workers.
 //! Source: manager/docs/papactl.md.
 
 mod add;
@@ -342,8 +342,8 @@ fn wait_for<T: DeserializeOwned>(
     }
 }
 
-/// Asks for work on `selection` and waits until it is done; if it fails, what workers of the watchers that are `meant` wrote last is
-/// shown before the failure.
+/// Asks for work on `selection` and waits until it is done; if it fails, what workers of the
+/// watchers that are `meant` wrote last is shown before the failure.
 fn wait_or_explain<T: DeserializeOwned>(
     common: &Common,
     client: &mut ManagerClient,
@@ -394,7 +394,8 @@ fn count(
     words: &[String],
     command: impl Fn(String, u32) -> Command,
 ) -> Result<(), CommandError> {
-    // A last word that is a number says how many, unless it is the only one: a watcher may be called 8080.
+    // A last word that is a number says how many, unless it is the only one: a watcher may be
+    // called 8080.
     let (names, by) = match words {
         [names @ .., last] if !names.is_empty() && last.parse::<u32>().is_ok() => {
             (names, last.parse().unwrap_or(1))
@@ -416,8 +417,8 @@ fn count(
     )
 }
 
-/// Asks for the same work on each watcher that `names` mean, after all names were found, and prints what `said` makes of each answer:
-/// with the name in front where there are several.
+/// Asks for the same work on each watcher that `names` mean, after all names were found, and prints
+/// what `said` makes of each answer: with the name in front where there are several.
 fn each_watcher(
     common: &Common,
     names: &[String],
@@ -489,7 +490,8 @@ fn done(common: &Common) -> Result<(), CommandError> {
     print("ok\n")
 }
 
-/// What runs of `targets`: the whole watchers in the manager's order, of a watcher that is named only by workers those alone.
+/// What runs of `targets`: the whole watchers in the manager's order, of a watcher that is named
+/// only by workers those alone.
 fn print_targets(
     common: &Common,
     mut status: StatusReply,

@@ -1,4 +1,5 @@
-//! `papactl options`: all options of watchers, or of `[circus]`, as `KEY: VALUE` lines. Values that look like secrets are masked.
+//! `papactl options`: all options of watchers, or of `[circus]`, as `KEY: VALUE` lines. Values that
+//! look like secrets are masked.
 
 use serde_json::Value;
 
@@ -156,7 +157,8 @@ fn without_passwords(text: &str) -> String {
     out
 }
 
-/// `text` with what follows options and assignments of secret names masked: `--password=****`, `--token ****`, `API_KEY=****`.
+/// `text` with what follows options and assignments of secret names masked: `--password=****`,
+/// `--token ****`, `API_KEY=****`.
 fn without_arguments(text: &str) -> String {
     let mut out = String::new();
     let mut is_value = false;

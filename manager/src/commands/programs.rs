@@ -1,7 +1,8 @@
 //! Starting `papa` and `papa-manager` in the background.
 //!
-//! Owns where they are found (beside this program, then PATH) and what they said when they did not come up: their
-//! output goes to a log file in the runtime directory, and what was added to it is the reason shown.
+//! Owns where they are found (beside this program, then PATH) and what they said when they did not
+//! come up: their output goes to a log file in the runtime directory, and what was added to it is
+//! the reason shown.
 
 use std::env;
 use std::ffi::OsStr;
@@ -126,7 +127,8 @@ impl Background {
         let errors = output.try_clone().map_err(log_failed)?;
         let mut command = Command::new(&program);
         for variable in crate::mark::VARIABLES {
-            // Typed by a worker, `up` starts something of its own: it is not to go when that worker does.
+            // Typed by a worker, `up` starts something of its own: it is not to go when that worker
+            // does.
             command.env_remove(variable);
         }
         let child = command

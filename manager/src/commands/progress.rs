@@ -1,7 +1,8 @@
-//! Waiting visibly: a line on the terminal that says what is still missing, and an end by Ctrl-C that says what goes on.
+//! Waiting visibly: a line on the terminal that says what is still missing, and an end by Ctrl-C
+//! that says what goes on.
 //!
-//! Owns one line of standard error, redrawn at most every `REDRAW`; nothing at all when that is no terminal or JSON is
-//! wanted.
+//! Owns one line of standard error, redrawn at most every `REDRAW`; nothing at all when that is no
+//! terminal or JSON is wanted.
 
 use std::io::{self, IsTerminal, Write};
 use std::process;

@@ -37,7 +37,8 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
     ))
 }
 
-/// Sends `command`, which ends the manager, and waits until it is gone. Gives its last status and its answer.
+/// Sends `command`, which ends the manager, and waits until it is gone. Gives its last status and
+/// its answer.
 pub(super) fn end_manager(
     common: &Common,
     command: Command,

@@ -1,4 +1,5 @@
-//! `papactl reloadconfig`: applies what has changed in the file, or with `--plan` only says what that is.
+//! `papactl reloadconfig`: applies what has changed in the file, or with `--plan` only says what
+//! that is.
 
 use crate::cli::Common;
 use crate::cli::args::ReloadConfigArgs;

@@ -1,4 +1,5 @@
-//! `papactl restart`: stops and starts watchers and waits until they are up; of a single worker, ends it and has it replaced.
+//! `papactl restart`: stops and starts watchers and waits until they are up; of a single worker,
+//! ends it and has it replaced.
 
 use crate::cli::Common;
 use crate::cli::args::SelectArgs;

@@ -1,4 +1,5 @@
-//! `papactl stats` and `dstats`: CPU and memory, one line for each process, children below their parents.
+//! `papactl stats` and `dstats`: CPU and memory, one line for each process, children below their
+//! parents.
 
 use std::fmt::Write;
 

@@ -1,7 +1,8 @@
-//! What people see: one line per watcher, as wide as the terminal; in a pipe 80 columns, where nothing is cut.
+//! What people see: one line per watcher, as wide as the terminal; in a pipe 80 columns, where
+//! nothing is cut.
 //!
-//! Owns layout and the harmlessness of what is printed: names and messages come from files and programs, so control
-//! characters in them are shown, not obeyed.
+//! Owns layout and the harmlessness of what is printed: names and messages come from files and
+//! programs, so control characters in them are shown, not obeyed.
 
 use std::fmt::Write;
 
@@ -89,7 +90,8 @@ pub fn watchers(watchers: &[WatcherStatus]) -> String {
     text
 }
 
-/// `said` after `start`, broken between words at the width of the output, the lines indented to where it began.
+/// `said` after `start`, broken between words at the width of the output, the lines indented to
+/// where it began.
 #[must_use]
 pub fn wrapped(start: &str, said: &str) -> String {
     let columns = width();
@@ -176,8 +178,8 @@ fn push_printable(out: &mut String, c: char) {
             out.push(char::from(c as u8 + b'@'));
         }
         '\x7f' => out.push_str("^?"),
-        // Includes the second set of control characters, which some terminals obey, and characters that turn the
-        // direction of text around.
+        // Includes the second set of control characters, which some terminals obey, and characters
+        // that turn the direction of text around.
         c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
             let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
         }

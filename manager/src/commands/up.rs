@@ -1,6 +1,7 @@
 //! `papactl up`: finds or starts the kernel and the manager, and waits until every watcher is up.
 //!
-//! Owns the order of these steps and what is said about each. A manager that already runs is left alone.
+//! Owns the order of these steps and what is said about each. A manager that already runs is left
+//! alone.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -46,7 +47,8 @@ const RECENT_MS: u64 = 60_000;
 /// How often to look again.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How long a watcher may be in trouble before waiting for it ends: back-off goes on for ever, a person does not.
+/// How long a watcher may be in trouble before waiting for it ends: back-off goes on for ever, a
+/// person does not.
 const TROUBLE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Most warnings printed before the work begins; `check` prints all.
@@ -157,8 +159,8 @@ fn explain(
     result
 }
 
-/// A namespace has one manager. One that runs with another runtime directory (under sudo, su, cron) has its socket where nobody looks
-/// here; the kernel knows of it.
+/// A namespace has one manager. One that runs with another runtime directory (under sudo, su, cron)
+/// has its socket where nobody looks here; the kernel knows of it.
 fn refuse_second(
     kernel: &Kernel,
     directory: &RuntimeDir,
@@ -169,7 +171,8 @@ fn refuse_second(
         let Some(holder) = kernel::holder_of(&kernel.address, &config.namespace)? else {
             return Ok(());
         };
-        // The connection of a manager that has just ended may be known to the kernel for a moment longer.
+        // The connection of a manager that has just ended may be known to the kernel for a moment
+        // longer.
         if Instant::now() >= until {
             return Err(CommandError::Failed(format!(
                 "a manager already runs for namespace {:?}: {}; here the runtime directory is {}{}, or choose another namespace in [circus]",
@@ -235,7 +238,8 @@ fn report_running(
             config.namespace, manager.pid, manager.config
         )));
     }
-    // The manager lives and has no kernel: keeper and kernel are gone. It finds the one that is started here.
+    // The manager lives and has no kernel: keeper and kernel are gone. It finds the one that is
+    // started here.
     let provided = match manager.kernel_pid {
         Some(_) => None,
         None => Some(provide_kernel(common, directory, config)?),
@@ -267,8 +271,8 @@ fn report_running(
     explain(common, &mut client, &status, begun_ms, result)
 }
 
-/// The manager runs what it has read; somebody who edits the file and types `up` again expects otherwise. A file that cannot be read any
-/// more is reported as what it is.
+/// The manager runs what it has read; somebody who edits the file and types `up` again expects
+/// otherwise. A file that cannot be read any more is reported as what it is.
 fn say_if_changed(client: &mut ManagerClient) {
     let command = Command::ReloadConfig {
         plan: true,
@@ -397,7 +401,8 @@ fn start_manager(
 ) -> Result<ManagerClient, CommandError> {
     // What comes before the log the file names is open, and panics, go to the usual place.
     let log = directory.manager_log(&config.namespace);
-    // No --kernel: the manager looks in the same places, and again in all of them if the kernel comes back.
+    // No --kernel: the manager looks in the same places, and again in all of them if the kernel
+    // comes back.
     let mut arguments: Vec<OsString> = vec!["--own-session".into()];
     if !matches!(config.log_output, Some(LogOutput::Syslog(_))) {
         arguments.extend(["--log-file".into(), manager_log(directory, config).into()]);

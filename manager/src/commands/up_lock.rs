@@ -1,6 +1,7 @@
 //! One `papactl up` at a time for each namespace.
 //!
-//! Owns a lock file in the runtime directory; the lock is released by the end of the process, however that comes.
+//! Owns a lock file in the runtime directory; the lock is released by the end of the process,
+//! however that comes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};

@@ -1,4 +1,5 @@
-//! `papactl upgrade`: the manager starts anew, as the program that is installed now; the workers stay.
+//! `papactl upgrade`: the manager starts anew, as the program that is installed now; the workers
+//! stay.
 
 use std::thread;
 use std::time::{Duration, Instant};

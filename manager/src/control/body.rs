@@ -1,7 +1,7 @@
 //! The bodies of replies: what a positive answer to each command holds.
 //!
-//! Owns the fields and their names on the wire; Circus's come first, additions after them. The envelope is
-//! `message`'s.
+//! Owns the fields and their names on the wire; Circus's come first, additions after them. The
+//! envelope is `message`'s.
 //! Source: manager/docs/control.md.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -110,8 +110,8 @@ pub struct WatcherStatus {
     /// It was given up, pauses after too many ends, or ends again and again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub failing: bool,
-    /// It is wanted, and not all its workers have shown that they stay: they run for less than a moment, or have not said that they
-    /// are ready.
+    /// It is wanted, and not all its workers have shown that they stay: they run for less than a
+    /// moment, or have not said that they are ready.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub settling: bool,
     /// Its workers were to end, and all have, with 0.
@@ -295,10 +295,12 @@ impl PlanAction {
 pub struct LogsReply {
     /// Per watcher, its log files.
     pub logs: Vec<WatcherLogs>,
-    /// What is wrong with log files, by their paths: what they hold is older than what their watchers say.
+    /// What is wrong with log files, by their paths: what they hold is older than what their
+    /// watchers say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub troubles: BTreeMap<String, String>,
-    /// Watchers that are gone, whose workers had ended unasked: of a change that was taken back, for example.
+    /// Watchers that are gone, whose workers had ended unasked: of a change that was taken back,
+    /// for example.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gone: Vec<WatcherLogs>,
 }

@@ -1,7 +1,8 @@
 //! `papactl`'s side of the manager's control socket.
 //!
-//! Owns one connection: one request, one reply, within a deadline. Blocking, because a command has nothing else to
-//! do meanwhile. Trusts only a socket in our own runtime directory whose other end runs as us or as root.
+//! Owns one connection: one request, one reply, within a deadline. Blocking, because a command has
+//! nothing else to do meanwhile. Trusts only a socket in our own runtime directory whose other end
+//! runs as us or as root.
 //! Source: manager/docs/control.md.
 
 use std::io::{self, Read, Write};

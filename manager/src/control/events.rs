@@ -1,10 +1,12 @@
 //! What happened to watchers and workers, for whoever listens.
 //!
-//! Owns a ring of the latest events, their numbers, and the listeners that wait for the next one. A listener fetches: it
-//! says which event it saw last and gets those that came after, at most `BATCH_EVENTS` at a time, or waits until there
-//! is one. So nobody who reads slowly can hold anything up; who falls behind the ring is told how many events it missed.
+//! Owns a ring of the latest events, their numbers, and the listeners that wait for the next one. A
+//! listener fetches: it says which event it saw last and gets those that came after, at most
+//! `BATCH_EVENTS` at a time, or waits until there is one. So nobody who reads slowly can hold
+//! anything up; who falls behind the ring is told how many events it missed.
 //! Leaves to others: when something is worth an event (`supervisor`), the connection (`server`).
-//! Invariant: numbers rise by one for as long as the manager lives, and start at 1; the ring holds at most `RING_EVENTS`.
+//! Invariant: numbers rise by one for as long as the manager lives, and start at 1; the ring holds
+//! at most `RING_EVENTS`.
 //! Source: Circus's event topics and payloads.
 
 use std::collections::VecDeque;
@@ -144,7 +146,8 @@ impl EventKind {
     }
 }
 
-/// How a worker ended. `exit_code` is negative for a signal, and null when nobody saw the end; `ran` is in seconds.
+/// How a worker ended. `exit_code` is negative for a signal, and null when nobody saw the end;
+/// `ran` is in seconds.
 fn of_end(end: &End) -> Value {
     let ran = end.ran_ms.map(|ms| Duration::from_millis(ms).as_secs_f64());
     json!({
@@ -256,7 +259,8 @@ impl EventLog {
         }
     }
 
-    /// Answers a listener: with what it has not seen, or, if it waits (`request.waiting`), as soon as there is something.
+    /// Answers a listener: with what it has not seen, or, if it waits (`request.waiting`), as soon
+    /// as there is something.
     ///
     /// The number of listeners is bounded by that of connections.
     pub fn fetch(
@@ -291,7 +295,8 @@ impl EventLog {
                 if ours && *seq <= self.newest {
                     (floor.max(*seq), Some(floor.saturating_sub(*seq)))
                 } else {
-                    // Of an earlier life: how many events it had after that one, nobody knows any more.
+                    // Of an earlier life: how many events it had after that one, nobody knows any
+                    // more.
                     (floor, None)
                 }
             }

@@ -1,8 +1,9 @@
 //! What `papactl` and the manager say to each other.
 //!
-//! Owns the bounds of the language and gathers its parts: `request`, `selection`, `options` (properties with values of
-//! options), `reply`, `body`. Requests and replies have Circus's form, so that scripts reading the JSON keep working;
-//! commands and fields beyond Circus's are additions.
+//! Owns the bounds of the language and gathers its parts: `request`, `selection`, `options`
+//! (properties with values of options), `reply`, `body`. Requests and replies have Circus's form,
+//! so that scripts reading the JSON keep working; commands and fields beyond Circus's are
+//! additions.
 //! Source: manager/docs/control.md.
 
 pub use crate::control::body::*;

@@ -1,8 +1,10 @@
 //! Values of a watcher's options as they come in `add` and `set`.
 //!
-//! Owns Circus's JSON types of options and turns each value into the text an INI file would hold, so that one place,
-//! `config`, decides what it means. Knows the keys from `config::known`; decides nothing about watchers.
-//! Invariant: every key is one an INI file knows (or has a known prefix), every value passed its type.
+//! Owns Circus's JSON types of options and turns each value into the text an INI file would hold,
+//! so that one place, `config`, decides what it means. Knows the keys from `config::known`; decides
+//! nothing about watchers.
+//! Invariant: every key is one an INI file knows (or has a known prefix), every value passed its
+//! type.
 //! Source: Circus's `util.convert_opt` and `validate_option`.
 
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! Properties of requests as they travel, before and after they are typed.
 //!
-//! Owns names, defaults and JSON types on the wire, Circus's where it has them; `request` owns what they mean together.
+//! Owns names, defaults and JSON types on the wire, Circus's where it has them; `request` owns what
+//! they mean together.
 //! Source: Circus's commands.
 
 use std::time::Duration;
@@ -13,7 +14,8 @@ use crate::control::options::OptionValues;
 use crate::control::reply::{Errno, RequestError};
 use crate::control::request::{self as typed, Command, Reach, ReloadHow, Since};
 
-/// Longest grace period that can be asked for, in seconds: a year, far from any overflow of the clock.
+/// Longest grace period that can be asked for, in seconds: a year, far from any overflow of the
+/// clock.
 const MAX_GRACE_SECONDS: f64 = 366.0 * 24.0 * 3600.0;
 
 /// Most topics in one request.

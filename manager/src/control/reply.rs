@@ -76,7 +76,8 @@ pub enum ReplyError {
 }
 
 impl Reply {
-    /// A positive answer; `body` must serialise to an object, as the `…Reply` types and `()`-like maps do.
+    /// A positive answer; `body` must serialise to an object, as the `…Reply` types and `()`-like
+    /// maps do.
     #[must_use]
     pub fn ok(id: Value, time: f64, body: &impl Serialize) -> Self {
         let fields = match serde_json::to_value(body) {
@@ -125,8 +126,8 @@ impl Reply {
         match &self.result {
             Ok(fields) => {
                 object.insert("status".into(), "ok".into());
-                // `status NAME` answers the watcher's state in the very field that says "ok" elsewhere: scripts
-                // know Circus that way.
+                // `status NAME` answers the watcher's state in the very field that says "ok"
+                // elsewhere: scripts know Circus that way.
                 object.extend(fields.clone());
             }
             Err(error) => {

@@ -1,8 +1,9 @@
 //! Requests: every command the manager knows, with typed properties.
 //!
-//! Owns the words and properties on the wire, in both directions; opens no socket and decides nothing.
-//! Invariant: any bytes either parse into a typed request or give a typed error with Circus's number; what `to_line`
-//! writes, `parse` reads as the same request.
+//! Owns the words and properties on the wire, in both directions; opens no socket and decides
+//! nothing.
+//! Invariant: any bytes either parse into a typed request or give a typed error with Circus's
+//! number; what `to_line` writes, `parse` reads as the same request.
 //! Source: manager/docs/control.md; Circus's commands and their properties.
 
 use std::time::Duration;
@@ -32,10 +33,12 @@ pub struct Request {
     pub command: Command,
 }
 
-/// What the manager can be asked. Bodies of the answers are in `body`; where none is named, there are no fields.
+/// What the manager can be asked. Bodies of the answers are in `body`; where none is named, there
+/// are no fields.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    /// Adds a watcher that is in no file. Waiting for one that is started: [`super::body::StartedReply`].
+    /// Adds a watcher that is in no file. Waiting for one that is started:
+    /// [`super::body::StartedReply`].
     Add(Add),
     /// Stops and forgets a watcher.
     Rm {

@@ -160,7 +160,8 @@ fn regex(text: &str) -> Result<Box<Regex>, RequestError> {
             format!("\"name\": a regular expression has at most {MAX_REGEX_BYTES} bytes"),
         ));
     }
-    // Not lower-cased like Circus's: `\S` and `\s` differ. Names are lower case, so case is ignored instead.
+    // Not lower-cased like Circus's: `\S` and `\s` differ. Names are lower case, so case is ignored
+    // instead.
     RegexBuilder::new(&format!("^(?:{text})"))
         .case_insensitive(true)
         .size_limit(MAX_COMPILED_BYTES)

@@ -1,9 +1,9 @@
 //! The manager's end of the control socket.
 //!
-//! Owns the unix socket, its privacy, and one task per connection that turns lines into requests and replies into lines. Leaves to
-//! others: what a request does (`supervisor`).
-//! Invariant: a request is read only from a peer of our own uid or root; a line is at most `MAX_REQUEST_BYTES` long; replies go out in
-//! the order of the requests.
+//! Owns the unix socket, its privacy, and one task per connection that turns lines into requests
+//! and replies into lines. Leaves to others: what a request does (`supervisor`).
+//! Invariant: a request is read only from a peer of our own uid or root; a line is at most
+//! `MAX_REQUEST_BYTES` long; replies go out in the order of the requests.
 
 use std::fs;
 use std::io::{self, Write};
@@ -35,7 +35,8 @@ const SOCKET_MODE: u32 = 0o600;
 /// Pause when no descriptor is left for a new connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// How often the socket's path is looked for: a runtime directory may be cleaned up under a manager that runs for months.
+/// How often the socket's path is looked for: a runtime directory may be cleaned up under a manager
+/// that runs for months.
 const LOOK_FOR_PATH: Duration = Duration::from_secs(5);
 
 /// How often an asker that has finished asking is looked for while its answer is worked on.
@@ -63,8 +64,9 @@ pub struct ControlServer {
 struct Bound {
     /// Of the socket we bound there.
     inode: Option<(u64, u64)>,
-    /// Held for as long as we live: two that start at once cannot both find the socket dead and replace it. When the file is gone with its
-    /// directory, the kernel's claim is what keeps a second manager out.
+    /// Held for as long as we live: two that start at once cannot both find the socket dead and
+    /// replace it. When the file is gone with its directory, the kernel's claim is what keeps a
+    /// second manager out.
     _lock: Flock<fs::File>,
 }
 
@@ -147,7 +149,8 @@ fn note_holder(lock: &Flock<fs::File>) {
     let _ = (&**lock).write_all(std::process::id().to_string().as_bytes());
 }
 
-/// Makes directory, lock and socket anew where somebody removed them. None if they are there, or another manager is at the path.
+/// Makes directory, lock and socket anew where somebody removed them. None if they are there, or
+/// another manager is at the path.
 fn listen_again(path: &Path) -> io::Result<Option<(UnixListener, Bound)>> {
     if fs::symlink_metadata(path).is_ok() {
         return Ok(None);
@@ -242,7 +245,8 @@ fn serve(stream: UnixStream, sessions: &Sessions, asked: &mpsc::Sender<Asked>) {
     sessions.set_task(number, task.abort_handle());
 }
 
-/// Tells a connection for which there is no room; whoever only wants to know whether we live knows it then.
+/// Tells a connection for which there is no room; whoever only wants to know whether we live knows
+/// it then.
 async fn refuse(mut stream: UnixStream) {
     let reason = "as many requests are under way as this manager takes; try again when one is done";
     let error = RequestError::new(Errno::Command, reason);
@@ -324,8 +328,8 @@ async fn converse(
     }
 }
 
-/// The rest of a connection that listens: what it asks for is fetched batch by batch, so that a slow reader holds up
-/// only this task.
+/// The rest of a connection that listens: what it asks for is fetched batch by batch, so that a
+/// slow reader holds up only this task.
 async fn stream_events(
     mut reader: BufReader<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
@@ -376,7 +380,8 @@ async fn stream_events(
     }
 }
 
-/// The answer, or none if the manager ends first or whoever asked has gone: waiting for nobody would hold a permit.
+/// The answer, or none if the manager ends first or whoever asked has gone: waiting for nobody
+/// would hold a permit.
 async fn unless_gone(
     reader: &mut BufReader<OwnedReadHalf>,
     answer: oneshot::Receiver<Reply>,
@@ -393,7 +398,8 @@ async fn unless_gone(
 /// # Cancel safety
 /// Nothing is consumed.
 async fn gone(reader: &mut BufReader<OwnedReadHalf>) {
-    // Wakes at the end of the stream, but also for a next request, and for one who has only finished asking.
+    // Wakes at the end of the stream, but also for a next request, and for one who has only
+    // finished asking.
     let _ = reader.fill_buf().await;
     while !is_hung_up(reader.get_ref().as_ref()) {
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -1,7 +1,8 @@
 //! How many connections the control socket serves, and which one goes when there are too many.
 //!
-//! Owns the budget: connections that ask, and apart from them those that listen, so that neither keeps the other out. Where there is
-//! no room, a connection that nobody waits for is closed: first one that never said anything, then the one that has been quiet longest.
+//! Owns the budget: connections that ask, and apart from them those that listen, so that neither
+//! keeps the other out. Where there is no room, a connection that nobody waits for is closed: first
+//! one that never said anything, then the one that has been quiet longest.
 //! Leaves to others: what is said on a connection (`server`).
 //! Invariant: a connection with a request under way is never closed for another one.
 

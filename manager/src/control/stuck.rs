@@ -1,9 +1,11 @@
 //! A manager that listens and does not answer: found, and ended so that another can take its place.
 //!
-//! Owns the question whether anybody answers at a control socket, and the end of one that does not. Its workers live on and its
-//! successor adopts them; of two that write the same log files one would be too many, so it is killed rather than asked: one that only
-//! stood still must not wake up beside its successor. Blocking: nothing else can be done meanwhile.
-//! Invariant: nobody is killed who answers, whom a debugger holds, or who is not the one the lock beside the socket names.
+//! Owns the question whether anybody answers at a control socket, and the end of one that does not.
+//! Its workers live on and its successor adopts them; of two that write the same log files one
+//! would be too many, so it is killed rather than asked: one that only stood still must not wake up
+//! beside its successor. Blocking: nothing else can be done meanwhile.
+//! Invariant: nobody is killed who answers, whom a debugger holds, or who is not the one the lock
+//! beside the socket names.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -26,7 +28,8 @@ use crate::sys;
 
 /// How long a manager may leave a question unanswered; it does nothing in its loop that takes time.
 const MANAGER_STUCK: Duration = Duration::from_secs(20);
-/// How long one that was killed may take to be gone. Longer only if a disk or a network file system holds it.
+/// How long one that was killed may take to be gone. Longer only if a disk or a network file system
+/// holds it.
 const END_LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two attempts to ask.
 const ASK_AGAIN: Duration = Duration::from_millis(50);

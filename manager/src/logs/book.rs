@@ -1,8 +1,9 @@
 //! How far one process is: what of each stream was taken in, what of it is written.
 //!
-//! Owns the way of a chunk to its file: assembled to lines, prefixed, appended. Leaves to others: which processes and files there
-//! are (`writer`), the write itself (`file`).
-//! Invariant: a stale stream takes nothing in; everything below `seen` was taken in or reported as a gap.
+//! Owns the way of a chunk to its file: assembled to lines, prefixed, appended. Leaves to others:
+//! which processes and files there are (`writer`), the write itself (`file`).
+//! Invariant: a stale stream takes nothing in; everything below `seen` was taken in or reported as
+//! a gap.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -65,7 +66,8 @@ pub(super) struct Book {
     /// Bytes the kernel dropped that gap lines have told of so far, or that were written before.
     pub(super) reported: u64,
     pub(super) touched: bool,
-    /// The kernel sent again what it had been told to forget: the acknowledgement was lost with a connection.
+    /// The kernel sent again what it had been told to forget: the acknowledgement was lost with a
+    /// connection.
     pub(super) acknowledge_again: bool,
     /// Bytes of an unfinished line that its share of the reel has room for.
     pub(super) tail_limit: usize,
@@ -128,7 +130,8 @@ impl Book {
         }
     }
 
-    /// The stream in that place goes elsewhere from here on; an unfinished line goes with it, whole.
+    /// The stream in that place goes elsewhere from here on; an unfinished line goes with it,
+    /// whole.
     pub(super) fn turn(
         &mut self,
         desk: &mut Desk,
@@ -182,7 +185,8 @@ impl Book {
             parts,
             ..
         } = stream;
-        // A suspended file makes the stream stale at the next flush; until then nothing more of it is tried.
+        // A suspended file makes the stream stale at the next flush; until then nothing more of it
+        // is tried.
         let _ = lines.feed(position, bytes, stamp_us, |piece| {
             look_for(ready, &piece);
             match target {
@@ -195,8 +199,9 @@ impl Book {
         });
     }
 
-    /// An unfinished line that has fallen far behind the other stream is written as far as it goes, as one that is too long is:
-    /// nothing behind it would be acknowledged, and its process would wait for room in the kernel.
+    /// An unfinished line that has fallen far behind the other stream is written as far as it goes,
+    /// as one that is too long is: nothing behind it would be acknowledged, and its process would
+    /// wait for room in the kernel.
     pub(super) fn cut_far_tails(&mut self, desk: &mut Desk, now: Now) {
         let furthest = self.seen.saturating_sub(self.tail_limit as u64);
         for kind in [Kind::Out, Kind::Err] {
@@ -362,7 +367,8 @@ impl Stream {
 }
 
 impl Desk {
-    /// Ends the line that a file ends with, if it is such a one: somebody else's line comes behind it.
+    /// Ends the line that a file ends with, if it is such a one: somebody else's line comes behind
+    /// it.
     fn end_open_line(
         &mut self,
         sink: usize,
@@ -397,7 +403,8 @@ struct Line<'a> {
 }
 
 impl Target {
-    /// Writes lines. The last of them has an end if it ends in a newline, or by `ending`; `parts` counts those of a line that has none.
+    /// Writes lines. The last of them has an end if it ends in a newline, or by `ending`; `parts`
+    /// counts those of a line that has none.
     #[allow(clippy::too_many_arguments, reason = "where from, what, and where to")]
     fn deliver(
         &mut self,
@@ -454,7 +461,8 @@ impl Target {
         Ok(())
     }
 
-    /// Writes a line in as many parts as it takes; it stands so many bytes behind the beginning of the piece.
+    /// Writes a line in as many parts as it takes; it stands so many bytes behind the beginning of
+    /// the piece.
     #[allow(clippy::too_many_arguments, reason = "where from, what, and where to")]
     fn cut(
         &mut self,
@@ -547,7 +555,8 @@ impl Target {
     }
 }
 
-/// As much of a line as `limit` allows, its newline not counted, and what is left. No character is cut.
+/// As much of a line as `limit` allows, its newline not counted, and what is left. No character is
+/// cut.
 fn split_line(line: &[u8], limit: usize) -> (&[u8], Option<&[u8]>) {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
     if text.len() <= limit {

@@ -28,7 +28,8 @@ pub(super) struct Handle {
     pub(super) regular: bool,
 }
 
-/// The longest run of whole lines within `room` and one batch; at least one line, or a batch of a line longer than that.
+/// The longest run of whole lines within `room` and one batch; at least one line, or a batch of a
+/// line longer than that.
 pub(super) fn split_lines(lines: &[u8], room: u64) -> (&[u8], &[u8]) {
     let room = usize::try_from(room)
         .unwrap_or(usize::MAX)
@@ -48,11 +49,13 @@ pub(super) fn split_lines(lines: &[u8], room: u64) -> (&[u8], &[u8]) {
     lines.split_at(length)
 }
 
-/// Opens a log file for appending, making its directories if asked. A symbolic link in the path is followed only if we or root made it: whoever
-/// may write to a log directory must not choose which of our files grows.
+/// Opens a log file for appending, making its directories if asked. A symbolic link in the path is
+/// followed only if we or root made it: whoever may write to a log directory must not choose which
+/// of our files grows.
 pub(super) fn open(path: &Path, mkdir: bool) -> io::Result<Handle> {
     if path == Path::new(OWN_STDOUT) {
-        // Ours already, and by its path it may not open again: sockets never do, another user's terminal may not.
+        // Ours already, and by its path it may not open again: sockets never do, another user's
+        // terminal may not.
         let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         let id = file_id(&file.metadata()?);
         return Ok(Handle {
@@ -97,8 +100,8 @@ pub(super) struct Resumed {
     pub(super) is_another: bool,
 }
 
-/// Finds the file an interrupted write went to, and how much of `bytes` it has. `known` bytes were in it before, even if it has been truncated
-/// since: whoever copied and truncated it has them.
+/// Finds the file an interrupted write went to, and how much of `bytes` it has. `known` bytes were
+/// in it before, even if it has been truncated since: whoever copied and truncated it has them.
 pub(super) fn resume(
     path: &Path,
     id: FileId,
@@ -147,7 +150,8 @@ pub(super) fn resume(
     })
 }
 
-/// The path, or one beside it with something added, that is the file meant: `.1`, or `-20261122` as logrotate's `dateext` has it.
+/// The path, or one beside it with something added, that is the file meant: `.1`, or `-20261122` as
+/// logrotate's `dateext` has it.
 pub(super) fn find(path: &Path, id: FileId) -> Option<PathBuf> {
     let is_it = |path: &Path| fs::metadata(path).is_ok_and(|data| file_id(&data) == id);
     if is_it(path) {
@@ -167,7 +171,8 @@ pub(super) fn find(path: &Path, id: FileId) -> Option<PathBuf> {
         .find(|path| is_it(path))
 }
 
-/// How many of `bytes` stand in the file at `start`. Compared, not computed: somebody else may have appended or truncated.
+/// How many of `bytes` stand in the file at `start`. Compared, not computed: somebody else may have
+/// appended or truncated.
 pub(super) fn common_prefix(file: &File, start: u64, bytes: &[u8]) -> io::Result<usize> {
     let mut found = vec![0; bytes.len()];
     let mut filled = 0;

@@ -1,10 +1,13 @@
 //! One log file: opened with care, appended to exactly once, rotated by size.
 //!
-//! Owns the open file, the bytes waiting to be written and the state of a write that failed; its unfinished work is recorded in the
-//! `Store` before it begins. Leaves to others: what is written (`writer`), when to try again.
-//! Invariant: a byte reaches the file only under a record in the store, and a failed write leaves either nothing in the file or a
-//! record from which the rest is written. One `LogFile` exists per path, however many streams name it.
-//! Source: design.md, "Logs exactly once"; reference/circus.md section 4 for names and moment of a rotation.
+//! Owns the open file, the bytes waiting to be written and the state of a write that failed; its
+//! unfinished work is recorded in the `Store` before it begins. Leaves to others: what is written
+//! (`writer`), when to try again.
+//! Invariant: a byte reaches the file only under a record in the store, and a failed write leaves
+//! either nothing in the file or a record from which the rest is written. One `LogFile` exists per
+//! path, however many streams name it.
+//! Source: design.md, "Logs exactly once"; reference/circus.md section 4 for names and moment of a
+//! rotation.
 
 #[cfg(test)]
 mod cut;
@@ -36,7 +39,8 @@ use crate::own_log::look_at_output;
 const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest pause: a disk that has room again is noticed within it.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// Whole lines of at least this many bytes are written from where they are, with what was pending; fewer are collected.
+/// Whole lines of at least this many bytes are written from where they are, with what was pending;
+/// fewer are collected.
 const DIRECT_BYTES: usize = 32 * 1024;
 
 /// Its position, and that its line was cut.
@@ -59,7 +63,8 @@ pub struct Limits {
     pub mkdir: bool,
 }
 
-/// The file cannot be written for now; what was offered is not in it and must be offered again later.
+/// The file cannot be written for now; what was offered is not in it and must be offered again
+/// later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Suspended;
 
@@ -117,7 +122,8 @@ impl LogFile {
         }
     }
 
-    /// Finishes what a predecessor had begun. When that fails the file is suspended, as after any failed write.
+    /// Finishes what a predecessor had begun. When that fails the file is suspended, as after any
+    /// failed write.
     pub fn recover(store: &mut Store, unfinished: Unfinished, now: Now) -> Self {
         let mut log = Self::new(unfinished.path.clone());
         log.take_over(store, unfinished, now);
@@ -175,7 +181,8 @@ impl LogFile {
             Work::Rotate(plan) => {
                 tracing::info!(%path, "finishing an interrupted log rotation");
                 if let Err(error) = turn(&self.path, unfinished.file, plan) {
-                    // As when it is ours: a line is worth more than a size, and the next turn fills what this one left.
+                    // As when it is ours: a line is worth more than a size, and the next turn fills
+                    // what this one left.
                     self.pause_rotation(&error, now);
                 }
                 if let Err(error) = store.release(unfinished.slot) {
@@ -191,7 +198,8 @@ impl LogFile {
         self.limits_disputed = false;
     }
 
-    /// Says when the file is rotated. The first stream to name a path decides: two rotations of one file would fight.
+    /// Says when the file is rotated. The first stream to name a path decides: two rotations of one
+    /// file would fight.
     pub fn set_limits(&mut self, limits: Limits) {
         let nothing = Limits::default();
         if limits == nothing && self.limits_decided {
@@ -258,8 +266,8 @@ impl LogFile {
         self.trouble.as_ref().is_some_and(|t| t.stuck.is_some())
     }
 
-    /// Closes the file; the next byte opens the path anew. A file in which half a write stands is let go too, if it is deleted or can be found
-    /// again; it is tried at once.
+    /// Closes the file; the next byte opens the path anew. A file in which half a write stands is
+    /// let go too, if it is deleted or can be found again; it is tried at once.
     pub fn reopen(&mut self) {
         self.handle = None;
         let Some(trouble) = &mut self.trouble else {
@@ -276,7 +284,8 @@ impl LogFile {
         };
     }
 
-    /// Adds one unit that must not be torn by a rotation, given in parts; `delta` holds once it is in the file.
+    /// Adds one unit that must not be torn by a rotation, given in parts; `delta` holds once it is
+    /// in the file.
     ///
     /// # Errors
     /// [`Suspended`]: nothing pending was written either.
@@ -301,7 +310,8 @@ impl LogFile {
         self.pending.note(delta);
     }
 
-    /// Adds whole lines of one source, the first byte being at `position`; a rotation may fall between two lines.
+    /// Adds whole lines of one source, the first byte being at `position`; a rotation may fall
+    /// between two lines.
     ///
     /// # Errors
     /// [`Suspended`]: nothing pending was written either.
@@ -336,7 +346,8 @@ impl LogFile {
         Ok(())
     }
 
-    /// Whether something that was taken in is not in the file: it waits for the next flush, or the file was suspended since the last.
+    /// Whether something that was taken in is not in the file: it waits for the next flush, or the
+    /// file was suspended since the last.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         !self.pending.bytes.is_empty() || self.trouble.is_some()
@@ -345,8 +356,8 @@ impl LogFile {
     /// Writes everything pending.
     ///
     /// # Errors
-    /// [`Suspended`]: what was pending is gone from here and must be offered again once the file resumes, but for what the store
-    /// then says is done.
+    /// [`Suspended`]: what was pending is gone from here and must be offered again once the file
+    /// resumes, but for what the store then says is done.
     pub fn flush(&mut self, store: &mut Store, now: Now) -> Result<(), Suspended> {
         if self.trouble.is_some() {
             return Err(Suspended);
@@ -357,7 +368,8 @@ impl LogFile {
         self.write(store, &[], now)
     }
 
-    /// Tries again after a failure. True when the file resumed: its sources are to be read again from their done positions.
+    /// Tries again after a failure. True when the file resumed: its sources are to be read again
+    /// from their done positions.
     pub fn retry(&mut self, store: &mut Store, now: Now) -> bool {
         let Some(trouble) = self.trouble.take_if(|trouble| trouble.retry_at <= now.at) else {
             return false;
@@ -554,7 +566,8 @@ impl LogFile {
         Ok(())
     }
 
-    /// Closes the file when it was deleted, or moved and the path is to be watched: what is written there would be lost.
+    /// Closes the file when it was deleted, or moved and the path is to be watched: what is written
+    /// there would be lost.
     fn check_path(&mut self) {
         let is_own_output = self.path == Path::new(OWN_STDOUT);
         if is_own_output {

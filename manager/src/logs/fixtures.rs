@@ -1,6 +1,8 @@
-//! What another version has left in the log state: read, carried along, or refused as a whole. See `tests/fixtures`.
+//! What another version has left in the log state: read, carried along, or refused as a whole. See
+//! `tests/fixtures`.
 //!
-//! `UPDATE_FIXTURES=VERSION cargo test -p papa-manager --lib logs::fixtures` writes the fixture of a version whose form is new.
+//! `UPDATE_FIXTURES=VERSION cargo test -p papa-manager --lib logs::fixtures` writes the fixture of
+//! a version whose form is new.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -36,7 +38,8 @@ fn delta(serial: u64, kind: Kind, position: u64) -> Delta {
     }
 }
 
-/// Every kind of position, and every kind of work, unfinished; and a slot that was used and is free.
+/// Every kind of position, and every kind of work, unfinished; and a slot that was used and is
+/// free.
 fn recorded() -> Store {
     let mut store = Store::create().unwrap();
     for position in [
@@ -80,7 +83,8 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/manager")
 }
 
-/// A memory file as text: its size, then an offset and the bytes there in hex a line; what is not named is a hole.
+/// A memory file as text: its size, then an offset and the bytes there in hex a line; what is not
+/// named is a hole.
 fn dump(file: &File) -> String {
     let size = file.metadata().unwrap().len();
     let mut text = format!("size {size}\n");

@@ -1,7 +1,10 @@
-//! What a line looks like in its file: as it came, with a prefix, coloured, as JSON, as a syslog message.
+//! What a line looks like in its file: as it came, with a prefix, coloured, as JSON, as a syslog
+//! message.
 //!
-//! Owns the bytes around a line. Leaves to others: where lines begin and end (`lines`), files and sockets.
-//! Invariant: what is made of a line of at most `max_line_bytes` fits one write together with everything around it.
+//! Owns the bytes around a line. Leaves to others: where lines begin and end (`lines`), files and
+//! sockets.
+//! Invariant: what is made of a line of at most `max_line_bytes` fits one write together with
+//! everything around it.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -15,7 +18,8 @@ use crate::logs::layout::{Kind, MAX_BATCH_BYTES};
 use crate::logs::lines::MAX_LINE_BYTES;
 use crate::logs::prefix::{MAX_PREFIX_BYTES, Prefix};
 
-/// Longest line that fits one JSON object whatever it is: each byte may become six characters, and again a third more in base64.
+/// Longest line that fits one JSON object whatever it is: each byte may become six characters, and
+/// again a third more in base64.
 const SURE_JSON_LINE_BYTES: usize = 32 * 1024;
 /// Bytes of an object around its line, at most: a watcher's name is much shorter.
 const AROUND_JSON_LINE_BYTES: usize = 4096;
@@ -159,7 +163,8 @@ impl Format {
         }
     }
 
-    /// What ends a line of which only the beginning stands in the file; `None` where each part of a line is complete in itself.
+    /// What ends a line of which only the beginning stands in the file; `None` where each part of a
+    /// line is complete in itself.
     pub(super) fn ending(&self) -> Option<&'static [u8]> {
         match self {
             Self::Stamped(_) => Some(b"\n"),
@@ -168,7 +173,8 @@ impl Format {
         }
     }
 
-    /// Adds what becomes of a line or a part of one, without its newline, to `out`; nothing at all is one possibility.
+    /// Adds what becomes of a line or a part of one, without its newline, to `out`; nothing at all
+    /// is one possibility.
     pub(super) fn line(
         &mut self,
         out: &mut Vec<u8>,
@@ -266,8 +272,8 @@ fn json_bytes(line: &[u8]) -> usize {
     in_text + in_base64
 }
 
-/// `line` is always text, what is not UTF-8 in it replaced; where something was, `line_base64` has every byte. A part of a line says which
-/// it is, and whether more come.
+/// `line` is always text, what is not UTF-8 in it replaced; where something was, `line_base64` has
+/// every byte. A part of a line says which it is, and whether more come.
 fn json_line(
     out: &mut Vec<u8>,
     author: &Author,
@@ -330,7 +336,8 @@ fn color_of(watcher: &str) -> u8 {
     u8::try_from(sum % 7).unwrap_or(0) + 1
 }
 
-/// The watcher's name as a word of printable ASCII, at most as long as RFC 5424 lets an APP-NAME be.
+/// The watcher's name as a word of printable ASCII, at most as long as RFC 5424 lets an APP-NAME
+/// be.
 fn tag(watcher: &str) -> String {
     let mut tag = String::new();
     for c in watcher.chars().take(48) {

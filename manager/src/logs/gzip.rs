@@ -1,9 +1,10 @@
 //! Compressing rotated files, aside from the writing.
 //!
-//! Owns one thread at most, with one file; its work has no effect until the log thread gives the result its name. Leaves to others: which file
-//! (`rotate`), when (`writer`).
-//! Invariant: the compressed file gets its name complete, before the plain one goes; a kill at any moment costs only the work. There are
-//! never two at one temporary file: it is made anew, under a name nobody else has open.
+//! Owns one thread at most, with one file; its work has no effect until the log thread gives the
+//! result its name. Leaves to others: which file (`rotate`), when (`writer`).
+//! Invariant: the compressed file gets its name complete, before the plain one goes; a kill at any
+//! moment costs only the work. There are never two at one temporary file: it is made anew, under a
+//! name nobody else has open.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -67,7 +68,8 @@ impl Compressor {
     pub(super) fn begin(&mut self, path: &Path, plain: &Path, now: Instant) {
         let (sender, result) = mpsc::channel();
         let begun = (|| {
-            // Whoever may write to the directory may have put anything there: what is no file is not waited for, and a link not followed.
+            // Whoever may write to the directory may have put anything there: what is no file is
+            // not waited for, and a link not followed.
             let place = Anchored::at(plain)?;
             let source = OpenOptions::new()
                 .read(true)

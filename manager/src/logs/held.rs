@@ -43,7 +43,8 @@ pub(super) async fn open_state(
                 Ok((store, unfinished)) => {
                     return Ok(LogWriter::open(store, unfinished, Now::read()));
                 }
-                // Of a later version: what it says must not be lost, so nothing is written until somebody decides.
+                // Of a later version: what it says must not be lost, so nothing is written until
+                // somebody decides.
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                     return Err(error.into());
                 }
@@ -77,8 +78,8 @@ pub(super) async fn hold(client: &Client, name: &str, store: &Store) -> Result<(
     lock(store.descriptor()).await
 }
 
-/// Waits until no other process works on the state. The lock belongs to the process, not to the descriptor, which is why it works
-/// among copies of one descriptor, and it ends with the process.
+/// Waits until no other process works on the state. The lock belongs to the process, not to the
+/// descriptor, which is why it works among copies of one descriptor, and it ends with the process.
 async fn lock(descriptor: impl AsFd) -> Result<(), SessionError> {
     while !try_lock(&descriptor)? {
         tokio::time::sleep(TRY_AGAIN).await;

@@ -1,7 +1,8 @@
 //! Kills a log writer at random moments, many times, and counts lines.
 //!
-//! The writer is this test binary started again; the kernel is played by files: what each process wrote is a function of its
-//! serial, and the positions acknowledged are words in a file. Source: reference/probes/once.py.
+//! The writer is this test binary started again; the kernel is played by files: what each process
+//! wrote is a function of its serial, and the positions acknowledged are words in a file. Source:
+//! reference/probes/once.py.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};

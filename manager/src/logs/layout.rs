@@ -1,18 +1,23 @@
-//! Layout of the log state: where things lie in the memfd, and how a slot's record is written in bytes.
+//! Layout of the log state: where things lie in the memfd, and how a slot's record is written in
+//! bytes.
 //!
-//! Owns offsets, bounds and encodings; reads and writes nothing. Numbers are little-endian words of eight bytes.
-//! Invariant: everything one system call must not tear lies within one page; decoding foreign bytes gives `None`, never a panic.
+//! Owns offsets, bounds and encodings; reads and writes nothing. Numbers are little-endian words of
+//! eight bytes.
+//! Invariant: everything one system call must not tear lies within one page; decoding foreign bytes
+//! gives `None`, never a panic.
 
 use std::path::PathBuf;
 
 use crate::logs::rotate::Plan;
 
-/// First eight bytes of the memfd; the last digit is the layout's version. It rises only when an earlier version would misread what is
-/// there. Further kinds of positions do not need that, they are carried along; nor do words that were zero, which are passed over; nor a
-/// further phase or higher bounds of a record, which an earlier version refuses as it does a later layout.
+/// First eight bytes of the memfd; the last digit is the layout's version. It rises only when an
+/// earlier version would misread what is there. Further kinds of positions do not need that, they
+/// are carried along; nor do words that were zero, which are passed over; nor a further phase or
+/// higher bounds of a record, which an earlier version refuses as it does a later layout.
 pub(super) const MAGIC: &[u8; 8] = b"PAPALOG1";
 pub(super) const MAGIC_FAMILY: &[u8] = b"PAPALOG";
-/// How many entries and slots were ever used, each written before the first use: what lies beyond need not be read.
+/// How many entries and slots were ever used, each written before the first use: what lies beyond
+/// need not be read.
 pub(super) const ENTRIES_USED_OFFSET: u64 = 8;
 pub(super) const SLOTS_USED_OFFSET: u64 = 16;
 /// The unit everything is aligned to: a write inside one page is not torn by a kill.
@@ -41,7 +46,8 @@ pub(super) const DELTA_BYTES: usize = 24;
 /// Done positions one write may carry; more sources than that are written in several.
 pub const MAX_DELTAS: usize = 2048;
 pub(super) const BUFFER_OFFSET: u64 = DELTAS_OFFSET + (MAX_DELTAS * DELTA_BYTES) as u64;
-/// Bytes of one write: large enough to spread the commits, small enough to stay in the processor's cache while copied.
+/// Bytes of one write: large enough to spread the commits, small enough to stay in the processor's
+/// cache while copied.
 pub const MAX_BATCH_BYTES: usize = 256 * 1024;
 pub(super) const STATE_BYTES: u64 = SLOTS_OFFSET + MAX_SLOTS as u64 * SLOT_STRIDE;
 
@@ -55,7 +61,8 @@ pub enum Kind {
     Out,
     /// Bytes of standard error below the position are in their file.
     Err,
-    /// Everything dropped below the position was reported in a gap line: how it was counted at first. Read, never written.
+    /// Everything dropped below the position was reported in a gap line: how it was counted at
+    /// first. Read, never written.
     Gap,
     /// So many dropped bytes were reported in gap lines.
     Dropped,
@@ -65,7 +72,8 @@ pub enum Kind {
     OutCut,
     /// The same for standard error.
     ErrCut,
-    /// What a later version counts; never 0 to 7. Carried along until the process is forgotten: it never goes back either.
+    /// What a later version counts; never 0 to 7. Carried along until the process is forgotten: it
+    /// never goes back either.
     Other(u64),
 }
 
@@ -99,8 +107,9 @@ impl Kind {
     }
 }
 
-/// Where a line was cut that is too long for one piece. Kept like a position, which it begins with, so it only ever grows; it speaks of
-/// the end of what is written as long as that is the stream's done position.
+/// Where a line was cut that is too long for one piece. Kept like a position, which it begins with,
+/// so it only ever grows; it speaks of the end of what is written as long as that is the stream's
+/// done position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
     /// The done position with which it is written.
@@ -113,7 +122,8 @@ impl Cut {
     const PARTS_BITS: u32 = 16;
     pub(super) const MAX_PARTS: u32 = (1 << Self::PARTS_BITS) - 1;
 
-    /// `None` for a position beyond 2^48, which is 280 TB of one process: a line that is cut there begins anew.
+    /// `None` for a position beyond 2^48, which is 280 TB of one process: a line that is cut there
+    /// begins anew.
     pub(super) fn to_word(self) -> Option<u64> {
         let parts = u64::from(self.parts.min(Self::MAX_PARTS));
         let fits = self.position >> (u64::BITS - Self::PARTS_BITS) == 0;
@@ -276,7 +286,8 @@ impl Record {
         bytes
     }
 
-    /// `None` when something is going on that this version does not know, or within bounds that it does not have.
+    /// `None` when something is going on that this version does not know, or within bounds that it
+    /// does not have.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let word = |index: usize| -> Option<u64> { Some(read_word(bytes, index * 8)) };
         let bounded =

@@ -1,12 +1,14 @@
 //! Captured chunks to whole lines, for one stream of one process.
 //!
-//! Owns the unfinished line at the end of what was seen; the kernel keeps its bytes too until it is written. Leaves to others: prefix and
-//! file (`writer`).
-//! Invariant: every byte at or beyond the position it started from is emitted once and in order, or is in the tail; the tail is never
-//! longer than the limit. Chunking does not change what is emitted, but for lines longer than the limit.
+//! Owns the unfinished line at the end of what was seen; the kernel keeps its bytes too until it is
+//! written. Leaves to others: prefix and file (`writer`).
+//! Invariant: every byte at or beyond the position it started from is emitted once and in order, or
+//! is in the tail; the tail is never longer than the limit. Chunking does not change what is
+//! emitted, but for lines longer than the limit.
 //! Source: design.md, "Whole lines whatever the chunking".
 
-/// Longest line written in one piece; also the most a stream may leave unacknowledged in the kernel for want of a newline.
+/// Longest line written in one piece; also the most a stream may leave unacknowledged in the kernel
+/// for want of a newline.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
 
 /// Whole lines of a stream; `head` was seen earlier than `body`.
@@ -14,7 +16,8 @@ pub const MAX_LINE_BYTES: usize = 64 * 1024;
 pub struct Piece<'a> {
     /// Beginning of the first line, from earlier chunks.
     pub head: &'a [u8],
-    /// Where the head's bytes come from: runs of contiguous ones, each as its offset in the head and the position of its first byte.
+    /// Where the head's bytes come from: runs of contiguous ones, each as its offset in the head
+    /// and the position of its first byte.
     pub head_runs: &'a [(usize, u64)],
     /// The rest of the first line, and when it ends in a newline perhaps more lines.
     pub body: &'a [u8],
@@ -154,7 +157,8 @@ impl Assembler {
         Ok(())
     }
 
-    /// Emits the unfinished line: the stream ended, or its continuation was dropped. Where there is none, an empty piece if `always`.
+    /// Emits the unfinished line: the stream ended, or its continuation was dropped. Where there is
+    /// none, an empty piece if `always`.
     ///
     /// # Errors
     /// The error of `emit`.
@@ -179,7 +183,8 @@ impl Assembler {
     }
 }
 
-/// How many of the first `room` bytes to take so that no character of UTF-8 is cut, where that is what the bytes are.
+/// How many of the first `room` bytes to take so that no character of UTF-8 is cut, where that is
+/// what the bytes are.
 pub(super) fn whole_characters(bytes: &[u8], room: usize) -> usize {
     let is_inside = |at: usize| bytes.get(at).is_some_and(|byte| byte & 0xC0 == 0x80);
     // A character has at most four bytes.

@@ -15,7 +15,8 @@
 //! | `reels` | output read from the kernel's memory files, being too much to be sent |
 //! | `pulse` | tells the kernel that the thread is at work while a slow disk holds it up |
 //!
-//! Invariant: the kernel is told to forget output only after it is in its file and the store says so.
+//! Invariant: the kernel is told to forget output only after it is in its file and the store says
+//! so.
 
 mod book;
 mod disk;

@@ -1,7 +1,9 @@
 //! The prefix `TIME [PID] | ` of a log line.
 //!
-//! Owns the translation of Python's strftime to chrono's, and a cache: lines of one moment share one text.
-//! Invariant: a format chrono cannot follow is written as it stands, never an error; a prefix is at most `MAX_PREFIX_BYTES` long.
+//! Owns the translation of Python's strftime to chrono's, and a cache: lines of one moment share
+//! one text.
+//! Invariant: a format chrono cannot follow is written as it stands, never an error; a prefix is at
+//! most `MAX_PREFIX_BYTES` long.
 //! Source: reference/circus.md section 4, `time_format`.
 
 use std::fmt::Write as _;
@@ -68,8 +70,9 @@ pub fn items(time_format: &str) -> Option<Vec<Item<'static>>> {
     usable.then_some(items)
 }
 
-/// chrono writes nanoseconds for `%f` where Python writes microseconds. Python's naive times have no zone, so that Circus
-/// wrote nothing for `%z` and `%Z`; here both are the distance from UTC: `+0100`, `+01:00`.
+/// chrono writes nanoseconds for `%f` where Python writes microseconds. Python's naive times have
+/// no zone, so that Circus wrote nothing for `%z` and `%Z`; here both are the distance from UTC:
+/// `+0100`, `+01:00`.
 fn from_python(format: &str) -> String {
     let mut out = String::with_capacity(format.len());
     let mut chars = format.chars();

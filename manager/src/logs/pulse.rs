@@ -1,9 +1,13 @@
-//! Says for the log thread that it is at work while it cannot say so itself: it writes to a slow disk, or renames thousands of files.
+//! Says for the log thread that it is at work while it cannot say so itself: it writes to a slow
+//! disk, or renames thousands of files.
 //!
-//! Owns a thread that sleeps while nothing is logged and looks twice a second while something is. The kernel lets a writer wait for a
-//! consumer that acknowledges, and drops the oldest output of one that does not for two seconds; an acknowledgement of nothing, sent
-//! over a connection of this thread's own, counts as one. Leaves the work to `session`; reads and writes no file, so no disk stops it.
-//! Invariant: nothing is said for a log thread that has stood still in one step for [`HUNG`]: a dead disk costs lines, not services.
+//! Owns a thread that sleeps while nothing is logged and looks twice a second while something is.
+//! The kernel lets a writer wait for a consumer that acknowledges, and drops the oldest output of
+//! one that does not for two seconds; an acknowledgement of nothing, sent over a connection of this
+//! thread's own, counts as one. Leaves the work to `session`; reads and writes no file, so no disk
+//! stops it.
+//! Invariant: nothing is said for a log thread that has stood still in one step for [`HUNG`]: a
+//! dead disk costs lines, not services.
 //! Source: protocol/README.md, "Output".
 
 use std::collections::BTreeMap;
@@ -17,10 +21,11 @@ use papa_protocol::client::{Address, Client, Options, Pushes};
 use papa_protocol::json::request::OutputAck;
 use tokio::runtime::Runtime;
 
-/// Between two looks, and so between two signs of life: a fraction of the kernel's patience of two seconds.
+/// Between two looks, and so between two signs of life: a fraction of the kernel's patience of two
+/// seconds.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long one step (a write, a rename) may take until the disk counts as dead. Far more than a busy one takes, and as long as
-/// whoever writes to the log stands still with us.
+/// How long one step (a write, a rename) may take until the disk counts as dead. Far more than a
+/// busy one takes, and as long as whoever writes to the log stands still with us.
 const HUNG: Duration = Duration::from_secs(60);
 /// Looks that found nothing to do after which the thread sleeps.
 const QUIET_LOOKS: u32 = 4;

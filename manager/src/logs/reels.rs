@@ -1,9 +1,9 @@
 //! Output read where the kernel keeps it, where it is too much to be sent.
 //!
-//! Owns the descriptors of reels and the memory read into. Leaves to others: asking for a descriptor (`session`), what becomes of the
-//! bytes (`writer`).
-//! Invariant: what is handed out was still kept after it had been read. What the kernel has let go reads as zeros, and it moves the
-//! word that says so before.
+//! Owns the descriptors of reels and the memory read into. Leaves to others: asking for a
+//! descriptor (`session`), what becomes of the bytes (`writer`).
+//! Invariant: what is handed out was still kept after it had been read. What the kernel has let go
+//! reads as zeros, and it moves the word that says so before.
 //! Source: protocol/README.md, "Output".
 
 use std::collections::HashMap;
@@ -18,7 +18,8 @@ use papa_protocol::record::Record;
 use crate::logs::layout::MAX_BATCH_BYTES;
 use crate::sys;
 
-/// Descriptors kept. Only processes that write much have one; with more of them than this the descriptor is asked for again.
+/// Descriptors kept. Only processes that write much have one; with more of them than this the
+/// descriptor is asked for again.
 const MAX_OPEN: usize = 128;
 /// Bytes read at once: what one write takes.
 const READ_BYTES: usize = MAX_BATCH_BYTES;

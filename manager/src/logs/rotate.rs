@@ -1,9 +1,11 @@
-//! Turning a log file: the file gets another name, older ones move up or go, and a new one can begin.
+//! Turning a log file: the file gets another name, older ones move up or go, and a new one can
+//! begin.
 //!
-//! Owns the names of rotated files, plain and compressed, and every step of a rotation. Leaves to others: when (`file`, `schedule`),
-//! the record of it (`store`), compressing (`gzip`).
-//! Invariant: every step can be repeated after any other, and the file meant is renamed or none; of a plain and a compressed file of
-//! one name the compressed one is complete, because it got its name last.
+//! Owns the names of rotated files, plain and compressed, and every step of a rotation. Leaves to
+//! others: when (`file`, `schedule`), the record of it (`store`), compressing (`gzip`).
+//! Invariant: every step can be repeated after any other, and the file meant is renamed or none; of
+//! a plain and a compressed file of one name the compressed one is complete, because it got its
+//! name last.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -106,7 +108,8 @@ pub(crate) struct Rotated {
     pub(crate) compressed: bool,
 }
 
-/// Rotated files of `path`, by name alone. Names of other makes (logrotate's dates begin with a dash) are not ours.
+/// Rotated files of `path`, by name alone. Names of other makes (logrotate's dates begin with a
+/// dash) are not ours.
 pub(crate) fn rotated(path: &Path) -> io::Result<Vec<Rotated>> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(Vec::new());
@@ -169,7 +172,8 @@ pub(super) fn next_plain(path: &Path) -> io::Result<Option<PathBuf>> {
     Ok(name.map(|name| path.with_file_name(name)))
 }
 
-/// What somebody else put in a rotated file's place (a FIFO, a link) is never compressed, and must not keep the others from it.
+/// What somebody else put in a rotated file's place (a FIFO, a link) is never compressed, and must
+/// not keep the others from it.
 fn is_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
 }
@@ -204,8 +208,8 @@ fn prune(path: &Path, keep: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Renames `path` to `.1` and older files up to the first gap, or over the oldest. `path` is renamed last and only while it is still
-/// the file meant.
+/// Renames `path` to `.1` and older files up to the first gap, or over the oldest. `path` is
+/// renamed last and only while it is still the file meant.
 fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
     if !is_still(path, id)? {
         return Ok(());
@@ -215,7 +219,8 @@ fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
     let free = (1..backup_count)
         .find(|number| !there(*number))
         .unwrap_or(backup_count);
-    // The oldest goes in both forms before another gets its name: what is left of it must not be taken for the other's.
+    // The oldest goes in both forms before another gets its name: what is left of it must not be
+    // taken for the other's.
     remove(&numbered(free))?;
     remove(&gz(&numbered(free)))?;
     for number in (1..free).rev() {
@@ -233,10 +238,12 @@ fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
     fs::rename(path, numbered(1))
 }
 
-/// Is the path still the file meant? A link at the path is followed when opened, and the link is what is renamed.
+/// Is the path still the file meant? A link at the path is followed when opened, and the link is
+/// what is renamed.
 fn is_still(path: &Path, id: FileId) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
-        // What stands there now, a directory or a FIFO, may have got the number of a file that is gone.
+        // What stands there now, a directory or a FIFO, may have got the number of a file that is
+        // gone.
         Ok(metadata) => {
             Ok(metadata.is_symlink() || (metadata.is_file() && file_id(&metadata) == id))
         }

@@ -1,8 +1,9 @@
 //! From the configuration to where each process's lines go.
 //!
-//! Owns the table of logged watchers and what their workers' names begin with; decides nothing about files (`writer`) and talks to
-//! nobody. Invariant: a process is known here only if its name is one that a logged watcher gives its workers: what others wrote under
-//! a similar name is not ours to take away from the kernel.
+//! Owns the table of logged watchers and what their workers' names begin with; decides nothing
+//! about files (`writer`) and talks to nobody. Invariant: a process is known here only if its name
+//! is one that a logged watcher gives its workers: what others wrote under a similar name is not
+//! ours to take away from the kernel.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -75,8 +76,9 @@ impl Table {
         }
     }
 
-    /// What the names of logged workers begin with, and those of `others`. A name that begins with another is covered by it: a watcher
-    /// `web` and one `web.api` would otherwise both be asked for the latter.
+    /// What the names of logged workers begin with, and those of `others`. A name that begins with
+    /// another is covered by it: a watcher `web` and one `web.api` would otherwise both be asked
+    /// for the latter.
     pub(super) fn prefixes<'a>(&self, others: impl Iterator<Item = &'a str>) -> Vec<String> {
         let mut all: Vec<String> = self
             .entries

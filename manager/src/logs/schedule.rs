@@ -1,7 +1,7 @@
 //! When a log file is rotated by time, and what the rotated file is called.
 //!
-//! Owns the arithmetic of periods; reads no clock and no file. Invariant: a period's end is later than its file's last write, so that a
-//! rotation is always followed by an open period.
+//! Owns the arithmetic of periods; reads no clock and no file. Invariant: a period's end is later
+//! than its file's last write, so that a rotation is always followed by an open period.
 //! Source: reference/circus.md section 4, `TimedRotatingFileStream`.
 
 use std::time::{Instant, SystemTime};
@@ -39,8 +39,9 @@ pub(super) fn seconds(moment: SystemTime) -> i64 {
     }
 }
 
-/// The end of the period a file is in that was made and last written then. Circus counts from the last write alone; a file that was
-/// made less than a period before that keeps its period, whoever starts again in between.
+/// The end of the period a file is in that was made and last written then. Circus counts from the
+/// last write alone; a file that was made less than a period before that keeps its period, whoever
+/// starts again in between.
 pub(super) fn period_end(rotation: &RotationConfig, created_s: i64, modified_s: i64) -> i64 {
     let end = end_of(rotation, created_s.min(modified_s));
     if end > modified_s {
@@ -50,7 +51,8 @@ pub(super) fn period_end(rotation: &RotationConfig, created_s: i64, modified_s: 
     }
 }
 
-/// What the file of the period that ends then is called, behind its name and a dot: the start of the period.
+/// What the file of the period that ends then is called, behind its name and a dot: the start of
+/// the period.
 pub(super) fn stamp(rotation: &RotationConfig, end_s: i64) -> String {
     let start = match fixed(rotation) {
         Some(length) => end_s.saturating_sub(length),

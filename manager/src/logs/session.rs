@@ -1,10 +1,11 @@
 //! The connection to the kernel that turns output into log files.
 //!
-//! Owns a kernel session of its own, so that a slow disk delays neither requests nor stops, and the consumption of every logged
-//! watcher's output. Leaves to others: whose output goes where (`routes`), what is written (`writer`), the held state's way to and from
-//! the kernel (`held`), processes and their exits (`supervisor`).
-//! Invariant: at most one process works on the state, whoever has a copy of its descriptor: it is locked. Output is acknowledged in the
-//! order flush, then acknowledge.
+//! Owns a kernel session of its own, so that a slow disk delays neither requests nor stops, and the
+//! consumption of every logged watcher's output. Leaves to others: whose output goes where
+//! (`routes`), what is written (`writer`), the held state's way to and from the kernel (`held`),
+//! processes and their exits (`supervisor`).
+//! Invariant: at most one process works on the state, whoever has a copy of its descriptor: it is
+//! locked. Output is acknowledged in the order flush, then acknowledge.
 
 mod processes;
 
@@ -31,15 +32,19 @@ use crate::logs::schedule::Now;
 use crate::logs::thread::{LogSettings, Reports, Wanted};
 use crate::logs::writer::{LogWriter, Record};
 
-/// Batches read ahead of the writing: enough to keep the kernel busy, few enough to stay small in memory.
+/// Batches read ahead of the writing: enough to keep the kernel busy, few enough to stay small in
+/// memory.
 const PUSHES_AHEAD: usize = 64;
-/// Bytes taken in before they are flushed and acknowledged: what a reel holds, so that its writer goes on while others are served.
+/// Bytes taken in before they are flushed and acknowledged: what a reel holds, so that its writer
+/// goes on while others are served.
 const FLUSH_AFTER_BYTES: usize = 1024 * 1024;
-/// Files are flushed for so long before what is out is acknowledged: on a slow disk no process waits for the files of all others.
+/// Files are flushed for so long before what is out is acknowledged: on a slow disk no process
+/// waits for the files of all others.
 const FLUSH_FOR: Duration = Duration::from_millis(100);
 /// Acknowledgements per request.
 const ACKS_PER_REQUEST: usize = 1024;
-/// Pause between attempts at what should work soon: the kernel is restarting, a predecessor is dying.
+/// Pause between attempts at what should work soon: the kernel is restarting, a predecessor is
+/// dying.
 pub(super) const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// How long the last acknowledgements may take when the manager ends.
 pub(super) const FAREWELL: Duration = Duration::from_secs(2);
@@ -240,7 +245,8 @@ impl<'a> Session<'a> {
                     incarnation = new.hello.incarnation,
                     "the log thread is connected again"
                 );
-                // Nothing is taken in before it is clear which kernel this is: another one counts serials from the start.
+                // Nothing is taken in before it is clear which kernel this is: another one counts
+                // serials from the start.
                 self.lapse();
                 self.strangers.clear();
                 self.reels.clear();
@@ -286,7 +292,8 @@ impl<'a> Session<'a> {
                 .output(serial.0, part.start, records, part.bytes, Now::read());
             if self.taken_bytes >= FLUSH_AFTER_BYTES && position < end {
                 self.taken_bytes = 0;
-                // Whatever comes of it: what was announced is taken in to its end, or the rest would look like a gap.
+                // Whatever comes of it: what was announced is taken in to its end, or the rest
+                // would look like a gap.
                 result = result.and(self.flush().await);
             }
         }

@@ -1,7 +1,7 @@
 //! Where lines end up: a file, or a syslog daemon.
 //!
-//! Owns nothing but the choice; both keep the same promise: what they took is recorded as done once it is out, what they refuse is
-//! offered again.
+//! Owns nothing but the choice; both keep the same promise: what they took is recorded as done once
+//! it is out, what they refuse is offered again.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -71,8 +71,8 @@ impl Sink {
         }
     }
 
-    /// Notes something else that holds once the unit added last is out. What a daemon took is not known to be in its log, so nothing is
-    /// noted of it.
+    /// Notes something else that holds once the unit added last is out. What a daemon took is not
+    /// known to be in its log, so nothing is noted of it.
     pub(super) fn note(&mut self, delta: Delta) {
         if let Self::File(file) = self {
             file.note(delta);
@@ -109,7 +109,8 @@ impl Sink {
         }
     }
 
-    /// Goes on with what a failure or the clock has put off. True when it takes in again what it refused.
+    /// Goes on with what a failure or the clock has put off. True when it takes in again what it
+    /// refused.
     pub(super) fn retry(&mut self, store: &mut Store, now: Now) -> bool {
         match self {
             Self::File(file) => {
@@ -141,7 +142,8 @@ impl Sink {
             .min()
     }
 
-    /// Whether something that was taken in is not out yet: its turn in a flush has not come, or it was flushed and waits.
+    /// Whether something that was taken in is not out yet: its turn in a flush has not come, or it
+    /// was flushed and waits.
     pub(super) fn is_behind(&self) -> bool {
         match self {
             Self::File(file) => file.is_behind(),
@@ -149,7 +151,8 @@ impl Sink {
         }
     }
 
-    /// Gives back what was taken in of one stream and, flushed, is not out. True if there was something.
+    /// Gives back what was taken in of one stream and, flushed, is not out. True if there was
+    /// something.
     pub(super) fn withdraw(&mut self, from: Source) -> bool {
         match self {
             Self::File(_) => false,

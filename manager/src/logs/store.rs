@@ -1,15 +1,18 @@
 //! The state that lets an interrupted log write be finished exactly once.
 //!
-//! Owns the layout of one sparse memfd: a table of done positions (how far each stream of each process is in its file) and a pool
-//! of slots, each holding one write or rotation in progress: what is being done, to which inode, the formatted bytes, and the done
-//! positions that hold once it is finished. Leaves to others: opening files, writing them (`file`), keeping the memfd alive (the
-//! kernel holds it).
+//! Owns the layout of one sparse memfd: a table of done positions (how far each stream of each
+//! process is in its file) and a pool of slots, each holding one write or rotation in progress:
+//! what is being done, to which inode, the formatted bytes, and the done positions that hold once
+//! it is finished. Leaves to others: opening files, writing them (`file`), keeping the memfd alive
+//! (the kernel holds it).
 //!
-//! Invariant: a slot's record changes by one aligned store of its generation word, which selects one of two copies; everything a
-//! record refers to (path, bytes, positions) is in place before that store and untouched until the next. Done positions are
-//! applied only under a record that carries them, so applying them again changes nothing. SIGKILL between any two system calls
-//! therefore leaves a state from which the rest can be done, never repeated.
-//! The memfd is read and written with pread and pwrite, never mapped: no unsafe code, and a fault cannot kill the manager.
+//! Invariant: a slot's record changes by one aligned store of its generation word, which selects
+//! one of two copies; everything a record refers to (path, bytes, positions) is in place before
+//! that store and untouched until the next. Done positions are applied only under a record that
+//! carries them, so applying them again changes nothing. SIGKILL between any two system calls
+//! therefore leaves a state from which the rest can be done, never repeated. The memfd is read and
+//! written with pread and pwrite, never mapped: no unsafe code, and a fault cannot kill the
+//! manager.
 //! Source: design.md, "Logs exactly once".
 
 mod positions;
@@ -73,8 +76,8 @@ impl Store {
     /// Opens the state a predecessor left, and tells what it had not finished.
     ///
     /// # Errors
-    /// `InvalidData` when this is not a log state; `Unsupported` when it is one of a later version, or has work of a kind that only a
-    /// later version knows: nothing of it is changed then.
+    /// `InvalidData` when this is not a log state; `Unsupported` when it is one of a later version,
+    /// or has work of a kind that only a later version knows: nothing of it is changed then.
     pub fn open(fd: OwnedFd) -> io::Result<(Self, Vec<Unfinished>)> {
         let file = File::from(fd);
         let length = file.metadata()?.len();
@@ -129,7 +132,8 @@ impl Store {
         self.positions.done(source)
     }
 
-    /// How often the line was cut at which what is written of a stream ends; 0 when that is the end of a line.
+    /// How often the line was cut at which what is written of a stream ends; 0 when that is the end
+    /// of a line.
     pub(super) fn parts(&self, source: Source) -> u32 {
         let cut = Cut::from_word(self.done(source.cuts()));
         if cut.parts > 0 && cut.position == self.done(source) {
@@ -144,7 +148,8 @@ impl Store {
         self.positions.serials()
     }
 
-    /// Forgets every process for which `keep` says no. Only for processes the kernel has forgotten: it would deliver their output again.
+    /// Forgets every process for which `keep` says no. Only for processes the kernel has forgotten:
+    /// it would deliver their output again.
     ///
     /// # Errors
     /// When the memfd cannot be written.
@@ -160,7 +165,8 @@ impl Store {
         self.positions.set(&self.file, delta)
     }
 
-    /// A slot nobody uses; the lowest, so that its pages are warm. `None` when all are taken by unfinished writes.
+    /// A slot nobody uses; the lowest, so that its pages are warm. `None` when all are taken by
+    /// unfinished writes.
     pub fn acquire(&mut self) -> Option<Slot> {
         if let Some(slot) = self.free_slots.pop_first() {
             return Some(Slot(slot));
@@ -174,7 +180,8 @@ impl Store {
         Some(Slot(self.slots_used - 1))
     }
 
-    /// Records that `parts`, one behind the other, are about to be appended to `file` at `start`, after which `deltas` hold.
+    /// Records that `parts`, one behind the other, are about to be appended to `file` at `start`,
+    /// after which `deltas` hold.
     ///
     /// # Errors
     /// When a bound is passed or the memfd cannot be written; the slot is then as before.
@@ -222,7 +229,8 @@ impl Store {
         )
     }
 
-    /// Records that the first `written` bytes of a write that failed are in the file: the file may be truncated before the rest follows.
+    /// Records that the first `written` bytes of a write that failed are in the file: the file may
+    /// be truncated before the rest follows.
     ///
     /// # Errors
     /// When the memfd cannot be written.
@@ -230,7 +238,8 @@ impl Store {
         self.change(slot, |record| record.written = written)
     }
 
-    /// Records that a write goes to another file, all of it, at `start`: the one it had begun in is gone.
+    /// Records that a write goes to another file, all of it, at `start`: the one it had begun in is
+    /// gone.
     ///
     /// # Errors
     /// When the memfd cannot be written.
@@ -253,7 +262,8 @@ impl Store {
     /// Records that a write is complete: the `deltas` it was begun with hold from here on.
     ///
     /// # Errors
-    /// When the memfd cannot be written or the table is full; the write stays recorded as unfinished, and asking again is right.
+    /// When the memfd cannot be written or the table is full; the write stays recorded as
+    /// unfinished, and asking again is right.
     pub fn finish_write(&mut self, slot: Slot, deltas: &[Delta]) -> io::Result<()> {
         for delta in deltas {
             self.set_done(*delta)?;
@@ -293,7 +303,8 @@ impl Store {
         )
     }
 
-    /// Ends a rotation, or a write of which no byte reached the file: the slot is free, no done position changes.
+    /// Ends a rotation, or a write of which no byte reached the file: the slot is free, no done
+    /// position changes.
     ///
     /// # Errors
     /// When the memfd cannot be written.
@@ -364,7 +375,8 @@ impl Store {
     }
 
     fn load_slot(&self, slot: Slot) -> io::Result<Option<Unfinished>> {
-        // Neither could its file be written to meanwhile, nor its place be used: who knows it would finish it later.
+        // Neither could its file be written to meanwhile, nor its place be used: who knows it would
+        // finish it later.
         let Some(record) = self.record(slot)? else {
             let what = format!("slot {} has unfinished work of an unknown kind", slot.0);
             return Err(of_a_later_version(&what));

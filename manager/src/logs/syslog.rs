@@ -1,8 +1,10 @@
 //! Lines to a syslog daemon, one datagram each.
 //!
-//! Owns the socket and the messages waiting for room in it. Leaves to others: what a message says (`format`), positions (`store`).
-//! Invariant: at most `MAX_QUEUE_BYTES` wait here; the rest waits in the kernel, because nothing is acknowledged that was not sent. A message may
-//! be sent again after a kill (at least once), and over UDP any may be lost on its way: datagrams have no receipt.
+//! Owns the socket and the messages waiting for room in it. Leaves to others: what a message says
+//! (`format`), positions (`store`).
+//! Invariant: at most `MAX_QUEUE_BYTES` wait here; the rest waits in the kernel, because nothing is
+//! acknowledged that was not sent. A message may be sent again after a kill (at least once), and
+//! over UDP any may be lost on its way: datagrams have no receipt.
 
 use std::collections::VecDeque;
 use std::io;
@@ -100,7 +102,8 @@ impl Syslog {
         Ok(())
     }
 
-    /// Gives back what waits here of one stream, which is to go elsewhere. True if there was something.
+    /// Gives back what waits here of one stream, which is to go elsewhere. True if there was
+    /// something.
     pub(super) fn withdraw(&mut self, from: Source) -> bool {
         let before = self.queue.len();
         self.queue.retain(|(_, delta)| delta.source != from);

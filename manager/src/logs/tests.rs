@@ -265,7 +265,8 @@ fn what_was_dropped_on_its_way_here_is_no_gap() {
     writer.add(&process(0, 0), &routes);
     write(&mut writer, 0, Kind::Out, "a\nbegun");
     assert!(writer.take_unsettled().is_empty());
-    // Acknowledged was up to 2: the kernel dropped the rest of what it had sent, and 93 bytes it had not.
+    // Acknowledged was up to 2: the kernel dropped the rest of what it had sent, and 93 bytes it
+    // had not.
     write(&mut writer, 100, Kind::Out, "b\n");
     assert_eq!(writer.take_unsettled(), [7]);
     assert!(writer.take_unsettled().is_empty());
@@ -378,7 +379,8 @@ fn a_long_line_had_a_stamp_in_every_part_of_it() {
         expected += &text;
     }
     assert!(done > 0);
-    // The manager is killed within the line. Its successor gets what is not acknowledged once more, and the rest.
+    // The manager is killed within the line. Its successor gets what is not acknowledged once more,
+    // and the rest.
     let mut second = successor(&first);
     second.add(&process(done, 0), &routes);
     let start = usize::try_from(done).unwrap();
@@ -417,7 +419,8 @@ fn a_line_of_another_stream_stood_within_a_long_line() {
     let short = |text: &str| text.replace(&long, "LONG");
     let expected = format!("{before}T [42] | yz\n");
     assert_eq!(short(&read(directory, "log")), short(&expected));
-    // The same where the manager is killed between the two: the line was ended, and its successor knows.
+    // The same where the manager is killed between the two: the line was ended, and its successor
+    // knows.
     fs::remove_file(directory.join("log")).unwrap();
     let mut first = writer();
     first.add(&process(0, 0), &routes);

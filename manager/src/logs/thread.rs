@@ -1,8 +1,8 @@
 //! The log thread as the rest of the manager sees it: started, told what is wanted, ended.
 //!
 //! Owns the thread, what it is told and the wording of what it tells; the work is `session`'s.
-//! Invariant: nothing that is told is lost: what is wanted is one value, the latest, not a queue; what the receiver of a report has no
-//! room for is reported again.
+//! Invariant: nothing that is told is lost: what is wanted is one value, the latest, not a queue;
+//! what the receiver of a report has no room for is reported again.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,8 +16,9 @@ use crate::config::WatcherConfig;
 use crate::logs::pulse::Pulse;
 use crate::logs::session::{FAREWELL, Session, TRY_AGAIN};
 
-/// Time beyond the farewell for a write that was begun. A thread that hangs in a write (a dead network file system) is then left behind;
-/// the end of the process is for it what a kill is, and the state is made for that.
+/// Time beyond the farewell for a write that was begun. A thread that hangs in a write (a dead
+/// network file system) is then left behind; the end of the process is for it what a kill is, and
+/// the state is made for that.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// Everything the thread has to know.
@@ -34,10 +35,11 @@ pub struct LogSettings {
 /// What the thread has to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogReport {
-    /// What is wrong, for people, whenever that changes; empty means all is well, and the first time also that output is being consumed.
+    /// What is wrong, for people, whenever that changes; empty means all is well, and the first
+    /// time also that output is being consumed.
     Troubles(Vec<String>),
-    /// A process wrote a line that matches its watcher's `ready = log:REGEX`. Told once for each process, and once more by every
-    /// manager that takes it over.
+    /// A process wrote a line that matches its watcher's `ready = log:REGEX`. Told once for each
+    /// process, and once more by every manager that takes it over.
     LineMatched {
         /// The process.
         serial: u64,
@@ -62,8 +64,8 @@ pub(super) struct Wanted {
 }
 
 impl LogThread {
-    /// Starts the thread, whether or not there is something to log yet. `report` takes what it has to say; `false` means that there is
-    /// no room, and the same is said again a little later.
+    /// Starts the thread, whether or not there is something to log yet. `report` takes what it has
+    /// to say; `false` means that there is no room, and the same is said again a little later.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -91,8 +93,9 @@ impl LogThread {
         Ok(Self { wanted, ended })
     }
 
-    /// Says that the configuration is another one. Lines of running processes go on exactly once: up to some line to where they went,
-    /// from there on to where they are to go now. Processes of a watcher that is gone are written as before until they end.
+    /// Says that the configuration is another one. Lines of running processes go on exactly once:
+    /// up to some line to where they went, from there on to where they are to go now. Processes of
+    /// a watcher that is gone are written as before until they end.
     pub fn update(&self, watchers: Vec<Arc<WatcherConfig>>) {
         self.wanted
             .send_modify(|wanted| wanted.watchers = watchers.into());
@@ -103,7 +106,8 @@ impl LogThread {
         self.wanted.send_modify(|wanted| wanted.reopenings += 1);
     }
 
-    /// Writes and acknowledges what has arrived, then ends the thread. Blocks for that time, at most three seconds.
+    /// Writes and acknowledges what has arrived, then ends the thread. Blocks for that time, at
+    /// most three seconds.
     pub fn finish(self) {
         self.wanted.send_modify(|wanted| wanted.finish = true);
         if self.ended.recv_timeout(FAREWELL + LAST_WRITE) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -119,7 +123,8 @@ async fn run(
     pulse: &Pulse,
 ) {
     loop {
-        // Cloned beforehand: what is borrowed cannot be told anew, and opening may wait for a kernel as long as it likes.
+        // Cloned beforehand: what is borrowed cannot be told anew, and opening may wait for a
+        // kernel as long as it likes.
         let now = wanted.borrow().clone();
         let attempt = async {
             // What a predecessor left half done on a slow disk takes its time too.

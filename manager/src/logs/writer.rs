@@ -1,9 +1,11 @@
 //! From pushed output to lines in files to positions that may be acknowledged.
 //!
-//! Owns the log files, by path, and for every process how far each of its streams is. Leaves to others: the connection to the
-//! kernel (`session`), whole lines (`lines`), the exactly-once write (`file`, `store`).
-//! Invariant: a position handed out by `flush` has everything below it in the files, and the store says so; what was offered while
-//! a file was suspended is not kept here but read from the kernel again.
+//! Owns the log files, by path, and for every process how far each of its streams is. Leaves to
+//! others: the connection to the kernel (`session`), whole lines (`lines`), the exactly-once write
+//! (`file`, `store`).
+//! Invariant: a position handed out by `flush` has everything below it in the files, and the store
+//! says so; what was offered while a file was suspended is not kept here but read from the kernel
+//! again.
 
 mod routing;
 mod spare;
@@ -25,8 +27,9 @@ use crate::logs::sink::{Address, Sink};
 use crate::logs::store::Store;
 use crate::logs::writer::routing::limit;
 
-/// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest is for what comes after. More than the
-/// kernel takes of the other stream at once (a pipe of 256 KiB, of the usual 1 MiB): the line's end may wait in its own pipe.
+/// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest
+/// is for what comes after. More than the kernel takes of the other stream at once (a pipe of 256
+/// KiB, of the usual 1 MiB): the line's end may wait in its own pipe.
 const TAIL_SHARE_OF_REEL: u64 = 2;
 
 /// Where one stream's lines go.
@@ -96,7 +99,8 @@ pub struct LogWriter {
     matched: Vec<u64>,
     /// Processes with a gap, whose ledger was not looked at since.
     unsettled: Vec<u64>,
-    /// By file or daemon in trouble: bytes of output that waited in the kernel when it was last tried.
+    /// By file or daemon in trouble: bytes of output that waited in the kernel when it was last
+    /// tried.
     waiting: HashMap<usize, u64>,
     /// It was said that there are more files than descriptors.
     spares: bool,
@@ -166,8 +170,8 @@ impl LogWriter {
         let serial = process.serial;
         let done = |kind| self.desk.store.done(Source { serial, kind });
         let oldest = process.acknowledged + process.dropped;
-        // What a predecessor had written, or told of by position as earlier versions did, is not missing: the kernel may have dropped
-        // it on its way there.
+        // What a predecessor had written, or told of by position as earlier versions did, is not
+        // missing: the kernel may have dropped it on its way there.
         let written = [Kind::Out, Kind::Err, Kind::Gap].map(done);
         let written = written.into_iter().fold(0, u64::max);
         let unreported = process
@@ -223,8 +227,9 @@ impl LogWriter {
         );
     }
 
-    /// Takes pushed output in. `payload` holds the bytes from `start` to the last record's end; output of an unknown process and
-    /// records that do not fit the payload are ignored, and so never acknowledged.
+    /// Takes pushed output in. `payload` holds the bytes from `start` to the last record's end;
+    /// output of an unknown process and records that do not fit the payload are ignored, and so
+    /// never acknowledged.
     pub fn output(
         &mut self,
         serial: u64,
@@ -283,7 +288,8 @@ impl LogWriter {
         }
     }
 
-    /// Recorded before the line is acknowledged: a successor, who does not see the line again, is told by the record.
+    /// Recorded before the line is acknowledged: a successor, who does not see the line again, is
+    /// told by the record.
     fn note_match(&mut self, serial: u64) {
         let source = Source {
             serial,
@@ -303,9 +309,9 @@ impl LogWriter {
         std::mem::take(&mut self.unsettled)
     }
 
-    /// Brings what was told of a process's gaps in line with the kernel's ledger of now. The kernel counts as dropped what was not
-    /// acknowledged, though it may have been on its way here, and be written: a successor, who has nothing but the ledger, would
-    /// report that.
+    /// Brings what was told of a process's gaps in line with the kernel's ledger of now. The kernel
+    /// counts as dropped what was not acknowledged, though it may have been on its way here, and be
+    /// written: a successor, who has nothing but the ledger, would report that.
     pub fn settle_gap(&mut self, serial: u64, acknowledged: u64, dropped: u64) {
         let Some(book) = self.books.get_mut(&serial) else {
             return;
@@ -336,13 +342,14 @@ impl LogWriter {
         std::mem::take(&mut self.matched)
     }
 
-    /// Writes everything that is complete; answers the positions that may now be acknowledged, per process.
+    /// Writes everything that is complete; answers the positions that may now be acknowledged, per
+    /// process.
     pub fn flush(&mut self, now: Now) -> Vec<(u64, u64)> {
         self.flush_some(0, Duration::MAX, now).0
     }
 
-    /// Writes what is complete, file by file from the `first` on, until `patience` is over; answers the positions that may now be
-    /// acknowledged, per process, and the file to go on with.
+    /// Writes what is complete, file by file from the `first` on, until `patience` is over; answers
+    /// the positions that may now be acknowledged, per process, and the file to go on with.
     pub fn flush_some(
         &mut self,
         first: usize,
@@ -387,7 +394,8 @@ impl LogWriter {
         None
     }
 
-    /// Tries suspended files again. True when one resumed: the kernel must be asked for everything unacknowledged once more.
+    /// Tries suspended files again. True when one resumed: the kernel must be asked for everything
+    /// unacknowledged once more.
     pub fn retry(&mut self, now: Now) -> bool {
         let mut resumed = Vec::new();
         let Desk { store, sinks, .. } = &mut self.desk;
@@ -501,7 +509,8 @@ impl LogWriter {
             .collect()
     }
 
-    /// Counts what waits for files in trouble. Not for each push: whoever is told would be told all the time.
+    /// Counts what waits for files in trouble. Not for each push: whoever is told would be told all
+    /// the time.
     fn count_waiting(&mut self) {
         self.waiting.clear();
         if self.desk.sinks.iter().all(|sink| sink.trouble().is_none()) {

@@ -1,8 +1,10 @@
 //! A log file of our own that cannot grow without bound.
 //!
-//! Owns when such a file is put aside and opened anew, and which descriptor leads to it afterwards. What is written is everybody's.
+//! Owns when such a file is put aside and opened anew, and which descriptor leads to it afterwards.
+//! What is written is everybody's.
 //! Invariant: file and predecessor together hold at most twice the limit and one write.
-//! Source: the kernel's `--log-bytes`; `WatchedFileHandler` of Python, which is what Circus uses, for a file that somebody moved.
+//! Source: the kernel's `--log-bytes`; `WatchedFileHandler` of Python, which is what Circus uses,
+//! for a file that somebody moved.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -48,7 +50,8 @@ impl Kept {
         self.looked = None;
     }
 
-    /// The file to go on with instead of `file`: that one was full and was put aside, or somebody moved or deleted it.
+    /// The file to go on with instead of `file`: that one was full and was put aside, or somebody
+    /// moved or deleted it.
     pub(super) fn look(&mut self, file: BorrowedFd<'_>, now: Instant) -> Option<File> {
         let status = fstat(file).ok().filter(is_regular)?;
         let size = u64::try_from(status.st_size).unwrap_or(0);
@@ -124,7 +127,8 @@ pub(super) struct Leads {
     pub(super) err: bool,
 }
 
-/// Bounds standard output and standard error if one of them leads to the file at `path`. Tells which of them do.
+/// Bounds standard output and standard error if one of them leads to the file at `path`. Tells
+/// which of them do.
 pub(super) fn keep_output(path: &Path, limit_bytes: u64) -> Leads {
     let Ok(there) = fs::metadata(path) else {
         return Leads::default();
@@ -144,7 +148,8 @@ pub(super) fn keep_output(path: &Path, limit_bytes: u64) -> Leads {
     leads
 }
 
-/// Puts the file that standard output and error lead to aside when it is full. To be called before each write there.
+/// Puts the file that standard output and error lead to aside when it is full. To be called before
+/// each write there.
 pub(crate) fn look_at_output() {
     if let Some(output) = &mut *lock() {
         output.look(Instant::now());

@@ -1,7 +1,8 @@
 //! Lines that come again and again: some are written, the others are counted.
 //!
-//! Owns how many lines of one kind may come. A kind is the place in the program that says something, and the watcher, socket or file it
-//! speaks of: one that fails over and over costs a bounded number of lines, and hides no other.
+//! Owns how many lines of one kind may come. A kind is the place in the program that says
+//! something, and the watcher, socket or file it speaks of: one that fails over and over costs a
+//! bounded number of lines, and hides no other.
 //! Invariant: at most [`MAX_KINDS`] kinds are known.
 
 use std::collections::HashMap;
@@ -144,7 +145,8 @@ impl Repeats {
 impl<S: Subscriber> Layer<S> for Repeats {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let about = event.metadata();
-        // Who asks for `debug` wants to see everything; the size of the log is bounded all the same.
+        // Who asks for `debug` wants to see everything; the size of the log is bounded all the
+        // same.
         if *about.level() > Level::INFO || about.target() == module_path!() {
             return true;
         }

@@ -1,8 +1,10 @@
 //! A program that answers with its exit code.
 //!
-//! Owns its process group from start to end: nothing of it lives on when the answer is there, late, or not wanted any more. It gets the
-//! watcher's user, directory and environment and no descriptor of ours.
-//! Invariant: the group's number is signalled only while its leader has not been waited for, so it is nobody else's.
+//! Owns its process group from start to end: nothing of it lives on when the answer is there, late,
+//! or not wanted any more. It gets the watcher's user, directory and environment and no descriptor
+//! of ours.
+//! Invariant: the group's number is signalled only while its leader has not been waited for, so it
+//! is nobody else's.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,11 +27,13 @@ const MAX_OUTPUT_BYTES: usize = 4096;
 /// What a program may have left in its pipe is read in so many pieces at most.
 const MAX_LAST_READS: usize = 32;
 
-/// Whether `argv` ends with 0, run as `watcher`'s workers are, with `PAPA_PID` set to `pid`. It is killed after `timeout`, with
-/// everything in its process group; the same happens to what it leaves behind.
+/// Whether `argv` ends with 0, run as `watcher`'s workers are, with `PAPA_PID` set to `pid`. It is
+/// killed after `timeout`, with everything in its process group; the same happens to what it leaves
+/// behind.
 ///
 /// # Errors
-/// It cannot be started, ends otherwise (the last line it wrote is in the error), or takes too long.
+/// It cannot be started, ends otherwise (the last line it wrote is in the error), or takes too
+/// long.
 ///
 /// # Cancel safety
 /// Dropped, it kills the group.
@@ -53,7 +57,8 @@ pub async fn command(
         gid: watcher.gid.clone(),
     };
     in_time(&what, timeout, async {
-        // Users are looked up and files opened there, both of which may take long. Dropped meanwhile, the thread kills what it started.
+        // Users are looked up and files opened there, both of which may take long. Dropped
+        // meanwhile, the thread kills what it started.
         let (running, output) = tokio::task::spawn_blocking(move || prepared.start())
             .await
             .unwrap_or_else(|error| Err(io::Error::other(error)))
@@ -197,7 +202,8 @@ impl Running {
 
     fn kill(&self) {
         let pid = self.pid();
-        // Nobody left in it is no error, and neither is a member that became somebody else: nothing more can be done about it.
+        // Nobody left in it is no error, and neither is a member that became somebody else: nothing
+        // more can be done about it.
         if pid > 0 {
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -222,7 +228,8 @@ impl Drop for Running {
         if matches!(child.try_wait(), Ok(Some(_))) {
             return;
         }
-        // SIGKILL takes a moment. Without a runtime we are ending ourselves, and others wait for our children.
+        // SIGKILL takes a moment. Without a runtime we are ending ourselves, and others wait for
+        // our children.
         if let (Ok(watched), Ok(runtime)) = (watched, tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move {
                 if watched.readable().await.is_ok() {

@@ -1,7 +1,8 @@
 //! Connections to what is probed.
 //!
-//! Owns name look-ups. They block inside the C library and cannot be called off, so only a few may be under way at once: a name
-//! server that is away costs that many threads for its own time limit, not one per watcher.
+//! Owns name look-ups. They block inside the C library and cannot be called off, so only a few may
+//! be under way at once: a name server that is away costs that many threads for its own time limit,
+//! not one per watcher.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -40,7 +41,8 @@ pub(super) async fn connect(target: &Target) -> io::Result<Box<dyn Connection>> 
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses(host, port).await? {
         match TcpStream::connect(address).await {
-            // A port nobody listens on may be chosen for our own end, and then we talk to ourselves.
+            // A port nobody listens on may be chosen for our own end, and then we talk to
+            // ourselves.
             Ok(stream) if stream.local_addr().ok() == Some(address) => {
                 last = io::ErrorKind::ConnectionRefused.into();
             }

@@ -1,8 +1,9 @@
 //! Waiting for the first connection to a socket nobody serves.
 //!
-//! Owns looking at listeners without touching them: nothing is accepted, and no flag is changed, because all holders of a socket share
-//! its flags.
-//! Invariant: no wake-up without a reason is passed on, and none is repeated: readiness that has gone is waited for anew.
+//! Owns looking at listeners without touching them: nothing is accepted, and no flag is changed,
+//! because all holders of a socket share its flags.
+//! Invariant: no wake-up without a reason is passed on, and none is repeated: readiness that has
+//! gone is waited for anew.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,11 +16,13 @@ use papa_protocol::name::Name;
 use super::ProbeError;
 use crate::sys;
 
-/// Waits until one of the sockets, named as in the kernel, has a connection (or datagram) to be taken; answers its index. One that
-/// waits already counts at once: after a start that did not take it, pause before asking again.
+/// Waits until one of the sockets, named as in the kernel, has a connection (or datagram) to be
+/// taken; answers its index. One that waits already counts at once: after a start that did not take
+/// it, pause before asking again.
 ///
 /// # Errors
-/// The kernel has no such socket, has none of its own to give (`so_reuseport`: every worker gets another), or is reached over TCP.
+/// The kernel has no such socket, has none of its own to give (`so_reuseport`: every worker gets
+/// another), or is reached over TCP.
 ///
 /// # Cancel safety
 /// Cancel safe: nothing is taken.
@@ -48,8 +51,8 @@ pub async fn readable(fds: Vec<OwnedFd>) -> io::Result<usize> {
         .collect::<io::Result<Vec<_>>>()?;
     std::future::poll_fn(|context| {
         for (index, fd) in watched.iter().enumerate() {
-            // What is told is that something came, once. Whether it is there still has to be looked up, since a worker may have been
-            // quicker; and only then may it be waited for again.
+            // What is told is that something came, once. Whether it is there still has to be looked
+            // up, since a worker may have been quicker; and only then may it be waited for again.
             while let std::task::Poll::Ready(guard) = fd.poll_read_ready(context) {
                 match guard.map(|mut guard| {
                     let there = is_readable(fd.get_ref());

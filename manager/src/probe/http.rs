@@ -1,6 +1,7 @@
 //! One HTTP request, as little of HTTP as the question needs.
 //!
-//! Owns the request's text and reading the status line. Nothing of the answer is kept; 200 to 399 is a yes.
+//! Owns the request's text and reading the status line. Nothing of the answer is kept; 200 to 399
+//! is a yes.
 //! Source: RFC 9112.
 
 use std::time::Duration;
@@ -13,7 +14,8 @@ use crate::config::target;
 
 /// Most bytes of an answer that are read before its status must be clear.
 const MAX_HEAD_BYTES: usize = 16 << 10;
-/// Most bytes of an answer that are read and thrown away, so that the server can finish and sees no reset.
+/// Most bytes of an answer that are read and thrown away, so that the server can finish and sees no
+/// reset.
 const MAX_REST_BYTES: usize = 64 << 10;
 /// How long that may take: it is a courtesy.
 const REST_TIME: Duration = Duration::from_millis(50);

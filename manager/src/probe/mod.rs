@@ -1,8 +1,9 @@
 //! Asking from outside whether something serves: for readiness, health checks and starts on demand.
 //!
-//! Owns the questions and the bound on each; leaves to `supervisor` when to ask and what an answer leads to.
-//! Invariant: every function ends within the time it was given, may be dropped at any await and then leaves no process, connection
-//! or thread of its own behind.
+//! Owns the questions and the bound on each; leaves to `supervisor` when to ask and what an answer
+//! leads to.
+//! Invariant: every function ends within the time it was given, may be dropped at any await and
+//! then leaves no process, connection or thread of its own behind.
 //!
 //! | file | asks |
 //! |---|---|
@@ -67,7 +68,8 @@ pub enum ProbeError {
         /// What it said, and what would have been right.
         answer: String,
     },
-    /// Nothing is held for this worker: it was started by somebody who does not wait for it, and cannot say anything.
+    /// Nothing is held for this worker: it was started by somebody who does not wait for it, and
+    /// cannot say anything.
     #[error("worker {0} was started without a way to say that it is ready")]
     NotPrepared(String),
     /// A worker did not become ready in time, or will not; says what is missing.
@@ -90,7 +92,8 @@ impl ProbeError {
 
 /// Whether something accepts connections at `address`, `HOST:PORT` or `unix:/PATH`.
 ///
-/// Proves nothing about a listener the kernel holds: that one accepts while nobody serves. Ask such a service over HTTP.
+/// Proves nothing about a listener the kernel holds: that one accepts while nobody serves. Ask such
+/// a service over HTTP.
 ///
 /// # Errors
 /// Nobody listens there, or no answer came in time.

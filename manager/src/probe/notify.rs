@@ -1,8 +1,8 @@
 //! systemd's readiness datagrams.
 //!
-//! Owns the socket's making, its address, and what the datagrams mean. The address is abstract, so that workers of any user and in any
-//! directory reach it, and random, so that no other worker's messages ever arrive there. Who sends is checked: the worker's user,
-//! ours or root.
+//! Owns the socket's making, its address, and what the datagrams mean. The address is abstract, so
+//! that workers of any user and in any directory reach it, and random, so that no other worker's
+//! messages ever arrive there. Who sends is checked: the worker's user, ours or root.
 //! Source: `sd_notify(3)`.
 
 use std::fs::File;
@@ -45,8 +45,9 @@ pub(super) fn address(socket: &OwnedFd) -> io::Result<String> {
     Ok(format!("@{name}"))
 }
 
-/// Waits for `READY=1`; `last` is what there is to say if that does not come. What decides is left in the socket, so that another
-/// manager decides alike should this one be killed before the answer is kept.
+/// Waits for `READY=1`; `last` is what there is to say if that does not come. What decides is left
+/// in the socket, so that another manager decides alike should this one be killed before the answer
+/// is kept.
 pub(super) async fn wait(
     socket: OwnedFd,
     uid: Option<u32>,
@@ -88,7 +89,8 @@ fn receive(
     flags: MsgFlags,
 ) -> io::Result<(Vec<u8>, Option<u32>)> {
     let mut bytes = vec![0; MAX_MESSAGE_BYTES];
-    // Room for who sent it, none for descriptors: those are closed by the system, which is all that `BARRIER=1` asks for.
+    // Room for who sent it, none for descriptors: those are closed by the system, which is all that
+    // `BARRIER=1` asks for.
     let mut space = nix::cmsg_space!(UnixCredentials);
     let mut slices = [IoSliceMut::new(&mut bytes)];
     let received = recvmsg::<UnixAddr>(

@@ -1,8 +1,8 @@
 //! s6's readiness: a line written to a descriptor.
 //!
-//! Owns the pipe's making and the end of the wait: a newline, or the end of the stream after something was written. The end without
-//! anything is a no. Bytes without a newline alone are not taken for a yes, since the rest of the line would then meet a closed pipe
-//! and kill its writer.
+//! Owns the pipe's making and the end of the wait: a newline, or the end of the stream after
+//! something was written. The end without anything is a no. Bytes without a newline alone are not
+//! taken for a yes, since the rest of the line would then meet a closed pipe and kill its writer.
 //! Source: s6, "notifywhenup".
 
 use std::io::{self, Read as _};
@@ -28,8 +28,8 @@ pub(super) fn make() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours.into(), its.into()))
 }
 
-/// Waits for the line at our end of descriptor `number`. Nothing is taken out of the pipe, so that another manager decides alike should
-/// this one be killed before the answer is kept.
+/// Waits for the line at our end of descriptor `number`. Nothing is taken out of the pipe, so that
+/// another manager decides alike should this one be killed before the answer is kept.
 pub(super) async fn wait(ours: OwnedFd, number: u32) -> Result<(), ProbeError> {
     let what = || ProbeError::io(format!("readiness pipe, descriptor {number}"));
     let ours = sys::watch(ours).map_err(what())?;

@@ -1,15 +1,17 @@
 //! A worker says, or is found, to serve.
 //!
-//! Owns what a worker is given to say so with, and the wait for it. `notify` and `fd:N` need something that outlives the manager: a
-//! socket, or a pipe, made for one start of one worker and held by the kernel until the worker is ready or gone. What is said while no
-//! manager runs is read by the next one.
+//! Owns what a worker is given to say so with, and the wait for it. `notify` and `fd:N` need
+//! something that outlives the manager: a socket, or a pipe, made for one start of one worker and
+//! held by the kernel until the worker is ready or gone. What is said while no manager runs is read
+//! by the next one.
 //!
-//! Held no longer than that on purpose. A datagram socket nobody reads makes its senders wait once a few messages are queued
-//! (`net.unix.max_dgram_qlen`, often 10), so a worker that reports its status now and then would hang while no manager runs. With
-//! the socket gone, sending fails at once, which every library takes for "nobody is interested".
+//! Held no longer than that on purpose. A datagram socket nobody reads makes its senders wait once
+//! a few messages are queued (`net.unix.max_dgram_qlen`, often 10), so a worker that reports its
+//! status now and then would hang while no manager runs. With the socket gone, sending fails at
+//! once, which every library takes for "nobody is interested".
 //!
-//! Invariant: `wait` on a fetched descriptor gives the same answer whichever manager asks, and however often one was killed in between,
-//! as long as nobody called `discard`.
+//! Invariant: `wait` on a fetched descriptor gives the same answer whichever manager asks, and
+//! however often one was killed in between, as long as nobody called `discard`.
 //! Source: `sd_notify(3)`; s6's `notifywhenup`; protocol/README.md, `hold`.
 
 use std::os::fd::OwnedFd;
@@ -73,8 +75,9 @@ impl Gate {
         }
     }
 
-    /// Makes what the worker will say it with, right before its start. Repeated while the worker runs, after a start whose answer was lost,
-    /// it gives what that worker has; otherwise something new, so that nothing an earlier worker said is taken for this one's.
+    /// Makes what the worker will say it with, right before its start. Repeated while the worker
+    /// runs, after a start whose answer was lost, it gives what that worker has; otherwise
+    /// something new, so that nothing an earlier worker said is taken for this one's.
     ///
     /// # Errors
     /// The kernel refused, is reached over TCP, or did not answer.
@@ -108,11 +111,12 @@ impl Gate {
         Ok(means)
     }
 
-    /// Waits until the worker, which has been started, is ready. `uid` is who it runs as, if that was asked for. `log` and `delay` are not
-    /// waited for here: they count as ready at once.
+    /// Waits until the worker, which has been started, is ready. `uid` is who it runs as, if that
+    /// was asked for. `log` and `delay` are not waited for here: they count as ready at once.
     ///
     /// # Errors
-    /// It was not by `deadline`, or said that it will not be; `NotPrepared` when there is nothing it could say it with.
+    /// It was not by `deadline`, or said that it will not be; `NotPrepared` when there is nothing
+    /// it could say it with.
     ///
     /// # Cancel safety
     /// Cancel safe: what leads to an answer is not consumed.
@@ -135,7 +139,8 @@ impl Gate {
         }
     }
 
-    /// Gives back what is held: the worker is ready and that is kept, or it is gone or not wanted. Repeating it is harmless.
+    /// Gives back what is held: the worker is ready and that is kept, or it is gone or not wanted.
+    /// Repeating it is harmless.
     ///
     /// # Errors
     /// The kernel refused or did not answer.
@@ -157,7 +162,8 @@ impl Gate {
             }
             Readiness::Fd(number) => {
                 let pipe = self.fetch(last).await?;
-                // The worker has its end now. As long as the kernel has it too, the worker's closing it would go unseen.
+                // The worker has its end now. As long as the kernel has it too, the worker's
+                // closing it would go unseen.
                 self.drop_held(&[&self.its]).await?;
                 *last = Some(format!("no line was written to descriptor {number}"));
                 pipe::wait(pipe, *number).await

@@ -162,7 +162,8 @@ impl Serialize for Size {
     }
 }
 
-/// CPU time, written `M:SS.ff`. Unlike Circus's, hundredths have two digits always and minutes go beyond 59.
+/// CPU time, written `M:SS.ff`. Unlike Circus's, hundredths have two digits always and minutes go
+/// beyond 59.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuTime(pub Duration);
 

@@ -1,8 +1,9 @@
 //! What processes use of the machine, for `stats` and `dstats`.
 //!
-//! Owns reading `/proc` and what CPU percentages are measured from. Leaves to others which processes are whose.
-//! Invariant: one answer is one pass over `/proc`, however many processes it is about; what is remembered between answers is about
-//! processes that exist.
+//! Owns reading `/proc` and what CPU percentages are measured from. Leaves to others which
+//! processes are whose.
+//! Invariant: one answer is one pass over `/proc`, however many processes it is about; what is
+//! remembered between answers is about processes that exist.
 
 mod info;
 mod parse;
@@ -59,7 +60,8 @@ impl Subject {
     }
 }
 
-/// Answers questions off the loop, one after the other, and remembers what is needed for the next. Cheap to clone.
+/// Answers questions off the loop, one after the other, and remembers what is needed for the next.
+/// Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Statistics(mpsc::Sender<Question>);
 

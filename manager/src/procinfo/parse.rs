@@ -1,7 +1,7 @@
 //! The texts of `/proc`.
 //!
-//! Owns their syntax. Pure; anything unexpected is `None`, since other systems' `/proc` may lack things and a process may be gone
-//! half-way through its files.
+//! Owns their syntax. Pure; anything unexpected is `None`, since other systems' `/proc` may lack
+//! things and a process may be gone half-way through its files.
 //! Source: `proc_pid_stat(5)`, `proc_pid_status(5)`, `proc_pid_cmdline(5)`, `proc_meminfo(5)`.
 
 /// What `/proc/PID/stat` says, in its own units.
@@ -41,7 +41,8 @@ pub(super) fn user(text: &str) -> Option<u32> {
     value(text, "Uid:")?.parse().ok()
 }
 
-/// The program's file name, as it was called, in `/proc/PID/cmdline`. None for zombies and threads of the system.
+/// The program's file name, as it was called, in `/proc/PID/cmdline`. None for zombies and threads
+/// of the system.
 pub(super) fn program(bytes: &[u8]) -> Option<String> {
     let first = bytes.split(|byte| *byte == 0).next()?;
     let name = first.rsplit(|byte| *byte == b'/').next()?;

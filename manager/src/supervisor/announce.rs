@@ -40,7 +40,8 @@ impl Supervisor {
             .publish(&watcher.config().name, &kind, started);
     }
 
-    /// Tells what watchers had to tell, and which have become active or stopped since the last time.
+    /// Tells what watchers had to tell, and which have become active or stopped since the last
+    /// time.
     pub(super) fn announce(&mut self) {
         let now = epoch_seconds();
         for id in self.watchers.take(Look::Announce) {

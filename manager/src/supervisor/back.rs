@@ -1,7 +1,8 @@
 //! The kernel is back after its death: what was on its way to it then may not have arrived.
 //!
-//! Owns which values another kernel is told anew; what is kept of each watcher goes with every turn anyway, what it did not answer is
-//! in the queue of saves still, and requests that change anything else are asked again by their tasks. Leaves to others: the processes (`kernel`).
+//! Owns which values another kernel is told anew; what is kept of each watcher goes with every turn
+//! anyway, what it did not answer is in the queue of saves still, and requests that change anything
+//! else are asked again by their tasks. Leaves to others: the processes (`kernel`).
 
 use crate::config::WatcherConfig;
 use crate::config::change::is_added;
@@ -21,8 +22,9 @@ impl Supervisor {
         self.ask_early();
     }
 
-    /// Takes over the mask a predecessor has kept for workers, or keeps ours for successors. Without it, a manager that somebody starts
-    /// from another shell would give new workers other file modes than their siblings have.
+    /// Takes over the mask a predecessor has kept for workers, or keeps ours for successors.
+    /// Without it, a manager that somebody starts from another shell would give new workers other
+    /// file modes than their siblings have.
     pub(super) fn settle_umask(&mut self, kept: Option<u32>) {
         if let Some(kept) = kept {
             self.umask = Some(kept);

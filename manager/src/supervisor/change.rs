@@ -1,7 +1,8 @@
 //! `reloadconfig`: from the file to what runs, as a transaction.
 //!
-//! Owns the steps of a change and their order: read, compare, sockets, watchers that are new or different, and only when all of those
-//! serve, what is no longer in the file. Anything that fails on the way leads back to the configuration before, by the same steps.
+//! Owns the steps of a change and their order: read, compare, sockets, watchers that are new or
+//! different, and only when all of those serve, what is no longer in the file. Anything that fails
+//! on the way leads back to the configuration before, by the same steps.
 //! Leaves to others: what differs and how it is applied (`config::diff`), a reload (`watcher`).
 //! Invariant: one change at a time; a file with a mistake changes nothing.
 
@@ -34,7 +35,8 @@ pub(super) struct Change {
     pub(super) before: Arc<Config>,
     /// The kernel keeps the way back, for a successor.
     pub(super) kept: bool,
-    /// Lower-case names of watchers a predecessor has begun to change: they are waited for, though nothing is left to begin.
+    /// Lower-case names of watchers a predecessor has begun to change: they are waited for, though
+    /// nothing is left to begin.
     pub(super) begun: BTreeSet<String>,
     /// By lower-case name of a watcher that is reloaded: the generation before, for a successor.
     pub(super) rolls: BTreeMap<String, u64>,
@@ -50,7 +52,8 @@ pub(super) enum Stage {
     Reading,
     /// Sockets are being made.
     Sockets(Box<Next>),
-    /// Watchers that come back under another name are being stopped: two of them cannot have what they bind.
+    /// Watchers that come back under another name are being stopped: two of them cannot have what
+    /// they bind.
     Vacating {
         leaving: Vec<WatcherId>,
         next: Box<Next>,
@@ -228,8 +231,8 @@ impl Supervisor {
         }
     }
 
-    /// Takes the next step of the change under way, if what it waits for has happened. True if so: then there may be more to do, of
-    /// which no event tells.
+    /// Takes the next step of the change under way, if what it waits for has happened. True if so:
+    /// then there may be more to do, of which no event tells.
     pub(super) fn advance_change(&mut self) -> bool {
         let Some(change) = &self.change else {
             return false;
@@ -267,7 +270,8 @@ impl Supervisor {
         };
         let mut failures: Option<Vec<String>> = None;
         if let Stage::Watchers { waiting, open, .. } = &mut change.stage {
-            // One that is open keeps all waiting: the others are looked at when that one has got there.
+            // One that is open keeps all waiting: the others are looked at when that one has got
+            // there.
             let mut rest = waiting.iter().enumerate().skip(*open);
             let first = rest.find(|(_, one)| self.change_outcome(**one).is_none());
             if let Some((at, _)) = first {
@@ -346,7 +350,8 @@ impl Supervisor {
                 tracing::error!(reason, "restoring the previous configuration");
                 change.undoing = Some(reason);
                 change.begun.clear();
-                // Before that is kept: a successor must not take a reload that failed for one that takes back.
+                // Before that is kept: a successor must not take a reload that failed for one that
+                // takes back.
                 self.save();
                 let next = self.compare(change.before.as_ref().clone());
                 change.rolls = self.rolls(&next.plan);
@@ -519,7 +524,8 @@ impl Supervisor {
         self.change = Some(change);
     }
 
-    /// Watchers that are to go while another with their very command comes that could not serve beside them.
+    /// Watchers that are to go while another with their very command comes that could not serve
+    /// beside them.
     fn renamed(&self, next: &Next) -> Vec<WatcherId> {
         let added: Vec<&WatcherConfig> = next
             .plan
@@ -619,7 +625,8 @@ impl Supervisor {
         }
         let running = watcher.is_wanted();
         if watcher.has_given_up() && apply.is_some() && change.undoing.is_none() {
-            // The trouble may have been mended. It is not waited for: others are not to suffer if it was not.
+            // The trouble may have been mended. It is not waited for: others are not to suffer if
+            // it was not.
             tracing::info!(
                 watcher = config.name,
                 "was given up; tries again with its new settings"
@@ -668,7 +675,8 @@ impl Supervisor {
     }
 }
 
-/// Its command and the address it is known to serve by are the same, and that address is no socket of ours that both could have.
+/// Its command and the address it is known to serve by are the same, and that address is no socket
+/// of ours that both could have.
 fn is_successor(old: &WatcherConfig, new: &WatcherConfig) -> bool {
     let by_address = matches!(new.ready, Some(Readiness::Tcp(_) | Readiness::Http(_)));
     by_address

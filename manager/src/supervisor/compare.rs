@@ -1,7 +1,8 @@
 //! What runs, compared with a configuration that may be next.
 //!
-//! Owns what counts as running: the file's settings with what was set since, and workers that have others still. Pure as far as it
-//! goes: nothing is changed. Leaves to others: the difference itself (`config::diff`), what is done about it (`change`).
+//! Owns what counts as running: the file's settings with what was set since, and workers that have
+//! others still. Pure as far as it goes: nothing is changed. Leaves to others: the difference
+//! itself (`config::diff`), what is done about it (`change`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,7 +72,8 @@ impl Supervisor {
         }
     }
 
-    /// Workers a predecessor started with other settings are replaced too, although the file has not changed since we read it.
+    /// Workers a predecessor started with other settings are replaced too, although the file has
+    /// not changed since we read it.
     fn plan_outdated(&self, plan: &mut Plan, next: &Config) {
         for config in &next.watchers {
             let known = self
@@ -108,7 +110,8 @@ impl Supervisor {
         }
     }
 
-    /// The configuration that runs: the file's, with what was set since, and without what is leaving.
+    /// The configuration that runs: the file's, with what was set since, and without what is
+    /// leaving.
     fn effective(&self) -> Config {
         let mut config = self.config.as_ref().clone();
         config.watchers = self
@@ -121,7 +124,8 @@ impl Supervisor {
         config
     }
 
-    /// What was set at run time and holds still: where the file says something else than it did, the file is right.
+    /// What was set at run time and holds still: where the file says something else than it did,
+    /// the file is right.
     fn overrides(&self, next: &Config, watcher: &WatcherConfig) -> Overrides {
         let known = self
             .keys

@@ -1,7 +1,9 @@
-//! Output that is in no file, under `--foreground`: who is shown, and what waits until it was shown.
+//! Output that is in no file, under `--foreground`: who is shown, and what waits until it was
+//! shown.
 //!
-//! Owns the moment at which the kernel may forget an ended worker that nobody else reads: once its last lines are printed, or soon after
-//! where the reader of standard output is slow. Leaves to others: the printing (`Console`).
+//! Owns the moment at which the kernel may forget an ended worker that nobody else reads: once its
+//! last lines are printed, or soon after where the reader of standard output is slow. Leaves to
+//! others: the printing (`Console`).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,7 +12,8 @@ use crate::commands::Console;
 use crate::supervisor::{Event, Supervisor, WatcherId};
 use crate::watcher::Watcher;
 
-/// How long the kernel keeps an ended worker whose last lines are not printed yet; its successor waits as long.
+/// How long the kernel keeps an ended worker whose last lines are not printed yet; its successor
+/// waits as long.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The console of a manager in the foreground, or none.
@@ -20,7 +23,8 @@ pub(super) struct Output {
     console: Option<Console>,
     /// Changes of watchers' settings it was told of.
     told: u64,
-    /// Ended processes whose last lines are not printed yet, whose they were, and until when that is waited for.
+    /// Ended processes whose last lines are not printed yet, whose they were, and until when that
+    /// is waited for.
     waiting: BTreeMap<u64, (WatcherId, Instant)>,
     /// Standard output is read too slowly to wait for it.
     slow: bool,
@@ -34,7 +38,8 @@ impl Output {
         }
     }
 
-    /// Whether an ended process of watcher `key` is to stay in the kernel until its last lines are printed; it is noted down then.
+    /// Whether an ended process of watcher `key` is to stay in the kernel until its last lines are
+    /// printed; it is noted down then.
     pub(super) fn awaits(&mut self, id: WatcherId, key: &str, serial: u64, now: Instant) -> bool {
         if self.waiting.contains_key(&serial) {
             return true;

@@ -1,8 +1,9 @@
 //! Workers that have ended, until the kernel has forgotten them.
 //!
-//! Owns how far each has come: its exit is known before its start was answered, its last words are being read, somebody is to look what
-//! it left, its exit is to be acknowledged, its output is on its way to the log files. Leaves to others: what an end means (`watcher`),
-//! reading (`last_words`), looking (`left`), telling the kernel (`saves`).
+//! Owns how far each has come: its exit is known before its start was answered, its last words are
+//! being read, somebody is to look what it left, its exit is to be acknowledged, its output is on
+//! its way to the log files. Leaves to others: what an end means (`watcher`), reading
+//! (`last_words`), looking (`left`), telling the kernel (`saves`).
 //! Invariant: what waits here is bounded, but for what the kernel itself still lists.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -80,7 +81,8 @@ impl Dead {
         self.hearing.contains_key(&serial)
     }
 
-    /// The end waits for the last words. Answers what limits how many are read at once; none if too many ends wait already.
+    /// The end waits for the last words. Answers what limits how many are read at once; none if too
+    /// many ends wait already.
     pub(super) fn hear(&mut self, serial: u64, exit: Exit) -> Option<Arc<Semaphore>> {
         if self.hearing.len() >= MAX_HEARING {
             return None;

@@ -1,7 +1,7 @@
 //! What `doctor` looks at and how it judges.
 //!
-//! Owns the findings and their words. What the loop knew comes in as a value, so that judging is pure; asking the kernel
-//! and reading the file again is `examine`'s, on a task of its own.
+//! Owns the findings and their words. What the loop knew comes in as a value, so that judging is
+//! pure; asking the kernel and reading the file again is `examine`'s, on a task of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -288,7 +288,8 @@ pub(crate) fn judge_ledgers(processes: &[Process], whole: &Ledger, findings: &mu
             format!("adds up for all {} processes: {text}", processes.len()),
         ));
     }
-    // Asked for after the processes, and counters only grow: the kernel's own sum, with what it has forgotten, is never less.
+    // Asked for after the processes, and counters only grow: the kernel's own sum, with what it has
+    // forgotten, is never less.
     match entries(whole) {
         Err(text) => findings.push(problem(about, format!("the kernel's sum: {text}"))),
         Ok(_) if whole.captured < sum.captured || whole.acknowledged < sum.acknowledged => {

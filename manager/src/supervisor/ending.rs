@@ -178,7 +178,8 @@ impl Supervisor {
         }
     }
 
-    /// Everything is given back; `lost` are bytes of output that nobody took, by lower-case name of a watcher.
+    /// Everything is given back; `lost` are bytes of output that nobody took, by lower-case name of
+    /// a watcher.
     pub(super) fn finish_shutdown(&mut self, lost: &BTreeMap<String, u64>) {
         let body = ShutdownReply {
             lost: self.describe_lost(lost),

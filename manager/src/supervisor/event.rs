@@ -1,7 +1,9 @@
 //! What the owner loop is told, what it is made from, and how it ends.
 //!
-//! Owns the closed list of everything that can happen to a manager. Leaves to others: what is done about it (`supervisor`).
-//! Invariant: a new kind of event makes `Supervisor::handle` speak; nothing reaches the loop by another way.
+//! Owns the closed list of everything that can happen to a manager. Leaves to others: what is done
+//! about it (`supervisor`).
+//! Invariant: a new kind of event makes `Supervisor::handle` speak; nothing reaches the loop by
+//! another way.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,7 +24,8 @@ use crate::supervisor::upgrade::Asker;
 use crate::tree::Answer;
 use crate::watcher::StartFailure;
 
-/// A watcher's number; never used twice by one manager, so that what comes late for a removed one meets nobody.
+/// A watcher's number; never used twice by one manager, so that what comes late for a removed one
+/// meets nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WatcherId(pub(super) u32);
 
@@ -31,7 +34,8 @@ pub struct WatcherId(pub(super) u32);
 pub enum Event {
     /// The namespace is ours.
     Attached(Box<KernelLink>, Inventory),
-    /// The kernel cannot be reached, or something there is not as it should be; for people, `None` when it is over.
+    /// The kernel cannot be reached, or something there is not as it should be; for people, `None`
+    /// when it is over.
     Trouble(Option<String>),
     /// Which sockets cannot be made, and why, for people; the others are there.
     Sockets(BTreeMap<String, String>),
@@ -128,6 +132,7 @@ pub struct Setup {
     pub arguments: Vec<OsString>,
     /// Whether output that is in no file is written to standard output.
     pub console: bool,
-    /// Our own file mode mask, for workers whose watcher has none, unless a predecessor has kept another.
+    /// Our own file mode mask, for workers whose watcher has none, unless a predecessor has kept
+    /// another.
     pub umask: Option<u32>,
 }

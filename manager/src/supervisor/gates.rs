@@ -1,7 +1,8 @@
 //! Who starts after whom, and stops before whom.
 //!
-//! Owns what `depends_on` means: a watcher is started when those it depends on serve, and stopped when those that depend on it have
-//! stopped. A dependency that goes away later takes nobody with it. Leaves to others: the start and the stop themselves (`watcher`).
+//! Owns what `depends_on` means: a watcher is started when those it depends on serve, and stopped
+//! when those that depend on it have stopped. A dependency that goes away later takes nobody with
+//! it. Leaves to others: the start and the stop themselves (`watcher`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -20,8 +21,9 @@ pub(super) struct World {
 }
 
 impl Supervisor {
-    /// Tells watchers what they have to wait for: those that were touched, and those next to them, or all of them where sockets or
-    /// orphans are others than before. Whose gate is another than before is touched.
+    /// Tells watchers what they have to wait for: those that were touched, and those next to them,
+    /// or all of them where sockets or orphans are others than before. Whose gate is another than
+    /// before is touched.
     pub(super) fn set_gates(&mut self) {
         let same_world = self.gated_by.socket_troubles == self.socket_troubles
             && self.gated_by.orphans_known == self.orphans_of_kernels.is_known()

@@ -1,4 +1,5 @@
-//! Requests that only look, but further than the loop sees: into the kernel, `/proc`, the configuration file.
+//! Requests that only look, but further than the loop sees: into the kernel, `/proc`, the
+//! configuration file.
 //!
 //! Owns one task per request, with what the loop knew when it began; changes nothing.
 

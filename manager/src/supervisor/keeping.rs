@@ -1,8 +1,9 @@
-//! What the supervisor does with the queue of saves: fills it, sends it, and answers requests when what they change is kept.
+//! What the supervisor does with the queue of saves: fills it, sends it, and answers requests when
+//! what they change is kept.
 //!
 //! Leaves to others: order and retries (`saves`), talking to the kernel (`tasks`).
-//! Invariant: whoever is told that something is done may kill this manager at once: the next one knows it. Where that cannot be
-//! said in time, the answer is an error that says so.
+//! Invariant: whoever is told that something is done may kill this manager at once: the next one
+//! knows it. Where that cannot be said in time, the answer is an error that says so.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ use crate::state;
 use crate::supervisor::saves::{Fate, Key, Pass};
 use crate::supervisor::{Event, Look, Supervisor, tasks};
 
-/// How long an answer waits until what was asked for is kept: somewhat more than something refused holds others up.
+/// How long an answer waits until what was asked for is kept: somewhat more than something refused
+/// holds others up.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(2500);
 
 /// An answer that goes out when everything asked for is kept.
@@ -36,12 +38,13 @@ pub(super) enum Answer {
 }
 
 impl Supervisor {
-    /// Has the kernel keep `value` for this manager's successors under `name`, the value's whole name (see [`state`]); with none,
-    /// nothing is kept there any more.
+    /// Has the kernel keep `value` for this manager's successors under `name`, the value's whole
+    /// name (see [`state`]); with none, nothing is kept there any more.
     ///
-    /// It is queued: what is kept under other names just before or after may reach the kernel in another order, unless
-    /// [`Self::keep_then`] is called in between. The latest value of a name wins, and it is sent again until the kernel has taken it.
-    /// An exit is acknowledged, and a worker started, only after everything that was queued before.
+    /// It is queued: what is kept under other names just before or after may reach the kernel in
+    /// another order, unless [`Self::keep_then`] is called in between. The latest value of a name
+    /// wins, and it is sent again until the kernel has taken it. An exit is acknowledged, and a
+    /// worker started, only after everything that was queued before.
     pub(super) fn keep(&mut self, name: String, value: Option<String>) {
         if !self.is_cleaning_up() {
             self.saves.keep(name, value);
@@ -55,7 +58,8 @@ impl Supervisor {
 
     /// Nothing is to be known of a watcher any more.
     pub(super) fn forget_kept(&mut self, key: &str) {
-        // The others say nothing without the last, which says that there is such a watcher; they are sent in order of name.
+        // The others say nothing without the last, which says that there is such a watcher; they
+        // are sent in order of name.
         let namespace = self.config.namespace.clone();
         self.keep(state::ends_value(&namespace, key), None);
         self.keep(state::added_value(&namespace, key), None);
@@ -117,7 +121,8 @@ impl Supervisor {
         }
     }
 
-    /// What takes the answer to a request that changes something; the answer goes on when that is kept.
+    /// What takes the answer to a request that changes something; the answer goes on when that is
+    /// kept.
     pub(super) fn when_kept(&mut self, outer: oneshot::Sender<Reply>) -> oneshot::Sender<Reply> {
         let (reply, inner) = oneshot::channel();
         self.answers.push(Answer::Open { inner, outer });

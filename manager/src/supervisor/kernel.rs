@@ -1,4 +1,5 @@
-//! What the kernel tells and what becomes of it: adoption, exits, starts, what ended workers leave behind.
+//! What the kernel tells and what becomes of it: adoption, exits, starts, what ended workers leave
+//! behind.
 
 use std::collections::BTreeSet;
 use std::collections::HashSet;
@@ -243,7 +244,8 @@ impl Supervisor {
                 self.saved_ends.clear();
                 self.watchers.touch_all_for(Look::Save);
                 if let Some(link) = &self.link {
-                    // Refused perhaps because of our own old connection, which the kernel still takes for alive.
+                    // Refused perhaps because of our own old connection, which the kernel still
+                    // takes for alive.
                     let claim = !new.claims_refused.is_empty();
                     let subscribe = !new.subscriptions_refused.is_empty();
                     tasks::list_again(
@@ -363,8 +365,8 @@ impl Supervisor {
         }
     }
 
-    /// Watchers of which there is something stay with the release they had: a link that moved is a difference to be applied, and may
-    /// lead to a release that failed.
+    /// Watchers of which there is something stay with the release they had: a link that moved is a
+    /// difference to be applied, and may lead to a release that failed.
     fn pin_releases(&mut self, inventory: &mut Inventory) {
         let namespace = self.config.namespace.clone();
         let there = inventory.processes.iter();
@@ -438,8 +440,9 @@ impl Supervisor {
         }
     }
 
-    /// The exit is dealt with: the kernel may forget the process once its output is written too. Told to the kernel only after it
-    /// keeps what follows from the exit: killed in between, we see the exit again.
+    /// The exit is dealt with: the kernel may forget the process once its output is written too.
+    /// Told to the kernel only after it keeps what follows from the exit: killed in between, we see
+    /// the exit again.
     pub(super) fn acknowledge(&mut self, id: WatcherId, serial: u64) {
         self.dead.acknowledge(id, serial);
     }
@@ -459,7 +462,8 @@ impl Supervisor {
         }
     }
 
-    /// The console, which has held back the acknowledgement of an ended process, does not need it any more.
+    /// The console, which has held back the acknowledgement of an ended process, does not need it
+    /// any more.
     pub(super) fn forget_shown(&mut self, id: WatcherId, serial: u64) {
         let watcher = self.watchers.get(&id);
         let discard = watcher.is_none_or(|watcher| !is_logged(watcher.config()));

@@ -1,8 +1,10 @@
 //! What a worker that ended by itself wrote last, read before anything else follows from its end.
 //!
-//! Owns the order: the output is read while the kernel still has the process, then the end is dealt with, so that whatever is said
-//! about the end can say what the worker said. Leaves to others: what an end means (`watcher`), its record (`last_words`).
-//! Invariant: an end is dealt with at most [`PATIENCE`] after it was noticed, whatever the kernel does.
+//! Owns the order: the output is read while the kernel still has the process, then the end is dealt
+//! with, so that whatever is said about the end can say what the worker said. Leaves to others:
+//! what an end means (`watcher`), its record (`last_words`).
+//! Invariant: an end is dealt with at most [`PATIENCE`] after it was noticed, whatever the kernel
+//! does.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -19,7 +21,8 @@ use crate::worker::Worker;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Supervisor {
-    /// Has the last words of a worker that ended by itself read; the end is dealt with when they are there. False if nobody has to wait.
+    /// Has the last words of a worker that ended by itself read; the end is dealt with when they
+    /// are there. False if nobody has to wait.
     pub(super) fn hear_first(&mut self, serial: u64, exit: &Exit) -> bool {
         if self.dead.is_heard(serial) {
             return true;
@@ -51,7 +54,8 @@ impl Supervisor {
 
     /// They are there.
     pub(super) fn heard(&mut self, serial: u64, lines: Vec<String>) {
-        // It may have been dealt with meanwhile, when the kernel came back and told everything anew.
+        // It may have been dealt with meanwhile, when the kernel came back and told everything
+        // anew.
         if let Some(exit) = self.dead.stop_hearing(serial) {
             self.dead.set_words(HashMap::from([(serial, lines)]));
             self.ended_now(serial, exit);
@@ -59,7 +63,8 @@ impl Supervisor {
         }
     }
 
-    /// Has the watcher know how one of its workers ended, before it decides what follows. Answers the record, if it is one of a worker.
+    /// Has the watcher know how one of its workers ended, before it decides what follows. Answers
+    /// the record, if it is one of a worker.
     pub(super) fn note_end(&mut self, serial: u64, exit: Option<&Exit>) -> Option<End> {
         let id = self.watchers.owner(serial)?;
         let mut workers = self.watchers.get(&id)?.workers().iter();

@@ -1,8 +1,10 @@
 //! What workers that ended have left behind: who looks for it, and who is told.
 //!
-//! Owns the orders to the thread that looks (`tree`), and when the kernel may forget a worker: after somebody has looked, because until
-//! then its number is its own. Leaves to others: what is due when (`watcher`), finding and signalling (`tree`).
-//! Invariant: an exit is acknowledged exactly when its worker's number is free, or it is kept what it left.
+//! Owns the orders to the thread that looks (`tree`), and when the kernel may forget a worker:
+//! after somebody has looked, because until then its number is its own. Leaves to others: what is
+//! due when (`watcher`), finding and signalling (`tree`).
+//! Invariant: an exit is acknowledged exactly when its worker's number is free, or it is kept what
+//! it left.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -157,7 +159,8 @@ impl Supervisor {
         tasks::order_tree(trees, link, target, worker, deed);
     }
 
-    /// The whole of a worker that runs, as its processes are looked for. None if no such worker is there.
+    /// The whole of a worker that runs, as its processes are looked for. None if no such worker is
+    /// there.
     fn target_of(&self, id: WatcherId, process: &Running) -> Option<(Target, (String, u32))> {
         let watcher = self.watchers.get(&id)?;
         let mut workers = watcher.workers().iter();
@@ -177,8 +180,8 @@ impl Supervisor {
         Some((target, (watcher.config().key.clone(), *wid)))
     }
 
-    /// Has it noted who belongs to a worker that is about to be asked to end: some would not be recognised afterwards. The signal goes
-    /// out when the answer is told.
+    /// Has it noted who belongs to a worker that is about to be asked to end: some would not be
+    /// recognised afterwards. The signal goes out when the answer is told.
     pub(super) fn note_tree(
         &mut self,
         id: WatcherId,
@@ -204,7 +207,8 @@ impl Supervisor {
         }
     }
 
-    /// What ended workers of a predecessor that knew no better have left behind: it is killed when its time is over.
+    /// What ended workers of a predecessor that knew no better have left behind: it is killed when
+    /// its time is over.
     pub(super) fn take_over_left(&mut self, left: KeptLeft) {
         if left.sessions.is_empty() {
             return;

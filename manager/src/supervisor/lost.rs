@@ -1,6 +1,8 @@
-//! Output that goes with everything else when all is shut down: whose it was, where it should have gone, and why it did not.
+//! Output that goes with everything else when all is shut down: whose it was, where it should have
+//! gone, and why it did not.
 //!
-//! Owns the question whether waiting for the log files has a point, and the words for what was not written.
+//! Owns the question whether waiting for the log files has a point, and the words for what was not
+//! written.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,9 @@
 //! Watchers that come, change and go by request: `add`, `rm`, `set`.
 //!
-//! Owns what such a request does to the configuration and what of it is kept, so that a successor knows the same watchers.
-//! Leaves to others: reading the options (`config::change`), what a difference means (`config::diff`).
+//! Owns what such a request does to the configuration and what of it is kept, so that a successor
+//! knows the same watchers.
+//! Leaves to others: reading the options (`config::change`), what a difference means
+//! (`config::diff`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -189,7 +191,8 @@ impl Supervisor {
         id
     }
 
-    /// Takes in what a predecessor had beyond the file: watchers that were added, and those that were on their way out.
+    /// Takes in what a predecessor had beyond the file: watchers that were added, and those that
+    /// were on their way out.
     pub(super) fn take_over(
         &mut self,
         added: BTreeMap<String, Added>,

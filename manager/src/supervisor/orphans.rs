@@ -1,9 +1,11 @@
-//! Orphans of earlier kernels: shown, waited for, and ended before anything is started in their place.
+//! Orphans of earlier kernels: shown, waited for, and ended before anything is started in their
+//! place.
 //!
-//! Owns which are known and how far their end has come. Leaves to others: finding and signalling (`orphan`), who waits (`gates`).
-//! Reading what thousands of processes say takes longer than the loop may stand still, so a task does it, one look at a time.
-//! Invariant: while an orphan of a watcher lives, or the first look at a kernel's orphans is not over, and `orphans` is not `leave`, no
-//! worker of that watcher is started.
+//! Owns which are known and how far their end has come. Leaves to others: finding and signalling
+//! (`orphan`), who waits (`gates`). Reading what thousands of processes say takes longer than the
+//! loop may stand still, so a task does it, one look at a time.
+//! Invariant: while an orphan of a watcher lives, or the first look at a kernel's orphans is not
+//! over, and `orphans` is not `leave`, no worker of that watcher is started.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
@@ -33,7 +35,8 @@ const MAX_TOLD: usize = 5;
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
     found: Vec<Orphan>,
-    /// Workers of the kernel we speak to by serial, as the system names them: should it be lost, they are its orphans.
+    /// Workers of the kernel we speak to by serial, as the system names them: should it be lost,
+    /// they are its orphans.
     workers: BTreeMap<u64, Known>,
     /// Those of kernels that were lost.
     lost: Vec<Known>,
@@ -198,7 +201,8 @@ impl Orphans {
 }
 
 impl Supervisor {
-    /// Notes a running worker as the system names it. A process that the kernel has not started is none of ours, whatever its number.
+    /// Notes a running worker as the system names it. A process that the kernel has not started is
+    /// none of ours, whatever its number.
     pub(super) fn note_worker(&mut self, id: WatcherId, wid: u32, process: &Process) {
         let known = &self.orphans_of_kernels.workers;
         if known.contains_key(&process.serial.0) {
@@ -324,7 +328,8 @@ impl Supervisor {
         orphans.look_at = [orphans.look_at, look_at].into_iter().flatten().min();
     }
 
-    /// Who is to be asked to end now and with which signal, and the watchers whose orphans are to be killed.
+    /// Who is to be asked to end now and with which signal, and the watchers whose orphans are to
+    /// be killed.
     fn orphans_to_end(&mut self, now: Instant) -> (Vec<(Orphan, i32)>, BTreeSet<String>) {
         let mut asked = Vec::new();
         let mut killed = BTreeSet::new();
@@ -374,7 +379,8 @@ impl Supervisor {
             .collect()
     }
 
-    /// What is done with the orphans of a watcher. Those of watchers that nobody knows any more are ended with everything else.
+    /// What is done with the orphans of a watcher. Those of watchers that nobody knows any more are
+    /// ended with everything else.
     pub(super) fn orphan_policy(&self, key: &str) -> OrphanPolicy {
         if matches!(self.phase, Phase::ShuttingDown { .. }) {
             return OrphanPolicy::End;
@@ -417,7 +423,8 @@ impl Supervisor {
         })
     }
 
-    /// Users whose processes may be our orphans: anybody can write our mark into the environment of their own.
+    /// Users whose processes may be our orphans: anybody can write our mark into the environment of
+    /// their own.
     fn users(&self) -> BTreeSet<u32> {
         let watchers = self.watchers.values();
         orphan::users(watchers.filter_map(|watcher| watcher.config().uid.as_ref()))

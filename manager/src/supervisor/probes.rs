@@ -1,7 +1,9 @@
-//! Questions to workers and sockets while they are open: is it ready, is it well, does somebody want it?
+//! Questions to workers and sockets while they are open: is it ready, is it well, does somebody
+//! want it?
 //!
-//! Owns which questions are being asked at the moment; one task each. Leaves to others: how to ask (`probe`), what an answer means
-//! (`watcher`). Invariant: a question is open only as long as the state that asks for it lasts.
+//! Owns which questions are being asked at the moment; one task each. Leaves to others: how to ask
+//! (`probe`), what an answer means (`watcher`). Invariant: a question is open only as long as the
+//! state that asks for it lasts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -102,12 +104,14 @@ impl Probes {
 }
 
 impl Supervisor {
-    /// Opens the questions the present state of the watchers touched asks for and closes the others.
+    /// Opens the questions the present state of the watchers touched asks for and closes the
+    /// others.
     pub(super) fn tend_probes(&mut self, touched: &BTreeSet<WatcherId>, link: &KernelLink) {
         for id in touched {
             self.tend_workers(*id, link);
         }
-        // Whoever waits has the sockets: those that are to be opened anew would find their address taken, by one nobody serves.
+        // Whoever waits has the sockets: those that are to be opened anew would find their address
+        // taken, by one nobody serves.
         let changing = self.is_changing_sockets();
         if std::mem::replace(&mut self.probes.changing, changing) == changing {
             for id in touched {
@@ -252,7 +256,8 @@ impl Supervisor {
         }
     }
 
-    /// What a predecessor of ready workers was told with is given back, after it is kept that they are ready.
+    /// What a predecessor of ready workers was told with is given back, after it is kept that they
+    /// are ready.
     pub(super) fn send_discards(&mut self) {
         for gate in self.discards.drain(..) {
             tokio::spawn(async move {

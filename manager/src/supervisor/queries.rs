@@ -22,8 +22,9 @@ use crate::supervisor::tickets::answer;
 use crate::supervisor::{Supervisor, shown_options};
 use crate::watcher::Watcher;
 
-/// How long `status` waits for the kernel to say which process it is. It does nothing slow; one that stands still must not keep anybody
-/// Watchers remembered that are gone; it is asked for them right after a change was taken back.
+/// How long `status` waits for the kernel to say which process it is. It does nothing slow; one
+/// that stands still must not keep anybody Watchers remembered that are gone; it is asked for them
+/// right after a change was taken back.
 const MAX_GONE: usize = 16;
 /// from seeing the workers.
 const KERNEL_PATIENCE: Duration = Duration::from_millis(500);
@@ -103,8 +104,8 @@ impl Supervisor {
             .ok_or_else(|| RequestError::unknown_watcher(name))
     }
 
-    /// Answers with the watchers as they are now. Only the kernel knows its pid: it may have become another process while our session
-    /// was handed over, without our noticing.
+    /// Answers with the watchers as they are now. Only the kernel knows its pid: it may have become
+    /// another process while our session was handed over, without our noticing.
     fn show_status(&self, name: Option<&str>, request: Request, reply: oneshot::Sender<Reply>) {
         let mut status = match self.status(name) {
             Ok(status) => status,
@@ -291,7 +292,8 @@ async fn kernel_pid(link: &KernelLink) -> (Option<u32>, bool) {
     match asked {
         Ok(Ok(status)) => (Some(status.pid), status.counts.troubled > 0),
         Ok(Err(ClientError::Lost | ClientError::Closed)) => (None, false),
-        // It stands still, or says nothing we understand: it is the one that was connected to, as far as anybody knows.
+        // It stands still, or says nothing we understand: it is the one that was connected to, as
+        // far as anybody knows.
         Ok(Err(_)) | Err(_) => (Some(client.hello().pid), false),
     }
 }
@@ -299,7 +301,8 @@ async fn kernel_pid(link: &KernelLink) -> (Option<u32>, bool) {
 /// Most workers of which it is told that they wait; `doctor` tells of more.
 const MAX_TOLD: usize = 8;
 
-/// Says at a watcher that the output of one of its workers cannot be stored: nothing else says why the worker waits.
+/// Says at a watcher that the output of one of its workers cannot be stored: nothing else says why
+/// the worker waits.
 async fn tell_reel_troubles(link: &KernelLink, namespace: &str, watchers: &mut [WatcherStatus]) {
     let list = ops::ProcessList {
         names: vec![NamePattern::new(&format!("{namespace}.*"))],

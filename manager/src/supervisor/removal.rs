@@ -1,7 +1,7 @@
 //! Whether a change would stop so much that somebody has to say that it is meant.
 //!
-//! Owns the question only: a file that is gone for a moment reads like one from which everything was taken. Asked before anything
-//! is touched; `--accept-removal` is the answer. Pure.
+//! Owns the question only: a file that is gone for a moment reads like one from which everything
+//! was taken. Asked before anything is touched; `--accept-removal` is the answer. Pure.
 
 use crate::config::Config;
 use crate::supervisor::Supervisor;
@@ -79,7 +79,8 @@ fn emptied(stopped: &[&str], after: &Config) -> Option<String> {
     Some(format!("[watcher:{name}] has no keys any more"))
 }
 
-/// What was there when the file was last read and is not now, as after a directory was moved or a file is being written.
+/// What was there when the file was last read and is not now, as after a directory was moved or a
+/// file is being written.
 fn vanished(before: &Config, after: &Config) -> Option<String> {
     let matched = |config: &Config, pattern: &str| {
         let mut patterns = config.patterns.iter();

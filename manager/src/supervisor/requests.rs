@@ -1,7 +1,7 @@
 //! Requests from the control socket: what each does, and when it is answered.
 //!
-//! Owns the requests that act on watchers there are. Leaves to others: what only looks (`queries`), what changes the configuration
-//! (`change`), the answer to who waits (`tickets`).
+//! Owns the requests that act on watchers there are. Leaves to others: what only looks (`queries`),
+//! what changes the configuration (`change`), the answer to who waits (`tickets`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,9 +26,11 @@ const MAX_WORKERS: u32 = 10_000;
 /// Requests that wait for the kernel; more than people and scripts have open.
 const MAX_EARLY: usize = 256;
 
-/// How long they wait: a kernel that was killed is back sooner, and whoever asks is to know that there is none.
+/// How long they wait: a kernel that was killed is back sooner, and whoever asks is to know that
+/// there is none.
 const KERNEL_PATIENCE: Duration = Duration::from_millis(1500);
-/// How long the kernel may be away before those are told who asked while it was there; after a crash it is back sooner.
+/// How long the kernel may be away before those are told who asked while it was there; after a
+/// crash it is back sooner.
 const LOST_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Supervisor {
@@ -151,7 +153,8 @@ impl Supervisor {
         }
     }
 
-    /// The watchers meant. Without a name, starting leaves out those that are not started by themselves.
+    /// The watchers meant. Without a name, starting leaves out those that are not started by
+    /// themselves.
     pub(super) fn choose(
         &self,
         selection: &Selection,
@@ -186,8 +189,8 @@ impl Supervisor {
             .ok_or_else(|| RequestError::unknown_watcher(name))
     }
 
-    /// A person asks for workers of watchers whose release was deleted: those start where the links lead now, whatever came of it
-    /// before.
+    /// A person asks for workers of watchers whose release was deleted: those start where the links
+    /// lead now, whatever came of it before.
     fn leave_deleted_releases(&mut self, chosen: &[WatcherId]) {
         for id in chosen {
             if let Some(watcher) = self.watchers.get_mut(id)
@@ -490,7 +493,8 @@ impl Supervisor {
         if let Phase::ShuttingDown { answer, .. } = &mut self.phase {
             askers.append(answer);
         }
-        // While the file is read the asker says what is to come of it, and the kernel is not needed.
+        // While the file is read the asker says what is to come of it, and the kernel is not
+        // needed.
         let change = self.change.as_mut().filter(|change| change.is_read());
         askers.extend(change.and_then(|change| change.asker.take()));
         askers

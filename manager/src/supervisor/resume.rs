@@ -1,8 +1,9 @@
 //! A change of the configuration that its manager did not finish is finished by the next one.
 //!
-//! Owns what is kept of a change while it is under way, and how a successor takes it up: watchers of the configuration it leads to are
-//! as after any start; those that are in the one before alone run on until the others serve, then go, and their sockets after them.
-//! What fails leads back to the configuration before, as it would have without us being gone.
+//! Owns what is kept of a change while it is under way, and how a successor takes it up: watchers
+//! of the configuration it leads to are as after any start; those that are in the one before alone
+//! run on until the others serve, then go, and their sockets after them. What fails leads back to
+//! the configuration before, as it would have without us being gone.
 //! Leaves to others: the steps (`change`), what is kept of each watcher (`state`).
 //! Invariant: the kernel has the way back before the first step is taken, and until the last is.
 
@@ -35,7 +36,8 @@ pub(super) struct Resumed {
 }
 
 impl Resumed {
-    /// Reads what was kept. Answers it with the configuration it leads to; `file` is what the file says now.
+    /// Reads what was kept. Answers it with the configuration it leads to; `file` is what the file
+    /// says now.
     pub(super) fn read(kept: &KeptChange, file: &Arc<Config>) -> Option<(Self, Arc<Config>)> {
         let around = &file.base.around;
         let before = match load_kept(&file.path, around, &kept.before) {
@@ -146,14 +148,16 @@ impl Supervisor {
         let mut known = std::mem::take(&mut self.keys);
         let config = self.config.clone();
         for watcher in &config.watchers {
-            // One whose workers were not begun to be replaced is as before: so it is known what to return to.
+            // One whose workers were not begun to be replaced is as before: so it is known what to
+            // return to.
             let before = resumed
                 .filter(|resumed| resumed.has_yet_to_roll(&watcher.key, kept.get(&watcher.key)))
                 .and_then(|resumed| Some((&resumed.from, resumed.from.watcher(&watcher.name)?)));
             let (base, watcher) = before.unwrap_or((&config, watcher));
             self.insert_kept(base, watcher, &mut known, kept);
         }
-        // Those that go with the change run on until it is their turn. One of which there is nothing has gone already.
+        // Those that go with the change run on until it is their turn. One of which there is
+        // nothing has gone already.
         let there = processes.iter().filter_map(|process| {
             let (key, _) = worker_of(&config.namespace, &process.name)?;
             Some((key, process.running))
@@ -193,7 +197,8 @@ impl Supervisor {
                 env: before.env.as_ref(),
             };
             let name = &watcher.config().name;
-            // A reload that was to take the change there, and failed, returns to where the change is taken back to.
+            // A reload that was to take the change there, and failed, returns to where the change
+            // is taken back to.
             let from = resumed.filter(|resumed| resumed.undoing.is_none() || watcher.takes_back());
             // One that was added is in none but ours.
             let from = from.map(|resumed| &resumed.from);
@@ -232,7 +237,8 @@ impl Supervisor {
         id
     }
 
-    /// Goes on with a change towards `to`, which is the configuration we have, but for watchers that were added.
+    /// Goes on with a change towards `to`, which is the configuration we have, but for watchers
+    /// that were added.
     pub(super) fn resume_change(&mut self, resumed: Resumed, to: &Arc<Config>) {
         let Resumed {
             from,
@@ -242,7 +248,8 @@ impl Supervisor {
         } = resumed;
         let whole = diff(&from, to);
         let all: Vec<WatcherConfig> = added(&self.config).cloned().collect();
-        // Those that were there go with the change, as what no file names does; the others came with it under way, and stay.
+        // Those that were there go with the change, as what no file names does; the others came
+        // with it under way, and stay.
         let mut later = all.clone();
         later.retain(|watcher| !earlier.contains(&watcher.key));
         let (to, before) = match undoing {

@@ -1,12 +1,15 @@
-//! What the kernel is to keep for a successor, and which ended workers it may forget: one queue, in order.
+//! What the kernel is to keep for a successor, and which ended workers it may forget: one queue, in
+//! order.
 //!
-//! Owns the order and the retries. The queue is a list of steps; a step is sent when the kernel has answered everything of the step before
-//! it. Values that are queued in a row form one step, in which the latest value of a name replaces an earlier one; removals are
-//! entries like any other. Acknowledgements of exits form steps of their own, so that what follows from an exit is kept before the
-//! kernel may forget it. Whoever must wait until something is kept holds a [`Pass`].
+//! Owns the order and the retries. The queue is a list of steps; a step is sent when the kernel has
+//! answered everything of the step before it. Values that are queued in a row form one step, in
+//! which the latest value of a name replaces an earlier one; removals are entries like any other.
+//! Acknowledgements of exits form steps of their own, so that what follows from an exit is kept
+//! before the kernel may forget it. Whoever must wait until something is kept holds a [`Pass`].
 //! Leaves to others: talking to the kernel (`tasks::send`), what is worth keeping.
-//! Invariants: one parcel is under way at a time; nothing leaves the queue before the kernel has taken it or something newer; what the
-//! kernel refuses holds up the steps behind it for at most [`HOLD`], and is then tried again beside them for as long as it takes.
+//! Invariants: one parcel is under way at a time; nothing leaves the queue before the kernel has
+//! taken it or something newer; what the kernel refuses holds up the steps behind it for at most
+//! [`HOLD`], and is then tried again beside them for as long as it takes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -17,12 +20,13 @@ use tokio::sync::{oneshot, watch};
 const AGAIN_MIN: Duration = Duration::from_millis(50);
 /// Longest pause while other steps wait for it.
 const AGAIN_MAX: Duration = Duration::from_secs(1);
-/// How long something refused holds up what is behind it: workers start again and people are answered even if the kernel keeps nothing.
+/// How long something refused holds up what is behind it: workers start again and people are
+/// answered even if the kernel keeps nothing.
 pub(super) const HOLD: Duration = Duration::from_secs(2);
 /// Pause between attempts at what holds nothing up any more.
 const ASIDE_AGAIN: Duration = Duration::from_secs(5);
-/// Steps that wait; more come together only while no kernel is connected. The last ones take what comes then: no value is lost,
-/// only the order among the latest.
+/// Steps that wait; more come together only while no kernel is connected. The last ones take what
+/// comes then: no value is lost, only the order among the latest.
 const MAX_STEPS: usize = 64;
 /// Requests under way at a time; far fewer than the connection takes.
 const MAX_PARCEL: usize = 256;
@@ -73,8 +77,9 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    /// Waits; true once everything is done, false if that takes longer than `patience` or the manager ends.
-    /// Those that wait go on in the order in which their passes were made: workers start in the order of their priority.
+    /// Waits; true once everything is done, false if that takes longer than `patience` or the
+    /// manager ends. Those that wait go on in the order in which their passes were made: workers
+    /// start in the order of their priority.
     pub(super) async fn wait(self, patience: Duration) -> bool {
         self.is_over() || matches!(tokio::time::timeout(patience, self.over).await, Ok(Ok(())))
     }
@@ -253,7 +258,8 @@ impl Saves {
         Some(Parcel { entries })
     }
 
-    /// What became of the parcel under way. Answers what is not waited for any more, if there is something.
+    /// What became of the parcel under way. Answers what is not waited for any more, if there is
+    /// something.
     pub(super) fn sent(&mut self, fates: Vec<(Key, Fate)>, now: Instant) -> Option<PutAside> {
         let of_step = self.under_way.take()?;
         let mut put_aside = None;
@@ -357,7 +363,8 @@ impl Saves {
         self.pass_on();
     }
 
-    /// Nothing is to be kept any more, whatever was asked for. What is under way is on its way: see [`Self::is_sending`].
+    /// Nothing is to be kept any more, whatever was asked for. What is under way is on its way: see
+    /// [`Self::is_sending`].
     pub(super) fn clear(&mut self) {
         for step in &mut self.steps {
             step.entries.clear();

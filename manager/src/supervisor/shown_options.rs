@@ -1,4 +1,5 @@
-//! What `options`, `get` and `globaloptions` show: what is written, and what holds where nothing is.
+//! What `options`, `get` and `globaloptions` show: what is written, and what holds where nothing
+//! is.
 //!
 //! Owns no values: keys and defaults are `config::known`'s, JSON types `control::options`'s.
 

@@ -1,6 +1,8 @@
-//! Signals on their way to workers: the stops a later start has to wait for, and the SIGHUPs of reloads that are no more than that.
+//! Signals on their way to workers: the stops a later start has to wait for, and the SIGHUPs of
+//! reloads that are no more than that.
 //!
-//! Owns who was sent what and has not got it yet. Leaves to others: sending (`tasks`), what a signal is for (`watcher`, `requests`).
+//! Owns who was sent what and has not got it yet. Leaves to others: sending (`tasks`), what a
+//! signal is for (`watcher`, `requests`).
 //! Invariant: a signal is forgotten when it is out, or when the task that sends it has gone.
 
 use std::collections::HashMap;
@@ -57,7 +59,8 @@ impl Signals {
         self.hangups.insert(id, hangups);
     }
 
-    /// Whether all SIGHUPs of the last reload were sent, which holds if there were none; none while that is open.
+    /// Whether all SIGHUPs of the last reload were sent, which holds if there were none; none while
+    /// that is open.
     pub(super) fn hangup_outcome(&self, id: WatcherId) -> Option<Result<(), String>> {
         self.hangups.get(&id).map_or(Some(Ok(())), Hangups::outcome)
     }

@@ -1,7 +1,8 @@
 //! What became of the sockets: which cannot be made, and paths that went away under them.
 //!
-//! Owns the list of troubles by socket. A watcher waits for its sockets as it waits for other watchers (`gates`): no start is tried and
-//! none is counted while one is missing. Leaves to others: the making (`tasks`, `kernel_link`).
+//! Owns the list of troubles by socket. A watcher waits for its sockets as it waits for other
+//! watchers (`gates`): no start is tried and none is counted while one is missing. Leaves to
+//! others: the making (`tasks`, `kernel_link`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -42,7 +43,8 @@ impl Supervisor {
         self.sockets_told(troubles);
     }
 
-    /// Tries the sockets in trouble again, one task at a time and none that the configuration has no longer.
+    /// Tries the sockets in trouble again, one task at a time and none that the configuration has
+    /// no longer.
     pub(super) fn retry_sockets(&mut self) {
         let config = self.config.clone();
         let troubles = &mut self.socket_troubles;
@@ -59,7 +61,8 @@ impl Supervisor {
         tasks::make_sockets_again(link, failed.cloned().collect(), self.events.clone());
     }
 
-    /// A file is at the path of a unix socket; told every now and then. Asks the kernel whose it is where that is not known.
+    /// A file is at the path of a unix socket; told every now and then. Asks the kernel whose it is
+    /// where that is not known.
     pub(super) fn path_there(&mut self, name: &str, file: (u64, u64)) {
         let config = self.config.clone();
         let socket = config.sockets.iter().find(|socket| socket.name == name);
@@ -72,7 +75,8 @@ impl Supervisor {
         }
     }
 
-    /// The kernel has said whose the file is. A kernel that does not know is not asked about the same file again.
+    /// The kernel has said whose the file is. A kernel that does not know is not asked about the
+    /// same file again.
     pub(super) fn path_told(&mut self, name: String, file: (u64, u64), own: Option<bool>) {
         if own == Some(false) {
             self.path_gone(&name, "something else is at the path of the socket");
@@ -81,7 +85,8 @@ impl Supervisor {
         }
     }
 
-    /// Nobody can connect to a unix socket whose path is gone, whatever its holders do. Told again until the path is there.
+    /// Nobody can connect to a unix socket whose path is gone, whatever its holders do. Told again
+    /// until the path is there.
     pub(super) fn path_gone(&mut self, name: &str, what: &str) {
         let config = self.config.clone();
         let socket = config.sockets.iter().find(|socket| socket.name == name);
@@ -131,7 +136,8 @@ impl Supervisor {
         self.replace_workers(using);
     }
 
-    /// Replaces the workers of these watchers, also where a reload is only a SIGHUP: they would keep the socket they have.
+    /// Replaces the workers of these watchers, also where a reload is only a SIGHUP: they would
+    /// keep the socket they have.
     pub(super) fn replace_workers(&mut self, watchers: Vec<WatcherId>) {
         for id in watchers {
             let Some(watcher) = self.watchers.get(&id) else {
@@ -145,8 +151,8 @@ impl Supervisor {
         }
     }
 
-    /// Watchers with workers among `processes` that have another socket than there is now: a predecessor bound one anew and was
-    /// killed before it had replaced them.
+    /// Watchers with workers among `processes` that have another socket than there is now: a
+    /// predecessor bound one anew and was killed before it had replaced them.
     pub(super) fn with_sockets_of_before(&self, processes: &[Process]) -> Vec<WatcherId> {
         let Some(link) = &self.link else {
             return Vec::new();
@@ -172,7 +178,8 @@ impl Supervisor {
         found.into_iter().collect()
     }
 
-    /// Tells the task that looks at paths which there are, where the configuration is another one than before.
+    /// Tells the task that looks at paths which there are, where the configuration is another one
+    /// than before.
     pub(super) fn tell_paths(&mut self) {
         let same = |known: &Arc<Config>| Arc::ptr_eq(known, &self.config);
         if self.paths_of.as_ref().is_some_and(same) {

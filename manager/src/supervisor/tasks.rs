@@ -1,7 +1,8 @@
-//! What the supervisor has others do meanwhile: requests to the kernel, each on a tokio task that answers with an event.
+//! What the supervisor has others do meanwhile: requests to the kernel, each on a tokio task that
+//! answers with an event.
 //!
-//! Owns no state. Invariant: every task ends by itself, and a request the kernel did not answer is asked again only where repeating it
-//! is harmless.
+//! Owns no state. Invariant: every task ends by itself, and a request the kernel did not answer is
+//! asked again only where repeating it is harmless.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -42,14 +43,16 @@ const CONNECT_AGAIN_MIN: Duration = Duration::from_millis(50);
 const CONNECT_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// A predecessor that was killed may still seem alive to the kernel for so long.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
-/// Pause between attempts at what somebody else has to make possible: a port in use, a directory missing.
+/// Pause between attempts at what somebody else has to make possible: a port in use, a directory
+/// missing.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// How long a change of the sockets waits until the way back is kept.
 const KEPT_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two looks at the paths of unix sockets.
 const PATHS_AGAIN: Duration = Duration::from_secs(2);
 
-/// Connects, claims the namespace, makes the sockets, lists what there is; then passes on what the kernel says.
+/// Connects, claims the namespace, makes the sockets, lists what there is; then passes on what the
+/// kernel says.
 pub(super) fn attach(config: Arc<Config>, addresses: Vec<Address>, events: mpsc::Sender<Event>) {
     tokio::spawn(async move {
         let (link, mut pushes) = connect(&config, &addresses, &events).await;
@@ -71,8 +74,8 @@ pub(super) fn attach(config: Arc<Config>, addresses: Vec<Address>, events: mpsc:
     });
 }
 
-/// Makes the sockets and lists what there is, after a reconnection. With `claim` the namespace is to be claimed again first, with
-/// `subscribe` the subscription was lost.
+/// Makes the sockets and lists what there is, after a reconnection. With `claim` the namespace is
+/// to be claimed again first, with `subscribe` the subscription was lost.
 pub(super) fn list_again(
     link: KernelLink,
     config: Arc<Config>,
@@ -239,8 +242,8 @@ pub(super) fn make_sockets_again(
     });
 }
 
-/// Looks every now and then whether the paths of the unix sockets are there: workers remove them as they end, and so do cleaners of
-/// temporary directories. Ends with the supervisor.
+/// Looks every now and then whether the paths of the unix sockets are there: workers remove them as
+/// they end, and so do cleaners of temporary directories. Ends with the supervisor.
 pub(super) fn watch_paths(
     events: mpsc::Sender<Event>,
     mut paths: watch::Receiver<Vec<(String, PathBuf)>>,
@@ -289,7 +292,8 @@ pub(super) fn ask_whose_path(
     });
 }
 
-/// Has the kernel bind a unix socket anew whose path is gone. Workers that have the old one keep it until they are replaced.
+/// Has the kernel bind a unix socket anew whose path is gone. Workers that have the old one keep it
+/// until they are replaced.
 pub(super) fn bind_anew(link: KernelLink, socket: SocketConfig, events: mpsc::Sender<Event>) {
     tokio::spawn(async move {
         let bound = async {
@@ -348,7 +352,8 @@ async fn exchange(
         }
     }
     let replaced = remaining;
-    // Before anything is closed: what workers have could not be opened again if the new one then fails.
+    // Before anything is closed: what workers have could not be opened again if the new one then
+    // fails.
     for replacement in &replaced {
         try_out(link, replacement).await?;
     }
@@ -453,7 +458,8 @@ pub(super) async fn remove_own_sockets(link: &KernelLink, config: &Config) {
     }
 }
 
-/// Bytes of output that nobody has taken of these ended processes, by lower-case name of the watcher.
+/// Bytes of output that nobody has taken of these ended processes, by lower-case name of the
+/// watcher.
 async fn untaken(link: &KernelLink, ended: &[u64]) -> BTreeMap<String, u64> {
     let mut untaken = BTreeMap::new();
     if ended.is_empty() {
@@ -483,7 +489,8 @@ async fn untaken(link: &KernelLink, ended: &[u64]) -> BTreeMap<String, u64> {
     untaken
 }
 
-/// Gives everything back: processes whose output nobody waits for any more, sockets, what was kept, the namespace.
+/// Gives everything back: processes whose output nobody waits for any more, sockets, what was kept,
+/// the namespace.
 pub(super) fn clean_up(
     link: KernelLink,
     config: Arc<Config>,

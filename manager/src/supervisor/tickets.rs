@@ -1,6 +1,7 @@
 //! Whoever waits for watchers to get somewhere, and the answer when they have.
 //!
-//! Owns no decision: what a watcher has reached is asked of it. Invariant: a ticket whose asker has gone is dropped.
+//! Owns no decision: what a watcher has reached is asked of it. Invariant: a ticket whose asker has
+//! gone is dropped.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -61,7 +62,8 @@ impl Supervisor {
             if ticket.reply.is_closed() {
                 continue;
             }
-            // One that is open keeps the whole ticket open: the others are looked at when that one has got there.
+            // One that is open keeps the whole ticket open: the others are looked at when that one
+            // has got there.
             if let Some(open) = self.first_open(ticket.goal, &ticket.watchers, ticket.open) {
                 ticket.open = open;
                 self.tickets.push(ticket);
@@ -132,7 +134,8 @@ impl Supervisor {
             Goal::Up => started()?,
             Goal::Reloaded => {
                 let outcome = watcher.reload_outcome(now)?;
-                // Whoever hears that it is over may rely on every worker of before having been asked to end.
+                // Whoever hears that it is over may rely on every worker of before having been
+                // asked to end.
                 if outcome.is_ok() && self.signals.are_stopping(id) {
                     return None;
                 }
@@ -154,7 +157,8 @@ impl Supervisor {
     }
 
     /// When a watcher somebody waits for will have shown that it stays, if nothing happens before.
-    /// Counted from the moment at which that was last judged: one that has shown it since has to be looked at again.
+    /// Counted from the moment at which that was last judged: one that has shown it since has to be
+    /// looked at again.
     pub(super) fn proof_deadline(&self) -> Option<Instant> {
         let now = self.judged_at;
         let asked = self.tickets.iter();

@@ -1,8 +1,10 @@
 //! Watchers that are gone, and whose workers' last output is still on its way to its files.
 //!
-//! Owns what is known of them until the kernel has forgotten those workers: a manager that takes over before finds them kept as
-//! watchers to be removed, with their streams, and sees to the rest. Leaves to others: everything of a watcher that is there.
-//! Invariant: a name is listed as long as one of its workers is; forgetting a worker costs the same however many there are.
+//! Owns what is known of them until the kernel has forgotten those workers: a manager that takes
+//! over before finds them kept as watchers to be removed, with their streams, and sees to the rest.
+//! Leaves to others: everything of a watcher that is there.
+//! Invariant: a name is listed as long as one of its workers is; forgetting a worker costs the same
+//! however many there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -56,7 +58,8 @@ impl Undrained {
         })
     }
 
-    /// All output of a worker is where it goes. Answers the watcher's name if it was the last worker.
+    /// All output of a worker is where it goes. Answers the watcher's name if it was the last
+    /// worker.
     pub(super) fn forget(&mut self, serial: u64) -> Option<String> {
         let key = self.names.remove(&serial)?;
         let (_, serials) = self.gone.get_mut(&key)?;
@@ -68,7 +71,8 @@ impl Undrained {
         Some(key)
     }
 
-    /// The kernel has no other processes than these. Answers the names of the watchers nothing is listed of any more.
+    /// The kernel has no other processes than these. Answers the names of the watchers nothing is
+    /// listed of any more.
     pub(super) fn retain(&mut self, listed: &HashSet<u64>) -> Vec<String> {
         let gone = self.names.keys();
         let gone: Vec<u64> = gone

@@ -1,7 +1,8 @@
 //! The manager starts anew, as the program and with the file that are there now.
 //!
-//! Owns the questions that come before it: can that program be started, and will it take the file? Once we are replaced nobody is left
-//! to go back to. Leaves to others: the replacement itself (`main`), which comes after the loop.
+//! Owns the questions that come before it: can that program be started, and will it take the file?
+//! Once we are replaced nobody is left to go back to. Leaves to others: the replacement itself
+//! (`main`), which comes after the loop.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -18,7 +19,8 @@ use crate::control::message::{Errno, Reply, Request, RequestError};
 use crate::supervisor::tickets::{done, refuse};
 use crate::supervisor::{Event, Outcome, Phase, Supervisor};
 
-/// How long the program may take to read its configuration, and the older ones to say their version.
+/// How long the program may take to read its configuration, and the older ones to say their
+/// version.
 const CHECK_TIME: Duration = Duration::from_secs(20);
 /// How often it is looked whether it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -62,8 +64,8 @@ impl Supervisor {
         });
     }
 
-    /// It is known whether the next manager would come up. If so, we end so that it can take over in the same process: everything
-    /// runs on, whatever `use_papa` says.
+    /// It is known whether the next manager would come up. If so, we end so that it can take over
+    /// in the same process: everything runs on, whatever `use_papa` says.
     pub(super) fn upgrade_examined(&mut self, fits: Result<(), String>, asker: Asker) {
         let result = match self.phase {
             Phase::Attaching | Phase::Managing => fits.map_err(|reason| {
@@ -93,8 +95,8 @@ impl Supervisor {
     }
 }
 
-/// Whether this program would come up with the file, in the same namespace. It says so itself: what we make of the file is what
-/// another version would make of it only perhaps.
+/// Whether this program would come up with the file, in the same namespace. It says so itself: what
+/// we make of the file is what another version would make of it only perhaps.
 fn fits(
     program: &Path,
     arguments: &[OsString],
@@ -119,7 +121,8 @@ fn fits(
         let errors = said.errors.trim();
         return Err(format!("{program} {CHECK}: {status}\n{errors}"));
     }
-    // One that is older than the check. What is known is that it starts, and that we could read the file.
+    // One that is older than the check. What is known is that it starts, and that we could read the
+    // file.
     let mut command = Command::new(program);
     let said = say(command.arg("--version"))
         .map_err(|reason| format!("{} --version: {reason}", program.display()))?;
@@ -222,7 +225,8 @@ mod tests {
         std::fs::write(&file, "[watcher:a]\ncmd = sleep 1\n").unwrap();
         let program = directory.path().join("manager");
         let fits = |script: &str| {
-            // Written under another name: nothing that still has it open can keep it from being started.
+            // Written under another name: nothing that still has it open can keep it from being
+            // started.
             let fresh = directory.path().join("manager.new");
             std::fs::write(&fresh, format!("#!/bin/sh\n{script}\n")).unwrap();
             std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o755)).unwrap();

@@ -1,10 +1,11 @@
 //! The watchers, and which of them there may be something to do for.
 //!
-//! Owns the table of watchers and what is looked up in it: whose a worker is, who depends on whom, whose deadline is next, who has
-//! workers. A watcher changes only through [`Watchers::get_mut`] and its kin, which note it as touched; the loop then looks at the
-//! touched ones instead of all of them. Leaves to others: what a look is for.
-//! Invariants: a watcher that is not touched and whose deadline has not come has nothing to do. Every change costs as much as the
-//! watcher is large, however many watchers there are.
+//! Owns the table of watchers and what is looked up in it: whose a worker is, who depends on whom,
+//! whose deadline is next, who has workers. A watcher changes only through [`Watchers::get_mut`]
+//! and its kin, which note it as touched; the loop then looks at the touched ones instead of all of
+//! them. Leaves to others: what a look is for.
+//! Invariants: a watcher that is not touched and whose deadline has not come has nothing to do.
+//! Every change costs as much as the watcher is large, however many watchers there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Deref;
@@ -172,7 +173,8 @@ impl Watchers {
         self.index.deadlines.first().map(|(at, _)| *at)
     }
 
-    /// Whose the process with this serial is: a worker that runs, or one that has ended and that the kernel still lists.
+    /// Whose the process with this serial is: a worker that runs, or one that has ended and that
+    /// the kernel still lists.
     pub(super) fn owner(&mut self, serial: u64) -> Option<WatcherId> {
         self.refresh();
         self.index.owners.get(&serial).copied()

@@ -1,6 +1,8 @@
-//! The control group of one worker, where the kernel has made one: who is in it, and its end as a whole.
+//! The control group of one worker, where the kernel has made one: who is in it, and its end as a
+//! whole.
 //!
-//! Nothing here fails: where the group is not to be seen, the other ways to find a worker's processes are what there is.
+//! Nothing here fails: where the group is not to be seen, the other ways to find a worker's
+//! processes are what there is.
 //! Source: `cgroups(7)`, the files `cgroup.procs`, `cgroup.freeze` and `cgroup.kill`.
 
 use std::collections::BTreeSet;
@@ -31,8 +33,8 @@ pub(super) fn members(target: &Target) -> BTreeSet<i32> {
     found
 }
 
-/// Stops everybody in the group where they are and kills them, unless somebody is in it who must be spared, as a manager is that was
-/// started from a worker: then one after the other has to do.
+/// Stops everybody in the group where they are and kills them, unless somebody is in it who must be
+/// spared, as a manager is that was started from a worker: then one after the other has to do.
 pub(super) fn kill(target: &Target, is_protected: impl Fn(i32) -> bool) {
     let Some(group) = &target.cgroup else { return };
     if !members(target).iter().copied().any(is_protected) {

@@ -1,7 +1,9 @@
-//! The end of whole trees: frozen first, so that nobody forks on, then killed, until nothing is left.
+//! The end of whole trees: frozen first, so that nobody forks on, then killed, until nothing is
+//! left.
 //!
-//! Freezing is SIGSTOP in passes: each stops everybody found, and when a pass finds nobody new, nobody is left who could fork. A process
-//! that replaces itself faster than a pass takes is never met there: it is chased by the number the system gave away last.
+//! Freezing is SIGSTOP in passes: each stops everybody found, and when a pass finds nobody new,
+//! nobody is left who could fork. A process that replaces itself faster than a pass takes is never
+//! met there: it is chased by the number the system gave away last.
 //! Invariant: it is over within [`PATIENCE`], whatever forks.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +48,8 @@ pub(super) fn end(doomed: &mut [Doomed<'_>], kernel: Option<i32>) {
     let deadline = Instant::now() + PATIENCE;
     let mut stopped: BTreeSet<Identity> = BTreeSet::new();
     for one in doomed.iter() {
-        // The leader's whole group at once, where the system can do that: nobody in it forks past this.
+        // The leader's whole group at once, where the system can do that: nobody in it forks past
+        // this.
         if let Some(leader) = &one.leader {
             freeze_leader(leader);
         }
@@ -120,8 +123,9 @@ fn freeze_leader(leader: &OwnedFd) {
     }
 }
 
-/// Looks at those that were started just now, again and again, for a moment: a process that replaces itself without end is met there
-/// and nowhere else. Those of these trees are given to `met`, which answers whether to go on.
+/// Looks at those that were started just now, again and again, for a moment: a process that
+/// replaces itself without end is met there and nowhere else. Those of these trees are given to
+/// `met`, which answers whether to go on.
 pub(super) fn hunt<'a>(
     trees: &[(&'a Target, &Memory)],
     snapshot: &Snapshot,

@@ -1,6 +1,7 @@
 //! What was seen of a worker's processes: who has lost parent and mark since is still its own.
 //!
-//! Invariant: a session counts as long as somebody of ours was seen in it at every look; a number that went to a stranger never does.
+//! Invariant: a session counts as long as somebody of ours was seen in it at every look; a number
+//! that went to a stranger never does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,8 +35,9 @@ impl Memory {
         self.sessions.contains(&session)
     }
 
-    /// A session's number cannot be taken while it has members: one whose leader is a stranger is not ours, nor one that nobody is in
-    /// any more. (In the worker's own there may be somebody who was missed.)
+    /// A session's number cannot be taken while it has members: one whose leader is a stranger is
+    /// not ours, nor one that nobody is in any more. (In the worker's own there may be somebody who
+    /// was missed.)
     pub(super) fn drop_reused_sessions(&mut self, target: &Target, all: &BTreeMap<i32, Stat>) {
         let used: BTreeSet<i32> = all
             .values()

@@ -1,9 +1,10 @@
 //! Everything a worker has started: who that is, and how it is ended as a whole.
 //!
-//! A process belongs to a worker when it descends from it, is in a session the worker or one of its processes leads, was seen to belong
-//! to it before, is in its control group, or carries its mark in the environment (see `mark`) and
-//! has lost its parent. One pass over `/proc` serves every worker that is asked about. Every signal goes
-//! through a pidfd whose process was checked after it was opened.
+//! A process belongs to a worker when it descends from it, is in a session the worker or one of its
+//! processes leads, was seen to belong to it before, is in its control group, or carries its mark
+//! in the environment (see `mark`) and has lost its parent. One pass over `/proc` serves every
+//! worker that is asked about. Every signal goes through a pidfd whose process was checked after it
+//! was opened.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -15,7 +16,8 @@
 //! | `thread` | the thread that does this, so that the loop never waits for `/proc` |
 //!
 //! Leaves to others: when something is to end (`worker`, `watcher`).
-//! Invariant: neither this process nor the kernel, its keeper or their ancestors are ever signalled.
+//! Invariant: neither this process nor the kernel, its keeper or their ancestors are ever
+//! signalled.
 
 mod cgroup;
 mod end;
@@ -29,7 +31,8 @@ pub use thread::{Answer, Deed, Order, TreeThread};
 
 use std::path::PathBuf;
 
-/// A process named by its number and its start, in ticks since boot: together they mean one process for ever.
+/// A process named by its number and its start, in ticks since boot: together they mean one process
+/// for ever.
 pub type Identity = (i32, u64);
 
 /// Names one worker among those whose processes are looked for.
@@ -54,7 +57,8 @@ pub struct Target {
     pub known: Vec<Identity>,
     /// Directory of the control group it was started in, if the kernel has one for each process.
     pub cgroup: Option<PathBuf>,
-    /// Entries of the environment (`NAME=value`) that only its processes have, all of them; none: it has no mark.
+    /// Entries of the environment (`NAME=value`) that only its processes have, all of them; none:
+    /// it has no mark.
     pub mark: Vec<Vec<u8>>,
 }
 

@@ -1,7 +1,8 @@
 //! One pass over `/proc`, and who belongs to a worker by what it shows.
 //!
-//! Owns the syntax of `/proc/PID/stat` as far as it is needed here. Reads environments only of processes that have lost their parents,
-//! and of none that stands in the system uninterruptibly: reading that one's memory could wait with it.
+//! Owns the syntax of `/proc/PID/stat` as far as it is needed here. Reads environments only of
+//! processes that have lost their parents, and of none that stands in the system uninterruptibly:
+//! reading that one's memory could wait with it.
 //! Source: `proc_pid_stat(5)`, `proc_pid_environ(5)`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,9 +54,11 @@ pub(super) struct Snapshot {
     children: BTreeMap<i32, Vec<i32>>,
     /// Never to be signalled, nor followed to their children.
     protected: BTreeSet<i32>,
-    /// Who adopts what has lost its parent, and nobody but descendants of the kernel's: the keeper, and a kernel that became one.
+    /// Who adopts what has lost its parent, and nobody but descendants of the kernel's: the keeper,
+    /// and a kernel that became one.
     adopters: BTreeSet<i32>,
-    /// Processes were started while we looked: somebody who replaces itself faster than that may have been missed.
+    /// Processes were started while we looked: somebody who replaces itself faster than that may
+    /// have been missed.
     moved: bool,
 }
 
@@ -98,7 +101,8 @@ impl Snapshot {
         self.all.get(&pid)
     }
 
-    /// Everybody alive that belongs to `target`, but its leader; what was seen before is looked up and renewed.
+    /// Everybody alive that belongs to `target`, but its leader; what was seen before is looked up
+    /// and renewed.
     pub(super) fn members(&self, target: &Target, memory: &mut Memory) -> BTreeMap<i32, Stat> {
         memory.drop_reused_sessions(target, &self.all);
         let mut found: BTreeMap<i32, Stat> = BTreeMap::new();
@@ -106,7 +110,8 @@ impl Snapshot {
         if target.leads {
             waiting.extend(self.children.get(&target.leader).into_iter().flatten());
         }
-        // Whoever is in its group is its own, even one that was started since everything was looked at.
+        // Whoever is in its group is its own, even one that was started since everything was looked
+        // at.
         for pid in cgroup::members(target) {
             let leads = target.leads && pid == target.leader;
             let listed = self.all.get(&pid).cloned();
@@ -153,9 +158,10 @@ impl Snapshot {
             || self.is_marked(stat, pid, target)
     }
 
-    /// Whether it carries the target's mark and has lost its parent. Only descendants of the kernel's processes come to have the kernel
-    /// or its keeper for a parent; anybody else's mark counts for nothing, since everybody can write what they like into an
-    /// environment, and another kernel's workers may have the same names.
+    /// Whether it carries the target's mark and has lost its parent. Only descendants of the
+    /// kernel's processes come to have the kernel or its keeper for a parent; anybody else's mark
+    /// counts for nothing, since everybody can write what they like into an environment, and
+    /// another kernel's workers may have the same names.
     pub(super) fn is_marked(&self, stat: &Stat, pid: i32, target: &Target) -> bool {
         !target.mark.is_empty()
             && stat.state != b'D'

@@ -1,9 +1,12 @@
-//! Strays: processes that workers have started and hidden so well that nobody can tell whose they are.
+//! Strays: processes that workers have started and hidden so well that nobody can tell whose they
+//! are.
 //!
-//! They have lost their parent, left the session and cleared the environment; as the kernel or its keeper adopts what loses its parent
-//! below it, they are known to be some worker's. Leaves to others: when they are ended.
-//! Invariants: only below a kernel and a keeper that say so of themselves, and never process 1, which adopts strangers too; nobody with
-//! a mark, which says whose it is, no manager, kernel or keeper, and nobody below these.
+//! They have lost their parent, left the session and cleared the environment; as the kernel or its
+//! keeper adopts what loses its parent below it, they are known to be some worker's. Leaves to
+//! others: when they are ended.
+//! Invariants: only below a kernel and a keeper that say so of themselves, and never process 1,
+//! which adopts strangers too; nobody with a mark, which says whose it is, no manager, kernel or
+//! keeper, and nobody below these.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -35,8 +38,8 @@ impl Stray {
     }
 }
 
-/// What kernel and keeper have adopted and no mark tells of, and what is below it. The kernel's own processes are among them where they
-/// have no mark.
+/// What kernel and keeper have adopted and no mark tells of, and what is below it. The kernel's own
+/// processes are among them where they have no mark.
 #[must_use]
 pub fn find(kernel: i32, keeper: i32) -> Vec<Stray> {
     if keeper <= 1 || !is_titled(keeper, "papa: keeper") || !is_titled(kernel, "papa: kernel") {

@@ -1,7 +1,8 @@
 //! The thread that looks for workers' processes and signals them.
 //!
 //! Owns what was seen of each worker. All orders that wait are served by one pass over `/proc`.
-//! Invariant: every order is answered, in at most the bound of `end` after those before it; orders are at most a few for each worker.
+//! Invariant: every order is answered, in at most the bound of `end` after those before it; orders
+//! are at most a few for each worker.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -23,7 +24,8 @@ pub enum Deed {
     Look,
     /// The same, and each gets this signal.
     Signal(i32),
-    /// All are frozen and killed, the leader first where there is one; those that are left are answered.
+    /// All are frozen and killed, the leader first where there is one; those that are left are
+    /// answered.
     Kill(Option<OwnedFd>),
     /// They are nobody's concern any more.
     Forget,

@@ -1,6 +1,7 @@
 //! What it means that a worker ended, could not be started, or did not become ready.
 //!
-//! Owns back-off, flapping, giving up. Invariant: an end that was asked for is never held against anybody.
+//! Owns back-off, flapping, giving up. Invariant: an end that was asked for is never held against
+//! anybody.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use crate::watcher::proof::Early;
 use crate::watcher::{Ended, Moment, Notice, StartFailure, Watcher};
 use crate::worker::{Running, State, Worker};
 
-/// After a request the kernel could not answer (it was restarting), the same is asked again this much later.
+/// After a request the kernel could not answer (it was restarting), the same is asked again this
+/// much later.
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Whether a deleted release is back, or its link leads somewhere else, is looked at so often.
@@ -178,7 +180,8 @@ impl Watcher {
         self.kept.ended.retain(|serial| listed(*serial));
     }
 
-    /// A health check says a worker is not well: it is asked to end, and replaced. Answers it if so.
+    /// A health check says a worker is not well: it is asked to end, and replaced. Answers it if
+    /// so.
     pub fn unwell(&mut self, serial: u64, reason: &str, at: &Moment) -> Option<Running> {
         let grace = self.config.graceful_timeout;
         let (wid, worker) = self
@@ -209,7 +212,8 @@ impl Watcher {
         Some(process)
     }
 
-    /// A worker will not serve, as it said itself or as became clear when the time was over. Answers it if it is to be stopped now.
+    /// A worker will not serve, as it said itself or as became clear when the time was over.
+    /// Answers it if it is to be stopped now.
     pub fn not_ready(&mut self, serial: u64, why: Option<&str>, at: &Moment) -> Option<Running> {
         let grace = self.config.graceful_timeout;
         let (wid, worker) = self.workers.iter_mut().find(|(_, worker)| {
@@ -298,7 +302,8 @@ impl Watcher {
         self.kept.flapping.ends_ms = self.ends.iter().skip(forgotten).map(before).collect();
     }
 
-    /// What happened last is said with how often it did: the number alone tells nobody what to mend.
+    /// What happened last is said with how often it did: the number alone tells nobody what to
+    /// mend.
     fn flap(&mut self, flapping: &FlappingConfig, reason: &str, at: &Moment) {
         let pauses = self.kept.flapping.pauses;
         let ends = format!(

@@ -1,8 +1,10 @@
-//! Workers that are found running: a predecessor started them, or the answer to their start was lost.
+//! Workers that are found running: a predecessor started them, or the answer to their start was
+//! lost.
 //!
-//! Owns what becomes of them: how far they are by what was kept, and whether their settings are those of now. Leaves to others: finding
-//! them (`supervisor::kernel`).
-//! Invariant: one that was asked to end is asked again, with the same signal and by the same deadline.
+//! Owns what becomes of them: how far they are by what was kept, and whether their settings are
+//! those of now. Leaves to others: finding them (`supervisor::kernel`).
+//! Invariant: one that was asked to end is asked again, with the same signal and by the same
+//! deadline.
 
 use std::time::Duration;
 
@@ -43,7 +45,8 @@ impl Watcher {
                     worker.retiring = true;
                 }
             }
-            // The number was given to another process, which a predecessor did not live to note down.
+            // The number was given to another process, which a predecessor did not live to note
+            // down.
             Some(worker) if worker.left().is_some() => {
                 let generation = generation.unwrap_or(0);
                 worker.generation = generation;
@@ -59,7 +62,8 @@ impl Watcher {
                 );
             }
             None => {
-                // Without a note it was started before there were generations, by circusd or an older manager.
+                // Without a note it was started before there were generations, by circusd or an
+                // older manager.
                 let generation = generation.unwrap_or(0);
                 let retiring = self.is_rolled_out(generation);
                 self.workers.insert(
@@ -106,7 +110,8 @@ impl Watcher {
             .as_ref()
             .is_some_and(|roll| Some(roll.to) == generation);
         let age = at.now.saturating_duration_since(process.started);
-        // It had its time to say that it serves, and nobody has noted down whether it did: the option may be new.
+        // It had its time to say that it serves, and nobody has noted down whether it did: the
+        // option may be new.
         if self.kept.ready.contains(&process.serial)
             || (told && !rolled_in && age >= self.config.ready_timeout)
         {

@@ -1,8 +1,9 @@
 //! What workers of a watcher leave behind when they end, and when their numbers are free again.
 //!
-//! Owns what that means for the watcher and what is said about it. Leaves to others: the sequence (`worker::Left`), looking and
-//! signalling (`tree`).
-//! Invariant: with `leave_children` nobody looks; without it a number is free only when nothing is left, or the bound has passed.
+//! Owns what that means for the watcher and what is said about it. Leaves to others: the sequence
+//! (`worker::Left`), looking and signalling (`tree`).
+//! Invariant: with `leave_children` nobody looks; without it a number is free only when nothing is
+//! left, or the bound has passed.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,8 @@ use crate::worker::{Left, LeftDue, LeftNow, Running, State, Worker};
 pub const WENT_TO_BACKGROUND: &str = "went into the background";
 
 impl Watcher {
-    /// A worker has ended: its number is free once nothing of it is left. Answers whether there is something to look for.
+    /// A worker has ended: its number is free once nothing of it is left. Answers whether there is
+    /// something to look for.
     pub(super) fn leave(&mut self, wid: u32, worker: &Worker, how: Ended, at: &Moment) -> bool {
         let Some(process) = worker.process().copied() else {
             return false;
@@ -70,7 +72,8 @@ impl Watcher {
         how == Ended::Code(0) && (!self.config.respawn || ran < self.config.backoff.reset)
     }
 
-    /// Somebody has looked what is left of the worker with this serial. Answers what is to be done at once.
+    /// Somebody has looked what is left of the worker with this serial. Answers what is to be done
+    /// at once.
     pub fn found_left(&mut self, serial: u64, members: &[Member], at: &Moment) -> Option<Action> {
         let (wid, left) =
             self.workers
@@ -156,7 +159,8 @@ impl Watcher {
         std::mem::take(&mut self.freed)
     }
 
-    /// The number and the processes seen of the worker with this serial, if it has ended and is not all gone.
+    /// The number and the processes seen of the worker with this serial, if it has ended and is not
+    /// all gone.
     #[must_use]
     pub fn left(&self, serial: u64) -> Option<(u32, Vec<Identity>)> {
         let mut workers = self.workers.iter();
@@ -237,7 +241,8 @@ impl Watcher {
                 None => known.map(|known| known.members.clone()).unwrap_or_default(),
             };
             members.truncate(MAX_LEFT_MEMBERS);
-            // The first reckoning counts: read again, the clocks would differ by a little each time.
+            // The first reckoning counts: read again, the clocks would differ by a little each
+            // time.
             let same = known.filter(|known| known.may_stay == left.may_stay());
             let kill_at_ms = same.map_or_else(
                 || {

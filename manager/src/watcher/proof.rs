@@ -1,9 +1,10 @@
-//! When a start is done: every wanted worker has shown that it stays, or one of them has shown that it does not.
+//! When a start is done: every wanted worker has shown that it stays, or one of them has shown that
+//! it does not.
 //!
-//! Owns what counts as shown, and how many failures are too many for whoever waits. Leaves to others: what is done about ends
-//! (`ends`), the reload's own proof (`roll`).
-//! Invariant: a start is never done by chance: a worker without `ready` has run for [`SETTLE`], one with `ready` has said so, and one
-//! that ends for good has ended with 0.
+//! Owns what counts as shown, and how many failures are too many for whoever waits. Leaves to
+//! others: what is done about ends (`ends`), the reload's own proof (`roll`).
+//! Invariant: a start is never done by chance: a worker without `ready` has run for [`SETTLE`], one
+//! with `ready` has said so, and one that ends for good has ended with 0.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use crate::watcher::roll::SETTLE;
 use crate::watcher::{Ended, Wanted, Watcher};
 use crate::worker::Worker;
 
-/// Failures of one worker in a row after which whoever waits for the start is told: what fails once or twice may come up yet.
+/// Failures of one worker in a row after which whoever waits for the start is told: what fails once
+/// or twice may come up yet.
 const HOPELESS: u32 = 3;
 
 /// How a worker failed before it had shown that it stays.
@@ -31,7 +33,8 @@ impl Watcher {
         self.is_up() && self.fresh().all(|(_, worker)| self.stays(worker, now))
     }
 
-    /// When [`Self::is_proven`] will hold if nothing happens before; none if it holds, or something has to happen for it.
+    /// When [`Self::is_proven`] will hold if nothing happens before; none if it holds, or something
+    /// has to happen for it.
     #[must_use]
     pub fn proves_at(&self, now: Instant) -> Option<Instant> {
         if !self.is_up() || self.config.ready.is_some() {
@@ -42,7 +45,8 @@ impl Watcher {
         last.filter(|last| now < *last)
     }
 
-    /// What became of the last request to start it; `None` while that is open. The error is for people.
+    /// What became of the last request to start it; `None` while that is open. The error is for
+    /// people.
     #[must_use]
     pub fn start_outcome(&self, now: Instant) -> Option<Result<(), String>> {
         let message = || {

@@ -1,8 +1,10 @@
-//! The rolling reload: new workers come, are waited for, and only then old ones go; or everything goes back.
+//! The rolling reload: new workers come, are waited for, and only then old ones go; or everything
+//! goes back.
 //!
-//! Owns when a reload begins, when it has succeeded, and how it is undone. Which worker is started or stopped next is `steps`'s: there
-//! a reload is no more than workers that are `retiring`.
-//! Invariant: while a reload runs, the workers that serve are never fewer than before it but by the one that `sequential` allows.
+//! Owns when a reload begins, when it has succeeded, and how it is undone. Which worker is started
+//! or stopped next is `steps`'s: there a reload is no more than workers that are `retiring`.
+//! Invariant: while a reload runs, the workers that serve are never fewer than before it but by the
+//! one that `sequential` allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +16,8 @@ use crate::config::{Release, WatcherConfig};
 use crate::state::{KeptBefore, KeptRoll};
 use crate::watcher::{Notice, Wanted, Watcher};
 
-/// Without `ready`, a replacement counts as serving once it has run for so long: a command that fails at its start fails within it.
+/// Without `ready`, a replacement counts as serving once it has run for so long: a command that
+/// fails at its start fails within it.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
 
 /// A reload under way.
@@ -47,8 +50,8 @@ impl Roll {
 }
 
 impl Watcher {
-    /// Replaces every worker by one with `config`. Answers false if there was nothing to replace: then `config` is simply what the next
-    /// start uses.
+    /// Replaces every worker by one with `config`. Answers false if there was nothing to replace:
+    /// then `config` is simply what the next start uses.
     pub fn reload(&mut self, config: Arc<WatcherConfig>, sequential: bool) -> bool {
         let previous = match self.roll.take() {
             // The state to return to is the last that served.
@@ -146,12 +149,14 @@ impl Watcher {
     pub(super) fn is_rolled_out(&self, generation: u64) -> bool {
         match &self.kept.roll {
             Some(roll) => roll.to != generation,
-            // Only workers of a failed reload match; workers without a generation, or of an older one, do not.
+            // Only workers of a failed reload match; workers without a generation, or of an older
+            // one, do not.
             None => self.kept.generation < generation && generation <= self.kept.generations,
         }
     }
 
-    /// Its workers were told to read their configuration anew, which is all of a reload that is to be done here.
+    /// Its workers were told to read their configuration anew, which is all of a reload that is to
+    /// be done here.
     pub fn refreshed(&mut self) {
         self.rolled = Ok(());
         self.notices.push(Notice::Reloaded);
@@ -188,7 +193,8 @@ impl Watcher {
         rolled_in || self.workers.values().any(|worker| worker.retiring)
     }
 
-    /// A worker with this generation failed before the reload was complete: that decides it. True if it was so.
+    /// A worker with this generation failed before the reload was complete: that decides it. True
+    /// if it was so.
     pub(super) fn fail_roll(&mut self, generation: u64, reason: &str) -> bool {
         if generation != self.kept.generation {
             return false;

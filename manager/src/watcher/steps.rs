@@ -1,7 +1,8 @@
 //! What a watcher has to do now.
 //!
-//! Owns the arithmetic of how many workers come and go. Fresh workers are wanted; retiring ones are wanted until a fresh one serves in
-//! their place; stopping ones are not wanted. Invariant: see `watcher`.
+//! Owns the arithmetic of how many workers come and go. Fresh workers are wanted; retiring ones are
+//! wanted until a fresh one serves in their place; stopping ones are not wanted. Invariant: see
+//! `watcher`.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -78,7 +79,8 @@ impl Watcher {
             .min()
     }
 
-    /// Nothing hinders the next watcher in the start order: everything wanted has been started or tried.
+    /// Nothing hinders the next watcher in the start order: everything wanted has been started or
+    /// tried.
     #[must_use]
     pub fn is_launched(&self) -> bool {
         // One that waits for its own workers to end or to serve holds nobody up either.
@@ -244,7 +246,8 @@ impl Watcher {
         }
     }
 
-    /// The moment a worker is too old. Its share of the variance follows from its serial, so that it is the same after a restart of ours.
+    /// The moment a worker is too old. Its share of the variance follows from its serial, so that
+    /// it is the same after a restart of ours.
     fn expires(&self, worker: &Worker) -> Option<Instant> {
         let age = self.config.max_age?;
         let process = worker.process()?;
@@ -336,7 +339,8 @@ impl Watcher {
         started.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
-    /// What hinders it keeps it from serving: it was given up, pauses, ends again and again, or left its work to the background.
+    /// What hinders it keeps it from serving: it was given up, pauses, ends again and again, or
+    /// left its work to the background.
     pub(super) fn is_failing(&self) -> bool {
         self.gave_up
             || self.flapping_until.is_some()

@@ -89,7 +89,8 @@ impl Watcher {
         self.wanted == Wanted::Stopped && self.kept.stopped == Some(true)
     }
 
-    /// How far it is, as coarsely as others look at it: where this changes in a step, another step may have more to do.
+    /// How far it is, as coarsely as others look at it: where this changes in a step, another step
+    /// may have more to do.
     #[must_use]
     pub fn outline(&self) -> Outline {
         Outline {

@@ -1,8 +1,9 @@
 //! What a worker leaves behind when it ends, and how far the end of that has come.
 //!
-//! Owns the sequence: look, stop signal, grace period, freeze and kill, and a bound to all of it. Pure: time is an argument, what is to
-//! be done is an answer.
-//! Invariant: a worker's number is free when nothing of it is left, or when this sequence is over, and that is within a bound.
+//! Owns the sequence: look, stop signal, grace period, freeze and kill, and a bound to all of it.
+//! Pure: time is an argument, what is to be done is an answer.
+//! Invariant: a worker's number is free when nothing of it is left, or when this sequence is over,
+//! and that is within a bound.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ const LOOK_AGAIN_MIN: Duration = Duration::from_millis(10);
 const LOOK_AGAIN_MAX: Duration = Duration::from_millis(500);
 /// How often it is looked whether what went into the background still runs.
 const BACKGROUND_LOOK: Duration = Duration::from_secs(1);
-/// So long after the first kill what is left is given up: it stands in the system, where no signal reaches it, or belongs to somebody we
-/// may not signal.
+/// So long after the first kill what is left is given up: it stands in the system, where no signal
+/// reaches it, or belongs to somebody we may not signal.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// An answer that is this late does not come: somebody's memory cannot be read.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);

@@ -1,4 +1,5 @@
-//! Any stream, cut anywhere: no decoder panics or piles up, and a client's decoder gives the same items for any cut.
+//! Any stream, cut anywhere: no decoder panics or piles up, and a client's decoder gives the same
+//! items for any cut.
 #![no_main]
 
 use bytes::BytesMut;

@@ -1,5 +1,5 @@
-//! Whole sessions, classic and after the switch JSON: no line panics, every answer is well-formed, and every JSON
-//! request that is accepted reads the same after it was encoded.
+//! Whole sessions, classic and after the switch JSON: no line panics, every answer is well-formed,
+//! and every JSON request that is accepted reads the same after it was encoded.
 #![no_main]
 
 use bytes::BytesMut;

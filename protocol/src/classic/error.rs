@@ -1,7 +1,7 @@
 //! The texts of errors as papa 1.0.6 words them, and the codes they have in the JSON dialect.
 //!
-//! Those the parser finds and those only the kernel can find are together here, because both dialects and both
-//! sides need the same words.
+//! Those the parser finds and those only the kernel can find are together here, because both
+//! dialects and both sides need the same words.
 
 use thiserror::Error as ThisError;
 

@@ -6,7 +6,8 @@ use std::borrow::Cow;
 
 use crate::classic::request::{Command, Found, look_up};
 
-/// The text for the words after `help`. An unknown word is answered in words, not as an error, as papa does.
+/// The text for the words after `help`. An unknown word is answered in words, not as an error, as
+/// papa does.
 pub(super) fn text(mut words: Vec<Cow<'_, str>>) -> Cow<'static, str> {
     if words.is_empty() {
         return Cow::Borrowed(TOPICS);

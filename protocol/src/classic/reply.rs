@@ -1,7 +1,8 @@
 //! Replies and frames of the classic dialect, byte by byte.
 //!
-//! Owns the prompt's rule, the listings' lines and the frames of a watch. Every field a client chose is escaped, so
-//! no listing holds a line nobody wrote; the bytes of output travel as they are, their length ahead of them.
+//! Owns the prompt's rule, the listings' lines and the frames of a watch. Every field a client
+//! chose is escaped, so no listing holds a line nobody wrote; the bytes of output travel as they
+//! are, their length ahead of them.
 
 use std::fmt::Write as _;
 
@@ -25,7 +26,8 @@ pub const QUIT_REPLY: &str = "ok\n";
 /// The last line of a session when the kernel ends because somebody asked it to.
 pub const KERNEL_ENDS: &str = "\nThe kernel ends: a client asked it to, and it holds nothing.\n";
 
-/// What a line that answers a batch and is none of the words for that is answered with; the batch waits on.
+/// What a line that answers a batch and is none of the words for that is answered with; the batch
+/// waits on.
 pub const WATCH_HINT: &str = "Press Enter for more, q to stop watching, quit to leave\n] ";
 
 /// Answers `exit-if-idle` when idle; the session is closed after it.
@@ -43,7 +45,8 @@ pub const NOTHING_LEFT: &str = "Nothing left to watch";
 /// Ends a watch after `q`.
 pub const STOPPED: &str = "Stopped watching";
 
-/// Appends a reply and the prompt: after a newline the prompt stands alone, otherwise on a line of its own.
+/// Appends a reply and the prompt: after a newline the prompt stands alone, otherwise on a line of
+/// its own.
 pub fn finish(text: &str, out: &mut BytesMut) {
     let newline = if text.ends_with('\n') { "" } else { "\n" };
     let length = text.len() + newline.len() + PROMPT.len();
@@ -179,7 +182,8 @@ pub fn watch_closed(name: &Name, stamp_us: u64, code: i32, out: &mut BytesMut) {
 }
 
 fn put(out: &mut BytesMut, text: std::fmt::Arguments<'_>) {
-    // Writing to a BytesMut only fails beyond isize::MAX bytes, which the session budget is far below.
+    // Writing to a BytesMut only fails beyond isize::MAX bytes, which the session budget is far
+    // below.
     let _ = out.write_fmt(text);
 }
 

@@ -1,7 +1,7 @@
 //! One classic line to a typed request.
 //!
-//! Owns the command table, abbreviations and options. Touches nothing: numbers in name lists, users, groups, limits
-//! and socket references are looked up by the kernel.
+//! Owns the command table, abbreviations and options. Touches nothing: numbers in name lists,
+//! users, groups, limits and socket references are looked up by the kernel.
 
 use std::borrow::Cow;
 
@@ -131,7 +131,8 @@ static WATCH: Group = Group {
 const EXIT: &str = "exit";
 const EXIT_IF_IDLE: &str = "exit-if-idle";
 
-/// First words, sorted. `json` is not among them: a new word must not change what an old abbreviation means.
+/// First words, sorted. `json` is not among them: a new word must not change what an old
+/// abbreviation means.
 static TOP: [(&str, Found); 9] = [
     (EXIT_IF_IDLE, Found::Command(Command::ExitIfIdle)),
     ("get", Found::Command(Command::Get)),
@@ -179,13 +180,15 @@ pub fn parse_bytes(line: &[u8]) -> Result<Option<Request>, Error> {
     parse(std::str::from_utf8(line).map_err(|_| Error::NotUtf8)?)
 }
 
-/// Finds the command that `first`, and where needed the first of `rest`, stand for, and removes it from `rest`.
+/// Finds the command that `first`, and where needed the first of `rest`, stand for, and removes it
+/// from `rest`.
 pub(super) fn look_up(first: Cow<'_, str>, rest: &mut Vec<Cow<'_, str>>) -> Result<Found, Error> {
     let first = lowercase(first);
     if first == SWITCH_WORD {
         return Ok(Found::Command(Command::Json));
     }
-    // The original takes it for an abbreviation it forbids; a person means to leave, as with a watch.
+    // The original takes it for an abbreviation it forbids; a person means to leave, as with a
+    // watch.
     if first == EXIT {
         return Ok(Found::Command(Command::Quit));
     }
@@ -323,7 +326,8 @@ fn make_socket(words: Vec<Cow<'_, str>>) -> Result<SocketMake, Error> {
                     Some(number(&key, &value, u64::from(u16::MAX))?).filter(|port| *port != 0);
             }
             "interface" => make.interface = not_blank(value),
-            // Any text but the empty one means yes, as in papa 1.0.6; "0" is read as people mean it.
+            // Any text but the empty one means yes, as in papa 1.0.6; "0" is read as people mean
+            // it.
             "reuseport" => make.reuseport = !matches!(value.as_str(), "" | "0"),
             _ => {
                 return Err(Error::UnknownOption {
@@ -380,7 +384,8 @@ fn make_process(words: Vec<Cow<'_, str>>) -> Result<Request, Error> {
             "stderr" if value == "stdout" => make.stderr = Stderr::Stdout,
             "stderr" if flag(&key, &value)? => make.stderr = Stderr::Pipe,
             "stderr" => make.stderr = Stderr::Null,
-            // Any text but the empty one means yes, as in papa 1.0.6; "0" is read as people mean it.
+            // Any text but the empty one means yes, as in papa 1.0.6; "0" is read as people mean
+            // it.
             "shell" => make.shell = !matches!(value.as_str(), "" | "0" | "False"),
             "watch" => watch = flag(&key, &value)?,
             _ => {

@@ -1,7 +1,7 @@
 //! Where a kernel listens, as text and as what to connect to.
 //!
-//! Owns reading and writing addresses. Host names are not looked up: the kernel serves this machine alone, and a
-//! look-up would block.
+//! Owns reading and writing addresses. Host names are not looked up: the kernel serves this machine
+//! alone, and a look-up would block.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -66,7 +66,8 @@ impl FromStr for Address {
 }
 
 impl Address {
-    /// The place of a kernel that is reached here and does not say its own: a port, or the path of a socket.
+    /// The place of a kernel that is reached here and does not say its own: a port, or the path of
+    /// a socket.
     pub(super) fn place(&self) -> String {
         match self {
             Self::Unix(path) => path.to_string_lossy().into_owned(),

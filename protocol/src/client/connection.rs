@@ -20,7 +20,8 @@ use crate::json::request::{Hello, Id, Op};
 use crate::json::status::HelloReply;
 use crate::text::escape_control_bytes;
 
-/// How long connecting and the exchange of greetings may take; a kernel recovering from a crash needs a fraction.
+/// How long connecting and the exchange of greetings may take; a kernel recovering from a crash
+/// needs a fraction.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Room made for a read: what a pipe's worth of output and its header need, several times.
@@ -198,7 +199,8 @@ impl Connection {
         &self.outgoing[..end]
     }
 
-    /// Waits until the socket can be read (where `read` says so) or written (where there is something to write).
+    /// Waits until the socket can be read (where `read` says so) or written (where there is
+    /// something to write).
     ///
     /// # Cancel safety
     /// Cancel safe: nothing is consumed.
@@ -245,7 +247,8 @@ impl Connection {
         self.decoder.decode(&mut self.incoming)
     }
 
-    /// The descriptor that came with the reply just decoded: they arrive in the order of the replies.
+    /// The descriptor that came with the reply just decoded: they arrive in the order of the
+    /// replies.
     pub(super) fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors_in.pop_front()
     }

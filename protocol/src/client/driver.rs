@@ -1,7 +1,8 @@
 //! The task that owns the connection: requests out, replies and pushes in, reconnection.
 //!
-//! Owns what is under way and what is parked. Pushes the user has not taken yet stay in a queue of bounded size;
-//! beyond it the connection is read only while somebody waits for a reply, and only up to [`PARKED_BYTES`].
+//! Owns what is under way and what is parked. Pushes the user has not taken yet stay in a queue of
+//! bounded size; beyond it the connection is read only while somebody waits for a reply, and only
+//! up to [`PARKED_BYTES`].
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -29,8 +30,8 @@ const PENDING_CALLS: usize = 1024;
 /// Bytes of requests not written yet beyond which handles wait.
 const OUTGOING_BYTES: usize = 1 << 20;
 
-/// Waits between attempts to connect: the first after a crash is as short as a recovery, the longest is what a
-/// person does not mind.
+/// Waits between attempts to connect: the first after a crash is as short as a recovery, the
+/// longest is what a person does not mind.
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -137,7 +138,8 @@ impl Driver {
     }
 
     async fn serve(&mut self, connection: &mut Connection) -> Ended {
-        // A permit borrows its sender; with one of its own the loop stays free to change everything else.
+        // A permit borrows its sender; with one of its own the loop stays free to change everything
+        // else.
         let pushes = self.pushes.clone();
         let mut open = true;
         loop {
@@ -371,7 +373,8 @@ impl Driver {
                 drop(reply.send(Err(ClientError::Lost)));
             }
         }
-        // A connection that went while it was being taken up was never announced, and is not taken back.
+        // A connection that went while it was being taken up was never announced, and is not taken
+        // back.
         match self.resuming.take() {
             Some(resuming) => resuming
                 .early
@@ -478,12 +481,14 @@ impl Driver {
         }
     }
 
-    /// Hands over what the user's queue has room for; drops everything if there is no user of pushes.
+    /// Hands over what the user's queue has room for; drops everything if there is no user of
+    /// pushes.
     fn deliver(&mut self) {
         if let Some(resuming) = &mut self.resuming
             && self.parked_bytes >= PARKED_BYTES
         {
-            // More than may be kept arrived before everything asked for was answered: better told out of order.
+            // More than may be kept arrived before everything asked for was answered: better told
+            // out of order.
             self.parked.append(&mut resuming.early);
         }
         while let Some(push) = self.parked.pop_front() {

@@ -1,7 +1,7 @@
 //! What a client has claimed and subscribed to, so that a new connection can take it up again.
 //!
-//! Owns the mapping between the subscription numbers users know, which never change, and those of the present
-//! connection. Pure: sends nothing.
+//! Owns the mapping between the subscription numbers users know, which never change, and those of
+//! the present connection. Pure: sends nothing.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -69,12 +69,14 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Records a success; for a subscription `remote` is its number and the number for users comes back.
+    /// Records a success; for a subscription `remote` is its number and the number for users comes
+    /// back.
     pub(super) fn apply(&mut self, change: Change, remote: Option<u64>) -> Option<u64> {
         match change {
             Change::None => None,
             Change::Claim(claim) => {
-                // Force was for the holder of that moment; a new connection must not throw out another.
+                // Force was for the holder of that moment; a new connection must not throw out
+                // another.
                 self.claims.insert(
                     claim.namespace.clone(),
                     Claim {
@@ -119,7 +121,8 @@ impl Registry {
             .map(|(remote, _)| *remote)
     }
 
-    /// Forgets the connection; what to ask for on the next one, claims first since they decide what is allowed.
+    /// Forgets the connection; what to ask for on the next one, claims first since they decide what
+    /// is allowed.
     pub(super) fn resume(&mut self) -> Vec<(Resumed, Op)> {
         self.local_by_remote.clear();
         let claims = self

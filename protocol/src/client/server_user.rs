@@ -1,7 +1,8 @@
 //! Who serves a TCP connection on this machine.
 //!
-//! Any user may listen on a port, also on the kernel's while that does not run, and what a kernel is told are commands
-//! and secrets. Nothing on the wire says who is there; the system's table of connections does.
+//! Any user may listen on a port, also on the kernel's while that does not run, and what a kernel
+//! is told are commands and secrets. Nothing on the wire says who is there; the system's table of
+//! connections does.
 //! Source: `proc_pid_net(5)`, `/proc/net/tcp`.
 
 use std::fmt::Write as _;
@@ -17,8 +18,8 @@ const REMOTE: usize = 2;
 const UID: usize = 7;
 const INODE: usize = 9;
 
-/// Checks that the other end of a loopback connection is held by our user or root. To be called when something has
-/// been heard from there: before, nobody need have accepted it.
+/// Checks that the other end of a loopback connection is held by our user or root. To be called
+/// when something has been heard from there: before, nobody need have accepted it.
 pub(super) fn check(stream: &TcpStream) -> io::Result<()> {
     let (ours, theirs) = (stream.local_addr()?, stream.peer_addr()?);
     if !theirs.ip().is_loopback() {

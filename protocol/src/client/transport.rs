@@ -1,7 +1,7 @@
 //! A connected socket that carries bytes and, on a unix socket, descriptors.
 //!
-//! Owns the system calls of the client and who is let in on the other end. Never blocks; everything received is
-//! close-on-exec.
+//! Owns the system calls of the client and who is let in on the other end. Never blocks; everything
+//! received is close-on-exec.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -23,7 +23,8 @@ use crate::limits::MAX_PENDING_DESCRIPTORS_PER_SESSION;
 /// Bytes read at once while a descriptor may come; replies that carry one are short.
 const DESCRIPTOR_READ_BYTES: usize = 16 << 10;
 
-/// Room for descriptors in one read. The kernel sends one per message; a read may see no more than one message's.
+/// Room for descriptors in one read. The kernel sends one per message; a read may see no more than
+/// one message's.
 const DESCRIPTOR_SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_PENDING_DESCRIPTORS_PER_SESSION));
 
 #[derive(Debug)]
@@ -53,8 +54,8 @@ impl Transport {
         }
     }
 
-    /// Anyone may listen under a name in the abstract namespace or in a shared directory, and what a kernel is told
-    /// are commands and secrets: it must be ours or root's.
+    /// Anyone may listen under a name in the abstract namespace or in a shared directory, and what
+    /// a kernel is told are commands and secrets: it must be ours or root's.
     fn checked(stream: UnixStream) -> io::Result<Self> {
         let peer = stream.peer_cred()?.uid();
         let own = rustix::process::geteuid().as_raw();
@@ -123,7 +124,8 @@ impl Transport {
                 }
             }
             if received.flags.contains(ReturnFlags::CTRUNC) {
-                // Some were lost, most likely for want of free numbers; which reply they belonged to is unknown.
+                // Some were lost, most likely for want of free numbers; which reply they belonged
+                // to is unknown.
                 return Err(io::Error::other(
                     "a descriptor was lost on arrival (EMFILE?)",
                 ));

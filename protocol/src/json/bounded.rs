@@ -1,7 +1,8 @@
 //! Sequences and maps that are counted while they are read.
 //!
-//! A line is bounded, but `["","",…]` of eight mebibytes would become a hundred as a list of strings; counting
-//! while reading keeps what a request costs near what it may hold. Also here: fields whose default may be spelt out.
+//! A line is bounded, but `["","",…]` of eight mebibytes would become a hundred as a list of
+//! strings; counting while reading keeps what a request costs near what it may hold. Also here:
+//! fields whose default may be spelt out.
 
 use std::collections::BTreeMap;
 use std::fmt;

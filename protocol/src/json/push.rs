@@ -1,7 +1,7 @@
 //! What the kernel sends without being asked again: output, ends, exits, events and notices.
 //!
-//! Owns these messages and their encoding. Each is one line; an inline [`OutputHeader`] is followed by exactly
-//! `length` bytes, which are not part of this module.
+//! Owns these messages and their encoding. Each is one line; an inline [`OutputHeader`] is followed
+//! by exactly `length` bytes, which are not part of this module.
 
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,8 @@ use crate::socket::SocketInfo;
 
 /// Announces captured output.
 ///
-/// Record k spans from the previous record's end, or `start`, to its own end; the last ends at `start + length`.
-/// A `start` beyond where the reader was is a gap: what lies between was dropped.
+/// Record k spans from the previous record's end, or `start`, to its own end; the last ends at
+/// `start + length`. A `start` beyond where the reader was is a gap: what lies between was dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputHeader {
     /// The subscription it belongs to.

@@ -1,7 +1,7 @@
 //! Replies of the JSON dialect and their encoding.
 //!
-//! Owns what a success of each op carries, the error codes, and the line around both. The kernel serialises these
-//! structs, the client deserialises them, ignoring fields it does not know.
+//! Owns what a success of each op carries, the error codes, and the line around both. The kernel
+//! serialises these structs, the client deserialises them, ignoring fields it does not know.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -150,7 +150,8 @@ pub struct Subscribed {
 pub struct Reel {
     /// Where in the file position 0 is.
     pub data_offset: u64,
-    /// Where in the file the oldest position kept is, a little-endian word of eight bytes; none from a kernel of an earlier version.
+    /// Where in the file the oldest position kept is, a little-endian word of eight bytes; none
+    /// from a kernel of an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_offset: Option<u64>,
 }
@@ -225,8 +226,8 @@ pub fn encode_error(id: Option<&Id>, error: &Failure, out: &mut BytesMut) {
 pub(crate) fn write_line<T: Serialize>(value: &T, out: &mut BytesMut) {
     let start = out.len();
     if serde_json::to_writer((&mut *out).writer(), value).is_err() {
-        // Serialising our own types into memory cannot fail: every map key is text or a number. Should a type ever
-        // break that, the line is left out rather than sent in half.
+        // Serialising our own types into memory cannot fail: every map key is text or a number.
+        // Should a type ever break that, the line is left out rather than sent in half.
         debug_assert!(false, "a wire type does not serialise");
         out.truncate(start);
         return;

@@ -1,7 +1,8 @@
 //! Requests of the JSON dialect: an id, an op, and the op's fields.
 //!
-//! Owns parsing a line into a typed [`Op`] and encoding one. Every op is a struct of its own in [`ops`]; the table
-//! at the end of this file ties it to its word and its reply, so adding one makes every match speak.
+//! Owns parsing a line into a typed [`Op`] and encoding one. Every op is a struct of its own in
+//! [`ops`]; the table at the end of this file ties it to its word and its reply, so adding one
+//! makes every match speak.
 //! Invariant: a parsed op has passed its `check`, so every bound of [`crate::limits`] holds for it.
 
 use std::borrow::Cow;
@@ -215,8 +216,9 @@ fn parse_op<O: Operation>(line: &[u8]) -> Result<O, Failure> {
     Ok(op)
 }
 
-/// Deserialises an op from the whole line, straight from the text: `id` and `op` are stepped over, every other key
-/// is the op's own. (Going through a tree of values would let eight mebibytes of `[0,0,…` take a hundred.)
+/// Deserialises an op from the whole line, straight from the text: `id` and `op` are stepped over,
+/// every other key is the op's own. (Going through a tree of values would let eight mebibytes of
+/// `[0,0,…` take a hundred.)
 struct Fields<O>(std::marker::PhantomData<O>);
 
 impl<'de, O: Operation> Visitor<'de> for Fields<O> {

@@ -17,17 +17,20 @@ pub struct HelloReply {
     pub pid: u32,
     /// The keeper's process id.
     pub keeper: u32,
-    /// How often this kernel has been started, crashes and upgrades included; never falls while its processes live.
+    /// How often this kernel has been started, crashes and upgrades included; never falls while its
+    /// processes live.
     pub incarnation: u64,
-    /// When the first kernel of this one's line started, in microseconds since the epoch: the same after every crash, upgrade and
-    /// recovery, another in a fresh kernel. 0: the kernel is older than this field.
+    /// When the first kernel of this one's line started, in microseconds since the epoch: the same
+    /// after every crash, upgrade and recovery, another in a fresh kernel. 0: the kernel is older
+    /// than this field.
     #[serde(default)]
     pub lineage: u64,
-    /// The port it serves, or the path of its socket. Of a kernel older than this field a client takes the
-    /// address it was reached at.
+    /// The port it serves, or the path of its socket. Of a kernel older than this field a client
+    /// takes the address it was reached at.
     #[serde(default)]
     pub place: String,
-    /// Directory with the control group of every process, called by its serial. None: processes have none.
+    /// Directory with the control group of every process, called by its serial. None: processes
+    /// have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroups: Option<String>,
     /// What this kernel and system can do.
@@ -37,8 +40,9 @@ pub struct HelloReply {
 }
 
 impl HelloReply {
-    /// Whether this kernel knows what the one that said `before` knew: it is the same, or its successor after a crash or an upgrade.
-    /// Otherwise it is a fresh kernel, whose serials mean other processes.
+    /// Whether this kernel knows what the one that said `before` knew: it is the same, or its
+    /// successor after a crash or an upgrade. Otherwise it is a fresh kernel, whose serials mean
+    /// other processes.
     #[must_use]
     pub fn continues(&self, before: &Self) -> bool {
         if self.lineage != 0 && before.lineage != 0 {
@@ -75,7 +79,8 @@ pub struct StatusReply {
     pub ledger: Ledger,
     /// Journal records a recovery died of twice and left out.
     pub skipped_records: u64,
-    /// Bytes a file of the kernel's may have at most, if there is a limit below 64 GiB that it cannot raise: reels are cut to it.
+    /// Bytes a file of the kernel's may have at most, if there is a limit below 64 GiB that it
+    /// cannot raise: reels are cut to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_size_limit: Option<u64>,
 }

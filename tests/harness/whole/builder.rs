@@ -1,4 +1,5 @@
-//! How a whole installation is started: what is special about it, and the watchers it has in any case.
+//! How a whole installation is started: what is special about it, and the watchers it has in any
+//! case.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -7,7 +8,8 @@ use std::path::PathBuf;
 use super::{Lines, Listener, Visitor, Whole};
 use crate::harness::{Collector, KernelBuilder};
 
-/// The watchers every installation has: `web` serves and is reloaded, `steady` is never touched, and its workers share a file.
+/// The watchers every installation has: `web` serves and is reloaded, `steady` is never touched,
+/// and its workers share a file.
 const WATCHERS: &str = "\
 [socket:web]
 host = 127.0.0.1
@@ -94,7 +96,8 @@ impl WholeBuilder {
         self
     }
 
-    /// A client that makes processes itself, whose names match this pattern, and consumes their output.
+    /// A client that makes processes itself, whose names match this pattern, and consumes their
+    /// output.
     #[must_use]
     pub fn side(mut self, pattern: &str) -> Self {
         self.side = Some(pattern.to_owned());

@@ -18,7 +18,8 @@ const TAKE_AT_ONCE: Duration = Duration::from_millis(200);
 /// Where the kernel takes a clock that goes back for one that was set; see its `reel.rs`.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
-/// The longest line of a worker that may be made to lose some; each end of a gap tears at most one of each stream.
+/// The longest line of a worker that may be made to lose some; each end of a gap tears at most one
+/// of each stream.
 const TORN_BYTES: u64 = 2 * 256;
 
 impl Whole {
@@ -119,8 +120,8 @@ impl Whole {
         }
     }
 
-    /// Waits until the manager has taken all output, and every end is known. Workers that come meanwhile are silenced too: on a
-    /// busy machine the manager may have heard of an end only now.
+    /// Waits until the manager has taken all output, and every end is known. Workers that come
+    /// meanwhile are silenced too: on a busy machine the manager may have heard of an end only now.
     fn wait_drained(
         &mut self,
         written: &mut BTreeMap<i32, Written>,
@@ -141,7 +142,8 @@ impl Whole {
                 ended.iter().any(of) && !living.iter().any(of)
             };
             if let Some(side) = &mut self.side {
-                // Not for as long as something comes: that may be one who came late, and is to be silenced first.
+                // Not for as long as something comes: that may be one who came late, and is to be
+                // silenced first.
                 let until = Instant::now() + TAKE_AT_ONCE;
                 while Instant::now() < until && side.step(LOOK_AGAIN) {}
             }
@@ -190,7 +192,8 @@ impl Whole {
         }
     }
 
-    /// Every line of every life is there once, in order; lines may only be missing where the manager says so.
+    /// Every line of every life is there once, in order; lines may only be missing where the
+    /// manager says so.
     fn check_lines(
         &mut self,
         lives: &[Life],
@@ -258,8 +261,9 @@ impl Whole {
             if kept(&process) < 0 {
                 wrong.push(format!("the ledger of {name} does not add up: {ledger}"));
             }
-            // What was dropped may have been on its way to the manager already, and in the logs then; a gap is less, or the same. Other
-            // lives of the same name may have had gaps as well.
+            // What was dropped may have been on its way to the manager already, and in the logs
+            // then; a gap is less, or the same. Other lives of the same name may have had gaps as
+            // well.
             let only = lives.iter().filter(|life| life.process() == name).count() == 1;
             if only && ledger["dropped"].as_u64() < Some(gap) {
                 wrong.push(format!(
@@ -269,7 +273,8 @@ impl Whole {
         }
     }
 
-    /// A client that consumes by itself has got everything too: the ends once, in their order, with the right status.
+    /// A client that consumes by itself has got everything too: the ends once, in their order, with
+    /// the right status.
     fn check_side(&mut self, lives: &[Life], wrong: &mut Vec<String>) {
         let Some(side) = &self.side else {
             return;
@@ -314,7 +319,8 @@ impl Whole {
         }
     }
 
-    /// Every end was told once, with the right status. A manager that was killed may have taken an event along.
+    /// Every end was told once, with the right status. A manager that was killed may have taken an
+    /// event along.
     fn check_ends(&mut self, lives: &[Life], wrong: &mut Vec<String>) {
         let ended: Vec<&Life> = lives
             .iter()
@@ -375,7 +381,8 @@ impl Whole {
         self.visits = visitor.answered();
     }
 
-    /// No zombie below keeper and kernel, and as many descriptors as ever when there was as much to hold.
+    /// No zombie below keeper and kernel, and as many descriptors as ever when there was as much to
+    /// hold.
     fn check_processes(&mut self, wrong: &mut Vec<String>) {
         let roles = [Role::Keeper, Role::Kernel].map(|role| self.pid(role));
         let zombies = || -> Vec<i32> {
@@ -405,7 +412,8 @@ impl Whole {
             let before = before.or_insert_with(|| now.clone());
             let grown = now[0].len() > before[0].len() || now[1].len() > before[1].len();
             if zombies.is_empty() && !grown {
-                // The first look may have been at a moment in which something was still being closed.
+                // The first look may have been at a moment in which something was still being
+                // closed.
                 *before = now;
                 return;
             }
@@ -424,7 +432,8 @@ impl Whole {
         }
     }
 
-    /// Workers that were told to end soon after their start are a problem for as long as `backoff_reset` says.
+    /// Workers that were told to end soon after their start are a problem for as long as
+    /// `backoff_reset` says.
     fn check_doctor(&self, wrong: &mut Vec<String>) {
         let deadline = Instant::now() + CLOSING;
         loop {

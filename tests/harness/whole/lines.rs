@@ -1,6 +1,7 @@
 //! Numbered lines: each once, whole and in order, through all files a log was turned into.
 //!
-//! Reads only what is new since the last time, a file being known by its inode; nothing may be turned meanwhile.
+//! Reads only what is new since the last time, a file being known by its inode; nothing may be
+//! turned meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;

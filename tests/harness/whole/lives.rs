@@ -1,4 +1,5 @@
-//! What the numbered workers (`tests/python/numbered.py`) did, by their own account, and orders to them.
+//! What the numbered workers (`tests/python/numbered.py`) did, by their own account, and orders to
+//! them.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

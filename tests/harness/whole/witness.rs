@@ -1,4 +1,5 @@
-//! Those who look on all the time: a client of the workers' listener, and one of the manager's events.
+//! Those who look on all the time: a client of the workers' listener, and one of the manager's
+//! events.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,7 +15,8 @@ use serde_json::{Value, json};
 
 use super::super::PATIENCE;
 
-/// Pause between two visits: a hundred a second are enough to hit every closed door, and leave the machine to others.
+/// Pause between two visits: a hundred a second are enough to hit every closed door, and leave the
+/// machine to others.
 const VISIT_EVERY: Duration = Duration::from_millis(10);
 
 /// Pause before a manager that is away is tried again.
@@ -121,7 +123,8 @@ fn visit(port: u16) -> std::io::Result<()> {
     }
 }
 
-/// Ends of workers as the manager's events told them, by pid: each with its status, none where the manager does not know.
+/// Ends of workers as the manager's events told them, by pid: each with its status, none where the
+/// manager does not know.
 pub type Reaps = BTreeMap<i32, Vec<Option<i64>>>;
 
 /// Listens to the manager's events, through all its lives.

@@ -1,4 +1,5 @@
-//! Containers: user namespaces that call somebody root, on our network and on their own, and a network that leads to our loopback.
+//! Containers: user namespaces that call somebody root, on our network and on their own, and a
+//! network that leads to our loopback.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,7 +12,8 @@ use crate::harness::{Kernel, is_root, skipped};
 
 use super::{AS_NOBODY, PYTHON, can, lines, nobody_has_python, python};
 
-/// Tries every way in, given a port, an abstract name, a socket's path and the number to pose as; prints for each what came of it.
+/// Tries every way in, given a port, an abstract name, a socket's path and the number to pose as;
+/// prints for each what came of it.
 const WAYS: &str = "import os, socket, struct, sys
 port, name, path, pose = int(sys.argv[1]), '\\0' + sys.argv[2], sys.argv[3], int(sys.argv[4])
 
@@ -63,8 +65,8 @@ for way, make, where, speak in [
     except OSError as error: print(way, 'impossible', error.errno)
 ";
 
-/// Enters a user namespace with the map it is given, as the user it calls 0, then runs its arguments. Those who make such maps are root
-/// or have `newuidmap`.
+/// Enters a user namespace with the map it is given, as the user it calls 0, then runs its
+/// arguments. Those who make such maps are root or have `newuidmap`.
 const MAPPED: &str = "import ctypes, os, sys
 ask, answer = os.pipe(), os.pipe()
 me = os.getpid()
@@ -133,7 +135,8 @@ fn assert_kept_out(kernel: &Kernel, who: &str, wrapper: &[&str], pose: u32) {
     assert_eq!(values["values"], serde_json::json!({}), "{who}");
 }
 
-/// The sockets' folder as a careless operator, or a bind mount into a container, would open it: only who asks counts then.
+/// The sockets' folder as a careless operator, or a bind mount into a container, would open it:
+/// only who asks counts then.
 fn open_wide(kernel: &Kernel) {
     for path in [kernel.directory().to_owned(), kernel.runtime_dir()] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it is ours");
@@ -178,7 +181,8 @@ fn who_is_root_in_a_container_is_who_it_is_outside() {
 
 #[test]
 fn a_container_has_no_use_for_calling_somebody_by_our_number() {
-    // The daemon is the user 65534. So is, in its own namespace, a user that it does not know, and everybody whom nobody knows.
+    // The daemon is the user 65534. So is, in its own namespace, a user that it does not know, and
+    // everybody whom nobody knows.
     let third = [
         "setpriv",
         "--reuid=1234",
@@ -303,7 +307,8 @@ fn a_network_that_leads_to_our_loopback_leads_nowhere() {
     kernel
         .json()
         .ok("value.remove", serde_json::json!({"names": ["forged"]}));
-    // The packets arrive, which a stranger's port would show by refusing; but nobody here has the other end of that connection.
+    // The packets arrive, which a stranger's port would show by refusing; but nobody here has the
+    // other end of that connection.
     let output = python(
         &container.wrapper(),
         FROM,

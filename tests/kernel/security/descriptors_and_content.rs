@@ -52,7 +52,8 @@ fn a_flood_of_descriptors_is_bounded() {
         })
         .collect();
     let mut session = kernel.json();
-    // Each flooder costs its session and the sixteen descriptors that may wait; and there is this session.
+    // Each flooder costs its session and the sixteen descriptors that may wait; and there is this
+    // session.
     let limit = before + flooders.len() * 17 + 2;
     for _ in 0..20 {
         session.ok("value.set", json!({"name": "a", "value": "b"}));
@@ -216,7 +217,8 @@ fn json_that_is_meant_to_hurt_is_an_error() {
     for line in &lines {
         let shown = line.get(..60).unwrap_or(line);
         let mut session = kernel.json();
-        // `call` passes over the reply to the line; the next request shows that the session goes on.
+        // `call` passes over the reply to the line; the next request shows that the session goes
+        // on.
         session.send_line(line).expect("it is taken");
         let reply = session.call("value.get", json!({"name": "none"}));
         assert!(matches!(reply, Ok(Ok(_))), "{shown}: {reply:?}");
@@ -346,7 +348,8 @@ fn a_fork_bomb_stays_within_its_limit_and_leaves_nothing() {
     assert_eq!(kernel.keeper(), keeper, "nobody was replaced");
 }
 
-/// Processes of a user below a keeper, zombies included; another run of the same test does not count.
+/// Processes of a user below a keeper, zombies included; another run of the same test does not
+/// count.
 fn of_user(keeper: i32, uid: u32) -> Vec<i32> {
     let wanted = format!("{uid} {uid} {uid} {uid}");
     let mut pids = procfs::descendants(keeper);

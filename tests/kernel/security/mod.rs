@@ -1,5 +1,6 @@
-//! What somebody hostile can do: in a browser, as another user of the machine, in a container, in a worker, or with a
-//! descriptor they were given. `safety.rs` has what a careless caller can do; SECURITY.md says what is promised.
+//! What somebody hostile can do: in a browser, as another user of the machine, in a container, in a
+//! worker, or with a descriptor they were given. `safety.rs` has what a careless caller can do;
+//! SECURITY.md says what is promised.
 
 mod containers;
 mod descriptors_and_content;
@@ -15,8 +16,8 @@ use crate::harness::{Collector, Kernel, is_root, skipped};
 const NOBODY: u32 = 65_534;
 /// The system's: what root has on its own path may be out of another user's reach.
 const PYTHON: &str = "/usr/bin/python3";
-/// A program that connects to each address it is given (a port, or `@` and an abstract name), asks for something to be
-/// kept, and prints for each what it heard: `served` for a prompt.
+/// A program that connects to each address it is given (a port, or `@` and an abstract name), asks
+/// for something to be kept, and prints for each what it heard: `served` for a prompt.
 const CALLER: &str = "import socket, sys
 for where in sys.argv[1:]:
     try:

@@ -1,4 +1,5 @@
-//! Who is not served, and who cannot get in the way: pages in a browser, other users, other namespaces.
+//! Who is not served, and who cannot get in the way: pages in a browser, other users, other
+//! namespaces.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -92,7 +93,8 @@ fn a_name_taken_by_another_user_does_not_stop_the_start() {
     }
     let port = free_port();
     let name = format!("papa/{}/{port}", nix::unistd::geteuid());
-    // Two that listen and never accept, the second with a full queue; and one that does not even listen.
+    // Two that listen and never accept, the second with a full queue; and one that does not even
+    // listen.
     for listening in ["s.listen(5)", "s.listen(0)", "pass"] {
         let mut squatter = squat(&name, listening);
         let kernel = Kernel::builder().port(port).start();
@@ -230,7 +232,8 @@ fn a_port_taken_over_from_a_caller_that_has_gone_does_not_speak_for_it() {
     let pid = kernel.pid();
     // Callers wait to be accepted. The stranger says what it wants, and resets its connection.
     procfs::signal(pid, Signal::SIGSTOP);
-    // A port that it bound is its alone; one the system chose may serve connections of others at the same time.
+    // A port that it bound is its alone; one the system chose may serve connections of others at
+    // the same time.
     let program = "import socket, struct, sys\ns = socket.socket()\n\
                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
                    s.bind(('127.0.0.1', 0))\ns.connect(('127.0.0.1', int(sys.argv[1])))\n\
@@ -293,8 +296,8 @@ fn another_network_namespace_has_no_way_in() {
     }
 }
 
-/// A program that enters a user namespace in which 65534 is our user 1000 (and whoever has no number there shows as
-/// 65534 as well), becomes that user, and runs its arguments.
+/// A program that enters a user namespace in which 65534 is our user 1000 (and whoever has no
+/// number there shows as 65534 as well), becomes that user, and runs its arguments.
 const IN_A_NAMESPACE: &str = "import ctypes, os, sys
 ask, answer = os.pipe(), os.pipe()
 me = os.getpid()

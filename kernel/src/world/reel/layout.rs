@@ -37,8 +37,8 @@ pub(super) const LANDING_BYTES: u64 = 64 * 1024;
 const MIN_RING_INDEX: u64 = 64 * 1024;
 /// Smallest largest file in which a ring has room.
 pub const MIN_FILE_BYTES: u64 = 256 * 1024;
-/// Where files may have this many bytes, a reel begins without a ring: few processes ever write so much, and the largest reel (16 GiB
-/// and an index of that size) fits in twice.
+/// Where files may have this many bytes, a reel begins without a ring: few processes ever write so
+/// much, and the largest reel (16 GiB and an index of that size) fits in twice.
 pub const LINEAR_FILE_BYTES: u64 = 1 << 36;
 /// Nothing in a file lies behind this; more in a header is a mistake.
 const MAX_OFFSET: u64 = 1 << 46;
@@ -108,7 +108,8 @@ impl Layout {
         })
     }
 
-    /// A ring for a reel that keeps `limit` bytes, or what has room, in a file of at most `largest` bytes.
+    /// A ring for a reel that keeps `limit` bytes, or what has room, in a file of at most `largest`
+    /// bytes.
     ///
     /// # Errors
     /// As [`Self::new`].

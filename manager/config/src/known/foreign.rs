@@ -1,9 +1,11 @@
 //! Keys that people bring along from other process managers, and what says the same here.
 //!
-//! Owns the names only. A key about privilege or about a limit is grave: whoever wrote it relies on it, so a file with one
-//! that has no effect is refused instead of being run with more rights than meant.
-//! Source: the reference pages of supervisord 4, systemd.exec(5), systemd.service(5), systemd.resource-control(5), pm2's ecosystem
-//! file, the Compose specification, process-compose, init(5) of upstart, launchd.plist(5) and Kubernetes' security context.
+//! Owns the names only. A key about privilege or about a limit is grave: whoever wrote it relies on
+//! it, so a file with one that has no effect is refused instead of being run with more rights than
+//! meant.
+//! Source: the reference pages of supervisord 4, systemd.exec(5), systemd.service(5),
+//! systemd.resource-control(5), pm2's ecosystem file, the Compose specification, process-compose,
+//! init(5) of upstart, launchd.plist(5) and Kubernetes' security context.
 
 /// A key of another program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

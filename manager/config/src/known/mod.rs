@@ -1,8 +1,9 @@
 //! The keys each kind of section knows: type, default, meaning, example.
 //!
-//! Owns the tables, so that a misspelt key is reported instead of silently kept, a key that is accepted without
-//! effect says so, and the reference in manager/docs/ini.md is written from them (`UPDATE_README=1 cargo test -p
-//! papa-config --lib known` writes it anew). Values are `resolve`'s.
+//! Owns the tables, so that a misspelt key is reported instead of silently kept, a key that is
+//! accepted without effect says so, and the reference in manager/docs/ini.md is written from them
+//! (`UPDATE_README=1 cargo test -p papa-config --lib known` writes it anew). Values are
+//! `resolve`'s.
 //! Source: Circus 0.17.2's option tables.
 
 mod circus;
@@ -47,7 +48,8 @@ pub enum Initial {
 pub enum Effect {
     /// It is obeyed.
     Active,
-    /// It is kept and shown and has no effect; whoever writes it is told so. The text follows the key's name.
+    /// It is kept and shown and has no effect; whoever writes it is told so. The text follows the
+    /// key's name.
     Inactive(&'static str),
     /// It has no effect and needs none, so nobody is told.
     Needless,

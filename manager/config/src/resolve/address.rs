@@ -1,7 +1,8 @@
 //! Sections that want the same address.
 //!
-//! Owns the rules of who can be bound beside whom, and gives IPv4 back where a section of the file has it: `::` takes both
-//! unless told otherwise. Leaves to others: addresses that somebody outside the file has, which only the kernel meets.
+//! Owns the rules of who can be bound beside whom, and gives IPv4 back where a section of the file
+//! has it: `::` takes both unless told otherwise. Leaves to others: addresses that somebody outside
+//! the file has, which only the kernel meets.
 //! Source: `ipv6(7)`, `socket(7)`; `inet_csk_bind_conflict` of Linux.
 
 use std::net::IpAddr;
@@ -9,7 +10,8 @@ use std::net::IpAddr;
 use crate::problem::Findings;
 use crate::types::{SocketConfig, SocketFamily, SocketType};
 
-/// Sets `v6only` where it is not written and another section needs it, and reports what cannot be bound side by side.
+/// Sets `v6only` where it is not written and another section needs it, and reports what cannot be
+/// bound side by side.
 pub(super) fn settle(sockets: &mut [SocketConfig], findings: &mut Findings) {
     for index in 0..sockets.len() {
         let socket = &sockets[index];

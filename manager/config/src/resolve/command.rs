@@ -1,8 +1,9 @@
 //! `cmd`, `args`, `shell` and `shell_args`: the words of a watcher's command.
 //!
-//! Owns replacing the variables that are known before a worker exists and splitting into words; the worker's number
-//! and the sockets' numbers stay in the words as variables for `render`. With `shell` the text reaches the shell as
-//! it is written, where Circus quoted every word of it again and so defused pipes and redirections.
+//! Owns replacing the variables that are known before a worker exists and splitting into words; the
+//! worker's number and the sockets' numbers stay in the words as variables for `render`. With
+//! `shell` the text reaches the shell as it is written, where Circus quoted every word of it again
+//! and so defused pipes and redirections.
 //! Source: Circus 0.17.2's `Process.format_args`.
 
 use crate::environment::Lookup;
@@ -40,7 +41,8 @@ pub(super) fn is_attribute(variable: &str) -> bool {
     variable == "working_dir" || ATTRIBUTES.contains(&variable) || variable.starts_with("rlimits.")
 }
 
-/// Reads the command. `last` knows the workers' final environment. None if it is missing or refused.
+/// Reads the command. `last` knows the workers' final environment. None if it is missing or
+/// refused.
 pub(super) fn resolve(
     fields: &mut Fields<'_>,
     last: &Lookup,

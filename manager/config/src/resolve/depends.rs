@@ -1,6 +1,7 @@
 //! `depends_on`.
 //!
-//! Owns reading the names, and the checks across watchers: each name exists, and nothing waits for itself.
+//! Owns reading the names, and the checks across watchers: each name exists, and nothing waits for
+//! itself.
 //! Invariant: after `check` without an error the watchers can be ordered.
 
 use crate::fields::Fields;
@@ -55,7 +56,8 @@ enum Mark {
     Done,
 }
 
-/// Walks along the dependencies, without recursion because their number is the file's, and reports each circle once.
+/// Walks along the dependencies, without recursion because their number is the file's, and reports
+/// each circle once.
 fn report_circles(watchers: &[WatcherConfig], findings: &mut Findings) {
     let index: std::collections::HashMap<&str, usize> = watchers
         .iter()

@@ -1,7 +1,7 @@
 //! Users and groups.
 //!
-//! Owns reading a name or number and checking that a name exists, so that a misspelt user is reported with its line
-//! and not at the first start. Numbers pass as they are.
+//! Owns reading a name or number and checking that a name exists, so that a misspelt user is
+//! reported with its line and not at the first start. Numbers pass as they are.
 //! Source: Circus's `to_uid` and `to_gid`; a number 0 means "no change" there and here.
 
 use std::collections::BTreeSet;
@@ -23,8 +23,8 @@ pub(super) fn user(fields: &mut Fields<'_>) -> Option<Identity> {
 /// Variables that tell a program who it runs as.
 const ACCOUNT_VARIABLES: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
 
-/// Sets the variables of `user` in `environment` but for those in `written`, which the file sets; answers which. Of a number without an
-/// account nothing is known, and nothing is set.
+/// Sets the variables of `user` in `environment` but for those in `written`, which the file sets;
+/// answers which. Of a number without an account nothing is known, and nothing is set.
 pub(super) fn set_account(
     user: Option<&Identity>,
     written: &BTreeSet<OsString>,

@@ -1,8 +1,10 @@
 //! Keys that will not do what whoever wrote them expects.
 //!
-//! Owns what is said of a key that its section does not know: one of another program, of another section, a misspelt one; of keys
-//! that are accepted without effect; and of variables that nothing replaces. Values are the sections' own.
-//! Invariant: a key of another program that is about privilege or a limit is an error; everything else warns.
+//! Owns what is said of a key that its section does not know: one of another program, of another
+//! section, a misspelt one; of keys that are accepted without effect; and of variables that nothing
+//! replaces. Values are the sections' own.
+//! Invariant: a key of another program that is about privilege or a limit is an error; everything
+//! else warns.
 
 use crate::fields::Fields;
 use crate::ini::Entry;
@@ -44,8 +46,9 @@ impl Kind {
     }
 }
 
-/// Reports the keys of a section. The first `own` are its own, the others come from `[DEFAULT]`, which is there for
-/// several kinds of sections. `free`: unknown ones may be a hook's or a plugin's.
+/// Reports the keys of a section. The first `own` are its own, the others come from `[DEFAULT]`,
+/// which is there for several kinds of sections. `free`: unknown ones may be a hook's or a
+/// plugin's.
 pub(super) fn report(fields: &mut Fields<'_>, kind: Kind, own: usize, free: bool) {
     report_without_effect(fields, kind.table());
     report_comments(fields);
@@ -108,7 +111,8 @@ fn unknown(key: &str, kind: Kind, free: bool) -> Option<String> {
     (!free).then(|| format!("{key} is not known and has no effect"))
 }
 
-/// One line for all keys without effect for the same reason, none for a value that switches something off.
+/// One line for all keys without effect for the same reason, none for a value that switches
+/// something off.
 fn report_without_effect(fields: &mut Fields<'_>, table: &[Key]) {
     let mut groups: Vec<(&'static str, Vec<&Entry>)> = Vec::new();
     for entry in fields.entries() {
@@ -177,11 +181,12 @@ fn report_comments(fields: &mut Fields<'_>) {
     }
 }
 
-/// Keys in which `$(circus.wid)` and, in the first three, sockets and other keys are replaced for each worker.
+/// Keys in which `$(circus.wid)` and, in the first three, sockets and other keys are replaced for
+/// each worker.
 const FOR_EACH_WORKER: [&str; 5] = ["cmd", "args", "shell_args", "ready", "health"];
 
-/// Reports variables that stay as text because nothing has their name. `later` knows those that are replaced later on in
-/// `cmd`, `args` and `shell_args`.
+/// Reports variables that stay as text because nothing has their name. `later` knows those that are
+/// replaced later on in `cmd`, `args` and `shell_args`.
 pub(super) fn report_variables(fields: &mut Fields<'_>, later: impl Fn(&str) -> bool) {
     for entry in fields.entries() {
         let text = fields.expand(&entry.value);

@@ -1,7 +1,8 @@
 //! From text to the typed configuration, with every mistake reported at once.
 //!
-//! Owns `[circus]`, the order of things and checks across sections; one watcher, its streams and sockets have files
-//! of their own. Reads files, the given environment and the user database; starts nothing.
+//! Owns `[circus]`, the order of things and checks across sections; one watcher, its streams and
+//! sockets have files of their own. Reads files, the given environment and the user database;
+//! starts nothing.
 //! Invariant: a `Config` is returned only if there was no error at all.
 //! Source: Circus 0.17.2's `get_config`; manager/docs/ini.md.
 
@@ -42,7 +43,8 @@ use crate::types::{
     SocketConfig, SyslogConfig, WatcherConfig,
 };
 
-/// Longest namespace, in bytes: it is part of every name and of a socket's path, which may have 107.
+/// Longest namespace, in bytes: it is part of every name and of a socket's path, which may have
+/// 107.
 const MAX_NAMESPACE_BYTES: usize = 32;
 
 /// Longest name the kernel takes, in bytes.
@@ -51,7 +53,8 @@ pub const MAX_KERNEL_NAME_BYTES: usize = 255;
 /// Circus's default facility.
 const SYSLOG_USER: u8 = 1;
 
-/// Size of a log of the manager's own at which it is put aside. Beside its socket it takes memory, as the kernel's does.
+/// Size of a log of the manager's own at which it is put aside. Beside its socket it takes memory,
+/// as the kernel's does.
 const LOG_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// Levels `loglevel` knows.
 const LOG_LEVELS: [&str; 5] = ["critical", "error", "warning", "info", "debug"];
@@ -61,13 +64,14 @@ const LOG_LEVELS: [&str; 5] = ["critical", "error", "warning", "info", "debug"];
 pub struct Surroundings {
     /// The environment: `$(circus.env.X)`, `copy_env`.
     pub environment: Environment,
-    /// Where relative paths in the file begin, absolute: the manager's working directory, as in Circus.
+    /// Where relative paths in the file begin, absolute: the manager's working directory, as in
+    /// Circus.
     pub directory: PathBuf,
 }
 
 impl Surroundings {
-    /// Those of this process. The directory is the one whoever started us went into, through links: a release directory's link
-    /// leads somewhere else tomorrow.
+    /// Those of this process. The directory is the one whoever started us went into, through links:
+    /// a release directory's link leads somewhere else tomorrow.
     ///
     /// # Errors
     /// The working directory is gone or cannot be entered, and `PWD` does not say where it was.
@@ -88,7 +92,8 @@ impl Surroundings {
         }
     }
 
-    /// The same directory with this process's environment, wherever its working directory is by now.
+    /// The same directory with this process's environment, wherever its working directory is by
+    /// now.
     #[must_use]
     pub fn again(&self) -> Self {
         Self {
@@ -98,7 +103,8 @@ impl Surroundings {
     }
 }
 
-/// The working directory by its logical name, if that leads there still. A working directory that is gone has only that name.
+/// The working directory by its logical name, if that leads there still. A working directory that
+/// is gone has only that name.
 fn directory(logical: Option<PathBuf>, physical: io::Result<PathBuf>) -> io::Result<PathBuf> {
     let logical = logical.filter(|path| path.is_absolute());
     let physical = match (physical, logical.as_ref()) {
@@ -122,8 +128,9 @@ pub(super) fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// A program that is reached through a link to a directory: where it is now. Its own name stays, because programs look at it.
-/// None for a program that is looked for in `PATH` or in the working directory, and for the system's own.
+/// A program that is reached through a link to a directory: where it is now. Its own name stays,
+/// because programs look at it. None for a program that is looked for in `PATH` or in the working
+/// directory, and for the system's own.
 pub(super) fn resolved_program(program: &str) -> Option<String> {
     let path = Path::new(program);
     let (parent, name) = (path.parent()?, path.file_name()?);
@@ -232,7 +239,8 @@ fn resolve(
     Ok(config)
 }
 
-/// One watcher of `config`, whose sockets are known. `env_given` replaces what the env sections say.
+/// One watcher of `config`, whose sockets are known. `env_given` replaces what the env sections
+/// say.
 pub fn one_watcher(
     config: &Config,
     section: &RawSection,
@@ -300,8 +308,8 @@ fn read_files(path: &Path, around: &Surroundings) -> (Loaded, Findings) {
     (loaded, findings)
 }
 
-/// Reads only the namespace of the configuration in `path`, so that a file with mistakes elsewhere still tells which
-/// manager is meant.
+/// Reads only the namespace of the configuration in `path`, so that a file with mistakes elsewhere
+/// still tells which manager is meant.
 ///
 /// # Errors
 /// The file cannot be read, or its namespace is none.
@@ -403,7 +411,8 @@ fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) ->
     }
 }
 
-/// `logoutput`: a file, a syslog daemon, or standard error, which is what Circus means by `-` and `stdout` too.
+/// `logoutput`: a file, a syslog daemon, or standard error, which is what Circus means by `-` and
+/// `stdout` too.
 fn log_output(fields: &mut Fields<'_>, around: &Surroundings) -> Option<LogOutput> {
     let text = fields.filled("logoutput")?;
     match text.trim() {
@@ -479,7 +488,8 @@ fn kernel_endpoint(text: &str) -> Result<KernelEndpoint, String> {
     }
 }
 
-/// What a name in the kernel may not hold; none if `name` is fine. `room` bytes are taken by its other parts.
+/// What a name in the kernel may not hold; none if `name` is fine. `room` bytes are taken by its
+/// other parts.
 pub fn name_fault(name: &str, room: usize) -> Option<String> {
     if name.is_empty() {
         Some("the name is empty".to_owned())
@@ -503,7 +513,8 @@ pub fn name_fault(name: &str, room: usize) -> Option<String> {
     }
 }
 
-/// Names are compared lower-cased everywhere, so two that differ only in case would share their workers.
+/// Names are compared lower-cased everywhere, so two that differ only in case would share their
+/// workers.
 fn check_names(watchers: &[WatcherConfig], sockets: &[SocketConfig], findings: &mut Findings) {
     for (index, watcher) in watchers.iter().enumerate() {
         if let Some(first) = watchers[..index]

@@ -1,7 +1,8 @@
 //! `ready` and `health`: how a worker says, or is found, to serve.
 //!
-//! Owns the forms of both texts, but for addresses, which are `probe::target`'s; nobody is asked here. `$(circus.wid)`
-//! may stand in addresses and commands and stays for `render_text`, so an address is checked as worker 1 would have it.
+//! Owns the forms of both texts, but for addresses, which are `probe::target`'s; nobody is asked
+//! here. `$(circus.wid)` may stand in addresses and commands and stays for `render_text`, so an
+//! address is checked as worker 1 would have it.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! `virtualenv`, `virtualenv_py_ver` and `copy_path`: what a Python program finds on its paths.
 //!
-//! Owns reading a virtualenv's folders and what they add to `PATH` and `PYTHONPATH`; runs no Python. Circus put its own
-//! import path in front for `copy_path`; this manager has none, so the `PYTHONPATH` it was started with is all there is.
+//! Owns reading a virtualenv's folders and what they add to `PATH` and `PYTHONPATH`; runs no
+//! Python. Circus put its own import path in front for `copy_path`; this manager has none, so the
+//! `PYTHONPATH` it was started with is all there is.
 //! Source: Circus 0.17.2's `load_virtualenv`.
 
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 //! What becomes of workers that end often or live long: `backoff_*`, `flapping.*`, `max_age*`.
 //!
-//! Owns reading them, and the defaults a `[plugin:…]` section of Circus's flapping plugin gives; `backoff` and the
-//! watcher act on them.
+//! Owns reading them, and the defaults a `[plugin:…]` section of Circus's flapping plugin gives;
+//! `backoff` and the watcher act on them.
 //! Source: Circus 0.17.2's `Flapping` plugin.
 
 use std::time::Duration;

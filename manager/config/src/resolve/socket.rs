@@ -1,8 +1,9 @@
 //! `[socket:NAME]`.
 //!
-//! Owns a socket's keys and defaults; the kernel makes the socket. One difference from Circus: a mask with a
-//! leading 0 is octal. The shared socket is non-blocking as Circus's are: asyncio and tornado trust the flag they
-//! inherit. Those that papa held were blocking, so they are where the section says `use_papa`.
+//! Owns a socket's keys and defaults; the kernel makes the socket. One difference from Circus: a
+//! mask with a leading 0 is octal. The shared socket is non-blocking as Circus's are: asyncio and
+//! tornado trust the flag they inherit. Those that papa held were blocking, so they are where the
+//! section says `use_papa`.
 //! Source: Circus 0.17.2's `CircusSocket`.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,8 +22,8 @@ const DEFAULT_PORT: u16 = 8080;
 /// Circus's default accept queue.
 const DEFAULT_BACKLOG: u32 = 2048;
 
-/// Circus's default mask for a unix socket, 8: everybody may connect, the group may not look. It is odd, but a
-/// front end running as another user depends on being let in.
+/// Circus's default mask for a unix socket, 8: everybody may connect, the group may not look. It is
+/// odd, but a front end running as another user depends on being let in.
 const DEFAULT_UMASK: u32 = 0o010;
 
 /// Longest path of a unix socket, in bytes. Source: unix(7), `sun_path` less its final NUL.

@@ -1,7 +1,8 @@
 //! `stdout_stream.*` and `stderr_stream.*`.
 //!
-//! Owns where a watcher's output goes: a file, the manager's own output, the system's log, nowhere. Classes that exist only as
-//! Python code are refused, because accepting them would lose output silently.
+//! Owns where a watcher's output goes: a file, the manager's own output, the system's log, nowhere.
+//! Classes that exist only as Python code are refused, because accepting them would lose output
+//! silently.
 //! Source: Circus 0.17.2's `circus.stream`; reference/circus.md section 4.
 
 use std::path::PathBuf;
@@ -134,7 +135,8 @@ const JSON_FILE: &[&str] = &[
     "max_line_bytes",
 ];
 
-/// Longest line in one JSON object, unless said otherwise; such a line fits one whatever it is made of.
+/// Longest line in one JSON object, unless said otherwise; such a line fits one whatever it is made
+/// of.
 const LINE_BYTES: usize = 32 * 1024;
 /// What may be said. The kernel keeps a line until it has an end or this length.
 const MAX_LINE_BYTES: i64 = 64 * 1024;

@@ -392,7 +392,8 @@ fn environment_reaches_the_worker_and_its_paths() {
         (get("A"), get("B"), watcher.env.len()),
         ("1", "$(circus.env.HOME) /root", 2)
     );
-    // Paths see the value before `$NAME` is replaced, the command the one after: Circus's two stages.
+    // Paths see the value before `$NAME` is replaced, the command the one after: Circus's two
+    // stages.
     assert_eq!(
         watcher.stdout.file().unwrap().filename,
         Path::new("/srv/$(circus.env.HOME) $HOME/log")

@@ -1,7 +1,7 @@
 //! `[watcher:NAME]`.
 //!
-//! Owns a watcher's keys and defaults, which are Circus's but for `use_papa`: here every worker runs in the kernel,
-//! and `use_papa = false` means that it is stopped when the manager quits.
+//! Owns a watcher's keys and defaults, which are Circus's but for `use_papa`: here every worker
+//! runs in the kernel, and `use_papa = false` means that it is stopped when the manager quits.
 //! Source: Circus 0.17.2's `watcher_defaults` and `Watcher`.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,8 @@ const DEFAULT_GRACEFUL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Circus's default number of attempts to start a worker.
 const DEFAULT_MAX_RETRY: i64 = 5;
 
-/// Bytes of a kernel name left for the longest namespace, `.manager.ready-end.`, and a dot and the worker's number.
+/// Bytes of a kernel name left for the longest namespace, `.manager.ready-end.`, and a dot and the
+/// worker's number.
 const NAME_ROOM: usize = 64;
 
 /// What a watcher depends on besides its own section.

@@ -1,7 +1,9 @@
-//! What became of a change of program whose answer never came: a program too old to answer for the one before just ends the connection.
+//! What became of a change of program whose answer never came: a program too old to answer for the
+//! one before just ends the connection.
 //!
-//! Owns the question "which program runs now", asked of the kernel and of `/proc` until there is an answer or the time is up. Invariant:
-//! a change is called done only if the kernel has started anew as the file that was wanted.
+//! Owns the question "which program runs now", asked of the kernel and of `/proc` until there is an
+//! answer or the time is up. Invariant: a change is called done only if the kernel has started anew
+//! as the file that was wanted.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +21,8 @@ use crate::cli::args::KernelUpgradeArgs;
 use crate::commands::progress::ProgressLine;
 use crate::commands::table;
 
-/// How long the kernel may be away: a program that fails is left for the one before within the keeper's limit, 20 s, and another start.
+/// How long the kernel may be away: a program that fails is left for the one before within the
+/// keeper's limit, 20 s, and another start.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// How often to look.
 const POLL: Duration = Duration::from_millis(50);
@@ -61,7 +64,8 @@ impl Expected {
         }
     }
 
-    /// Asks until it is clear what runs, and says so: what was wanted, or an error that says what is so instead.
+    /// Asks until it is clear what runs, and says so: what was wanted, or an error that says what
+    /// is so instead.
     pub(super) fn find_out(
         &self,
         addresses: &[Address],

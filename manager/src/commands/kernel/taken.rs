@@ -1,6 +1,7 @@
 //! Who is at the kernel's place and is no kernel of ours.
 //!
-//! Owns the one sentence about it: who that is, as far as the system tells, and how to go another way.
+//! Owns the one sentence about it: who that is, as far as the system tells, and how to go another
+//! way.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 

@@ -1,7 +1,10 @@
-//! `papactl kernel upgrade`: the kernel's program is changed for another, and everything it holds stays.
+//! `papactl kernel upgrade`: the kernel's program is changed for another, and everything it holds
+//! stays.
 //!
-//! Owns what a person is told about it. The change itself is the kernel's (`kernel.upgrade`), which answers on the same connection when
-//! it is done; where the answer does not come, `outcome` finds out what became of it. A kernel older than that is sent SIGUSR2 as before, which can do no more than the program that is installed now.
+//! Owns what a person is told about it. The change itself is the kernel's (`kernel.upgrade`), which
+//! answers on the same connection when it is done; where the answer does not come, `outcome` finds
+//! out what became of it. A kernel older than that is sent SIGUSR2 as before, which can do no more
+//! than the program that is installed now.
 
 use std::path::{self, Path};
 use std::sync::mpsc;

@@ -1,4 +1,5 @@
-//! `papactl kernel status|upgrade|dump`: the kernel that the manager uses, or the one in the usual places.
+//! `papactl kernel status|upgrade|dump`: the kernel that the manager uses, or the one in the usual
+//! places.
 
 use papa_protocol::client::{Address, Client};
 use papa_protocol::json::request::ops;

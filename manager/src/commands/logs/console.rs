@@ -1,8 +1,9 @@
 //! Output that is in no file, on the standard output of a manager that runs in the foreground.
 //!
-//! Owns a thread that prints lines as `NAME:WID | TEXT`, and the list of watchers whose output that is. It only follows: a reader that is
-//! slow or gone leaves output in the kernel, which drops the oldest, so that neither workers nor the manager wait for it.
-//! Control characters are made visible: what reads our standard output shows it on a terminal sooner or later.
+//! Owns a thread that prints lines as `NAME:WID | TEXT`, and the list of watchers whose output that
+//! is. It only follows: a reader that is slow or gone leaves output in the kernel, which drops the
+//! oldest, so that neither workers nor the manager wait for it. Control characters are made
+//! visible: what reads our standard output shows it on a terminal sooner or later.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,7 +24,8 @@ use crate::commands::table;
 use crate::config::WatcherConfig;
 use crate::control::message::log_files;
 
-/// Times that watchers are added to what is followed; each costs two connections to the kernel and a thread.
+/// Times that watchers are added to what is followed; each costs two connections to the kernel and
+/// a thread.
 const MAX_FOLLOWERS: usize = 16;
 
 /// What is shown, by the lower-case name of its watcher.
@@ -192,7 +194,8 @@ fn render(name: &str, wid: u32, text: &[u8], width: usize, out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-/// Says how much nobody will see. The kernel knows bytes, not lines: it has dropped them without looking.
+/// Says how much nobody will see. The kernel knows bytes, not lines: it has dropped them without
+/// looking.
 fn gap(bytes: u64, process: &str, out: &mut Vec<u8>) {
     let name = table::printable(process);
     out.extend_from_slice(
@@ -201,7 +204,8 @@ fn gap(bytes: u64, process: &str, out: &mut Vec<u8>) {
     );
 }
 
-/// Writes everything; a reader that is slow is waited for, also where somebody has made our standard output non-blocking.
+/// Writes everything; a reader that is slow is waited for, also where somebody has made our
+/// standard output non-blocking.
 fn write_out(mut out: &[u8]) -> io::Result<()> {
     let stdout = io::stdout();
     while !out.is_empty() {

@@ -1,7 +1,8 @@
-//! The last words of workers that have ended: those that are in no file and no longer in the kernel, and after a failure also those at
-//! the end of a log file.
+//! The last words of workers that have ended: those that are in no file and no longer in the
+//! kernel, and after a failure also those at the end of a log file.
 //!
-//! Owns what they look like. Leaves to others: keeping them (the manager), when they are shown (`logs`, and verbs that fail).
+//! Owns what they look like. Leaves to others: keeping them (the manager), when they are shown
+//! (`logs`, and verbs that fail).
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -128,8 +129,9 @@ pub(in crate::commands) fn now_ms() -> u64 {
     })
 }
 
-/// After something failed: what workers of these watchers that have ended since then wrote last, on standard error; of those with log
-/// files the last lines of these. `begun_ms`: when it began, in milliseconds since the epoch.
+/// After something failed: what workers of these watchers that have ended since then wrote last, on
+/// standard error; of those with log files the last lines of these. `begun_ms`: when it began, in
+/// milliseconds since the epoch.
 pub(in crate::commands) fn explain(
     common: &Common,
     client: &mut ManagerClient,
@@ -176,7 +178,8 @@ pub(in crate::commands) fn explain(
     }
 }
 
-/// The watchers that are meant whose workers have ended unasked since then, with the latest of these ends.
+/// The watchers that are meant whose workers have ended unasked since then, with the latest of
+/// these ends.
 fn recent<'a>(
     reply: &'a LogsReply,
     meant: &'a impl Fn(&str) -> bool,

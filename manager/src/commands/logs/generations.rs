@@ -1,7 +1,7 @@
 //! A log file and those it was turned into, in the order they were written.
 //!
-//! Owns one look at a directory that is not torn by a rotation going on, and whether two files are the same one, compressed meanwhile
-//! or not. Reads no lines.
+//! Owns one look at a directory that is not torn by a rotation going on, and whether two files are
+//! the same one, compressed meanwhile or not. Reads no lines.
 //! Invariant: a list that is called stable was the same in two looks.
 
 use std::fs::{self, File, Metadata};
@@ -77,7 +77,8 @@ fn look(path: &Path) -> io::Result<Vec<Generation>> {
         }
         Err(error) => return Err(error),
     };
-    // Of a file that is being compressed both forms are there; the plain one is as complete and quicker to read.
+    // Of a file that is being compressed both forms are there; the plain one is as complete and
+    // quicker to read.
     rotated.sort_by(|a, b| {
         (&a.stamp, a.number, a.compressed).cmp(&(&b.stamp, b.number, b.compressed))
     });
@@ -97,7 +98,8 @@ fn look(path: &Path) -> io::Result<Vec<Generation>> {
             }
         }
     }
-    // Both kinds exist where the configuration was changed; the kind turned last is the present one.
+    // Both kinds exist where the configuration was changed; the kind turned last is the present
+    // one.
     groups.sort_by_key(|group| group.last().map(|file| file.modified));
     let mut files = groups.concat();
     files.extend(generation(path.to_owned(), false)?);
@@ -139,7 +141,8 @@ impl Generation {
         Ok(same.then_some(file))
     }
 
-    /// Whether this is `plain` in compressed form: it keeps the time of the last write, and says how long the text is.
+    /// Whether this is `plain` in compressed form: it keeps the time of the last write, and says
+    /// how long the text is.
     pub(super) fn is_compressed_from(&self, plain: &File) -> io::Result<bool> {
         let metadata = plain.metadata()?;
         if !self.compressed || self.modified != modified(&metadata) {

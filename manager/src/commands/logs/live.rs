@@ -1,8 +1,10 @@
 //! Output that is in no file: what the kernel keeps of it, then what comes.
 //!
-//! Owns a thread with the connection to the kernel and the cutting of output into lines. It only looks: a follower acknowledges nothing,
-//! so that nobody's log changes. Leaves to others: which lines are shown, and how.
-//! Invariant: each byte is looked at once, also across a kernel that starts anew: what comes again is recognised by its position.
+//! Owns a thread with the connection to the kernel and the cutting of output into lines. It only
+//! looks: a follower acknowledges nothing, so that nobody's log changes. Leaves to others: which
+//! lines are shown, and how.
+//! Invariant: each byte is looked at once, also across a kernel that starts anew: what comes again
+//! is recognised by its position.
 //! Source: protocol/README.md, "Output".
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -111,7 +113,8 @@ async fn run(wanted: Wanted, news: &SyncSender<News>) -> Result<(), ClientError>
     };
     let connected = async {
         let (client, pushes) = Client::connect(wanted.addresses.clone(), options.clone()).await?;
-        // Questions have a connection of their own: their answers must not wait behind output that nobody has taken.
+        // Questions have a connection of their own: their answers must not wait behind output that
+        // nobody has taken.
         let (asking, _) = Client::connect(wanted.addresses.clone(), options).await?;
         Ok::<_, ClientError>((client, pushes, asking))
     };
@@ -391,7 +394,8 @@ struct Worker {
     kept_until: u64,
     /// Per stream, a line whose end has not come, and when it began.
     partial: [Option<(i64, Vec<u8>)>; 2],
-    /// How much there was when it was told that it ended; none: that was not told, or all of it has come.
+    /// How much there was when it was told that it ended; none: that was not told, or all of it has
+    /// come.
     ends_at: Option<u64>,
 }
 

@@ -1,7 +1,7 @@
 //! Lines of several files in the order in which they were written.
 //!
-//! Owns that order; reads no file. A line that does not say its time stays behind the one before it in its file, and files that tell no
-//! times at all come first, each as it is.
+//! Owns that order; reads no file. A line that does not say its time stays behind the one before it
+//! in its file, and files that tell no times at all come first, each as it is.
 
 use chrono::{DateTime, Utc};
 

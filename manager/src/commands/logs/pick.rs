@@ -1,7 +1,7 @@
 //! Which part of one log file is meant: its last lines, those since a moment, or the last of those.
 //!
-//! Owns the search: backwards through a plain file, twice forwards through a compressed one. Keeps no text: what was found is a list of
-//! places, read when it is printed.
+//! Owns the search: backwards through a plain file, twice forwards through a compressed one. Keeps
+//! no text: what was found is a list of places, read when it is printed.
 //! Invariant: memory is bounded whatever the file holds.
 
 use std::fs::File;
@@ -15,7 +15,8 @@ use crate::commands::logs::stamp::{HEAD_BYTES, Stamps};
 
 /// How much is read at a time.
 pub(super) const CHUNK_BYTES: usize = 64 * 1024;
-/// Several workers' lines are not strictly in the order of time: a file is searched until so much of it is too old.
+/// Several workers' lines are not strictly in the order of time: a file is searched until so much
+/// of it is too old.
 const OLD_ENOUGH_BYTES: u64 = 4 * 1024 * 1024;
 /// Places remembered for one file; beyond that a few lines that are too old are shown as well.
 const MAX_RANGES: usize = 65_536;

@@ -1,7 +1,8 @@
 //! Lines on their way to standard output.
 //!
-//! Owns what a line looks like there: bytes unchanged in a pipe, control characters made visible on a terminal (a log may hold whatever
-//! a stranger sent to a service), labels where there are several places, one object for each line with `--json`.
+//! Owns what a line looks like there: bytes unchanged in a pipe, control characters made visible on
+//! a terminal (a log may hold whatever a stranger sent to a service), labels where there are
+//! several places, one object for each line with `--json`.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -75,7 +75,8 @@ fn time_of_day(text: &str, now: DateTime<Local>) -> Option<DateTime<Utc>> {
         .find(|moment| *moment <= now)
 }
 
-/// The earlier of two where a clock put back shows a time twice: too much is shown rather than too little.
+/// The earlier of two where a clock put back shows a time twice: too much is shown rather than too
+/// little.
 fn local(moment: NaiveDateTime) -> Option<DateTime<Utc>> {
     let moment = Local.from_local_datetime(&moment).earliest()?;
     Some(moment.to_utc())

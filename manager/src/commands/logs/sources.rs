@@ -1,6 +1,7 @@
 //! Whose lines are meant, and where they are: files, or the kernel.
 //!
-//! Owns the grouping: every file once, whoever shares it, and for each watcher the streams that are in no file. Opens nothing.
+//! Owns the grouping: every file once, whoever shares it, and for each watcher the streams that are
+//! in no file. Opens nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! When a line of a log file was written, as the line itself says.
 //!
-//! Owns the reading of prefixes and of JSON lines' `time`; opens no file. A format without a year or a day is completed from a later
-//! moment: the file's last write, or the line behind.
+//! Owns the reading of prefixes and of JSON lines' `time`; opens no file. A format without a year
+//! or a day is completed from a later moment: the file's last write, or the line behind.
 //! Source: manager/docs/logs.md.
 
 use chrono::format::{Item, Parsed, parse};
@@ -52,7 +52,8 @@ impl Stamps {
         !matches!(self, Self::None)
     }
 
-    /// The moment from which a line belongs to those since `since`: what the format cuts off counts for the line.
+    /// The moment from which a line belongs to those since `since`: what the format cuts off counts
+    /// for the line.
     pub(super) fn floor(&self, since: DateTime<Utc>) -> DateTime<Utc> {
         match self {
             Self::None | Self::Json => since,
@@ -63,7 +64,8 @@ impl Stamps {
         }
     }
 
-    /// The moment of the line that begins with `head`, no later than `latest` where a choice is to be made.
+    /// The moment of the line that begins with `head`, no later than `latest` where a choice is to
+    /// be made.
     pub(super) fn read(&self, head: &[u8], latest: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match self {
             Self::None => None,
@@ -151,7 +153,8 @@ fn complete(parsed: &Parsed, latest: DateTime<Utc>) -> Option<DateTime<Utc>> {
         .find_map(|date| local(date.and_time(time)).filter(|moment| *moment <= limit))
 }
 
-/// The later of two where a clock put back shows a time twice: too much is shown rather than too little.
+/// The later of two where a clock put back shows a time twice: too much is shown rather than too
+/// little.
 fn local(moment: NaiveDateTime) -> Option<DateTime<Utc>> {
     let moment = Local.from_local_datetime(&moment).latest()?;
     Some(moment.to_utc())

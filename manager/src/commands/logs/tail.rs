@@ -1,9 +1,11 @@
 //! The end of a log file, and what is added to it, across rotation.
 //!
-//! Owns reading in order: what is meant of the file and its predecessors, then following by inode, so that a file that was renamed or
-//! compressed is read to its end and those that came after it are read in order. Leaves to others: which lines are meant (`pick`), what
-//! files there are (`generations`). Prints nothing.
-//! Invariant: every byte that is added is handed out once and in order, as long as rotation does not delete a file between two looks.
+//! Owns reading in order: what is meant of the file and its predecessors, then following by inode,
+//! so that a file that was renamed or compressed is read to its end and those that came after it
+//! are read in order. Leaves to others: which lines are meant (`pick`), what files there are
+//! (`generations`). Prints nothing.
+//! Invariant: every byte that is added is handed out once and in order, as long as rotation does
+//! not delete a file between two looks.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -166,7 +168,8 @@ impl Tail {
     pub(super) fn poll(&mut self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         loop {
             self.discover()?;
-            // The writer is done with a file once there is something in the next: this must be seen before the rest is read.
+            // The writer is done with a file once there is something in the next: this must be seen
+            // before the rest is read.
             let done = match self.queue.get(1) {
                 Some(next) => self.queue.len() > 2 || next.has_bytes()?,
                 None => false,

@@ -1,6 +1,8 @@
-//! A write that was cut short by a bad disk, and what people do to the file before the rest can follow.
+//! A write that was cut short by a bad disk, and what people do to the file before the rest can
+//! follow.
 //!
-//! Each case runs twice: the manager lives and tries again, or it is killed and a successor finishes the write.
+//! Each case runs twice: the manager lives and tries again, or it is killed and a successor
+//! finishes the write.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -33,7 +35,8 @@ const DONE: Delta = Delta {
 struct Case {
     name: &'static str,
     damage: fn(&Path),
-    /// Done once it was seen that nothing can be written; `None` when the write is to be finished at once.
+    /// Done once it was seen that nothing can be written; `None` when the write is to be finished
+    /// at once.
     repair: Option<fn(&Path)>,
     files: &'static [(&'static str, &'static str)],
 }

@@ -1,8 +1,9 @@
-//! What people do to a log file while nothing is written to it, and while it is being turned, and where the next lines go.
+//! What people do to a log file while nothing is written to it, and while it is being turned, and
+//! where the next lines go.
 //!
-//! Each case runs four times: while the file is idle or in rotation, and the manager lives or is killed meanwhile. What happens while a
-//! write is stuck is `cut`'s. Which error a bad disk answers with makes no difference: nothing of a refused write is in the file, and
-//! it is offered again.
+//! Each case runs four times: while the file is idle or in rotation, and the manager lives or is
+//! killed meanwhile. What happens while a write is stuck is `cut`'s. Which error a bad disk answers
+//! with makes no difference: nothing of a refused write is in the file, and it is offered again.
 
 use std::fs::{self, File};
 use std::io;
@@ -47,7 +48,8 @@ type Files = &'static [(&'static str, &'static str)];
 struct Case {
     name: &'static str,
     damage: fn(&Path),
-    /// Done once it was seen that nothing can be written; `None` when the lines are written at once.
+    /// Done once it was seen that nothing can be written; `None` when the lines are written at
+    /// once.
     repair: Option<fn(&Path)>,
     idle: Files,
     idle_killed: Files,

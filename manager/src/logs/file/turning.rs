@@ -1,8 +1,9 @@
 //! When and how a log file is turned.
 //!
-//! Owns the moment, by size and by time, and the order of the steps. Leaves to others: the names and the renames (`rotate`), what a period
-//! is (`schedule`).
-//! Invariant: a file is turned under a record in the store, with nothing pending; one that cannot be turned grows on.
+//! Owns the moment, by size and by time, and the order of the steps. Leaves to others: the names
+//! and the renames (`rotate`), what a period is (`schedule`).
+//! Invariant: a file is turned under a record in the store, with nothing pending; one that cannot
+//! be turned grows on.
 
 use std::fs;
 use std::io;
@@ -96,7 +97,8 @@ impl LogFile {
         }
     }
 
-    /// When the clock has something for `tick` to do. Looked at now and then before: clocks are set.
+    /// When the clock has something for `tick` to do. Looked at now and then before: clocks are
+    /// set.
     #[must_use]
     pub fn next_tick(&self, now: Now) -> Option<Instant> {
         self.limits.rotation.as_ref()?;
@@ -142,7 +144,8 @@ impl LogFile {
         failpoint::reach("log.rotated");
         self.handle = None;
         self.compress_due = true;
-        // The new file is there before the record goes: a successor must not take it for the old one.
+        // The new file is there before the record goes: a successor must not take it for the old
+        // one.
         let opened = self.ready(now);
         if let Err(error) = store.release(slot) {
             self.suspend(&error, now, None);

@@ -1,7 +1,7 @@
 //! Bytes on their way into a log file.
 //!
-//! Owns what waits to be written, what is left of a write that failed, and the write itself. Leaves to others: the record of it
-//! (`store`), what to do about a failure (`file`).
+//! Owns what waits to be written, what is left of a write that failed, and the write itself. Leaves
+//! to others: the record of it (`store`), what to do about a failure (`file`).
 //! Invariant: `written` counts what the system took, after every call and whatever came of it.
 
 use std::collections::HashMap;
@@ -85,7 +85,8 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Whether somebody has deleted the file: what is written there is lost, and its space stays taken as long as it is open.
+    /// Whether somebody has deleted the file: what is written there is lost, and its space stays
+    /// taken as long as it is open.
     pub(super) fn is_deleted(&self) -> bool {
         self.regular && self.file.metadata().is_ok_and(|data| data.nlink() == 0)
     }

@@ -1,7 +1,8 @@
 //! What the kernel has for us: processes and their output.
 //!
-//! Owns the questions a session asks: which kernel this is, which processes there are, whose output is to come. Leaves to others: when
-//! they are asked (`session`), where the output goes (`routes`, `writer`).
+//! Owns the questions a session asks: which kernel this is, which processes there are, whose output
+//! is to come. Leaves to others: when they are asked (`session`), where the output goes (`routes`,
+//! `writer`).
 //! Invariant: no process is forgotten that the kernel still knows, by name or by number.
 
 use std::collections::{HashMap, HashSet};
@@ -32,9 +33,10 @@ impl Session<'_> {
             names: vec![NamePattern::new(&name)],
         };
         if self.client.call(list).await?.held.is_empty() {
-            // A new kernel counts serials from the start: what we know belongs to processes of the old one. Forgotten before the state is
-            // held there: a successor would take it for this kernel's. Nothing was taken in from the new kernel yet, however often this
-            // is repeated.
+            // A new kernel counts serials from the start: what we know belongs to processes of the
+            // old one. Forgotten before the state is held there: a successor would take it for this
+            // kernel's. Nothing was taken in from the new kernel yet, however often this is
+            // repeated.
             self.writer.retain(|_| false)?;
             hold(&self.client, &name, self.writer.store()).await?;
         }
@@ -72,7 +74,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Output may overtake the news of its process. False for one that is no worker of ours: what it writes is the kernel's to keep.
+    /// Output may overtake the news of its process. False for one that is no worker of ours: what
+    /// it writes is the kernel's to keep.
     pub(super) async fn know(&mut self, serial: Serial) -> Result<bool, SessionError> {
         if self.writer.knows(serial.0) {
             return Ok(true);
@@ -87,7 +90,8 @@ impl Session<'_> {
         let listed = match self.client.call(list).await {
             Ok(listed) => listed,
             Err(error) => {
-                // What was pushed is lost with this answer: what follows it would look like a gap, and all is asked for anew.
+                // What was pushed is lost with this answer: what follows it would look like a gap,
+                // and all is asked for anew.
                 self.lapse();
                 self.unsettled.consumption = true;
                 self.settle_at = Some(Instant::now() + TRY_AGAIN);
@@ -145,8 +149,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Output that cannot be read from its reel is asked for anew, to be sent: over TCP there are no descriptors, and ours may have
-    /// run out. From the next connection on it is tried again.
+    /// Output that cannot be read from its reel is asked for anew, to be sent: over TCP there are
+    /// no descriptors, and ours may have run out. From the next connection on it is tried again.
     pub(super) async fn go_inline(&mut self, error: &SessionError) -> Result<(), SessionError> {
         tracing::info!(%error, "output is not read from the reels but sent by the kernel");
         self.delivery = ops::Delivery::Inline;
@@ -156,8 +160,9 @@ impl Session<'_> {
         self.settle().await
     }
 
-    /// Asks for the output of everybody whose output is wanted, from the first byte not acknowledged, where that is not under way; and
-    /// takes over from a predecessor that is not quite dead.
+    /// Asks for the output of everybody whose output is wanted, from the first byte not
+    /// acknowledged, where that is not under way; and takes over from a predecessor that is not
+    /// quite dead.
     pub(super) async fn consume(&mut self) -> Result<(), SessionError> {
         let wanted = self
             .table

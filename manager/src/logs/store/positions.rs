@@ -1,7 +1,9 @@
 //! How far each stream of each process is in its file, as the log state has it.
 //!
-//! Owns the table of done positions, in the memfd and in memory. Leaves to others: the writes that move them (`store`).
-//! Invariant: memory says what the memfd says; a position never goes back; an entry is one write inside a page.
+//! Owns the table of done positions, in the memfd and in memory. Leaves to others: the writes that
+//! move them (`store`).
+//! Invariant: memory says what the memfd says; a position never goes back; an entry is one write
+//! inside a page.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;

@@ -1,8 +1,10 @@
 //! Where lines go, and that changing while they come.
 //!
-//! Owns the way from a route to an open sink, one for each address however it is spelt, and the turn of a running process's streams to
-//! other ones. Leaves to others: what the routes are (`routes`), the lines (`book`).
-//! Invariant: a line goes whole to one place; a stream with half a write in a file turns away only after that is finished.
+//! Owns the way from a route to an open sink, one for each address however it is spelt, and the
+//! turn of a running process's streams to other ones. Leaves to others: what the routes are
+//! (`routes`), the lines (`book`).
+//! Invariant: a line goes whole to one place; a stream with half a write in a file turns away only
+//! after that is finished.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -38,7 +40,8 @@ impl LogWriter {
         }
     }
 
-    /// Sends the further lines of a process elsewhere. True when the kernel must be asked for everything unacknowledged once more.
+    /// Sends the further lines of a process elsewhere. True when the kernel must be asked for
+    /// everything unacknowledged once more.
     pub fn reroute(&mut self, serial: u64, routes: &Routes, now: Now) -> bool {
         // What was taken in goes where it was to go; positions then say what is left.
         self.flush_files(0, Duration::MAX, now);
@@ -70,7 +73,8 @@ impl LogWriter {
             let left = stream.target.as_ref().map(|target| target.sink);
             let left = left.filter(|sink| stays != Some(*sink));
             if let Some(sink) = left.and_then(|sink| self.desk.sinks.get_mut(sink)) {
-                // It goes where the rest of the stream goes, which then is as one whose file was suspended.
+                // It goes where the rest of the stream goes, which then is as one whose file was
+                // suspended.
                 stream.stale |= sink.withdraw(stream.source);
             }
             again |= stream.stale;

@@ -1,7 +1,8 @@
 //! More log files than descriptors.
 //!
-//! Owns how many files stay open: the rest of the descriptors is for the kernel's connection, signals and callers. Files that are closed
-//! are opened again by their paths, so that one that was moved is not written to any more.
+//! Owns how many files stay open: the rest of the descriptors is for the kernel's connection,
+//! signals and callers. Files that are closed are opened again by their paths, so that one that was
+//! moved is not written to any more.
 
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ fn most_open(descriptors: usize) -> usize {
 }
 
 impl LogWriter {
-    /// Makes room for the files of one more process. Where there are fewer descriptors than files, all are closed now and then.
+    /// Makes room for the files of one more process. Where there are fewer descriptors than files,
+    /// all are closed now and then.
     pub(super) fn spare_descriptors(&mut self, now: Now) {
         let most = most_open(sys::descriptor_limit());
         if self.desk.sinks.len() <= most {

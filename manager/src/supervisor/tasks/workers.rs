@@ -29,12 +29,14 @@ use crate::worker::Running;
 const NOTE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the kernel gets to say which process it is.
 const STATUS_PATIENCE: Duration = Duration::from_millis(500);
-/// How long a start or a stop waits until what it follows from is kept; more than something refused is waited for.
+/// How long a start or a stop waits until what it follows from is kept; more than something refused
+/// is waited for.
 const KEPT_PATIENCE: Duration = Duration::from_secs(5);
 /// A signal whose way was cut by a dying kernel is sent again, so often.
 const SIGNAL_ATTEMPTS: usize = 5;
 
-/// How long the file system may take to say whether a release is there; one that hangs is left to the kernel.
+/// How long the file system may take to say whether a release is there; one that hangs is left to
+/// the kernel.
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Signals sent at once; each takes a descriptor for a moment.
@@ -50,8 +52,9 @@ pub(in crate::supervisor) struct Order {
 
 /// Starts one worker.
 ///
-/// First the stop signals in `signals` go out: a reload would otherwise have one more worker there than it may. And first
-/// `kept` is over: until then the name may belong to a worker that has ended.
+/// First the stop signals in `signals` go out: a reload would otherwise have one more worker there
+/// than it may. And first `kept` is over: until then the name may belong to a worker that has
+/// ended.
 pub(in crate::supervisor) fn start(
     link: KernelLink,
     config: Arc<WatcherConfig>,
@@ -178,7 +181,8 @@ pub(in crate::supervisor) fn stop_reach(stop_children: bool) -> Whom {
     }
 }
 
-/// Asks a worker to end, once it is noted who belongs to it and kept that it is to end. What it answers is told when the signal is out.
+/// Asks a worker to end, once it is noted who belongs to it and kept that it is to end. What it
+/// answers is told when the signal is out.
 pub(in crate::supervisor) fn stop(
     link: KernelLink,
     process: Running,
@@ -232,7 +236,8 @@ pub(in crate::supervisor) fn order_tree(
     });
 }
 
-/// What a worker's environment has and nobody else's; nothing where the kernel does not say which it is.
+/// What a worker's environment has and nobody else's; nothing where the kernel does not say which
+/// it is.
 async fn mark(link: &KernelLink, (key, wid): &(String, u32)) -> Vec<Vec<u8>> {
     let asked = tokio::time::timeout(STATUS_PATIENCE, link.mark(key, *wid)).await;
     let Ok(Ok(mark)) = asked else {
@@ -252,7 +257,8 @@ async fn kernel_now(link: &KernelLink) -> i32 {
     i32::try_from(pid).unwrap_or(0)
 }
 
-/// Sends a signal to one process, or to others of its tree. What it answers is told when the signal is out, or why it is not.
+/// Sends a signal to one process, or to others of its tree. What it answers is told when the signal
+/// is out, or why it is not.
 pub(in crate::supervisor) fn signal(
     link: KernelLink,
     process: Running,
@@ -296,7 +302,8 @@ pub(in crate::supervisor) fn kill(
     });
 }
 
-/// Has something done with the pidfd of a process, unless that has ended. What goes wrong is logged, and told to people.
+/// Has something done with the pidfd of a process, unless that has ended. What goes wrong is
+/// logged, and told to people.
 async fn send(
     link: &KernelLink,
     process: Running,

@@ -123,7 +123,8 @@ fn one_that_loops_waits_longer_each_time_and_the_others_do_not() {
         [1, 2],
         "who ran long is started at once"
     );
-    // A worker that has run for backoff_reset is well, and what failed before is no message any more.
+    // A worker that has run for backoff_reset is well, and what failed before is no message any
+    // more.
     assert!(bench.watcher.message().is_some());
     let well = bench.watcher.deadline().unwrap() - bench.at.now;
     assert_eq!(well, Duration::from_secs(10));

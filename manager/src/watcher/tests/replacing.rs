@@ -27,7 +27,8 @@ fn two() -> (Bench, Arc<WatcherConfig>) {
     (bench, config)
 }
 
-/// A watcher of two whose reload fails when one of each generation serves; number 1 is started anew.
+/// A watcher of two whose reload fails when one of each generation serves; number 1 is started
+/// anew.
 fn half_replaced() -> (Bench, Arc<WatcherConfig>) {
     let (mut bench, before) = two();
     let after = tuned("numprocesses = 2", |config| {

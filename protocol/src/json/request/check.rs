@@ -1,7 +1,7 @@
 //! The checks of requests that their types cannot make: lengths, ranges, contradictions.
 //!
-//! Owns which requests are refused before anything is looked up; the classic dialect's sockets and processes pass
-//! through the same checks.
+//! Owns which requests are refused before anything is looked up; the classic dialect's sockets and
+//! processes pass through the same checks.
 
 use crate::json::reply::{ErrorCode, Failure};
 use crate::json::request::ops::{

@@ -1,7 +1,8 @@
 //! The ops of the JSON dialect, one struct each.
 //!
-//! Optional fields have the default the README states; a field that is absent and one at its default are the same
-//! request. The classic dialect makes sockets and processes through the same structs.
+//! Optional fields have the default the README states; a field that is absent and one at its
+//! default are the same request. The classic dialect makes sockets and processes through the same
+//! structs.
 
 use std::collections::BTreeMap;
 
@@ -163,8 +164,8 @@ pub struct SocketFetch {
 pub struct ProcessMake {
     /// Its name.
     pub name: Name,
-    /// Command and arguments. Only a classic request may come without any; it has no command, and the kernel says so
-    /// once it has looked for a process of that name.
+    /// Command and arguments. Only a classic request may come without any; it has no command, and
+    /// the kernel says so once it has looked for a process of that name.
     #[serde(deserialize_with = "bounded::arguments")]
     pub argv: Vec<ByteString>,
     /// Environment variables.
@@ -237,7 +238,8 @@ pub struct ProcessMake {
     /// What happens when the reel is full.
     #[serde(default, skip_serializing_if = "is_default")]
     pub overflow: Overflow,
-    /// How much unacknowledged output is kept, [`crate::limits::REEL_BYTES`] unless said otherwise; 0 captures nothing.
+    /// How much unacknowledged output is kept, [`crate::limits::REEL_BYTES`] unless said otherwise;
+    /// 0 captures nothing.
     #[serde(
         default,
         deserialize_with = "bounded::reel_bytes",
@@ -377,7 +379,8 @@ pub struct OutputReel {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputAck {
-    /// For each process the position up to which, exclusively, its output may go. None at all is a sign of life.
+    /// For each process the position up to which, exclusively, its output may go. None at all is a
+    /// sign of life.
     #[serde(deserialize_with = "bounded::positions")]
     pub acks: BTreeMap<Serial, u64>,
 }
@@ -477,7 +480,8 @@ pub struct KernelExit {}
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelUpgrade {
-    /// Absolute path of the program to change to; without one, what is now where the running program was started from.
+    /// Absolute path of the program to change to; without one, what is now where the running
+    /// program was started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary: Option<ByteString>,
     /// Replace the keeper too.

@@ -23,7 +23,7 @@ use crate::sys::memfd::splice_away;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, exit_info, wait_id};
 use crate::sys::process::{file_size_limit, parent_of, set_pipe_size};
 use crate::world::live::{Source, Waits};
-use crate::world::reel::Capture;
+use crate::world::reel::{Capture, Reel};
 use crate::world::table::Entry;
 
 /// From one look whether everybody has left a control group to the next.
@@ -349,6 +349,11 @@ impl Owner {
                 return;
             };
             let waits = live.waits_until(overflow, Instant::now()) != Waits::No;
+            // A kernel that has just recovered looks at full reels too.
+            if waits && live.reel.as_ref().is_some_and(Reel::is_full) {
+                self.bound_reel(serial, overflow);
+                return;
+            }
             match live.capture(stream, waits, now_us) {
                 Ok(Capture::Bytes(bytes)) => {
                     live.trouble = None;

@@ -519,6 +519,10 @@ impl Keeper {
         let Some(kernel) = &mut self.kernel else {
             return;
         };
+        if kernel.silent_since.is_some() {
+            // It has closed its line, and may be the keeper by now: `is_replaced` decides.
+            return;
+        }
         if kernel.serving && now >= kernel.next_ping {
             kernel.next_ping = now + scaled(PING_INTERVAL);
             if kernel.asked.is_none() {

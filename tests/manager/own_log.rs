@@ -9,7 +9,7 @@ use std::process::{Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Scratch, binary, private_command, procfs, wait_until};
+use crate::harness::{Scratch, binary, private_command, procfs, wait_until, wait_until_for};
 
 /// An installation started with `papactl up`.
 struct Site {
@@ -115,7 +115,9 @@ fn a_flapping_watcher_filled_the_managers_log() {
          backoff_first = 0.01\nbackoff_max = 0.01\n",
     );
     let ends = || site.read("count").lines().count();
-    wait_until("it has ended often", || ends() > 250);
+    // Twelve ends a second on an idle machine, and far fewer on a busy one.
+    let patience = std::time::Duration::from_secs(60);
+    wait_until_for("it has ended often", patience, || ends() > 150);
     assert!(site.run("quit").status.success());
     wait_until("the numbers are said", || {
         site.read("m.log").matches(" more of these ").count() >= 2

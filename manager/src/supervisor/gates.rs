@@ -15,6 +15,7 @@ use crate::watcher::{Gate, Watcher};
 #[derive(Debug, Default)]
 pub(super) struct World {
     socket_troubles: BTreeMap<String, String>,
+    sockets_unmade: bool,
     orphans_known: bool,
     /// Number of the look that found the orphans.
     orphans_found: u64,
@@ -26,11 +27,13 @@ impl Supervisor {
     /// before is touched.
     pub(super) fn set_gates(&mut self) {
         let same_world = self.gated_by.socket_troubles == self.socket_troubles
+            && self.gated_by.sockets_unmade == self.sockets_unmade
             && self.gated_by.orphans_known == self.orphans_of_kernels.is_known()
             && self.gated_by.orphans_found == self.orphans_of_kernels.looks_done();
         if !same_world {
             self.gated_by = World {
                 socket_troubles: self.socket_troubles.clone(),
+                sockets_unmade: self.sockets_unmade,
                 orphans_known: self.orphans_of_kernels.is_known(),
                 orphans_found: self.orphans_of_kernels.looks_done(),
             };

@@ -12,22 +12,22 @@ use crate::journal::wait_up;
 use crate::stack::Stack;
 
 #[track_caller]
-fn refused(reply: &Value) -> &str {
+pub(crate) fn refused(reply: &Value) -> &str {
     assert_eq!(reply["status"], "error", "{reply}");
     reply["reason"].as_str().unwrap()
 }
 
 #[track_caller]
-fn reload(stack: &Stack) -> Value {
+pub(crate) fn reload(stack: &Stack) -> Value {
     stack.ask("reloadconfig", &json!({"waiting": true}))
 }
 
 #[track_caller]
-fn ok(reply: &Value) {
+pub(crate) fn ok(reply: &Value) {
     assert_eq!(reply["status"], "ok", "{reply}");
 }
 
-fn write(path: &Path, text: &str) {
+pub(crate) fn write(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, text).unwrap();
 }

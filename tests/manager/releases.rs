@@ -5,32 +5,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::configuration::{ok, refused, reload, write};
 use crate::harness::{procfs, wait_for, wait_until};
 use crate::journal::wait_up;
 use crate::stack::Stack;
-
-#[track_caller]
-fn refused(reply: &Value) -> &str {
-    assert_eq!(reply["status"], "error", "{reply}");
-    reply["reason"].as_str().unwrap()
-}
-
-#[track_caller]
-fn reload(stack: &Stack) -> Value {
-    stack.ask("reloadconfig", &json!({"waiting": true}))
-}
-
-#[track_caller]
-fn ok(reply: &Value) {
-    assert_eq!(reply["status"], "ok", "{reply}");
-}
-
-fn write(path: &Path, text: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
-}
 
 /// Makes `DIR/NAME` a release whose program writes its name and sleeps, or ends at once.
 fn release(stack: &Path, name: &str, ends: bool) {

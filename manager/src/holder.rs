@@ -213,6 +213,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 
     use super::*;
+    use papa_protocol::patience::eventually;
 
     fn sought(address: Option<IpAddr>, port: u16, datagram: bool) -> Sought {
         Sought {
@@ -234,7 +235,9 @@ mod tests {
             assert!(holder.to_string().ends_with(&format!("(pid {own})")));
         }
         drop(listener);
-        assert_eq!(of_address(&sought(None, port, false)), None);
+        assert!(eventually(
+            || of_address(&sought(None, port, false)).is_none()
+        ));
 
         let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = datagrams.local_addr().unwrap().port();

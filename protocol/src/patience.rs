@@ -25,3 +25,21 @@ pub fn scaled(limit: Duration) -> Duration {
         TEN_SECONDS_MS.get_or_init(|| std::env::var("PAPA_TEST_PATIENCE_MS").ok()?.parse().ok());
     measure.map_or(limit, |milliseconds| limit * milliseconds / 10_000)
 }
+
+/// Waits until `holds` answers true, for at most ten seconds, and answers whether it did.
+///
+/// For unit tests of what happens when the last copy of a descriptor is closed: a child that another
+/// test starts at that moment has a copy of every descriptor from its fork to its exec.
+#[doc(hidden)]
+pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        if holds() {
+            return true;
+        }
+        if std::time::Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

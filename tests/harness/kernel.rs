@@ -2,11 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -58,8 +61,22 @@ pub fn free_port() -> u16 {
     (0..all)
         .map(|_| begin.wrapping_add(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
         .filter_map(|number| u16::try_from(PORTS.start + number % all).ok())
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .find(|port| is_free(*port))
         .expect("the loopback interface has a free port")
+}
+
+/// Whether a port can be bound. The socket for it does not listen: a child of another test has a copy
+/// until its exec, and a copy that listened would keep the port from the program it is meant for.
+fn is_free(port: u16) -> bool {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .expect("a socket is made");
+    setsockopt(&socket, sockopt::ReuseAddr, &true).expect("an address may be used again");
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port)).is_ok()
 }
 
 /// A command whose runtime directory is private to a test.

@@ -293,6 +293,7 @@ impl Live {
 mod tests {
     use super::*;
     use crate::sys::poller::Token as _;
+    use nix::fcntl::OFlag;
 
     #[test]
     fn tokens_read_back() {
@@ -327,7 +328,7 @@ mod tests {
     #[test]
     fn a_removed_pipe_reports_no_more_even_if_a_copy_stays_open() {
         let poller = Poller::new().unwrap();
-        let (read, write) = nix::unistd::pipe().unwrap();
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
         let _copy = read.try_clone().unwrap();
         poller.add(&read, Source::Pipe(1, Stream::Out)).unwrap();
         nix::unistd::write(&write, b"x").unwrap();

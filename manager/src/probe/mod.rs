@@ -162,6 +162,7 @@ fn shown(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use papa_protocol::patience::eventually;
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -174,6 +175,9 @@ mod tests {
             .await
             .unwrap();
         drop(listener);
+        // A child of another test may have a copy of the listener until its exec.
+        let refused = || std::net::TcpStream::connect(address).is_err();
+        assert!(eventually(refused));
         let error = tcp(&address.to_string(), SOON).await.unwrap_err();
         assert!(error.to_string().contains("refused"), "{error}");
         assert!(matches!(

@@ -71,7 +71,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             .said
             .push(format!("ended what workers had left running: {strays}"));
     }
-    let (kernel, left) = match kernel::exit_if_idle(&places) {
+    let (kernel, left) = match kernel::end_if_idle(&places) {
         Ok(true) => ("ended".to_owned(), false),
         Ok(false) => ("not running".to_owned(), false),
         Err(error) => (format!("stays: {error}"), true),

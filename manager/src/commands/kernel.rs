@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 use papa_protocol::client::{Address, Client, ClientError, Options};
@@ -17,6 +17,7 @@ use papa_protocol::json::status::StatusReply;
 use papa_protocol::process::Process;
 use tokio::time::timeout;
 
+use crate::commands::departing::Departing;
 use crate::commands::programs::{Background, ProgramError};
 use crate::config::KernelEndpoint;
 use crate::runtime_dir::{DEFAULT_KERNEL_PORT, RuntimeDir, abstract_kernel_socket};
@@ -31,6 +32,8 @@ pub(super) use taken::account;
 
 /// How long a kernel may take to greet and to answer: it does nothing slow.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long kernel and keeper may take to be gone after they have agreed to end.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A kernel that answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +77,17 @@ pub enum KernelError {
     Address {
         /// As given.
         text: String,
+    },
+    /// It has agreed to end and has not.
+    #[error(
+        "the kernel at {address} agreed to end; process {pid} still runs after {} s",
+        END_TIMEOUT.as_secs()
+    )]
+    Lingers {
+        /// Where the kernel was.
+        address: Address,
+        /// The kernel's, or its keeper's.
+        pid: u32,
     },
     /// No kernel answers although one was just started.
     #[error("papa was started but does not answer at any of {0}")]
@@ -255,11 +269,29 @@ pub(super) fn end_strays(addresses: &[Address]) -> Result<Vec<Member>, KernelErr
 }
 
 /// Asks the kernel at the first of `addresses` that answers to end, which it does only when it
-/// holds nothing. False if none answers.
+/// holds nothing. False if none answers. It may run for a moment longer.
 ///
 /// # Errors
 /// It holds something still, or does not answer.
 pub fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
+    Ok(ask_to_exit(addresses)?.is_some())
+}
+
+/// The same, and waits until kernel and keeper are gone.
+///
+/// # Errors
+/// It holds something still, does not answer, or does not end.
+pub(super) fn end_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
+    let Some((address, departing)) = ask_to_exit(addresses)? else {
+        return Ok(false);
+    };
+    match departing.wait(Instant::now() + END_TIMEOUT) {
+        None => Ok(true),
+        Some(pid) => Err(KernelError::Lingers { address, pid }),
+    }
+}
+
+fn ask_to_exit(addresses: &[Address]) -> Result<Option<(Address, Departing)>, KernelError> {
     block_on(async {
         for address in addresses {
             let failed = |source| KernelError::Failed {
@@ -271,13 +303,17 @@ pub fn exit_if_idle(addresses: &[Address]) -> Result<bool, KernelError> {
                 Err(error) if is_absent(address, &error) => continue,
                 Err(error) => return Err(KernelError::at(address, error)),
             };
+            let hello = client.hello();
+            let departing = Departing::of([hello.pid, hello.keeper]);
             return match client.call(ops::KernelExit {}).await {
                 // It may be gone before its answer is read.
-                Ok(_) | Err(ClientError::Lost | ClientError::Closed) => Ok(true),
+                Ok(_) | Err(ClientError::Lost | ClientError::Closed) => {
+                    Ok(Some((address.clone(), departing)))
+                }
                 Err(error) => Err(failed(error)),
             };
         }
-        Ok(false)
+        Ok(None)
     })?
 }
 

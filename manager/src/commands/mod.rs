@@ -9,6 +9,7 @@ mod check;
 mod circus;
 mod completions;
 mod decr;
+mod departing;
 mod doctor;
 mod down;
 mod elsewhere;

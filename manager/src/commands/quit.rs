@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::cli::Common;
+use crate::commands::departing::Departing;
 use crate::commands::{
     CommandError, connect, namespace, print, print_json, progress, status_of_all,
 };
@@ -48,6 +49,7 @@ pub(super) fn end_manager(
     let deadline = Instant::now() + common.timeout();
     let mut client = connect(common)?;
     let status = status_of_all(common, &mut client)?;
+    let departing = Departing::of(status.manager.as_ref().map(|manager| manager.pid));
     let quitting = command == Command::Quit;
     progress::say_when_interrupted(common);
     let watching = progress::Watching::start(common, &namespace, &Selection::all());
@@ -76,7 +78,9 @@ pub(super) fn end_manager(
     };
     loop {
         match ManagerClient::connect(&directory, &namespace) {
-            Err(ManagerError::NotRunning { .. }) => return Ok((status, said)),
+            Err(ManagerError::NotRunning { .. }) if departing.wait(deadline).is_none() => {
+                return Ok((status, said));
+            }
             _ if Instant::now() >= deadline => {
                 return Err(ManagerError::Timeout(common.timeout()).into());
             }

@@ -338,7 +338,7 @@ fn provide_kernel(
 
 /// Ends the kernel that this very command has started and nothing uses.
 fn end_unused(common: &Common, kernel: &Kernel) {
-    let said = match kernel::exit_if_idle(std::slice::from_ref(&kernel.address)) {
+    let said = match kernel::end_if_idle(std::slice::from_ref(&kernel.address)) {
         Ok(_) => "kernel:  ended again, since nothing uses it\n".to_owned(),
         Err(error) => format!(
             "kernel:  pid {} runs on: {error}; `papactl down` ends it\n",

@@ -2,14 +2,14 @@
 //!
 //! Owns the translation of workers and sockets into the kernel's operations, and the few multi-step
 //! requests. Leaves to others: when to ask (`supervisor`), the connection
-//! (`papa_protocol::client`).
+//! (`papa_client`).
 //! Invariant: every request can be repeated: what exists already is answered, not made twice.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use papa_protocol::client::{Address, Client, ClientError, Options, Push};
+use papa_client::{Address, Client, ClientError, Options, Push};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::json::request::ops::FollowFrom;

@@ -25,7 +25,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use papa_protocol::client::Address;
+use papa_client::Address;
 use papa_protocol::json::status::HelloReply;
 use tokio::sync::{mpsc, oneshot, watch};
 

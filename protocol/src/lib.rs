@@ -1,9 +1,8 @@
 //! The wire between the papa kernel and its clients.
 //!
 //! Owns what both sides must agree on: the classic line dialect of papa 1.0.6, the JSON dialect,
-//! every bound, and the incremental decoders. Opens no sockets (but for `client`, behind the
-//! feature of that name) and reads no clock. Nothing that arrives from a peer can panic here or
-//! grow past a named limit.
+//! every bound, and the incremental decoders. Opens no sockets and reads no clock; the client is the
+//! crate `papa-client`. Nothing that arrives from a peer can panic here or grow past a named limit.
 //! Source: protocol/README.md, the normative text.
 //!
 //! Code map: [`limits`] every bound; [`words`] one classic line to words and back; [`name`] names
@@ -14,8 +13,6 @@
 #![forbid(unsafe_code)]
 
 pub mod classic;
-#[cfg(feature = "client")]
-pub mod client;
 pub mod codec;
 pub mod failpoint;
 pub mod json;

@@ -4,10 +4,10 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use papa_client::{Address, Client, Options, Pushes};
 use papa_manager::config::Readiness;
 use papa_manager::probe::ready::{Gate, Means, held};
 use papa_manager::probe::{ProbeError, demand};
-use papa_protocol::client::{Address, Client, Options, Pushes};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::{Name, NamePattern};

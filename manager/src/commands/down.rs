@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use papa_protocol::client::Address;
+use papa_client::Address;
 use serde_json::json;
 
 use crate::cli::Common;

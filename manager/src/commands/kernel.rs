@@ -2,7 +2,7 @@
 //!
 //! Owns the order of the usual places: the kernel's private socket, its abstract socket, its TCP
 //! port; and what is said when something else sits there. The conversation itself is
-//! `papa_protocol::client`'s.
+//! `papa_client`'s.
 //! Source: manager/docs/papactl.md.
 
 use std::io;
@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
-use papa_protocol::client::{Address, Client, ClientError, Options};
+use papa_client::{Address, Client, ClientError, Options};
 use papa_protocol::json::reply::ClaimInfo;
 use papa_protocol::json::request::ops;
 use papa_protocol::json::status::StatusReply;

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use papa_protocol::client::{Address, ClientError};
+use papa_client::{Address, ClientError};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use papa_protocol::client::{Client, ClientError};
+use papa_client::{Client, ClientError};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::Name;

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use papa_protocol::client::{Address, Client, Options, Pushes};
+use papa_client::{Address, Client, Options, Pushes};
 use papa_protocol::json::request::OutputAck;
 use tokio::runtime::Runtime;
 

@@ -14,7 +14,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use papa_protocol::client::{Client, ClientError, Options, Push, Pushes};
+use papa_client::{Client, ClientError, Options, Push, Pushes};
 use papa_protocol::failpoint;
 use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request as ops;

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use papa_protocol::client::Address;
+use papa_client::Address;
 use tokio::sync::watch;
 
 use crate::config::WatcherConfig;

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use papa_protocol::client::Client;
+use papa_client::Client;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::Name;
 

@@ -23,7 +23,7 @@ pub mod ready;
 use std::io;
 use std::time::Duration;
 
-use papa_protocol::client::ClientError;
+use papa_client::ClientError;
 use papa_protocol::name::NameError;
 
 use crate::config::{HealthProbe, WatcherConfig, variables};

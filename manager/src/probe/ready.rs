@@ -17,7 +17,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use papa_protocol::client::{Client, ClientError};
+use papa_client::{Client, ClientError};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::{Name, NamePattern};

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use papa_protocol::client::ClientError;
+use papa_client::ClientError;
 use papa_protocol::json::reply::{ClaimInfo, Held};
 use papa_protocol::json::request as ops;
 use papa_protocol::json::status::StatusReply;

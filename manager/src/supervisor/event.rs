@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use papa_protocol::client::{Address, Push};
+use papa_client::{Address, Push};
 use papa_protocol::process::Process;
 
 use crate::config::{Config, Release};

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use papa_protocol::client::Push;
+use papa_client::Push;
 use papa_protocol::failpoint;
 use papa_protocol::json::push::{Event as KernelEvent, EventType};
 use papa_protocol::json::reply::ErrorCode;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use papa_protocol::client::ClientError;
+use papa_client::ClientError;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
 use serde_json::{Value, json};

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use papa_protocol::client::{Address, Client, Options, Pushes};
+use papa_client::{Address, Client, Options, Pushes};
 use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use papa_protocol::client::Address;
+use papa_client::Address;
 use papa_protocol::json::status::{Program, StatusReply, Upgraded};
 
 use super::verbs::ask_status;

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 
 use nix::unistd::{Uid, User};
-use papa_protocol::client::{Address, ClientError};
+use papa_client::{Address, ClientError};
 
 use crate::holder::{self, Sought};
 

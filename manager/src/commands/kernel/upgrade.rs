@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use papa_protocol::client::{Address, ClientError};
+use papa_client::{Address, ClientError};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request::ops;
 use papa_protocol::json::status::{Program, StatusReply, UpgradeCheck, Upgraded};

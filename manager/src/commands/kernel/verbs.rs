@@ -1,7 +1,7 @@
 //! `papactl kernel status|upgrade|dump`: the kernel that the manager uses, or the one in the usual
 //! places.
 
-use papa_protocol::client::{Address, Client};
+use papa_client::{Address, Client};
 use papa_protocol::json::request::ops;
 use papa_protocol::json::status::StatusReply;
 use serde_json::{Value, json};
@@ -46,7 +46,7 @@ pub(in crate::commands) fn places(common: &Common) -> Result<Vec<Address>, Comma
 /// Does `work` with the first kernel that answers.
 fn with_kernel<T>(
     addresses: &[Address],
-    work: &impl AsyncFn(&Client) -> Result<T, papa_protocol::client::ClientError>,
+    work: &impl AsyncFn(&Client) -> Result<T, papa_client::ClientError>,
 ) -> Result<(Address, T), CommandError> {
     let found = block_on(async {
         for address in addresses {

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use papa_protocol::client::Address;
+use papa_client::Address;
 
 use crate::commands::logs::QUEUED_NEWS;
 use crate::commands::logs::live::{self, Line, News};

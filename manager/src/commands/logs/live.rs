@@ -12,7 +12,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use papa_protocol::client::{Address, Client, ClientError, Options, Push, Pushes};
+use papa_client::{Address, Client, ClientError, Options, Push, Pushes};
 use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request::ops::{self, FollowFrom};
 use papa_protocol::json::status::HelloReply;

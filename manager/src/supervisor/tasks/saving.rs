@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
 
-use papa_protocol::client::ClientError;
+use papa_client::ClientError;
 use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use tokio::sync::mpsc;

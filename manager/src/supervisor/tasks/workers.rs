@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use papa_protocol::client::ClientError;
+use papa_client::ClientError;
 use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;

@@ -16,9 +16,10 @@ use rustix::net::{
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::client::address::Address;
-use crate::client::server_user;
-use crate::limits::MAX_PENDING_DESCRIPTORS_PER_SESSION;
+use papa_protocol::limits::MAX_PENDING_DESCRIPTORS_PER_SESSION;
+
+use crate::address::Address;
+use crate::server_user;
 
 /// Bytes read at once while a descriptor may come; replies that carry one are short.
 const DESCRIPTOR_READ_BYTES: usize = 16 << 10;

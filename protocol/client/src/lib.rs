@@ -7,7 +7,8 @@
 //! Invariant: a request is sent at most once. One that was under way when the connection went fails
 //! with [`ClientError::Lost`]; only claims and subscriptions, which say what should be rather than
 //! what to do, are asked for again.
-//! Source: protocol/README.md, "Client".
+//! Source: protocol/README.md; what a caller may rely on is in protocol/client/README.md.
+#![forbid(unsafe_code)]
 
 mod address;
 mod connection;
@@ -27,12 +28,12 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::codec::DecodeError;
-use crate::json::push::{End, Event, Exited, Lost, OutputHeader, Shutdown};
-use crate::json::reply::{ErrorCode, Failure};
-use crate::json::request::{ClaimList, Op, Operation};
-use crate::json::status::HelloReply;
-use crate::name::Name;
+use papa_protocol::codec::DecodeError;
+use papa_protocol::json::push::{End, Event, Exited, Lost, OutputHeader, Shutdown};
+use papa_protocol::json::reply::{ErrorCode, Failure};
+use papa_protocol::json::request::{ClaimList, Op, Operation};
+use papa_protocol::json::status::HelloReply;
+use papa_protocol::name::Name;
 
 pub use address::{Address, AddressError};
 

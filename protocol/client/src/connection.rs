@@ -10,15 +10,16 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{Interest, Ready};
 
-use crate::classic::BANNER;
-use crate::client::ClientError;
-use crate::client::address::Address;
-use crate::client::transport::Transport;
-use crate::codec::{DecodeError, Item, PushDecoder};
-use crate::json::SWITCH_WORD;
-use crate::json::request::{Hello, Id, Op};
-use crate::json::status::HelloReply;
-use crate::text::escape_control_bytes;
+use papa_protocol::classic::BANNER;
+use papa_protocol::codec::{DecodeError, Item, PushDecoder};
+use papa_protocol::json::SWITCH_WORD;
+use papa_protocol::json::request::{Hello, Id, Op};
+use papa_protocol::json::status::HelloReply;
+use papa_protocol::text::escape_control_bytes;
+
+use crate::ClientError;
+use crate::address::Address;
+use crate::transport::Transport;
 
 /// How long connecting and the exchange of greetings may take; a kernel recovering from a crash
 /// needs a fraction.

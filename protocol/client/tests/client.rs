@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
+use papa_client::{Address, Client, ClientError, Options, Push, Pushes};
 use papa_protocol::classic::BANNER;
-use papa_protocol::client::{Address, Client, ClientError, Options, Push, Pushes};
 use papa_protocol::json::ErrorCode;
 use papa_protocol::json::request::*;
 use papa_protocol::name::{Name, NamePattern};

@@ -11,15 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::client::address::Address;
-use crate::client::connection::Connection;
-use crate::client::registry::{Change, Registry, Resumed};
-use crate::client::{Answer, ClientError, Command, Push, Reconnected};
-use crate::codec::Item;
-use crate::json::push::Push as WirePush;
-use crate::json::reply::{ErrorCode, Failure, Subscribed};
-use crate::json::request::{Id, Op, OutputStop};
-use crate::json::status::HelloReply;
+use papa_protocol::codec::Item;
+use papa_protocol::json::push::Push as WirePush;
+use papa_protocol::json::reply::{ErrorCode, Failure, Subscribed};
+use papa_protocol::json::request::{Id, Op, OutputStop};
+use papa_protocol::json::status::HelloReply;
+
+use crate::address::Address;
+use crate::connection::Connection;
+use crate::registry::{Change, Registry, Resumed};
+use crate::{Answer, ClientError, Command, Push, Reconnected};
 
 /// Output held for a user who waits for a reply instead of taking pushes.
 const PARKED_BYTES: usize = 64 << 20;
@@ -439,7 +440,7 @@ impl Driver {
         match what {
             Resumed::Claim(namespace) => {
                 let epoch = result.and_then(|ok| {
-                    serde_json::from_str::<crate::json::reply::Claimed>(ok.get())
+                    serde_json::from_str::<papa_protocol::json::reply::Claimed>(ok.get())
                         .map_err(|error| not_understood(&error))
                 });
                 match epoch {
@@ -514,7 +515,8 @@ fn subscribed(ok: &serde_json::value::RawValue) -> Result<u64, ClientError> {
 fn cost(push: &Push) -> usize {
     let bytes = match push {
         Push::Output { header, bytes } => {
-            Bytes::len(bytes) + header.records.len() * std::mem::size_of::<crate::record::Record>()
+            Bytes::len(bytes)
+                + header.records.len() * std::mem::size_of::<papa_protocol::record::Record>()
         }
         _ => 0,
     };

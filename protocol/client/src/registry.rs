@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::json::request::{Claim, Op, OutputConsume, OutputFollow, Subscribe};
-use crate::name::Name;
+use papa_protocol::json::request::{Claim, Op, OutputConsume, OutputFollow, Subscribe};
+use papa_protocol::name::Name;
 
 /// A request that makes a subscription.
 #[derive(Debug, Clone)]
@@ -157,12 +157,12 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::NamePattern;
+    use papa_protocol::name::NamePattern;
 
     fn consume() -> Change {
         Change::of(&Op::from(OutputConsume {
             names: vec![NamePattern::new("*")],
-            bytes: crate::json::request::Delivery::Inline,
+            bytes: papa_protocol::json::request::Delivery::Inline,
             force: true,
         }))
     }

@@ -10,8 +10,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::limits::MAX_SOCKET_PATH_BYTES;
-use crate::text::{escape_control, escape_control_bytes};
+use papa_protocol::limits::MAX_SOCKET_PATH_BYTES;
+use papa_protocol::text::{escape_control, escape_control_bytes};
 
 /// Where a kernel listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

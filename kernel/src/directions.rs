@@ -11,7 +11,7 @@ const FORBIDDEN: [(&str, &[&str]); 16] = [
         "sys",
         &[
             "change", "cli", "client", "config", "keeper", "launcher", "logging", "owner",
-            "patience", "readers", "run", "verbs", "world",
+            "readers", "run", "verbs", "world",
         ],
     ),
     (

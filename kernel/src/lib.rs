@@ -16,7 +16,6 @@
 //! | `readers/` | sessions, their subscriptions, delivery, acknowledgement |
 //! | `change/` | changing the program or the role: upgrade, stop, recovery, takeover |
 //! | `directions.rs` | the test of which folder may import which |
-//! | `patience.rs` | shortens for tests how long others are waited for |
 //! | `sys/` | the system, and the only `unsafe` |
 
 pub mod change;
@@ -27,7 +26,6 @@ pub mod keeper;
 pub mod launcher;
 pub mod logging;
 pub mod owner;
-pub mod patience;
 pub mod readers;
 pub mod run;
 pub mod sys;

@@ -14,7 +14,7 @@ use papa_kernel::keeper::{self, KERNEL_TITLE, TITLE};
 use papa_kernel::logging::Log;
 use papa_kernel::sys::process::{settle, take_inherited};
 use papa_kernel::{change::check, launcher, run};
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 /// Exit code for a failure.
 const FAILED: u8 = 1;

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
-use papa_protocol::failpoint;
 use papa_protocol::limits;
 use papa_protocol::record::Stream;
+use papa_test_hooks::failpoint;
 use tracing::{error, warn};
 
 use crate::change::recover::Findings;
@@ -35,7 +35,6 @@ use crate::client::event::Incoming;
 use crate::client::exchange::SessionId;
 use crate::client::server::Server;
 use crate::keeper::wire::{Key, Kind};
-use crate::patience::scaled;
 use crate::readers::session::Session;
 use crate::sys::alarm::Alarm;
 use crate::sys::clock::now_us;
@@ -43,6 +42,7 @@ use crate::verbs::caller::Caller;
 use crate::verbs::{VerbError, claim};
 use crate::world::World;
 use crate::world::live::Source;
+use papa_test_hooks::patience::scaled;
 
 /// How long the keeper may say nothing before it is taken to be stuck: it
 /// asks every ten seconds.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, anyhow, bail};
 use nix::errno::Errno;
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::LocalOptions;
 
@@ -19,11 +19,11 @@ use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{ABLE_TO_INHERIT, ToKeeper, ToKernel, Verdict};
 use crate::owner::Owner;
 use crate::owner::shared::Shared;
-use crate::patience::scaled;
 use crate::sys::process;
 use crate::sys::runtime::watch;
 use crate::sys::socket::local_port;
 use crate::world::live::Poller;
+use papa_test_hooks::patience::scaled;
 
 /// How long the keeper may take for each part of what a program that was
 /// started anew fetches, though it does nothing else that takes time.

@@ -213,7 +213,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 
     use super::*;
-    use papa_protocol::patience::eventually;
+    use papa_test_hooks::patience::eventually;
 
     fn sought(address: Option<IpAddr>, port: u16, datagram: bool) -> Sought {
         Sought {

@@ -23,7 +23,7 @@ use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
 use papa_manager::supervisor::{Checked, Event, Outcome, Setup, Supervisor, own_program};
 use papa_manager::sys;
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::libc;
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::config::Identity;
 use crate::mark::{Lineage, Mark};

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::config::SignalNumber;
 

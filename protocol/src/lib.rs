@@ -9,16 +9,14 @@
 //! and patterns; [`size`] `2m` to bytes; [`text`] byte strings in JSON and the escaping of control
 //! characters; [`record`] captured output as it travels; [`socket`] and [`process`] the nouns both
 //! dialects share; [`classic`] and [`json`] the dialects, a request beside its reply; [`codec`]
-//! bytes to lines and pushes; [`failpoint`] and [`patience`] what tests do to a program.
+//! bytes to lines and pushes.
 #![forbid(unsafe_code)]
 
 pub mod classic;
 pub mod codec;
-pub mod failpoint;
 pub mod json;
 pub mod limits;
 pub mod name;
-pub mod patience;
 pub mod process;
 pub mod record;
 pub mod size;

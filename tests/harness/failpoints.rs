@@ -1,4 +1,4 @@
-//! Places in the programs where a test has a process stand still; see `papa_protocol::failpoint`.
+//! Places in the programs where a test has a process stand still; see `papa_test_hooks::failpoint`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The kill matrix: at every place that matters somebody stands still and somebody is killed there,
 //! and nothing is lost.
 //!
-//! Each cell has one process stop itself exactly at a place (`papa_protocol::failpoint`), kills
+//! Each cell has one process stop itself exactly at a place (`papa_test_hooks::failpoint`), kills
 //! keeper, kernel, manager, or the kernel and then the keeper, lets go on who is left, waits until
 //! everything is there again, and checks the promise (`harness::whole`): workers and their start
 //! times, every line once and in order, every exit once, no visitor turned away, no zombie, no

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::harness::{binary, private_command, procfs, wait_until};
 use crate::stack::Stack;
 
-/// What ten seconds of patience are here; see `papa_protocol::patience`.
+/// What ten seconds of patience are here; see `papa_test_hooks::patience`.
 const PATIENCE: (&str, &str) = ("PAPA_TEST_PATIENCE_MS", "1000");
 
 /// Numbered lines until the file `enough` is there, and how many they were.

@@ -11,8 +11,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, anyhow};
-use papa_protocol::failpoint;
 use papa_protocol::json::status::UpgradeCheck;
+use papa_test_hooks::failpoint;
 
 use crate::VERSION;
 use crate::config::Config;

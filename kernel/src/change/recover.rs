@@ -13,9 +13,9 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use papa_protocol::failpoint;
 use papa_protocol::limits::REEL_BYTES;
 use papa_protocol::process::{Ledger, Stderr, Stdout};
+use papa_test_hooks::failpoint;
 use thiserror::Error;
 
 use crate::config::Config;

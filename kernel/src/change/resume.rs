@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 use tracing::{error, info, warn};
 
 use crate::change::handover::{Change, HandOver, SessionRecord, SubRecord};

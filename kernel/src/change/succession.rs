@@ -23,11 +23,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::MsgFlags;
 use nix::unistd::{Pid, getppid};
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::keeper::wire::{Kept, Key, Kind, MAX_MESSAGE, ToKeeper, ToKernel};
-use crate::patience::scaled;
 use crate::sys::{message, pidfd};
+use papa_test_hooks::patience::scaled;
 
 /// How long the keeper before may take to answer its dismissal.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);

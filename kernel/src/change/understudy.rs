@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, Pid, getppid};
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::keeper::wire::{Kept, Key, Kind};
 use crate::sys::process;

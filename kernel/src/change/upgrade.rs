@@ -18,12 +18,12 @@ use bytes::BytesMut;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
-use papa_protocol::failpoint;
 use papa_protocol::json::reply::{encode_error, encode_ok};
 use papa_protocol::json::request::{Id, KernelUpgrade};
 use papa_protocol::json::status::{Program, UpgradeCheck, Upgraded};
 use papa_protocol::json::{ErrorCode, Failure};
 use papa_protocol::text::{ByteString, escape_control};
+use papa_test_hooks::failpoint;
 use tracing::{error, info, warn};
 
 use crate::VERSION;

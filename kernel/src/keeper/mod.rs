@@ -34,15 +34,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{ForkResult, Pid};
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use self::program::Program;
 use self::talk::REPLACED_AFTER;
 use self::wire::{Kept, Key, Kind};
 use crate::logging::Log;
-use crate::patience::scaled;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, wait_id};
 use crate::sys::{message, process};
+use papa_test_hooks::patience::scaled;
 
 /// Between two questions whether the kernel is there.
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);

@@ -22,9 +22,9 @@ use nix::sys::stat::{Mode, fstat};
 
 use super::wire::{Key, Kind, Verdict};
 use super::{Keeper, PROGRAM, RECOVERY_LIMIT, RESTART_DELAY, SIGUSR2, say};
-use crate::patience::scaled;
 use crate::sys::pidfd::Outcome;
 use crate::sys::socket::local_port;
+use papa_test_hooks::patience::scaled;
 
 /// How long a program that is tried may take until it serves, and the next
 /// keeper until its kernel has everything.

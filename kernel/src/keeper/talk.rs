@@ -10,16 +10,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, Shutdown, setsockopt, shutdown, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use super::wire::{
     ABLE_TO_INHERIT, ABLE_TO_LEAVE, Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict,
 };
 use super::{KERNEL_TITLE, Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, how, notify, say};
 use crate::change::understudy;
-use crate::patience::scaled;
 use crate::sys::pidfd::{Outcome, Target, wait_id};
 use crate::sys::{message, process};
+use papa_test_hooks::patience::scaled;
 
 /// How long a kernel's line may be closed before its end is known: the two
 /// come together, unless it lives on in another role.

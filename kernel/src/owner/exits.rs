@@ -9,10 +9,10 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use papa_protocol::failpoint;
 use papa_protocol::json::push::EventType;
 use papa_protocol::process::{Exit, Overflow, Rusage};
 use papa_protocol::record::Stream;
+use papa_test_hooks::failpoint;
 use tracing::{info, warn};
 
 use super::{Deadline, Owner};

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use papa_protocol::failpoint;
 use papa_protocol::json::push::{Push, Shutdown};
 use papa_protocol::json::request::KernelUpgrade;
+use papa_test_hooks::failpoint;
 use tracing::{error, info, warn};
 
 use super::{Deadline, KEEPER_SILENCE, Owner};
@@ -17,9 +17,9 @@ use crate::change::understudy::{self, Side};
 use crate::client::exchange::SessionId;
 use crate::keeper::link::is_gone;
 use crate::keeper::wire::{Key, ToKeeper, ToKernel};
-use crate::patience::scaled;
 use crate::sys::clock::now_us;
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
+use papa_test_hooks::patience::scaled;
 
 /// How long a keeper that was silent gets to say something after all.
 const KEEPER_GRACE: Duration = Duration::from_secs(15);

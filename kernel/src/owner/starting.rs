@@ -14,11 +14,11 @@ use tracing::warn;
 use super::{Deadline, Owner};
 use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
-use crate::patience::scaled;
 use crate::sys::spawn::{Failure, Started, Starting, Step};
 use crate::verbs::VerbError;
 use crate::verbs::process_plan::Prepared;
 use crate::world::reel::Reel;
+use papa_test_hooks::patience::scaled;
 
 /// How long a start is waited for before everything else goes on.
 const PATIENCE: Duration = Duration::from_millis(50);

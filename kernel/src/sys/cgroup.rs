@@ -210,7 +210,7 @@ fn is_delegated(subtree: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use papa_protocol::patience::eventually;
+    use papa_test_hooks::patience::eventually;
 
     #[test]
     fn a_kernel_in_the_same_group_cleared_what_another_had_just_made() {

@@ -210,7 +210,7 @@ pub fn splice_away(pipe: impl AsFd, sink: impl AsFd, length: usize) -> Result<us
 mod tests {
     use super::*;
     use nix::fcntl::OFlag;
-    use papa_protocol::patience::eventually;
+    use papa_test_hooks::patience::eventually;
 
     #[test]
     fn writes_read_back_and_holes_read_as_zero() {

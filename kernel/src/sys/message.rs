@@ -146,7 +146,7 @@ fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
 mod tests {
     use super::*;
     use nix::fcntl::OFlag;
-    use papa_protocol::patience::eventually;
+    use papa_test_hooks::patience::eventually;
 
     #[test]
     fn descriptors_travel_and_are_close_on_exec() {

@@ -507,7 +507,7 @@ pub fn set_owner(pipe: impl AsFd, uid: u32) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use nix::fcntl::OFlag;
-    use papa_protocol::patience::eventually;
+    use papa_test_hooks::patience::eventually;
 
     #[test]
     fn a_pipe_says_what_it_has() {

@@ -212,7 +212,7 @@ fn magic(kind: nix::sys::statfs::FsType) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use papa_protocol::patience::eventually;
+    use papa_test_hooks::patience::eventually;
 
     fn options() -> Options<'static> {
         Options {

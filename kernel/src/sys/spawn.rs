@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use super::cgroup::ControlGroup;
 use super::pidfd::{Target, wait_id};
@@ -787,7 +787,7 @@ unsafe fn place(frame: &mut Frame) -> Result<(), (Step, i32)> {
     }
 }
 
-/// Stops this process where a test wants it to; see `papa_protocol::failpoint`.
+/// Stops this process where a test wants it to; see `papa_test_hooks::failpoint`.
 ///
 /// # Safety
 /// Runs in the child only; `pid` is its own.

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use papa_protocol::failpoint;
 use papa_protocol::json::ErrorCode;
 use papa_protocol::json::request::{Delivery, FollowFrom};
 use papa_protocol::limits::MAX_SUBSCRIPTIONS_PER_SESSION;
 use papa_protocol::name::NamePattern;
 use papa_protocol::record::Serial;
+use papa_test_hooks::failpoint;
 
 use super::held::duplicate_failed;
 use super::{VerbError, fail, limit, not_recorded};

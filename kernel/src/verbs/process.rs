@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use papa_protocol::classic::{Error, process_line};
-use papa_protocol::failpoint;
 use papa_protocol::json::ErrorCode;
 use papa_protocol::json::push::EventType;
 use papa_protocol::json::request::ProcessMake;
@@ -16,6 +15,7 @@ use papa_protocol::limits::{MAX_PROCESSES, REEL_BYTES};
 use papa_protocol::name::NamePattern;
 use papa_protocol::process::Process;
 use papa_protocol::record::Serial;
+use papa_test_hooks::failpoint;
 
 use super::pipes::{Pipes, open_pipes};
 use super::process_plan::{self, Prepared};

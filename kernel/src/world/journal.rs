@@ -13,7 +13,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 use serde::Serialize;
 use thiserror::Error;
 

@@ -27,8 +27,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::BytesMut;
 use nix::errno::Errno;
-use papa_protocol::failpoint;
 use papa_protocol::record::{Record, Stream};
+use papa_test_hooks::failpoint;
 
 use crate::sys::memfd;
 use crate::sys::process::{Readiness, readiness, waiting_bytes};

@@ -20,7 +20,7 @@ use nix::libc::SIGKILL;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
-use papa_protocol::patience::scaled;
+use papa_test_hooks::patience::scaled;
 
 use crate::control::message::{Command, Request};
 use crate::control::server::holder;

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::config::RotationConfig;
 use crate::logs::disk::{Handle, Resumed, file_id, find, is_own_stdout, open, resume, split_lines};

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use nix::fcntl::OFlag;
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::logs::disk::file_id;
 use crate::logs::layout::FileId;

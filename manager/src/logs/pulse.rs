@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use papa_client::{Address, Client, Options, Pushes};
 use papa_protocol::json::request::OutputAck;
+use papa_test_hooks::slow_disk;
 use tokio::runtime::Runtime;
 
 /// Between two looks, and so between two signs of life: a fraction of the kernel's patience of two
@@ -38,25 +39,7 @@ static STEPS: AtomicU64 = AtomicU64::new(0);
 /// Counts a step that takes a disk's time.
 pub(super) fn step() {
     STEPS.fetch_add(1, Ordering::Relaxed);
-    slow_down();
-}
-
-#[cfg(not(debug_assertions))]
-fn slow_down() {}
-
-/// In a build with debug assertions `PAPA_TEST_SLOW_DISK_MS` makes every step take that long.
-#[cfg(debug_assertions)]
-fn slow_down() {
-    use std::sync::OnceLock;
-
-    static PAUSE: OnceLock<Option<Duration>> = OnceLock::new();
-    let pause = PAUSE.get_or_init(|| {
-        let text = std::env::var("PAPA_TEST_SLOW_DISK_MS").ok()?;
-        Some(Duration::from_millis(text.parse().ok()?))
-    });
-    if let Some(pause) = pause {
-        thread::sleep(*pause);
-    }
+    slow_disk::pause();
 }
 
 /// The log thread's end.

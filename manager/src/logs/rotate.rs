@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::logs::disk::file_id;
 use crate::logs::layout::FileId;

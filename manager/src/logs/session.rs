@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use papa_client::{Client, ClientError, Options, Push, Pushes};
-use papa_protocol::failpoint;
 use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
 use papa_protocol::record::{Record as KernelRecord, Serial, Stream};
+use papa_test_hooks::failpoint;
 use tokio::sync::watch;
 
 use crate::config::WatcherConfig;

@@ -162,7 +162,7 @@ fn shown(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use papa_protocol::patience::eventually;
+    use papa_test_hooks::patience::eventually;
 
     const SOON: Duration = Duration::from_secs(10);
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use papa_client::Push;
-use papa_protocol::failpoint;
 use papa_protocol::json::push::{Event as KernelEvent, EventType};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::process::{Exit, Process};
+use papa_test_hooks::failpoint;
 
 use crate::adopt::{Note, worker_of};
 use crate::config::change::{Given, with_options};

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::pidfd;
 use crate::state::{self, KeptLeft, MAX_LEFT};

@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use papa_protocol::failpoint;
 use papa_protocol::process::Process;
+use papa_test_hooks::failpoint;
 
 use crate::config::{OrphanPolicy, WatcherConfig};
 use crate::control::message::OrphanStatus;

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use papa_client::{Address, Client, Options, Pushes};
-use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
 use papa_protocol::process::Overflow;
 use papa_protocol::record::Serial;
+use papa_test_hooks::failpoint;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 

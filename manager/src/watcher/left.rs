@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::state::{Kept, KeptRemains, MAX_LEFT_MEMBERS};
 use crate::tree::{Identity, Member, describe};

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::config::{Release, WatcherConfig};
 use crate::state::{KeptBefore, KeptRoll};

@@ -1,6 +1,6 @@
 use super::layout::{FIRST_DATA_OFFSET as DATA_OFFSET, MAGIC};
 use super::*;
-use papa_protocol::patience::eventually;
+use papa_test_hooks::patience::eventually;
 use proptest::prelude::*;
 
 fn pipe() -> (OwnedFd, OwnedFd) {

@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::logs::file::{Limits, LogFile, Suspended};
 use crate::logs::rotate::{Plan, free_suffix, turn};

@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use papa_protocol::failpoint;
+use papa_test_hooks::failpoint;
 
 use crate::logs::layout::{Delta, FileId, Slot, Source, Unfinished, Work};
 use crate::logs::pulse;

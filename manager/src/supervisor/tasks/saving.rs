@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::task::Poll;
 
 use papa_client::ClientError;
-use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
+use papa_test_hooks::failpoint;
 use tokio::sync::mpsc;
 
 use crate::kernel_link::{KernelLink, LinkError};

@@ -5,9 +5,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use papa_client::ClientError;
-use papa_protocol::failpoint;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
+use papa_test_hooks::failpoint;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 

@@ -3,9 +3,6 @@
 //! Its client acknowledges a batch of output only when it asks for the next, so a killed circusd
 //! may write lines twice; it must never lose one.
 
-#[path = "../harness/mod.rs"]
-mod harness;
-
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
@@ -17,7 +14,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use harness::{Kernel, Venv, private_command, procfs, wait_for, wait_until, wait_until_for};
+use papa_harness::{Kernel, Venv, private_command, procfs, wait_for, wait_until, wait_until_for};
 
 /// circusctl and circusd are slow starters.
 const CIRCUS_PATIENCE: Duration = Duration::from_secs(30);
@@ -195,7 +192,7 @@ impl Circus {
     #[track_caller]
     fn web_pid(&self) -> i32 {
         let line = self.kernel.classic().ask("list sockets circus.web");
-        let port: u16 = harness::Classic::field(&line, "port")
+        let port: u16 = papa_harness::Classic::field(&line, "port")
             .parse()
             .expect("a port is a number");
         let mut text = String::new();

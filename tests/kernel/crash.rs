@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Collector, Kernel, assert_same_bytes, procfs, wait_until};
+use papa_harness::{Collector, Kernel, assert_same_bytes, procfs, wait_until};
 
 const LONG: Duration = Duration::from_secs(120);
 

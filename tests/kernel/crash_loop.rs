@@ -13,10 +13,10 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{
+use crate::stuck::Load;
+use papa_harness::{
     Failpoints, Kernel, KernelBuilder, PATIENCE, binary, procfs, wait_for, wait_until,
 };
-use crate::stuck::Load;
 
 /// Where recoveries are killed.
 struct Trap {
@@ -128,7 +128,7 @@ fn by_tcp(kernel: &Kernel) -> Option<String> {
 /// Puts a program in place of another, as an installation does.
 fn install(program: &Path, from: &Path) {
     let draft = program.with_extension("draft");
-    crate::harness::copy_program(from, &draft);
+    papa_harness::copy_program(from, &draft);
     std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o755))
         .expect("it can be made executable");
     std::fs::rename(draft, program).expect("the program can be replaced");
@@ -216,7 +216,7 @@ fn after_three_failed_recoveries_everything_is_held_until_an_operator_puts_anoth
         session.ok("value.get", json!({"name": "v"}))["value"],
         "kept"
     );
-    let seen = crate::harness::Collector::new(&kernel.socket_path(), &["short"])
+    let seen = papa_harness::Collector::new(&kernel.socket_path(), &["short"])
         .finish(short["serial"].as_u64().expect("a serial"));
     assert_eq!(seen.bytes, b"last words\n");
     assert_eq!(seen.exit.expect("it is known")["code"], 5);

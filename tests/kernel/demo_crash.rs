@@ -4,9 +4,6 @@
 //!
 //! `cargo test -p papa-kernel --test demo_crash -- --nocapture` prints a summary.
 
-#[path = "../harness/mod.rs"]
-mod harness;
-
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use harness::{Collector, Kernel, assert_same_bytes, procfs};
+use papa_harness::{Collector, Kernel, assert_same_bytes, procfs};
 
 const WORKERS: usize = 200;
 const KERNEL_KILLS: u32 = 40;

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use serde_json::json;
 
-use crate::harness::{Json, Kernel, wait_until};
+use papa_harness::{Json, Kernel, wait_until};
 
 #[test]
 fn a_session_switches_with_one_word_over_both_transports() {
@@ -286,7 +286,7 @@ fn bytes_that_are_not_text_survive_the_round_trip() {
     let argv = json!(["/bin/sh", "-c", "printf %s \"$0\"", odd]);
     let process = session.ok("process.make", json!({"name": "p", "argv": argv}))["process"].clone();
     assert_eq!(process["argv"][3], odd, "{process}");
-    let seen = crate::harness::Collector::new(&kernel.socket_path(), &["p"])
+    let seen = papa_harness::Collector::new(&kernel.socket_path(), &["p"])
         .finish(process["serial"].as_u64().unwrap());
     assert_eq!(seen.bytes, [120, 255, 10, 121]);
 }

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Collector, Failpoints, Kernel, procfs, wait_for, wait_until};
+use papa_harness::{Collector, Failpoints, Kernel, procfs, wait_for, wait_until};
 
 /// A kernel with a listener and workers, and places where it can be stopped.
 struct Loaded {

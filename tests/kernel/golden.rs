@@ -5,16 +5,13 @@
 //! same replacement of what differs from run to run (pids, stamps, ports, file numbers, the scratch
 //! folder).
 
-#[path = "../harness/mod.rs"]
-mod harness;
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 
-use harness::{Classic, Kernel, assert_same, wait_until};
+use papa_harness::{Classic, Kernel, assert_same, wait_until};
 
 /// How the system says that a port is taken.
 const ADDRESS_IN_USE: &str = "[Errno 98]";

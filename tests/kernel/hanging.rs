@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Kernel, is_root, procfs, skipped, wait_for, wait_until};
+use papa_harness::{Kernel, is_root, procfs, skipped, wait_for, wait_until};
 
 /// A program whose every exec hangs until this is dropped, as on a file system that does not
 /// answer.
@@ -24,7 +24,7 @@ impl Hanging {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = kernel.path(&format!("program-{number}"));
-        crate::harness::copy_program(
+        papa_harness::copy_program(
             std::path::Path::new("/bin/sleep"),
             std::path::Path::new(&path),
         );

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Classic, Collector, Kernel, is_root, procfs, wait_until, wait_until_for};
+use papa_harness::{Classic, Collector, Kernel, is_root, procfs, wait_until, wait_until_for};
 
 /// For what takes the daemon's own patience with itself: a keeper may be silent for half a minute.
 const LONG: Duration = Duration::from_secs(120);

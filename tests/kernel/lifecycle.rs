@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{
+use papa_harness::{
     Classic, Json, Kernel, Scratch, binary, free_port, private_command, procfs, wait_for,
     wait_until,
 };
@@ -147,7 +147,7 @@ fn the_listener_comes_from_the_service_manager_and_readiness_goes_to_it() {
     let notify_path = scratch.path("notify");
     let notify = UnixDatagram::bind(&notify_path).unwrap();
     notify
-        .set_read_timeout(Some(crate::harness::PATIENCE))
+        .set_read_timeout(Some(papa_harness::PATIENCE))
         .unwrap();
     // The shell puts the listener where systemd puts it and becomes the kernel under the pid it has
     // named.
@@ -178,7 +178,7 @@ fn a_service_manager_is_told_whom_to_watch_before_the_keeper_it_watches_goes() {
     let notify_path = scratch.path("notify");
     let notify = UnixDatagram::bind(&notify_path).unwrap();
     notify
-        .set_read_timeout(Some(crate::harness::PATIENCE))
+        .set_read_timeout(Some(papa_harness::PATIENCE))
         .unwrap();
     let mut child = private_command(&binary("papa"), scratch.directory())
         .args(["--port", &port.to_string()])
@@ -360,7 +360,7 @@ fn the_socket_comes_back_when_its_folder_was_cleaned_away() {
     fs::remove_dir_all(kernel.runtime_dir()).unwrap();
     wait_for("the unix socket is there again", || {
         session.ok("status", json!({}));
-        crate::harness::Json::unix(&kernel.socket_path()).ok()
+        papa_harness::Json::unix(&kernel.socket_path()).ok()
     });
     // The listener nobody finds any more is gone on both sides.
     wait_until("no more descriptors are open than before", || {
@@ -384,8 +384,8 @@ fn the_version_is_told() {
 
 #[test]
 fn as_pid_1_it_reaps_strays_and_passes_the_termination_signal_on() {
-    if !crate::harness::is_root() {
-        return crate::harness::skipped("a pid namespace takes root");
+    if !papa_harness::is_root() {
+        return papa_harness::skipped("a pid namespace takes root");
     }
     let scratch = Scratch::new();
     let port = free_port();
@@ -491,8 +491,8 @@ fn a_pid_file_that_cannot_be_written_leaves_nothing_behind() {
 
 #[test]
 fn as_pid_1_it_gives_the_manager_time_before_anybody_is_told_to_end() {
-    if !crate::harness::is_root() {
-        return crate::harness::skipped("a pid namespace takes root");
+    if !papa_harness::is_root() {
+        return papa_harness::skipped("a pid namespace takes root");
     }
     let scratch = Scratch::new();
     let port = free_port();

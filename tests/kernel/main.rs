@@ -1,9 +1,6 @@
 //! The kernel from outside: its binary, its sockets, its processes. One file per behaviour.
 //!
-//! One test target rather than twenty: the harness is compiled and linked once.
-
-#[path = "../harness/mod.rs"]
-mod harness;
+//! One test target rather than twenty: one program to link.
 
 mod crash;
 mod crash_loop;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{
+use papa_harness::{
     Collector, Json, Kernel, assert_same_bytes, procfs, wait_until, wait_until_for,
 };
 

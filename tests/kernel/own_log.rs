@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{
+use papa_harness::{
     Collector, Failpoints, Kernel, PATIENCE, assert_same_bytes, below_file_limit, procfs, wait_for,
     wait_until,
 };

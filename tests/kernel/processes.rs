@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Collector, Kernel, is_root, procfs, skipped, wait_until};
+use papa_harness::{Collector, Kernel, is_root, procfs, skipped, wait_until};
 
 fn pid(process: &Value) -> i32 {
     i32::try_from(process["pid"].as_i64().expect("a process has a pid")).expect("a pid fits")
@@ -320,7 +320,7 @@ fn removing_a_running_process_only_stops_looking_at_it() {
     let kernel = Kernel::start();
     let mut client = kernel.classic();
     client.ask("make process p /bin/sleep 60");
-    let worker: i32 = crate::harness::Classic::field(&client.ask("list processes p"), "pid")
+    let worker: i32 = papa_harness::Classic::field(&client.ask("list processes p"), "pid")
         .parse()
         .unwrap();
     assert_eq!(client.ask("remove processes p"), "");

@@ -1,13 +1,10 @@
 //! papa's own client test module, unmodified, against our kernel: all 29 tests, each on a kernel of
 //! its own.
 
-#[path = "../harness/mod.rs"]
-mod harness;
-
 use std::path::Path;
 use std::process::Command;
 
-use harness::{Venv, binary};
+use papa_harness::{Venv, binary};
 
 /// How many tests the module of papa 1.0.6 has.
 const TESTS: &str = "passed 29 of 29";

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Classic, Kernel, free_port, is_root, procfs, skipped, wait_until};
+use papa_harness::{Classic, Kernel, free_port, is_root, procfs, skipped, wait_until};
 
 /// What the kernel process may use beyond its budget for unread input and unsent output.
 const OVERHEAD_KIB: u64 = 32 << 10;
@@ -134,7 +134,7 @@ fn secrets_and_output_stay_out_of_the_log() {
         &["/bin/sh", "-c", "echo $TOKEN\u{1b}[31m"],
         json!({"env": {"TOKEN": "hunter2"}}),
     );
-    crate::harness::Collector::new(&kernel.socket_path(), &["p"])
+    papa_harness::Collector::new(&kernel.socket_path(), &["p"])
         .finish(process["serial"].as_u64().unwrap());
     let log = kernel.log();
     assert!(!log.contains("hunter2"), "{log}");
@@ -263,7 +263,7 @@ fn silent_connections_do_not_keep_the_others_from_working() {
 }
 
 #[track_caller]
-fn assert_memory_bounded_by(kernel: &mut Kernel, session: &mut crate::harness::Json) {
+fn assert_memory_bounded_by(kernel: &mut Kernel, session: &mut papa_harness::Json) {
     let status = session.ok("status", json!({}));
     let pid = i32::try_from(status["pid"].as_i64().expect("a pid")).expect("a pid fits");
     let limit = (status["memory"]["budget_bytes"].as_u64().expect("a budget") >> 10) + OVERHEAD_KIB;
@@ -306,7 +306,7 @@ fn a_reader_that_never_reads_costs_itself() {
 fn a_port_taken_by_another_program_is_an_error_not_a_wait() {
     let port = free_port();
     let _taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let scratch = crate::harness::Scratch::new();
+    let scratch = papa_harness::Scratch::new();
     let output = scratch
         .papa()
         .args(["--port", &port.to_string()])

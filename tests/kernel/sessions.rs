@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Classic, Kernel, wait_until};
+use papa_harness::{Classic, Kernel, wait_until};
 
 /// Long enough for an answer that should not come.
 const SILENCE: Duration = Duration::from_millis(150);

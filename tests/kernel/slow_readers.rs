@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Classic, Collector, Json, Kernel, wait_until, wait_until_for};
+use papa_harness::{Classic, Collector, Json, Kernel, wait_until, wait_until_for};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -418,7 +418,7 @@ fn a_follower_that_wakes_up_when_nothing_is_left_keeps_nobody_waiting() {
     session.ok("status", json!({}));
     // What comes next is told to it, with the gap to be seen by where it begins.
     let pid = i32::try_from(made["pid"].as_i64().expect("a pid")).expect("it fits");
-    crate::harness::procfs::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    papa_harness::procfs::signal(pid, nix::sys::signal::Signal::SIGKILL);
     for _ in 0..2 {
         assert_eq!(follower.push_of("end")["position"], BYTES);
     }

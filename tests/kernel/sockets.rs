@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use serde_json::json;
 
-use crate::harness::{Classic, Kernel, PATIENCE, wait_until};
+use papa_harness::{Classic, Kernel, PATIENCE, wait_until};
 
 /// File numbers the kernel gives to sockets start here, so that they stay clear of what a worker
 /// opens.
@@ -100,7 +100,7 @@ fn a_socket_of_an_interface_listens_everywhere_on_it() {
     let kernel = Kernel::start();
     let line = kernel.classic().ask("make socket local interface=lo");
     if line.contains("ermitted") {
-        crate::harness::skipped("this user may not bind to an interface");
+        papa_harness::skipped("this user may not bind to an interface");
         return;
     }
     assert!(
@@ -281,9 +281,9 @@ fn json_processes_get_the_sockets_they_name_and_no_other() {
     );
     let pid = i32::try_from(process["pid"].as_i64().unwrap()).unwrap();
     wait_until("the worker runs its own program", || {
-        crate::harness::procfs::descriptors(pid).len() == 4
+        papa_harness::procfs::descriptors(pid).len() == 4
     });
-    let numbers: Vec<i32> = crate::harness::procfs::descriptors(pid)
+    let numbers: Vec<i32> = papa_harness::procfs::descriptors(pid)
         .into_iter()
         .map(|(number, _)| number)
         .collect();
@@ -295,7 +295,7 @@ fn listen_fds_are_given_only_where_asked_for() {
     let kernel = Kernel::start();
     let mut session = kernel.json();
     session.ok("socket.make", json!({"name": "web"}));
-    let mut collector = crate::harness::Collector::new(&kernel.socket_path(), &["*"]);
+    let mut collector = papa_harness::Collector::new(&kernel.socket_path(), &["*"]);
     let program = [
         "/bin/sh",
         "-c",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Json, Kernel, procfs, wait_until};
+use papa_harness::{Json, Kernel, procfs, wait_until};
 
 /// How many starts and exits; the promise is about this number.
 const MANY: u64 = 10_000;
@@ -169,7 +169,7 @@ fn long_argument_lists_and_environments_arrive_whole() {
     let process = kernel
         .json()
         .make_process("p", &argv, json!({"env": {"VAR": long}}));
-    let seen = crate::harness::Collector::new(&kernel.socket_path(), &["p"])
+    let seen = papa_harness::Collector::new(&kernel.socket_path(), &["p"])
         .finish(process["serial"].as_u64().unwrap());
     assert_eq!(String::from_utf8_lossy(&seen.bytes), "5 100000 100000\n");
     let too_long = "x".repeat(200_000);
@@ -186,13 +186,13 @@ fn long_argument_lists_and_environments_arrive_whole() {
 #[test]
 fn an_ordinary_user_past_its_pipe_allowance_loses_nothing() {
     const PROCESSES: u64 = 300;
-    if !crate::harness::is_root() {
-        return crate::harness::skipped("the user nobody can only be tried by root");
+    if !papa_harness::is_root() {
+        return papa_harness::skipped("the user nobody can only be tried by root");
     }
     // Past fs.pipe-user-pages-soft a user's new pipes hold one or two pages.
     let kernel = Kernel::builder().nobody().start();
     let mut session = kernel.json();
-    let mut collector = crate::harness::Collector::new(&kernel.socket_path(), &["p.*"]);
+    let mut collector = papa_harness::Collector::new(&kernel.socket_path(), &["p.*"]);
     let idle: Vec<Value> = (0..PROCESSES)
         .map(|index| {
             session.make_process(&format!("idle.{index}"), &["/bin/sleep", "100"], json!({}))
@@ -212,6 +212,6 @@ fn an_ordinary_user_past_its_pipe_allowance_loses_nothing() {
         .collect();
     for serial in serials {
         let seen = collector.finish(serial);
-        crate::harness::assert_same_bytes("through small pipes", expected.as_bytes(), &seen.bytes);
+        papa_harness::assert_same_bytes("through small pipes", expected.as_bytes(), &seen.bytes);
     }
 }

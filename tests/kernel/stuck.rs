@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{
+use papa_harness::{
     Classic, Collector, Json, Kernel, KernelBuilder, Scratch, assert_same_bytes, binary, free_port,
     is_root, private_command, procfs, skipped, wait_for, wait_until, wait_until_for,
 };

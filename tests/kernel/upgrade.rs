@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{
+use papa_harness::{
     Classic, Collector, Failpoints, Hit, Json, Kernel, assert_same_bytes, binary, procfs, wait_for,
     wait_until,
 };
@@ -24,7 +24,7 @@ fn numbered() -> Vec<u8> {
 /// A copy of our program at a path of its own, as an installation would put it.
 fn another(kernel: &Kernel) -> PathBuf {
     let path = PathBuf::from(kernel.path("papa-next"));
-    crate::harness::copy_program(&binary("papa"), &path);
+    papa_harness::copy_program(&binary("papa"), &path);
     path
 }
 
@@ -499,7 +499,7 @@ fn one_request_to_end_during_a_change_of_keeper_is_one() {
 fn the_next_version_is_looked_for_where_this_one_was_started_from() {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let path = |name: &str| directory.path().join(name);
-    let install = |name: &str| crate::harness::copy_program(&binary("papa"), &path(name));
+    let install = |name: &str| papa_harness::copy_program(&binary("papa"), &path(name));
     install("papa-1");
     std::os::unix::fs::symlink("papa-1", path("papa")).expect("a link");
     let mut kernel = Kernel::builder().program(&path("papa")).start();

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::Kernel;
+use papa_harness::Kernel;
 
 #[test]
 fn a_value_is_set_listed_cleared_and_removed() {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Classic, Kernel, wait_until};
+use papa_harness::{Classic, Kernel, wait_until};
 
 /// Far below what a polling watcher needs, far above what a pushed line takes.
 const PROMPTLY: Duration = Duration::from_millis(500);
@@ -100,7 +100,7 @@ fn q_acknowledges_and_stops() {
     let pid: i32 = Classic::field(&client.ask("list processes"), "pid")
         .parse()
         .unwrap();
-    crate::harness::procfs::signal(pid, nix::sys::signal::Signal::SIGTERM);
+    papa_harness::procfs::signal(pid, nix::sys::signal::Signal::SIGTERM);
     client.send("watch processes p");
     client.read_to("\n");
     assert_eq!(

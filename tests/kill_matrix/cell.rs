@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::whole::{Life, RECOVERY, Role, Whole};
-use crate::harness::{Failpoints, Hit, Json, procfs};
 use crate::places::{Drive, Place};
+use papa_harness::whole::{Life, RECOVERY, Role, Whole};
+use papa_harness::{Failpoints, Hit, Json, procfs};
 
 /// How long it may take until the place is reached.
 const REACHED: Duration = Duration::from_secs(30);

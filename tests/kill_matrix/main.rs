@@ -3,7 +3,7 @@
 //!
 //! Each cell has one process stop itself exactly at a place (`papa_test_hooks::failpoint`), kills
 //! keeper, kernel, manager, or the kernel and then the keeper, lets go on who is left, waits until
-//! everything is there again, and checks the promise (`harness::whole`): workers and their start
+//! everything is there again, and checks the promise (`papa_harness::whole`): workers and their start
 //! times, every line once and in order, every exit once, no visitor turned away, no zombie, no
 //! descriptor too many, a clean `papactl doctor`.
 //!
@@ -12,9 +12,6 @@
 
 // A test says what went wrong by failing.
 #![allow(clippy::unwrap_used)]
-
-#[path = "../harness/mod.rs"]
-mod harness;
 
 mod cell;
 mod places;
@@ -25,7 +22,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use cell::{Bench, Victim};
-use harness::whole::Role;
+use papa_harness::whole::Role;
 use places::PLACES;
 use table::Outcome;
 
@@ -38,7 +35,7 @@ type Cell = (usize, usize);
 #[test]
 fn a_kill_at_any_place_costs_nothing() {
     if !cfg!(debug_assertions) {
-        return harness::skipped("a release build has no places to stop at");
+        return papa_harness::skipped("a release build has no places to stop at");
     }
     let only = std::env::var("PAPA_MATRIX_ONLY").ok();
     let wanted = |(row, column): &Cell| {

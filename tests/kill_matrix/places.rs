@@ -3,7 +3,7 @@
 //!
 //! A place is a `failpoint::reach` in the code; what it is called there is what it is called here.
 
-use crate::harness::whole::Role;
+use papa_harness::whole::Role;
 
 /// One place.
 #[derive(Debug, Clone, Copy)]

@@ -70,6 +70,6 @@ pub(crate) fn settle(table: &str) {
         let text = format!("{before}{BEGIN}{table}{END}{after}");
         fs::write(path(), text).expect("the table can be written");
     } else {
-        crate::harness::assert_same("the table in tests/kill_matrix/README.md", &kept, table);
+        papa_harness::assert_same("the table in tests/kill_matrix/README.md", &kept, table);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::harness::{is_root, procfs, skipped};
 use crate::stack::Stack;
+use papa_harness::{is_root, procfs, skipped};
 
 fn umask(pid: i32) -> u32 {
     let mask = procfs::status_line(pid, "Umask").unwrap();

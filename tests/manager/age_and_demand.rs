@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{procfs, wait_for, wait_until};
 use crate::journal::{count, extremes, open_gate, port, set_mode, site, visit, wait_up};
 use crate::stack::{SUCCESSIONS, Stack};
+use papa_harness::{procfs, wait_for, wait_until};
 
 /// Pid and start of a watcher's only worker, the start in microseconds since the epoch.
 fn only(stack: &Stack, name: &str) -> Option<(u64, u64)> {

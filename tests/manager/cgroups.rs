@@ -7,9 +7,9 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Kernel, KernelBuilder, procfs, skipped, wait_for, wait_until};
 use crate::orphans::HIDES;
 use crate::stack::Stack;
+use papa_harness::{Kernel, KernelBuilder, procfs, skipped, wait_for, wait_until};
 
 /// Leaves its worker, and replaces itself as fast as it can.
 const RUNS_AWAY: &str = "

@@ -4,9 +4,9 @@ use std::net::{TcpListener, TcpStream};
 
 use serde_json::{Value, json};
 
-use crate::harness::{free_port, procfs, wait_until};
 use crate::journal::{count, journal, set_mode, site, visit, wait_up};
 use crate::stack::Stack;
+use papa_harness::{free_port, procfs, wait_until};
 
 const PLAIN: &str = "[watcher:keep]\ncmd = sleep 1000\n[watcher:gone]\ncmd = sleep 1000\n\
     [watcher:roll]\ncmd = sleep 1001\nnumprocesses = 2\n[watcher:single]\ncmd = sleep 1001\nsingleton = true\n\

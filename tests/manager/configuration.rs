@@ -7,9 +7,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{free_port, wait_until};
 use crate::journal::wait_up;
 use crate::stack::Stack;
+use papa_harness::{free_port, wait_until};
 
 #[track_caller]
 pub(crate) fn refused(reply: &Value) -> &str {

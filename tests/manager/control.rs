@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::wait_until;
 use crate::stack::Stack;
+use papa_harness::wait_until;
 
 const TWO: &str =
     "[watcher:Web]\ncmd = sleep 1000\n[watcher:worker]\ncmd = sleep 1000\nnumprocesses = 2\n";

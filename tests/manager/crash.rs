@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::harness::{wait_until, wait_until_for};
 use crate::stack::Stack;
+use papa_harness::{wait_until, wait_until_for};
 
 /// Lines of each worker: enough that it is still writing at the last kill.
 const LINES: u64 = 40_000;
@@ -113,7 +113,7 @@ fn an_exit_while_the_manager_is_away_is_noticed_when_it_is_back() {
     let mut stack = Stack::start("[watcher:sleeper]\ncmd = sleep 1000\n");
     let before = stack.wait_pids("sleeper", 1);
     stack.kill_manager();
-    crate::harness::procfs::signal(before[&1], nix::sys::signal::Signal::SIGKILL);
+    papa_harness::procfs::signal(before[&1], nix::sys::signal::Signal::SIGKILL);
     stack.start_manager();
     wait_until("another worker runs", || {
         let now = stack.pids("sleeper");

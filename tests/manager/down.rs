@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{binary, private_command, procfs, wait_until};
 use crate::orphans::Site;
 use crate::stack::Stack;
+use papa_harness::{binary, private_command, procfs, wait_until};
 
 fn said(output: &Output) -> String {
     let streams = [&output.stdout, &output.stderr];

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
 
-use crate::harness::{
+use papa_harness::{
     Kernel, Scratch, binary, copy_program, free_port, is_root, private_command, skipped,
 };
 

@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Scratch, binary, private_command, procfs, wait_for, wait_until};
+use papa_harness::{Scratch, binary, private_command, procfs, wait_for, wait_until};
 
 /// An installation whose kernel has a socket of its own.
 struct Site {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Kernel, Venv, private_command, wait_until, wait_until_for};
 use crate::stack::Stack;
+use papa_harness::{Kernel, Venv, private_command, wait_until, wait_until_for};
 
 /// circusd is a slow starter.
 const CIRCUS_PATIENCE: Duration = Duration::from_secs(30);

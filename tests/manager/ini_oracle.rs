@@ -15,7 +15,7 @@ use papa_manager::config::{
 };
 use serde_json::{Map, Value};
 
-use crate::harness::{Venv, skipped};
+use papa_harness::{Venv, skipped};
 
 /// Files in the package; fewer would mean that we did not look everywhere.
 const FILES: usize = 66;

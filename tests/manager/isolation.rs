@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::{wait_until, wait_until_for};
 use crate::stack::Stack;
+use papa_harness::{wait_until, wait_until_for};
 
 /// What `stubborn` is given to end, in the example; everything else must be done long before.
 const STUBBORN_GRACE: Duration = Duration::from_secs(60);

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::wait_until;
 use crate::stack::Stack;
+use papa_harness::wait_until;
 
 /// Longest wait for an answer of a worker.
 const ANSWER: Duration = Duration::from_secs(20);

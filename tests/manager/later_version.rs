@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use serde_json::json;
 
-use crate::harness::wait_until;
 use crate::stack::Stack;
+use papa_harness::wait_until;
 
 const INI: &str = "[watcher:w]\ncmd = sh -c 'echo one; until [ -e DIR/go ]; do sleep 0.05; done; echo two; exec sleep 1000'\ncopy_env = true\n\
     stdout_stream.class = FileStream\nstdout_stream.filename = DIR/logs/w.log\n";
@@ -37,7 +37,7 @@ fn a_log_state_of_a_later_version_is_left_alone_and_no_line_is_lost() {
 
     stack.start_manager();
     let mut kernel = stack.kernel.json();
-    let captured = |kernel: &mut crate::harness::Json| {
+    let captured = |kernel: &mut papa_harness::Json| {
         let listed = kernel.ok("process.list", json!({"names": ["circus.w.1"]}));
         listed["processes"][0]["ledger"]["captured"].as_u64()
     };

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{procfs, wait_until};
 use crate::stack::Stack;
+use papa_harness::{procfs, wait_until};
 
 const TWO: &str =
     "[watcher:one]\ncmd = sleep 1000\nnumprocesses = 2\n[watcher:other]\ncmd = sleep 1000\n";
@@ -220,8 +220,8 @@ fn shutdown_leaves_nothing_behind() {
 #[test]
 fn a_second_manager_says_who_runs() {
     let stack = Stack::start(TWO);
-    let output = crate::harness::private_command(
-        &crate::harness::binary("papa-manager"),
+    let output = papa_harness::private_command(
+        &papa_harness::binary("papa-manager"),
         stack.kernel.directory(),
     )
     .current_dir(stack.kernel.directory())

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::harness::{binary, private_command, wait_until};
 use crate::stack::Stack;
+use papa_harness::{binary, private_command, wait_until};
 
 #[test]
 fn lines_are_whole_however_they_were_written() {

@@ -8,9 +8,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::harness::{wait_until, wait_until_for};
 use crate::logs_streams::text_of;
 use crate::stack::Stack;
+use papa_harness::{wait_until, wait_until_for};
 
 const KILLS: usize = 200;
 /// How many of them are aimed: every third, one of these steps.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
-use crate::harness::wait_until;
 use crate::stack::Stack;
+use papa_harness::wait_until;
 
 /// What a file holds, compressed or not.
 pub(crate) fn text_of(path: &Path) -> Vec<u8> {

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{binary, private_command, procfs, wait_for, wait_until};
 use crate::stack::Stack;
+use papa_harness::{binary, private_command, procfs, wait_for, wait_until};
 
 fn papactl(stack: &Stack, line: &[&str]) -> Command {
     let mut command = private_command(&binary("papactl"), stack.kernel.directory());

@@ -4,9 +4,6 @@
 // A test says what went wrong by failing.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../harness/mod.rs"]
-mod harness;
-
 mod accounts;
 mod age_and_demand;
 mod cgroups;

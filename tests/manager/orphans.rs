@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{
+use papa_harness::{
     Failpoints, Scratch, binary, free_port, private_command, procfs, skipped, wait_for, wait_until,
 };
 

@@ -6,8 +6,8 @@ use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Scratch, binary, private_command};
 use crate::stack::Stack;
+use papa_harness::{Scratch, binary, private_command};
 
 const INI: &str = "[circus]\npidfile = DIR/m.pid\n[watcher:w]\ncmd = sleep 600\n";
 
@@ -92,7 +92,7 @@ fn a_bad_pidfile_left_a_kernel_running() {
     // What is seen only when the manager has started ends what was started for it.
     fs::create_dir(directory.join("bin")).unwrap();
     for program in ["papactl", "papa"] {
-        crate::harness::copy_program(&binary(program), &directory.join("bin").join(program));
+        papa_harness::copy_program(&binary(program), &directory.join("bin").join(program));
     }
     std::os::unix::fs::symlink("/bin/false", directory.join("bin/papa-manager")).unwrap();
     fs::write(
@@ -111,7 +111,7 @@ fn a_bad_pidfile_left_a_kernel_running() {
         text.contains("kernel:  started") && text.contains("ended again"),
         "{text}"
     );
-    crate::harness::wait_until("it is gone", || !directory.join("papa.sock").exists());
+    papa_harness::wait_until("it is gone", || !directory.join("papa.sock").exists());
 }
 
 fn manager(stack: &Stack) -> Command {

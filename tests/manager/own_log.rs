@@ -9,7 +9,7 @@ use std::process::{Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{Scratch, binary, private_command, procfs, wait_until, wait_until_for};
+use papa_harness::{Scratch, binary, private_command, procfs, wait_until, wait_until_for};
 
 /// An installation started with `papactl up`.
 struct Site {

@@ -6,8 +6,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{binary, private_command, procfs, wait_for, wait_until};
 use crate::stack::Stack;
+use papa_harness::{binary, private_command, procfs, wait_for, wait_until};
 
 const TWO: &str = "[watcher:Web]\ncmd = sleep 1000\nnumprocesses = 2\n[watcher:worker]\ncmd = sleep 1000\n\
     [socket:api]\npath = DIR/api.sock\n";

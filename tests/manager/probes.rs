@@ -14,7 +14,7 @@ use papa_protocol::name::{Name, NamePattern};
 use papa_protocol::process::Process;
 use papa_protocol::text::ByteString;
 
-use crate::harness::{Kernel, procfs, wait_until};
+use papa_harness::{Kernel, procfs, wait_until};
 
 const WORKER: &str = "circus.web.1";
 const SOON: Duration = Duration::from_secs(20);

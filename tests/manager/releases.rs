@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::configuration::{ok, refused, reload, write};
-use crate::harness::{procfs, wait_for, wait_until};
 use crate::journal::wait_up;
 use crate::stack::Stack;
+use papa_harness::{procfs, wait_for, wait_until};
 
 /// Makes `DIR/NAME` a release whose program writes its name and sleeps, or ends at once.
 fn release(stack: &Path, name: &str, ends: bool) {

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{procfs, wait_for, wait_until};
 use crate::journal::{
     count, events_until, extremes, journal, open_gate, port, set_mode, site, visit, wait_up, worker,
 };
 use crate::stack::Stack;
+use papa_harness::{procfs, wait_for, wait_until};
 
 fn http() -> String {
     site(

@@ -4,8 +4,8 @@
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{procfs, wait_for, wait_until};
 use crate::stack::Stack;
+use papa_harness::{procfs, wait_for, wait_until};
 
 const TWO: &str =
     "[watcher:one]\ncmd = sleep 600\n[watcher:two]\ncmd = sleep 600\nnumprocesses = 1\n";

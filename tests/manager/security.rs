@@ -10,10 +10,10 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use nix::sys::stat::Mode;
 use serde_json::json;
 
-use crate::harness::{
+use crate::stack::Stack;
+use papa_harness::{
     Scratch, binary, free_port, is_root, private_command, skipped, wait_for, wait_until,
 };
-use crate::stack::Stack;
 
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;

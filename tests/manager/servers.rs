@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Venv, procfs, skipped, wait_until_for};
 use crate::stack::Stack;
+use papa_harness::{Venv, procfs, skipped, wait_until_for};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/servers");
 

@@ -7,8 +7,8 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::{wait_until, wait_until_for};
 use crate::stack::Stack;
+use papa_harness::{wait_until, wait_until_for};
 
 /// More than the kernel keeps of a process, so that the writer waits.
 const NUMBERS: u32 = 240_000;

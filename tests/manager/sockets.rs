@@ -10,9 +10,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use serde_json::{Value, json};
 
-use crate::harness::{free_port, procfs, skipped, wait_until};
 use crate::journal::worker;
 use crate::stack::Stack;
+use papa_harness::{free_port, procfs, skipped, wait_until};
 
 #[test]
 fn a_taken_port_gave_its_watcher_up_and_named_nobody() {

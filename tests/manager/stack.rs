@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{
+use papa_harness::{
     Failpoints, Kernel, KernelBuilder, below_file_limit, binary, private_command, procfs, wait_for,
     wait_until,
 };

@@ -7,8 +7,8 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{binary, private_command, procfs, wait_until};
 use crate::stack::Stack;
+use papa_harness::{binary, private_command, procfs, wait_until};
 
 /// What ten seconds of patience are here; see `papa_test_hooks::patience`.
 const PATIENCE: (&str, &str) = ("PAPA_TEST_PATIENCE_MS", "1000");

@@ -5,9 +5,9 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{procfs, wait_for, wait_until};
 use crate::journal::{count, extremes, open_gate, set_mode, site, wait_up};
 use crate::stack::{SUCCESSIONS, Stack, Succession};
+use papa_harness::{procfs, wait_for, wait_until};
 
 /// Ignores the signal that asks it to end; says when it does.
 const DEAF: &str = "[watcher:deaf]\ncmd = sh -c 'trap \"\" TERM; echo up > DIR/up; while :; do sleep 0.1; done'\ncopy_env = true\n";

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{binary, private_command, procfs, wait_for, wait_until};
 use crate::stack::Stack;
+use papa_harness::{binary, private_command, procfs, wait_for, wait_until};
 
 const ONE: &str = "[watcher:web]\ncmd = sleep 1000\n";
 

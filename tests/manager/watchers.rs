@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{free_port, procfs, wait_for, wait_until};
 use crate::journal::{count, journal, open_gate, port, set_mode, site, visit, wait_up, worker};
 use crate::stack::Stack;
+use papa_harness::{free_port, procfs, wait_for, wait_until};
 
 /// When the first worker of a watcher was started, in microseconds since the epoch.
 #[track_caller]

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::harness::{binary, skipped};
+use papa_harness::{binary, skipped};
 
 #[test]
 fn the_web_stack_demonstration_succeeds() {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{binary, free_port, private_command, procfs, wait_for, wait_until};
 use crate::stack::Stack;
+use papa_harness::{binary, free_port, private_command, procfs, wait_for, wait_until};
 
 /// The leader ends on TERM at once; its child ignores TERM, holds the port, and notes down whether
 /// it got it.

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use crate::harness::{binary, skipped};
+use papa_harness::{binary, skipped};
 
 #[test]
 fn the_zero_downtime_demonstration_succeeds() {

@@ -1,6 +1,6 @@
 //! What may happen, drawn from a seed: one generator decides everything, and no clock.
 
-use crate::harness::whole::Role;
+use papa_harness::whole::Role;
 
 /// The generator; the same seed gives the same actions, on every machine and in every version of
 /// the standard library.

@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::action::{Action, Bad, Ending, Program, Random, Which};
-use crate::harness::whole::{Life, RECOVERY, Role, Whole};
-use crate::harness::{Json, Kernel, binary, copy_program, procfs, revision, skipped};
+use papa_harness::whole::{Life, RECOVERY, Role, Whole};
+use papa_harness::{Json, Kernel, binary, copy_program, procfs, revision, skipped};
 
 /// Steps between two checks.
 const CHECK_EVERY: u64 = 5;
@@ -451,7 +451,7 @@ impl Soak {
     }
 
     /// The n-th of these workers; none where there is none, as after a kill in a moment of few.
-    fn worker(&self, who: Which) -> Option<crate::harness::whole::Life> {
+    fn worker(&self, who: Which) -> Option<papa_harness::whole::Life> {
         let mut living = self.whole.living_like(who.name);
         let count = living.len() as u64;
         (count > 0).then(|| living.swap_remove(usize::try_from(who.nth % count).unwrap()))

@@ -3,9 +3,6 @@
 // A test says what went wrong by failing.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../harness/mod.rs"]
-mod harness;
-
 mod action;
 mod driver;
 mod seeds;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::action::Random;
-use crate::harness::wait_until_for;
-use crate::harness::whole::{Role, Whole};
+use papa_harness::wait_until_for;
+use papa_harness::whole::{Role, Whole};
 
 const WRITERS: u64 = 4;
 

@@ -5,8 +5,8 @@ use std::io::Write;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::whole::{Role, Whole};
-use crate::harness::{procfs, wait_until};
+use papa_harness::whole::{Role, Whole};
+use papa_harness::{procfs, wait_until};
 
 #[track_caller]
 fn assert_well(whole: &mut Whole, after: &str) {

@@ -6,9 +6,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../harness/mod.rs"]
-mod harness;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output};
@@ -16,7 +13,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use harness::{
+use papa_harness::{
     Kernel, binary, copy_program, private_command, revision, skipped, wait_for, wait_until,
 };
 
@@ -178,7 +175,7 @@ fn a_socket_key_that_an_older_kernel_does_not_know_was_a_riddle() {
         return;
     };
     // The second section makes the first one's IPv6 socket leave IPv4 to it.
-    let port = harness::free_port();
+    let port = papa_harness::free_port();
     let ini = format!(
         "{INI}[watcher:web]\ncmd = sleep 1000\nuse_sockets = True\n\
          [socket:six]\nhost = ::\nfamily = AF_INET6\nport = {port}\n\

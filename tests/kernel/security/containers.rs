@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::unistd::geteuid;
 
-use crate::harness::{Kernel, is_root, skipped};
+use papa_harness::{Kernel, is_root, skipped};
 
 use super::{AS_NOBODY, PYTHON, can, lines, nobody_has_python, python};
 

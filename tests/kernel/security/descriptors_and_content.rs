@@ -15,7 +15,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::Mode;
 use serde_json::json;
 
-use crate::harness::{Classic, Collector, Json, Kernel, PATIENCE, procfs, wait_for, wait_until};
+use papa_harness::{Classic, Collector, Json, Kernel, PATIENCE, procfs, wait_for, wait_until};
 
 use super::{AS_NOBODY, PYTHON, lines, nobody_has_python, path};
 

@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Collector, Kernel, is_root, skipped};
+use papa_harness::{Collector, Kernel, is_root, skipped};
 
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;

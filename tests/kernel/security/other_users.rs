@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{
+use papa_harness::{
     Classic, Kernel, Scratch, binary, free_port, is_root, private_command, procfs, skipped,
     wait_for, wait_until,
 };
@@ -326,7 +326,7 @@ fn users_that_a_namespace_does_not_know_are_nobody_in_it() {
     let scratch = Scratch::new();
     chown(scratch.directory(), Some(1000), Some(1000)).expect("root may");
     let program = scratch.path("papa-copy");
-    crate::harness::copy_program(&binary("papa"), program.as_ref());
+    papa_harness::copy_program(&binary("papa"), program.as_ref());
     let port = free_port();
     let mut command = private_command(Path::new(PYTHON), scratch.directory());
     let mut daemon = command

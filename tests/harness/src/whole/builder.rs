@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{Lines, Listener, Visitor, Whole};
-use crate::harness::{Collector, KernelBuilder};
+use crate::{Collector, KernelBuilder};
 
 /// The watchers every installation has: `web` serves and is reloaded, `steady` is never touched,
 /// and its workers share a file.

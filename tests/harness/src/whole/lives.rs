@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::super::{PATIENCE, procfs};
+use crate::{PATIENCE, procfs};
 
 /// Lines on each stream, and bytes of both together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

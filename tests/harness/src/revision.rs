@@ -4,15 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::kernel::target_folder;
+
 /// Where the programs of a revision are.
 ///
 /// # Errors
 /// They cannot be built, and why: the history is not here, or a dependency is not.
 pub fn built(revision: &str) -> Result<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("../revisions")
-        .join(revision);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let place = target_folder().join("revisions").join(revision);
     let (source, target) = (place.join("source"), place.join("target"));
     fs::create_dir_all(&source).map_err(|error| format!("{}: {error}", source.display()))?;
     let run = |command: &mut Command| {

@@ -15,7 +15,7 @@ use super::{Json, binary, private_command, procfs, wait_for};
 
 /// Set in the environment of whatever a test starts, so that its strays can be told from another
 /// test's.
-pub const MARK: &str = "PAPA_TEST_DIRECTORY";
+pub(crate) const MARK: &str = "PAPA_TEST_DIRECTORY";
 
 /// Rounds of looking for leftovers before the clean-up gives up; each round kills what the last one
 /// missed.
@@ -95,14 +95,14 @@ impl Drop for Scratch {
 
 /// A process that will not be taken for a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Identity {
+pub(crate) struct Identity {
     pid: i32,
     started_ticks: u64,
 }
 
 impl Identity {
     /// Who has this pid now.
-    pub fn of(pid: i32) -> Option<Self> {
+    pub(crate) fn of(pid: i32) -> Option<Self> {
         let stat = procfs::stat(pid)?;
         Some(Self {
             pid,
@@ -116,7 +116,7 @@ impl Identity {
 }
 
 /// What is alive of a test: by ancestry from these roots, or by the mark in its environment.
-pub fn below(directory: &Path, roots: &HashSet<Identity>) -> HashSet<i32> {
+pub(crate) fn below(directory: &Path, roots: &HashSet<Identity>) -> HashSet<i32> {
     let mark = format!("{MARK}={}", directory.display());
     let mut found: HashSet<i32> = roots
         .iter()
@@ -138,7 +138,7 @@ pub fn below(directory: &Path, roots: &HashSet<Identity>) -> HashSet<i32> {
 }
 
 /// Keeper and kernel restart each other, so everything is stopped before anything is killed.
-pub fn end_everything(directory: &Path, roots: &HashSet<Identity>) {
+pub(crate) fn end_everything(directory: &Path, roots: &HashSet<Identity>) {
     for _ in 0..CLEANUP_ROUNDS {
         let found = below(directory, roots);
         if found.is_empty() {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::super::PATIENCE;
+use crate::PATIENCE;
 
 /// Pause between two visits: a hundred a second are enough to hit every closed door, and leave the
 /// machine to others.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::PATIENCE;
 
 /// The first thing the kernel says.
-pub const BANNER: &str = "Papa is home. Type \"help\" for commands.\n> ";
+pub(crate) const BANNER: &str = "Papa is home. Type \"help\" for commands.\n> ";
 
 /// Either transport; a test does not care which.
 #[derive(Debug)]

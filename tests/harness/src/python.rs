@@ -7,7 +7,8 @@ use std::process::Command;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{binary, skipped};
+use crate::kernel::target_folder;
+use crate::skipped;
 
 /// What the interoperation tests install. Pinned: these are the versions we promise to work with,
 /// and the libraries under Circus that still suit it.
@@ -48,14 +49,10 @@ impl Venv {
     /// Where `first` names packages, they are installed before the others, which are built with
     /// them; else the list is complete.
     fn make(name: &str, requirements: &str, first: &[&str]) -> Result<Self, String> {
-        let profile = binary("papa")
-            .parent()
-            .and_then(Path::parent)
-            .ok_or("the target folder is unknown")?
-            .to_owned();
-        let root = profile.join(name);
-        fs::create_dir_all(&profile).map_err(|error| error.to_string())?;
-        let lock = fs::File::create(profile.join(format!("{name}.lock")))
+        let target = target_folder();
+        let root = target.join(name);
+        fs::create_dir_all(&target).map_err(|error| error.to_string())?;
+        let lock = fs::File::create(target.join(format!("{name}.lock")))
             .map_err(|error| error.to_string())?;
         // Suites run at the same time, in several processes: one installs, the others wait.
         let _lock = Flock::lock(lock, FlockArg::LockExclusive)

@@ -448,7 +448,7 @@ fn alive(value: &Value) -> Option<i32> {
 /// What `WORKER` stands for.
 fn worker_command(directory: &str) -> String {
     format!(
-        "python3 -SE {}/../tests/python/numbered.py {directory}",
+        "python3 -SE {}/../python/numbered.py {directory}",
         env!("CARGO_MANIFEST_DIR")
     )
 }

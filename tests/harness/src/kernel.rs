@@ -19,32 +19,38 @@ use super::{Classic, Json, procfs, wait_for};
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
 
-/// Where a binary of this workspace is: what cargo names, else beside the test binary.
+/// Path of a program of this workspace, in the target folder that the test itself is in.
+///
+/// Cargo names it (`CARGO_BIN_EXE_…`) only to the tests of the package that has it.
 ///
 /// # Panics
 /// When it has not been built.
 pub fn binary(name: &str) -> PathBuf {
-    let named = match name {
-        "papa" => option_env!("CARGO_BIN_EXE_papa"),
-        "papactl" => option_env!("CARGO_BIN_EXE_papactl"),
-        "papa-manager" => option_env!("CARGO_BIN_EXE_papa-manager"),
-        _ => None,
-    };
-    if let Some(path) = named {
-        return path.into();
-    }
-    let test = std::env::current_exe().expect("a test binary knows its path");
-    let path = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("test binaries live in PROFILE/deps")
-        .join(name);
+    let path = profile_folder().join(name);
     assert!(
         path.exists(),
-        "{} is missing: build the workspace first (`cargo build`)",
+        "{} is missing: build the workspace first (`cargo build --workspace`)",
         path.display()
     );
     path
+}
+
+/// `target/debug`, or wherever this test was built.
+fn profile_folder() -> PathBuf {
+    let test = std::env::current_exe().expect("a test binary knows its path");
+    test.parent()
+        .and_then(Path::parent)
+        .expect("test binaries live in PROFILE/deps")
+        .to_owned()
+}
+
+/// Cargo's `target`: what takes long to make is kept there from one run to the next.
+pub(crate) fn target_folder() -> PathBuf {
+    let profile = profile_folder();
+    profile
+        .parent()
+        .expect("profiles are in the target folder")
+        .to_owned()
 }
 
 /// A port nobody has, and nobody gets by chance: below those the system deals out, and another one

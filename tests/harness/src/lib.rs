@@ -6,15 +6,10 @@
 //! `json`); it deliberately does not use `papa-protocol`, so that a mistake shared by client and
 //! kernel still shows.
 //!
-//! Used as a module, `#[path = "../harness/mod.rs"] mod harness;`, rather than as a crate: only a
-//! test target of the kernel sees `CARGO_BIN_EXE_papa`, and the manager's suites find the same
-//! binary beside their own.
+//! Programs are found beside the test's own executable, where cargo puts those of every package.
 //!
 //! Invariant: nothing waits by sleeping until it probably works; every wait is [`wait_until`] with
 //! a deadline.
-
-// Every suite compiles the whole harness and uses a part of it.
-#![allow(dead_code, unused_imports, unreachable_pub)]
 
 mod classic;
 mod collect;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{LOOK_AGAIN, Life, RECOVERY, Role, Whole, Written};
-use crate::harness::{Kernel, procfs};
+use crate::{Kernel, procfs};
 
 /// Sessions, pidfds and pipes of what has just ended are closed a moment later.
 const CLOSING: Duration = Duration::from_secs(20);
@@ -111,7 +111,7 @@ impl Whole {
     }
 
     fn processes(&self) -> Vec<Value> {
-        let Ok(mut session) = crate::harness::Json::unix(&self.kernel.socket_path()) else {
+        let Ok(mut session) = crate::Json::unix(&self.kernel.socket_path()) else {
             return Vec::new();
         };
         match session.call("process.list", json!({})) {

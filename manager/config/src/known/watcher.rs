@@ -70,7 +70,7 @@ pub const WATCHER: &[Key] = &[
         "uid",
         "name or number",
         Words("the kernel's"),
-        "user of the workers; HOME, USER, LOGNAME and SHELL are that user's unless the file sets them",
+        "user of the workers; HOME, USER, LOGNAME and SHELL are that user's unless the file sets them; a number without an account has none of them",
         "www-data",
     ),
     key(

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `config` | the crate `papa-config`: the INI file, typed values, one worker's command |
 //! | `supervisor`, `watcher`, `worker`, `backoff` | wanted state against actual state |
+//! | `life` | the lives of a watcher and of a worker, as tables of state × event |
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
 //! | `orphan` | workers that earlier kernels left running |
 //! | `mark` | what a worker's environment says of whose it is |
@@ -27,6 +28,7 @@ pub mod error;
 pub mod holder;
 pub mod kernel_link;
 pub mod last_words;
+pub mod life;
 pub mod logs;
 pub mod mark;
 pub mod orphan;

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use crate::config::known::is_stream_key;
 use crate::config::{Readiness, Release, SignalNumber, WatcherConfig};
 use crate::last_words::Ends;
+use crate::life::{Life, Stage, WatcherCell, WatcherEvent, WorkerCell, WorkerEvent};
 use crate::state::{Kept, KeptCount, KeptRemoval};
 use crate::tree::Member;
 use crate::worker::{LeftDue, Running, State, Worker};
@@ -293,12 +294,7 @@ impl Watcher {
         self.kept.failed.clear();
         self.forgive();
         self.released = true;
-        self.dormant = self.config.on_demand && self.workers.is_empty();
-        self.set_wanted(match self.wanted {
-            Wanted::Stopped if self.workers.is_empty() => Wanted::Running,
-            Wanted::Stopped | Wanted::Restarting => Wanted::Restarting,
-            Wanted::Running => Wanted::Running,
-        });
+        self.follow(WatcherEvent::Start);
     }
 
     /// Asked to stop by the operator; it stays stopped when the manager is started again.
@@ -307,12 +303,16 @@ impl Watcher {
         self.gave_up = false;
         self.message = None;
         self.kept.gave_up = false;
-        self.halt();
+        self.end(WatcherEvent::Stop);
     }
 
     /// Stops for the time being: the manager ends, or starting it has no prospect.
     pub fn halt(&mut self) {
-        self.set_wanted(Wanted::Stopped);
+        self.end(WatcherEvent::Halt);
+    }
+
+    fn end(&mut self, event: WatcherEvent) {
+        self.follow(event);
         self.came_up = false;
         self.cancel_roll();
     }
@@ -321,8 +321,8 @@ impl Watcher {
     pub fn restart(&mut self) {
         self.start();
         self.cancel_roll();
-        if !self.workers.is_empty() {
-            self.set_wanted(Wanted::Restarting);
+        self.follow(WatcherEvent::Restart);
+        if self.wanted == Wanted::Restarting {
             self.came_up = false;
         }
     }
@@ -334,7 +334,7 @@ impl Watcher {
 
     /// The first connection came.
     pub fn demand(&mut self) {
-        self.dormant = false;
+        self.follow(WatcherEvent::Demand);
     }
 
     /// What others have to say to its start and stop.
@@ -443,7 +443,9 @@ impl Watcher {
         {
             self.kept.count = None;
         }
-        self.dormant &= config.on_demand;
+        if !config.on_demand {
+            self.follow(WatcherEvent::Demand);
+        }
         self.no_release = None;
         let release = config.release();
         if release != self.kept.release {
@@ -481,17 +483,17 @@ impl Watcher {
             worker.retiring = self.kept.roll.as_ref().is_some_and(|roll| roll.to != noted);
         }
         let generation = self.workers.get(&wid).map(|worker| worker.generation);
-        match self.workers.get_mut(&wid).map(|worker| &mut worker.state) {
-            Some(State::Starting { unwanted: true }) | None => {
-                self.adopt(wid, process, generation, at);
-            }
-            Some(State::Starting { unwanted: false }) => {
+        let stage = self.stage(wid);
+        match stage.on(WorkerEvent::Started) {
+            // Nothing can have been kept of a process that is new.
+            WorkerCell::Up if stage == Stage::Starting => {
                 let state = self.first_state(process, generation.unwrap_or(0), at);
                 if let Some(worker) = self.workers.get_mut(&wid) {
                     worker.state = state;
                 }
             }
-            Some(_) => {}
+            WorkerCell::Up | WorkerCell::UpToGo => self.adopt(wid, process, generation, at),
+            _ => {}
         }
     }
 
@@ -581,6 +583,47 @@ impl Watcher {
     fn ready_limit(&self, process: &Running, at: &Moment) -> Instant {
         let timeout = self.config.ready_timeout;
         (process.started + timeout).max(at.now + LATE_LOOK.min(timeout))
+    }
+
+    /// Its state, as the table of its life has it.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        match self.wanted {
+            Wanted::Stopped if !self.workers.is_empty() => Life::Stopping,
+            Wanted::Stopped if self.has_given_up() => Life::GivenUp,
+            Wanted::Stopped => Life::Stopped,
+            Wanted::Restarting => Life::Restarting,
+            Wanted::Running if self.dormant => Life::Dormant,
+            Wanted::Running if self.flapping_until.is_some() => Life::Pausing,
+            Wanted::Running => Life::Running,
+        }
+    }
+
+    /// State of a worker's number.
+    fn stage(&self, wid: u32) -> Stage {
+        self.workers.get(&wid).map_or(Stage::Free, Worker::stage)
+    }
+
+    /// Goes on to the state that the table of its life names. Data that belongs to the new state,
+    /// such as the end of a pause, is the caller's.
+    fn follow(&mut self, event: WatcherEvent) {
+        let life = self.life();
+        match life.on(event) {
+            WatcherCell::Again if !self.workers.is_empty() => self.set_wanted(Wanted::Restarting),
+            WatcherCell::Begin | WatcherCell::Again => {
+                self.dormant = self.config.on_demand && self.workers.is_empty();
+                self.set_wanted(Wanted::Running);
+            }
+            WatcherCell::Wake => {
+                self.dormant = false;
+                self.set_wanted(Wanted::Running);
+            }
+            WatcherCell::End => self.set_wanted(Wanted::Stopped),
+            WatcherCell::Sleep => self.dormant = true,
+            // Which workers there should be is the same as before.
+            WatcherCell::Roll | WatcherCell::Pause | WatcherCell::Same => {}
+            WatcherCell::Never => debug_assert!(false, "{event:?} happens in state {life:?}"),
+        }
     }
 
     fn set_wanted(&mut self, wanted: Wanted) {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use papa_test_hooks::failpoint;
 
 use crate::config::SignalNumber;
+use crate::life::{Stage, WorkerCell, WorkerEvent};
 
 mod left;
 
@@ -170,14 +171,55 @@ impl Worker {
         self.faulty || !self.is_stopping()
     }
 
+    /// Its state, as the table of its life has it.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        match self.state {
+            State::Starting { unwanted: false } => Stage::Starting,
+            State::Starting { unwanted: true } => Stage::Unwanted,
+            State::Waiting { .. } => Stage::Waiting,
+            State::Serving(_) => Stage::Serving,
+            State::Stopping { .. } => Stage::Stopping,
+            State::Left(_) => Stage::Left,
+        }
+    }
+
+    /// What an event means for it.
+    #[must_use]
+    pub fn on(&self, event: WorkerEvent) -> WorkerCell {
+        self.stage().on(event)
+    }
+
     /// Asks it to end. Answers the process to send the stop signal to, if that is to happen now.
     pub fn stop(&mut self, grace: Duration, now: Instant) -> Option<Running> {
-        match self.state {
-            State::Starting { .. } => {
+        self.end_by(WorkerEvent::Stop, grace, now)
+    }
+
+    /// Asks it to end if it runs, or to end sooner than it was asked to. Answers the process to send
+    /// a signal to.
+    pub fn hasten(&mut self, grace: Duration, now: Instant) -> Option<Running> {
+        self.end_by(WorkerEvent::Hasten, grace, now)
+    }
+
+    /// Asks it to end because it is not ready in time, or not well. Answers the process to send the
+    /// stop signal to, if that is to happen now.
+    pub fn fail(&mut self, event: WorkerEvent, grace: Duration, now: Instant) -> Option<Running> {
+        self.end_by(event, grace, now)
+    }
+
+    fn end_by(&mut self, event: WorkerEvent, grace: Duration, now: Instant) -> Option<Running> {
+        let cell = self.on(event);
+        self.faulty |= cell == WorkerCell::Fault;
+        match (cell, &mut self.state) {
+            (WorkerCell::Unwant, _) => {
                 self.state = State::Starting { unwanted: true };
                 None
             }
-            State::Waiting { process, .. } | State::Serving(process) => {
+            (
+                WorkerCell::Stop | WorkerCell::Fault,
+                State::Waiting { process, .. } | State::Serving(process),
+            ) => {
+                let process = *process;
                 self.state = State::Stopping {
                     process,
                     signalled: true,
@@ -185,39 +227,33 @@ impl Worker {
                 };
                 Some(process)
             }
-            State::Stopping { .. } => None,
-            State::Left(ref mut left) => {
+            (
+                WorkerCell::Sooner,
+                State::Stopping {
+                    process, kill_at, ..
+                },
+            ) => {
+                *kill_at = (*kill_at).min(now + grace);
+                Some(*process)
+            }
+            (WorkerCell::EndLeft, State::Left(left)) => {
                 left.stop(grace, now);
                 None
             }
+            _ => None,
         }
-    }
-
-    /// Asks it to end, or to end sooner than it was asked to. Answers the process to send a signal
-    /// to.
-    pub fn hasten(&mut self, grace: Duration, now: Instant) -> Option<Running> {
-        if let State::Stopping {
-            process, kill_at, ..
-        } = &mut self.state
-        {
-            *kill_at = (*kill_at).min(now + grace);
-            return Some(*process);
-        }
-        if let State::Left(left) = &mut self.state {
-            left.hasten(grace, now);
-            return None;
-        }
-        self.stop(grace, now)
     }
 
     /// It serves now. False if that changes nothing.
     pub fn serve(&mut self) -> bool {
-        let State::Waiting { process, .. } = self.state else {
-            return false;
-        };
-        self.state = State::Serving(process);
-        failpoint::reach("reload.ready");
-        true
+        match (self.on(WorkerEvent::Ready), self.state) {
+            (WorkerCell::Serve, State::Waiting { process, .. }) => {
+                self.state = State::Serving(process);
+                failpoint::reach("reload.ready");
+                true
+            }
+            _ => false,
+        }
     }
 
     /// When something is due.
@@ -236,23 +272,32 @@ impl Worker {
 
     /// What is due to it now if it is stopping, or left something behind.
     pub fn due(&mut self, now: Instant) -> Option<Due> {
-        if let State::Left(left) = &mut self.state {
-            return left.due(now).map(|due| Due::Left(left.process, due));
+        match &mut self.state {
+            State::Left(left) => left.due(now).map(|due| Due::Left(left.process, due)),
+            State::Stopping { kill_at, .. } if *kill_at <= now => self.grace_over(now),
+            State::Stopping {
+                process, signalled, ..
+            } => (!std::mem::replace(signalled, true)).then_some(Due::Signal(*process)),
+            _ => None,
         }
-        let State::Stopping {
-            process,
-            signalled,
-            kill_at,
-        } = &mut self.state
-        else {
-            return None;
-        };
-        if *kill_at <= now {
-            *kill_at = now + KILL_AGAIN;
-            *signalled = true;
-            return Some(Due::Kill(*process));
+    }
+
+    fn grace_over(&mut self, now: Instant) -> Option<Due> {
+        match (self.on(WorkerEvent::GraceOver), &mut self.state) {
+            (
+                WorkerCell::Kill,
+                State::Stopping {
+                    process,
+                    signalled,
+                    kill_at,
+                },
+            ) => {
+                *kill_at = now + KILL_AGAIN;
+                *signalled = true;
+                Some(Due::Kill(*process))
+            }
+            _ => None,
         }
-        (!std::mem::replace(signalled, true)).then_some(Due::Signal(*process))
     }
 }
 

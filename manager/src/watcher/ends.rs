@@ -10,10 +10,11 @@ use papa_protocol::process::Exit;
 
 use crate::config::FlappingConfig;
 use crate::last_words::seconds;
+use crate::life::{WatcherEvent, WorkerCell, WorkerEvent};
 use crate::state::{KeptFlapping, MAX_ENDS};
 use crate::watcher::proof::Early;
 use crate::watcher::{Ended, Moment, Notice, StartFailure, Watcher};
-use crate::worker::{Running, State, Worker};
+use crate::worker::{Running, Worker};
 
 /// After a request the kernel could not answer (it was restarting), the same is asked again this
 /// much later.
@@ -42,16 +43,15 @@ pub struct Unseen {
 impl Watcher {
     /// The kernel could not start worker `wid`.
     pub fn start_failed(&mut self, wid: u32, failure: StartFailure, at: &Moment) {
-        let (generation, unwanted) = match self.workers.get(&wid) {
-            Some(worker) => match worker.state {
-                State::Starting { unwanted } => (worker.generation, unwanted),
-                _ => return,
-            },
-            None => return,
+        let cell = self.stage(wid).on(WorkerEvent::StartFailed);
+        if !matches!(cell, WorkerCell::Fail | WorkerCell::Drop) {
+            return;
+        }
+        let Some(worker) = self.workers.remove(&wid) else {
+            return;
         };
-        self.workers.remove(&wid);
-        if unwanted {
-            // It was not to run any more, and does not.
+        let generation = worker.generation;
+        if cell == WorkerCell::Drop {
             return;
         }
         let waits = matches!(failure, StartFailure::NoRelease(_));
@@ -117,7 +117,11 @@ impl Watcher {
             (process.serial == serial).then_some((*wid, *worker))
         })?;
         let process = *worker.process()?;
-        let asked = worker.is_stopping();
+        let asked = match worker.on(WorkerEvent::Ended) {
+            WorkerCell::Die => false,
+            WorkerCell::DieAsked => true,
+            _ => return None,
+        };
         self.workers.remove(&wid);
         self.leave(wid, &worker, how, at);
         self.outdated.remove(&serial);
@@ -189,8 +193,7 @@ impl Watcher {
             .iter_mut()
             .find(|(_, worker)| worker.process().is_some_and(|known| known.serial == serial))?;
         let (wid, generation) = (*wid, worker.generation);
-        let process = worker.stop(grace, at.now)?;
-        worker.faulty = true;
+        let process = worker.fail(WorkerEvent::Unwell, grace, at.now)?;
         self.about = None;
         self.notices.push(Notice::Unwell {
             wid,
@@ -216,12 +219,12 @@ impl Watcher {
     /// Answers it if it is to be stopped now.
     pub fn not_ready(&mut self, serial: u64, why: Option<&str>, at: &Moment) -> Option<Running> {
         let grace = self.config.graceful_timeout;
-        let (wid, worker) = self.workers.iter_mut().find(|(_, worker)| {
-            matches!(worker.state, State::Waiting { process, .. } if process.serial == serial)
-        })?;
+        let (wid, worker) = self
+            .workers
+            .iter_mut()
+            .find(|(_, worker)| worker.process().is_some_and(|known| known.serial == serial))?;
         let (wid, generation) = (*wid, worker.generation);
-        let process = worker.stop(grace, at.now)?;
-        worker.faulty = true;
+        let process = worker.fail(WorkerEvent::Late, grace, at.now)?;
         self.about = None;
         let seconds = self.config.ready_timeout.as_secs_f64();
         let mut reason = format!("worker {wid} was not ready within {seconds} s");
@@ -255,13 +258,13 @@ impl Watcher {
         if !self.config.respawn {
             return self.note_finished(wid, serial, how, ran);
         }
-        let backoff = &self.config.backoff;
-        if ran >= backoff.reset {
+        if ran >= self.config.backoff.reset {
             self.kept.flapping.pauses = 0;
         }
         if self.config.on_demand && !self.workers.values().any(Worker::is_wanted) {
-            self.dormant = true;
+            self.follow(WatcherEvent::Idle);
         }
+        let backoff = &self.config.backoff;
         let (delay, times) = self.pauses.ended(wid, ran, backoff, at);
         self.keep_pauses();
         if !delay.is_zero() {
@@ -304,7 +307,7 @@ impl Watcher {
 
     /// What happened last is said with how often it did: the number alone tells nobody what to
     /// mend.
-    fn flap(&mut self, flapping: &FlappingConfig, reason: &str, at: &Moment) {
+    pub(super) fn flap(&mut self, flapping: &FlappingConfig, reason: &str, at: &Moment) {
         let pauses = self.kept.flapping.pauses;
         let ends = format!(
             "{} ends within {} s",
@@ -318,6 +321,7 @@ impl Watcher {
         self.kept.flapping.pauses = pauses.saturating_add(1);
         let pause_ms = u64::try_from(flapping.retry_in.as_millis()).unwrap_or(u64::MAX);
         self.kept.flapping.until_ms = at.epoch_ms.saturating_add(pause_ms);
+        self.follow(WatcherEvent::Flap);
         self.flapping_until = Some(at.now + flapping.retry_in);
         let text = format!(
             "flapping: {reason}; {ends}; next try {} s later",
@@ -328,12 +332,12 @@ impl Watcher {
         self.notices.push(Notice::Flapping(text));
     }
 
-    fn give_up(&mut self, reason: String) {
+    pub(super) fn give_up(&mut self, reason: String) {
         tracing::error!(watcher = self.config.name, reason, "the watcher is stopped");
         self.message = Some(reason.clone());
         self.gave_up = true;
         self.kept.gave_up = true;
-        self.halt();
+        self.end(WatcherEvent::GiveUp);
         self.notices.push(Notice::GaveUp(reason));
     }
 }

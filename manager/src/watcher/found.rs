@@ -9,13 +9,14 @@
 use std::time::Duration;
 
 use crate::config::Readiness;
+use crate::life::{Stage, WatcherEvent, WorkerCell, WorkerEvent};
 use crate::watcher::{Moment, Watcher};
 use crate::worker::{Running, State, Worker};
 
 impl Watcher {
     /// A worker of a predecessor, or of a start whose answer was lost.
     pub fn adopt(&mut self, wid: u32, process: Running, generation: Option<u64>, at: &Moment) {
-        self.dormant = false;
+        self.follow(WatcherEvent::Found);
         let state = match self.kept.stopping.get(&process.serial) {
             Some(kill_at_ms) => State::Stopping {
                 process,
@@ -26,34 +27,34 @@ impl Watcher {
             None => self.adopted_state(process, generation, at),
         };
         let own_signal = self.kept.own_signal(process.serial);
-        match self.workers.get_mut(&wid) {
-            Some(known)
+        let stage = self.stage(wid);
+        let cell = stage.on(WorkerEvent::Found);
+        match (cell, self.workers.get_mut(&wid)) {
+            (WorkerCell::Up | WorkerCell::UpToGo, Some(worker)) => {
+                if stage == Stage::Left {
+                    // The number was given to another process, which a predecessor did not live to
+                    // note down.
+                    worker.generation = generation.unwrap_or(0);
+                }
+                worker.own_signal = own_signal;
+                worker.state = state;
+                worker.retiring |= cell == WorkerCell::UpToGo;
+            }
+            (WorkerCell::Up, None) => {
+                // Without a note it was started before there were generations, by circusd or an
+                // older manager.
+                let generation = generation.unwrap_or(0);
+                let mut worker = Worker::starting(generation);
+                worker.retiring = self.is_rolled_out(generation);
+                worker.own_signal = own_signal;
+                worker.state = state;
+                self.workers.insert(wid, worker);
+            }
+            (_, Some(known))
                 if known
                     .process()
-                    .is_some_and(|known| known.serial == process.serial) => {}
-            // If it is unwanted by now, the next step stops it.
-            Some(
-                worker @ Worker {
-                    state: State::Starting { .. },
-                    ..
-                },
-            ) => {
-                let unwanted = worker.is_stopping();
-                worker.own_signal = own_signal;
-                worker.state = state;
-                if unwanted {
-                    worker.retiring = true;
-                }
-            }
-            // The number was given to another process, which a predecessor did not live to note
-            // down.
-            Some(worker) if worker.left().is_some() => {
-                let generation = generation.unwrap_or(0);
-                worker.generation = generation;
-                worker.own_signal = own_signal;
-                worker.state = state;
-            }
-            Some(_) => {
+                    .is_none_or(|known| known.serial != process.serial) =>
+            {
                 tracing::warn!(
                     watcher = self.config.name,
                     wid,
@@ -61,23 +62,7 @@ impl Watcher {
                     "a second process has a worker's number"
                 );
             }
-            None => {
-                // Without a note it was started before there were generations, by circusd or an
-                // older manager.
-                let generation = generation.unwrap_or(0);
-                let retiring = self.is_rolled_out(generation);
-                self.workers.insert(
-                    wid,
-                    Worker {
-                        generation,
-                        retiring,
-                        faulty: false,
-                        ended: None,
-                        own_signal,
-                        state,
-                    },
-                );
-            }
+            _ => {}
         }
     }
 

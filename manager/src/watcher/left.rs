@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use papa_test_hooks::failpoint;
 
+use crate::life::{WorkerCell, WorkerEvent};
 use crate::state::{Kept, KeptRemains, MAX_LEFT_MEMBERS};
 use crate::tree::{Identity, Member, describe};
 use crate::watcher::{Action, Ended, Moment, Watcher};
@@ -27,7 +28,7 @@ impl Watcher {
         let grace = self.config.graceful_timeout;
         let (asked, kill_at) = match worker.state {
             State::Stopping { kill_at, .. } => (true, kill_at),
-            _ => (worker.is_stopping(), at.now + grace),
+            _ => (false, at.now + grace),
         };
         let ran = at.now.saturating_duration_since(process.started);
         let may_stay = !asked && self.may_stay(how, ran);
@@ -147,6 +148,9 @@ impl Watcher {
     }
 
     fn free(&mut self, wid: u32, serial: u64) {
+        if self.stage(wid).on(WorkerEvent::Cleared) != WorkerCell::Drop {
+            return;
+        }
         failpoint::reach("left.freed");
         self.workers.remove(&wid);
         self.left_members.remove(&serial);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use papa_test_hooks::failpoint;
 
 use crate::config::{Release, WatcherConfig};
+use crate::life::{WatcherCell, WatcherEvent};
 use crate::state::{KeptBefore, KeptRoll};
 use crate::watcher::{Notice, Wanted, Watcher};
 
@@ -67,7 +68,7 @@ impl Watcher {
         };
         self.configure(config);
         self.rolled = Ok(());
-        if self.wanted != Wanted::Running || self.workers.is_empty() {
+        if self.life().on(WatcherEvent::Reload) != WatcherCell::Roll || self.workers.is_empty() {
             self.kept.roll = None;
             return false;
         }

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use crate::life::{Life, WatcherEvent, WorkerCell, WorkerEvent};
 use crate::state::MAX_MESSAGE_CHARS;
 use crate::watcher::{Action, Moment, Notice, Wanted, Watcher};
 use crate::worker::{Due, LeftDue, State, Worker};
@@ -15,9 +16,8 @@ impl Watcher {
     /// What is to be done now.
     pub fn step(&mut self, at: &Moment) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.wanted == Wanted::Restarting && self.workers.is_empty() {
-            self.set_wanted(Wanted::Running);
-            self.dormant = self.config.on_demand;
+        if self.life() == Life::Restarting && self.workers.is_empty() {
+            self.follow(WatcherEvent::Gone);
         }
         self.mature(at, &mut actions);
         if self.wanted == Wanted::Running {
@@ -307,8 +307,11 @@ impl Watcher {
         // What has passed is cleared, so that it is no deadline any more.
         self.pauses.expire(now);
         self.next_start = self.next_start.filter(|at| now < *at);
-        self.flapping_until = self.flapping_until.filter(|at| now < *at);
-        if self.flapping_until.is_some() {
+        if self.flapping_until.is_some_and(|at| at <= now) {
+            self.follow(WatcherEvent::PauseOver);
+            self.flapping_until = None;
+        }
+        if self.life() == Life::Pausing {
             return;
         }
         let missing = self.startable();
@@ -324,8 +327,10 @@ impl Watcher {
                 continue;
             }
             let generation = self.kept.generation;
-            self.workers.insert(wid, Worker::starting(generation));
-            actions.push(Action::Start { wid, generation });
+            if self.stage(wid).on(WorkerEvent::Begin) == WorkerCell::Ask {
+                self.workers.insert(wid, Worker::starting(generation));
+                actions.push(Action::Start { wid, generation });
+            }
             self.next_start =
                 (!self.config.warmup_delay.is_zero()).then(|| now + self.config.warmup_delay);
         }
@@ -366,7 +371,7 @@ impl Watcher {
             }
         }
         if !self.config.respawn && self.target() == 0 && self.workers.is_empty() {
-            self.set_wanted(Wanted::Stopped);
+            self.follow(WatcherEvent::Finish);
         }
     }
 

@@ -125,12 +125,6 @@ impl Left {
         }
     }
 
-    /// It is to end sooner than it was to.
-    pub fn hasten(&mut self, grace: Duration, now: Instant) {
-        self.stop(grace, now);
-        self.kill_at = self.kill_at.min(now + grace);
-    }
-
     /// When something is due.
     #[must_use]
     pub fn deadline(&self) -> Instant {

@@ -8,6 +8,7 @@ use super::*;
 use crate::config::{Surroundings, load};
 use crate::control::message::WatcherState;
 
+mod life;
 mod replacing;
 
 fn config(lines: &str) -> Arc<WatcherConfig> {

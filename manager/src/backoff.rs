@@ -10,8 +10,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::BackoffConfig;
-#[cfg(test)]
-use crate::config::types::{FIRST_DELAY, LONG_ENOUGH, MAX_DELAY};
 
 /// Enough doublings to reach any sensible maximum; counting further would only overflow.
 const MAX_DOUBLINGS: u32 = 30;
@@ -62,6 +60,9 @@ impl Backoff {
 mod tests {
     use super::*;
 
+    const FIRST_DELAY: Duration = Duration::from_millis(100);
+    const MAX_DELAY: Duration = Duration::from_secs(30);
+    const LONG_ENOUGH: Duration = Duration::from_secs(10);
     const CONFIG: BackoffConfig = BackoffConfig {
         first: FIRST_DELAY,
         max: MAX_DELAY,

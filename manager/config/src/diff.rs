@@ -14,6 +14,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::facets::{self, Facet};
+pub use crate::known::Apply;
 use crate::types::{Config, SocketConfig, WatcherConfig};
 
 /// Longest value shown in a line for people, in characters.
@@ -89,18 +90,6 @@ pub struct KeyChange {
     /// The value after; none if it is not to be shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub new: Option<String>,
-}
-
-/// How a changed watcher comes into force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Apply {
-    /// No worker is replaced.
-    InPlace,
-    /// By a rolling reload.
-    Roll,
-    /// Stopped, then started: a singleton's generations cannot overlap.
-    Restart,
 }
 
 impl Plan {

@@ -10,9 +10,29 @@ use std::time::Duration;
 
 use crate::environment::Lookup;
 use crate::ini::Entry;
-use crate::known::{self, Effect, Key};
+use crate::known::{self, Effect, Initial, Key, Written};
 use crate::problem::{Findings, Origin};
 use crate::scalar;
+use crate::types::SocketConfig;
+
+/// What values may refer to besides their own section.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    /// Where relative paths begin, absolute.
+    pub directory: &'a Path,
+    /// The sockets of the configuration, where they are known.
+    pub sockets: &'a [SocketConfig],
+}
+
+impl<'a> Around<'a> {
+    fn written(self, text: &'a str) -> Written<'a> {
+        Written {
+            text,
+            directory: self.directory,
+            sockets: self.sockets,
+        }
+    }
+}
 
 /// The keys of one section.
 #[derive(Debug)]
@@ -86,6 +106,35 @@ impl<'a> Fields<'a> {
         self.parsed(key, scalar::boolean).unwrap_or(default)
     }
 
+    /// Stores in `section` what the keys of `table` say, or their defaults. A key without a default
+    /// that is not written, or is refused, leaves its field as it is. `prefix` is what keys of the
+    /// table are written with.
+    pub fn fill<S>(&mut self, table: &[Key<S>], prefix: &str, section: &mut S, around: Around<'_>) {
+        for key in table {
+            if let (Some(read), Initial::Value(text)) = (key.read, key.default) {
+                let refused = read(section, around.written(text));
+                debug_assert!(refused.is_ok(), "the default of {}: {refused:?}", key.name);
+            }
+            self.fill_written(key, prefix, section, around);
+        }
+    }
+
+    /// Stores in `section` what `key` says if it is written and read by the table.
+    pub fn fill_written<S>(
+        &mut self,
+        key: &Key<S>,
+        prefix: &str,
+        section: &mut S,
+        around: Around<'_>,
+    ) {
+        let name = format!("{prefix}{}", key.name);
+        let Some(read) = key.read else { return };
+        if key.may_be_blank && self.filled(&name).is_none() {
+            return;
+        }
+        self.parsed(&name, |text| read(section, around.written(text)));
+    }
+
     /// A whole number that fits `T`.
     pub fn whole<T: TryFrom<i64>>(&mut self, key: &str, min: i64, max: i64) -> Option<T> {
         self.parsed(key, |text| {
@@ -116,7 +165,7 @@ impl<'a> Fields<'a> {
 
     /// Reports keys without effect and keys that look like a misspelt one of `table`. `prefix` is
     /// what keys of the table are written with: `stdout_stream.`; other keys are left alone.
-    pub fn report_keys(&mut self, table: &[Key], prefix: &str) {
+    pub fn report_keys<S>(&mut self, table: &[Key<S>], prefix: &str) {
         for entry in self.entries {
             let Some(key) = entry.key.strip_prefix(prefix) else {
                 continue;

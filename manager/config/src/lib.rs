@@ -30,6 +30,7 @@ pub mod scalar;
 pub mod signal;
 pub mod target;
 pub mod types;
+mod values;
 pub mod variables;
 pub mod words;
 

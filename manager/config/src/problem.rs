@@ -63,6 +63,13 @@ impl Origin {
     }
 }
 
+/// No file: of a section that is not filled in yet.
+impl Default for Origin {
+    fn default() -> Self {
+        Self::whole(Path::new(""))
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;

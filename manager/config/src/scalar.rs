@@ -73,7 +73,7 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
 
 /// Shortest period that can be asked for: what is done every period must leave time for everything
 /// else.
-const MIN_PERIOD: Duration = Duration::from_millis(10);
+pub const MIN_PERIOD: Duration = Duration::from_millis(10);
 
 /// Seconds of something that repeats or must be given a chance: not 0.
 ///

@@ -38,6 +38,13 @@ impl SignalNumber {
     }
 }
 
+/// What asks a worker to end unless told otherwise.
+impl Default for SignalNumber {
+    fn default() -> Self {
+        Self::TERM
+    }
+}
+
 /// A text that names no signal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected a signal like TERM, SIGQUIT, RTMIN+1 or a number from 1 to {SIGRTMAX}")]

@@ -149,7 +149,7 @@ impl fmt::Display for KernelEndpoint {
 }
 
 /// One `[watcher:NAME]`: a group of identical workers.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct WatcherConfig {
     /// As written.
     pub name: String,
@@ -233,6 +233,8 @@ pub struct WatcherConfig {
     pub depends_on: Vec<String>,
     /// True: workers outlive the manager. False: they are stopped when the manager quits.
     pub use_papa: bool,
+    /// The workers inherit every socket.
+    pub use_sockets: bool,
     /// Sockets the workers inherit: names of `SocketConfig`.
     pub sockets: Vec<String>,
     /// The socket that becomes the workers' standard input.
@@ -338,16 +340,8 @@ pub enum HealthProbe {
     Command(Vec<String>),
 }
 
-/// A worker that ran so long was well: its end is no sign of a loop. The default of
-/// `backoff_reset`.
-pub const LONG_ENOUGH: Duration = Duration::from_secs(10);
-/// The delay after the second quick end in a row; the first is free. The default of
-/// `backoff_first`.
-pub const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// Longest delay, jitter included. The default of `backoff_max`.
-pub const MAX_DELAY: Duration = Duration::from_secs(30);
 /// Pauses between the restarts of a worker that ends soon after its start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BackoffConfig {
     /// The pause after the second quick end in a row.
     pub first: Duration,
@@ -357,19 +351,9 @@ pub struct BackoffConfig {
     pub reset: Duration,
 }
 
-impl Default for BackoffConfig {
-    fn default() -> Self {
-        Self {
-            first: FIRST_DELAY,
-            max: MAX_DELAY,
-            reset: LONG_ENOUGH,
-        }
-    }
-}
-
 /// When a watcher's workers end so often that going on has no prospect. Commanded stops never
 /// count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlappingConfig {
     /// Ends within `window` that are too many; at least 1.
     pub attempts: u32,
@@ -431,7 +415,7 @@ impl StreamConfig {
 }
 
 /// A log file and its rotation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FileStreamConfig {
     /// Absolute.
     pub filename: PathBuf,
@@ -523,7 +507,7 @@ impl fmt::Display for SyslogAddress {
 }
 
 /// One `[socket:NAME]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SocketConfig {
     /// Lower case.
     pub name: String,
@@ -585,9 +569,10 @@ pub fn socket_name(namespace: &str, name: &str) -> String {
 }
 
 /// Address family of a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SocketFamily {
     /// IPv4.
+    #[default]
     Inet,
     /// IPv6.
     Inet6,
@@ -608,9 +593,10 @@ impl SocketFamily {
 }
 
 /// Type of a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SocketType {
     /// Connections.
+    #[default]
     Stream,
     /// Datagrams.
     Datagram,

@@ -12,7 +12,7 @@ mod generations;
 mod live;
 mod merge;
 mod pick;
-pub(super) mod screen;
+mod screen;
 pub(crate) mod since;
 mod sources;
 mod stamp;

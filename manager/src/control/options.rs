@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::known;
+use crate::config::known::{self, Form};
+use crate::config::scalar;
 use crate::control::reply::{Errno, RequestError};
 
 /// Most options in one request.
@@ -101,31 +102,9 @@ fn is_known(key: &str) -> bool {
     key != "name" && known::is_watcher_key(key)
 }
 
-/// What JSON type an option has, where it is not a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Whole,
-    Number,
-    Flag,
-    Signal,
-    Text,
-}
-
-/// By the table that the file is read by, so that both accept the same.
-fn kind(key: &str) -> Kind {
-    let (table, name) = if let Some(name) = key.strip_prefix("flapping.") {
-        (known::FLAPPING, name)
-    } else {
-        (known::WATCHER, key)
-    };
-    let found = known::find(table, name).or_else(|| known::find(known::CIRCUS, key));
-    match found.map(|key| key.accepts) {
-        Some(accepts) if accepts.starts_with("whole number") => Kind::Whole,
-        Some("seconds") => Kind::Number,
-        Some("yes or no") => Kind::Flag,
-        Some("signal") => Kind::Signal,
-        _ => Kind::Text,
-    }
+/// The form of an option's value: what the file's reader takes, so that both accept the same.
+fn form(key: &str) -> Form {
+    known::form_of_watcher_key(key).unwrap_or(Form::Text("text"))
 }
 
 /// A typed value as text.
@@ -135,19 +114,21 @@ fn typed(key: &str, value: &Value) -> Result<String, RequestError> {
             "option {key:?}: got {value}, expected {what}"
         )))
     };
-    match (kind(key), value) {
-        (Kind::Whole, Value::Number(number)) if number.is_i64() || number.is_u64() => {
+    match (form(key), value) {
+        (Form::Number(..) | Form::NumberOrEver, Value::Number(number))
+            if number.is_i64() || number.is_u64() =>
+        {
             Ok(number.to_string())
         }
-        (Kind::Whole, _) => expected("a whole number"),
-        (Kind::Number, Value::Number(number)) => Ok(number.to_string()),
-        (Kind::Number, _) => expected("a number of seconds"),
-        (Kind::Flag, Value::Bool(flag)) => Ok(flag.to_string()),
-        (Kind::Flag, _) => expected("true or false"),
-        (Kind::Signal, Value::Number(number)) if number.is_i64() => Ok(number.to_string()),
-        (Kind::Signal, Value::String(name)) => Ok(name.clone()),
-        (Kind::Signal, _) => expected("a signal's name or number"),
-        (Kind::Text, value) => text(key, value),
+        (Form::Number(..) | Form::NumberOrEver, _) => expected("a whole number"),
+        (Form::Seconds | Form::Period, Value::Number(number)) => Ok(number.to_string()),
+        (Form::Seconds | Form::Period, _) => expected("a number of seconds"),
+        (Form::YesNo, Value::Bool(flag)) => Ok(flag.to_string()),
+        (Form::YesNo, _) => expected("true or false"),
+        (Form::Signal, Value::Number(number)) if number.is_i64() => Ok(number.to_string()),
+        (Form::Signal, Value::String(name)) => Ok(name.clone()),
+        (Form::Signal, _) => expected("a signal's name or number"),
+        (Form::Text(_), value) => text(key, value),
     }
 }
 
@@ -194,25 +175,32 @@ pub fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\"'\"'"))
 }
 
-/// The JSON value of an option that an operator typed.
+/// The JSON value of a watcher's option that an operator typed, or that a file holds.
 ///
-/// What does not look like the option's type stays a text: the manager says what it expects.
+/// What the file's reader would refuse stays a text: the manager says what it expects.
 #[must_use]
 pub fn from_text(key: &str, text: &str) -> Value {
-    let as_text = || Value::from(text);
-    match kind(key) {
-        Kind::Whole => text.parse::<i64>().map_or_else(|_| as_text(), Value::from),
-        Kind::Number => match text.parse::<i64>() {
-            Ok(whole) => whole.into(),
-            Err(_) => text.parse::<f64>().map_or_else(|_| as_text(), Value::from),
-        },
-        Kind::Flag => match text.to_lowercase().as_str() {
-            "yes" | "true" | "on" | "1" => true.into(),
-            "no" | "false" | "off" | "0" => false.into(),
-            _ => as_text(),
-        },
-        Kind::Signal | Kind::Text => as_text(),
-    }
+    value_of(form(key), text)
+}
+
+/// The JSON value of a text of this form; what is not of the form stays a text.
+#[must_use]
+pub fn value_of(form: Form, text: &str) -> Value {
+    let value = match form {
+        Form::Number(..) | Form::NumberOrEver => scalar::whole(text, i64::MIN, i64::MAX)
+            .ok()
+            .map(Value::from),
+        Form::Seconds | Form::Period => scalar::seconds(text).ok().map(|seconds| {
+            let seconds = seconds.as_secs_f64();
+            // A whole number is written as one.
+            format!("{seconds}")
+                .parse::<i64>()
+                .map_or_else(|_| Value::from(seconds), Value::from)
+        }),
+        Form::YesNo => scalar::boolean(text).ok().map(Value::from),
+        Form::Signal | Form::Text(_) => None,
+    };
+    value.unwrap_or_else(|| Value::from(text))
 }
 
 fn wrong(reason: String) -> RequestError {
@@ -224,6 +212,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config;
 
     fn parse(value: &Value) -> Result<OptionValues, RequestError> {
         OptionValues::parse(value.as_object().unwrap())
@@ -279,17 +268,90 @@ mod tests {
             let values = parse(&object).unwrap_or_else(|error| panic!("{key}: {error:?}"));
             assert_eq!(values.options[key], text);
         }
-        for key in known::WATCHER
-            .iter()
-            .filter(|key| !key.name.contains(char::is_uppercase))
-        {
-            let example = key.example;
-            if key.name == "name" {
+    }
+
+    /// A configuration whose watcher `w` has these keys.
+    fn loaded(keys: &str) -> Result<config::Config, String> {
+        const OTHERS: &str =
+            "[socket:web]\nport = 0\n[watcher:db]\ncmd = x\n[watcher:cache]\ncmd = x\n";
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("t.ini");
+        std::fs::write(&file, format!("{OTHERS}[watcher:w]\n{keys}")).unwrap();
+        let around = config::Surroundings {
+            environment: BTreeMap::new(),
+            directory: "/srv".into(),
+        };
+        config::load(&file, &around).map_err(|errors| errors.to_string())
+    }
+
+    /// What the reader of a file says of `key = text` in a watcher.
+    fn in_a_file(key: &str, text: &str) -> Result<config::Config, String> {
+        let cmd = if key == "cmd" { "" } else { "cmd = x\n" };
+        loaded(&format!("{cmd}{key} = {text}\n"))
+    }
+
+    /// What `set` says of it, from the operator's words to the watcher's new configuration.
+    fn by_set(key: &str, text: &str) -> Result<config::WatcherConfig, String> {
+        let object = json!({key: from_text(key, text)});
+        let values = parse(&object).map_err(|error| error.reason)?;
+        let given = config::change::Given {
+            options: &values.options,
+            env: None,
+        };
+        let changed = config::change::with_options(&loaded("cmd = x\n")?, "w", given);
+        changed.map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn set_accepts_exactly_what_a_file_accepts() {
+        let others = [
+            "",
+            "0",
+            "1",
+            "-1",
+            "-2",
+            "1_000",
+            "+5",
+            "007",
+            "0.5",
+            ".5",
+            "1e3",
+            "1.",
+            "inf",
+            "nan",
+            "99999999999",
+            "yes",
+            "OFF",
+            "True",
+            "maybe",
+            "TERM",
+            "rtmin+1",
+            "65",
+            "x",
+            "web, db",
+        ];
+        let mut accepted = 0;
+        for key in known::WATCHER {
+            // Of a family any name; and what a file may rename, `set` may not.
+            if key.is_family() || key.name == "name" {
                 continue;
             }
-            let object = json!({key.name: from_text(key.name, example)});
-            assert!(parse(&object).is_ok(), "{} = {example}", key.name);
+            for text in others.into_iter().chain([key.example]) {
+                let (file, set) = (in_a_file(key.name, text), by_set(key.name, text));
+                let place = format!("{} = {text:?}", key.name);
+                match (file, set) {
+                    (Ok(file), Ok(set)) => {
+                        let file = file.watcher("w").unwrap();
+                        let change = config::diff::diff_watcher(file, &set);
+                        assert_eq!(change, None, "{place}: the values differ");
+                        accepted += 1;
+                    }
+                    (Err(_), Err(_)) => {}
+                    (file, set) => panic!("{place}: {:?}, {:?}", file.err(), set.err()),
+                }
+            }
         }
+        assert!(accepted > 300, "{accepted}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::config::known::MAX_WORKERS;
 use crate::control::events::EventKind;
 use crate::control::message::{
     Command, Errno, NumProcessesReply, Reach, ReloadHow, Reply, Request, RequestError, Selection,
@@ -19,9 +20,6 @@ use crate::supervisor::tickets::{Body, Goal, Ticket, answer, done, refuse};
 use crate::supervisor::{Phase, Supervisor, WatcherId, tasks};
 use crate::watcher::Watcher;
 use crate::worker::Running;
-
-/// Most workers that can be asked for; the file has the same limit.
-const MAX_WORKERS: u32 = 10_000;
 
 /// Requests that wait for the kernel; more than people and scripts have open.
 const MAX_EARLY: usize = 256;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::config::known::{self, Initial, Key};
 use crate::config::{Config, WatcherConfig};
 use crate::control::message::{Errno, OptionsReply, RequestError};
-use crate::control::options::from_text;
+use crate::control::options::{from_text, value_of};
 
 /// Every option of a watcher whose number of workers is `count`.
 pub(super) fn of_watcher(config: &WatcherConfig, count: u32) -> BTreeMap<String, Value> {
@@ -86,19 +86,23 @@ pub(super) fn of_circus(
     Ok(OptionsReply { options })
 }
 
-fn shown(table: &[Key], written: &BTreeMap<String, String>) -> BTreeMap<String, Value> {
-    // `rlimit_NAME` and such stand for keys that only exist when written.
-    let fixed = |key: &&Key| !key.name.contains(char::is_uppercase);
-    let defaults = table.iter().filter(fixed).map(|key| {
+fn shown<S>(table: &[Key<S>], written: &BTreeMap<String, String>) -> BTreeMap<String, Value> {
+    // A family of keys, like `rlimit_NAME`, has those that are written.
+    let fixed = table.iter().filter(|key| !key.is_family());
+    let defaults = fixed.map(|key| {
         let value = match key.default {
-            Initial::Value(text) => from_text(key.name, text),
+            Initial::Value(text) => value_of(key.form, text),
             Initial::Words(_) => json!(null),
         };
         (key.name.to_owned(), value)
     });
     let mut options: BTreeMap<String, Value> = defaults.collect();
     for (key, text) in written {
-        options.insert(key.clone(), from_text(key, text));
+        let value = match known::find(table, key) {
+            Some(known) => value_of(known.form, text),
+            None => from_text(key, text),
+        };
+        options.insert(key.clone(), value);
     }
     options
 }

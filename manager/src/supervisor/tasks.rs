@@ -32,7 +32,6 @@ use crate::supervisor::Event;
 use crate::supervisor::saves::Pass;
 
 mod saving;
-mod waiting;
 mod workers;
 
 pub(super) use saving::send_saves;
@@ -119,15 +118,14 @@ async fn connect(
             }
             Err(error) => {
                 tracing::debug!(%error, "no kernel yet");
-                let reason = waiting::reason(addresses, &error);
                 if !std::mem::replace(&mut waiting, true) {
+                    let places: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                    let places = places.join(", ");
                     tracing::warn!(
-                        "{reason}; waiting for one: `papactl up {}` or `{}` starts it",
-                        config.path.display(),
-                        waiting::command(addresses)
+                        "no kernel answers at {places}: {error}; waiting for one. `papactl up FILE` starts both, `papa --daemonize` the kernel alone"
                     );
                 }
-                let _ = events.send(Event::Trouble(Some(reason))).await;
+                let _ = events.send(Event::Trouble(Some(error.to_string()))).await;
             }
         }
         sleep(pause).await;

@@ -1,135 +1,67 @@
-//! The keys each kind of section knows: type, default, meaning, example.
+//! The table of keys: one entry for each key of each kind of section.
 //!
-//! Owns the tables, so that a misspelt key is reported instead of silently kept, a key that is
-//! accepted without effect says so, and the reference in manager/docs/ini.md is written from them
-//! (`UPDATE_README=1 cargo test -p papa-config --lib known` writes it anew). Values are
-//! `resolve`'s.
+//! An entry says what a key accepts, its default, its meaning, an example and how a change comes
+//! into force, and reads and shows its value. From the tables come the checks for misspelt keys and
+//! keys without effect, the defaults and types of `resolve`, the differences of `facets`, the
+//! JSON types of `papactl set` and `options`, and the reference in manager/docs/ini.md
+//! (`UPDATE_README=1 cargo test -p papa-config --lib known` writes it anew).
 //! Source: Circus 0.17.2's option tables.
 
+#[macro_use]
+mod key;
+
 mod circus;
+mod flapping;
 pub mod foreign;
 mod socket;
 mod stream;
 mod watcher;
 
-pub use circus::{CIRCUS, FLAPPING, PLUGIN};
+pub use circus::{CIRCUS, PLUGIN};
+pub use flapping::FLAPPING;
+pub use key::{Apply, Change, Effect, Form, Initial, Key, Read, Show, Written, yes_no};
 pub use socket::SOCKET;
 pub use stream::STREAM;
-pub use watcher::WATCHER;
-
-/// One key of a section.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Key {
-    /// As written in a file.
-    pub name: &'static str,
-    /// What its value is.
-    pub accepts: &'static str,
-    /// What holds without it.
-    pub default: Initial,
-    /// What it does.
-    pub meaning: &'static str,
-    /// A value someone may have.
-    pub example: &'static str,
-    /// Whether it is obeyed.
-    pub effect: Effect,
-}
-
-/// What holds when a key is not written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Initial {
-    /// As if this were written.
-    Value(&'static str),
-    /// Something that cannot be written, in words; empty: nothing.
-    Words(&'static str),
-}
-
-/// What a key does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
-    /// It is obeyed.
-    Active,
-    /// It is kept and shown and has no effect; whoever writes it is told so. The text follows the
-    /// key's name.
-    Inactive(&'static str),
-    /// It has no effect and needs none, so nobody is told.
-    Needless,
-}
+pub use watcher::{MAX_WORKERS, WATCHER};
 
 use Effect::{Active, Inactive, Needless};
-use Initial::{Value, Words};
 
 const NOT_YET: &str = "is accepted but not yet active";
 const ZMQ: &str =
     "is accepted but not active: papactl uses a private unix socket instead of ZeroMQ";
 const NEVER_READ: &str = "has no effect, as in Circus";
 
-const YES_NO: &str = "yes or no";
-const SECONDS: &str = "seconds";
-const NUMBER: &str = "whole number";
-const TEXT: &str = "text";
-const PATH: &str = "path";
-
-/// A key that is obeyed.
-const fn key(
-    name: &'static str,
-    accepts: &'static str,
-    default: Initial,
-    meaning: &'static str,
-    example: &'static str,
-) -> Key {
-    Key {
-        name,
-        accepts,
-        default,
-        meaning,
-        example,
-        effect: Active,
-    }
-}
-
-/// A key that is accepted without effect.
-const fn inert(
-    name: &'static str,
-    accepts: &'static str,
-    meaning: &'static str,
-    example: &'static str,
-    effect: Effect,
-) -> Key {
-    Key {
-        name,
-        accepts,
-        default: Words(""),
-        meaning,
-        example,
-        effect,
-    }
-}
+const TEXT: Form = Form::Text("text");
+const PATH: Form = Form::Text("path");
+const WORDS: Form = Form::Text("words");
+const BYTES: Form = Form::Text("bytes");
+const MASK: Form = Form::Text("octal mask");
 
 /// Kinds of sections, for suggestions.
 pub const SECTIONS: [&str; 5] = ["circus", "env", "plugin", "socket", "watcher"];
 
 /// The key called `name`, if the table has it.
 #[must_use]
-pub fn find<'a>(table: &'a [Key], name: &str) -> Option<&'a Key> {
+pub fn find<'a, S>(table: &'a [Key<S>], name: &str) -> Option<&'a Key<S>> {
     table.iter().find(|key| key.name == name)
 }
-
-/// Prefixes of a watcher's keys with a free second half.
-const WATCHER_PREFIXES: [&str; 5] = [
-    "stdout_stream.",
-    "stderr_stream.",
-    "hooks.",
-    "flapping.",
-    "rlimit_",
-];
 
 /// Whether a watcher's section knows `name`, which may have a free second half.
 #[must_use]
 pub fn is_watcher_key(name: &str) -> bool {
+    let mut prefixes = WATCHER.iter().filter_map(Key::prefix);
     find(WATCHER, name).is_some()
-        || WATCHER_PREFIXES
-            .iter()
-            .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+        || prefixes.any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+}
+
+/// The form of a watcher's key, options of `flapping.` included; none for a key that nobody here
+/// knows and for one with a free second half.
+#[must_use]
+pub fn form_of_watcher_key(name: &str) -> Option<Form> {
+    match name.strip_prefix("flapping.") {
+        Some(option) => find(FLAPPING, option).map(|key| key.form),
+        None => find(WATCHER, name).map(|key| key.form),
+    }
 }
 
 /// Whether a watcher's key says where its output goes, or how.
@@ -142,23 +74,15 @@ pub fn is_stream_key(name: &str) -> bool {
 /// Whether any section knows `name`.
 #[must_use]
 pub fn is_known(name: &str) -> bool {
-    is_watcher_key(name)
-        || [CIRCUS, SOCKET]
-            .iter()
-            .any(|table| find(table, name).is_some())
+    is_watcher_key(name) || find(CIRCUS, name).is_some() || find(SOCKET, name).is_some()
 }
 
 /// The key that was probably meant by an unknown one.
 #[must_use]
-pub fn suggestion(table: &[Key], name: &str) -> Option<&'static str> {
-    // A row like `rlimit_NAME` stands for many keys and is nobody's correct spelling.
-    nearest(
-        table
-            .iter()
-            .map(|key| key.name)
-            .filter(|name| !name.contains(char::is_uppercase)),
-        name,
-    )
+pub fn suggestion<S>(table: &[Key<S>], name: &str) -> Option<&'static str> {
+    // An entry like `rlimit_NAME` stands for many keys and is nobody's correct spelling.
+    let fixed = table.iter().filter(|key| !key.is_family());
+    nearest(fixed.map(|key| key.name), name)
 }
 
 /// The one of `names` that was probably meant by `name`.
@@ -175,14 +99,15 @@ pub fn nearest<'a>(names: impl IntoIterator<Item = &'a str>, name: &str) -> Opti
 
 /// The table as the reference page has it.
 #[must_use]
-pub fn markdown(table: &[Key]) -> String {
-    let mut text =
-        String::from("| key | type | default | meaning | example |\n|---|---|---|---|---|\n");
+pub fn markdown<S>(table: &[Key<S>]) -> String {
+    let mut text = String::from(
+        "| key | type | default | meaning | example | a change |\n|---|---|---|---|---|---|\n",
+    );
     for key in table {
         let default = match key.default {
-            Value("") => "empty".to_owned(),
-            Value(value) => format!("`{value}`"),
-            Words(words) => words.to_owned(),
+            Initial::Value("") => "empty".to_owned(),
+            Initial::Value(value) => format!("`{value}`"),
+            Initial::Words(words) => words.to_owned(),
         };
         let meaning = match key.effect {
             Active => key.meaning.to_owned(),
@@ -191,10 +116,11 @@ pub fn markdown(table: &[Key]) -> String {
         };
         let cells = [
             format!("`{}`", key.name),
-            key.accepts.to_owned(),
+            key.form.accepts(),
             default,
             meaning,
             format!("`{}`", key.example),
+            key.change.words().to_owned(),
         ];
         for cell in cells {
             text.push_str("| ");

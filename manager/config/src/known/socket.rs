@@ -1,105 +1,154 @@
 //! `[socket:NAME]`.
 
-use super::{Key, NUMBER, PATH, TEXT, Value, Words, YES_NO, key};
+use super::key::{self, Change, Form, Key, MAX_WHOLE};
+use super::{PATH, TEXT};
+use crate::scalar;
+use crate::types::SocketConfig;
+use crate::values::socket as values;
+
+type Section = SocketConfig;
 
 /// Keys of `[socket:NAME]`.
-pub const SOCKET: &[Key] = &[
-    key(
-        "path",
-        PATH,
-        Words(""),
-        "a unix socket; family, host and port do not count then",
-        "/run/web.sock",
-    ),
-    key(
+pub const SOCKET: &[Key<SocketConfig>] = &[
+    path!("path", path)
+        .change(Change::Reopen)
+        .meaning("a unix socket; family, host and port do not count then")
+        .example("/run/web.sock"),
+    optional!(
         "host",
-        "name or address",
-        Value("localhost"),
-        "where an inet socket is bound",
-        "0.0.0.0",
-    ),
-    key(
-        "port",
-        "0 to 65535",
-        Value("8080"),
-        "its port; 0: any free one, shown by `papactl listsockets`",
-        "9000",
-    ),
-    key(
-        "family",
-        "`AF_INET`, `AF_INET6` or `AF_UNIX`",
-        Words("`AF_INET`; `AF_INET6` where `host` is such an address"),
-        "address family",
-        "AF_INET6",
-    ),
-    key(
+        Form::Text("name or address"),
+        host,
+        values::host,
+        Clone::clone
+    )
+    .change(Change::Reopen)
+    .default("localhost")
+    .meaning("where an inet socket is bound")
+    .example("0.0.0.0"),
+    Key::new("port", Form::Number(0, 65535))
+        .field(
+            |socket: &mut Section, written| {
+                socket.port = Some(key::to_number(written.text, 0, 65535)?);
+                Ok(())
+            },
+            |socket| Some(socket.port.map_or(String::new(), |port| port.to_string())),
+        )
+        .change(Change::Reopen)
+        .default("8080")
+        .meaning("its port; 0: any free one, shown by `papactl listsockets`")
+        .example("9000"),
+    Key::new("family", Form::Text("`AF_INET`, `AF_INET6` or `AF_UNIX`"))
+        .field(
+            |socket: &mut Section, written| {
+                socket.family = values::family(written.text)?;
+                Ok(())
+            },
+            |socket| Some(socket.family.as_str().to_owned()),
+        )
+        .change(Change::Reopen)
+        .without("`AF_INET`; `AF_INET6` where `host` is such an address")
+        .meaning("address family")
+        .example("AF_INET6"),
+    Key::new(
         "type",
-        "`SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_RAW`, `SOCK_RDM` or `SOCK_SEQPACKET`",
-        Value("SOCK_STREAM"),
-        "only STREAM and SEQPACKET sockets listen",
-        "SOCK_DGRAM",
-    ),
-    key(
+        Form::Text("`SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_RAW`, `SOCK_RDM` or `SOCK_SEQPACKET`"),
+    )
+    .field(
+        |socket: &mut Section, written| {
+            socket.kind = values::kind(written.text)?;
+            Ok(())
+        },
+        |socket| Some(socket.kind.as_str().to_owned()),
+    )
+    .change(Change::Reopen)
+    .default("SOCK_STREAM")
+    .meaning("only STREAM and SEQPACKET sockets listen")
+    .example("SOCK_DGRAM"),
+    Key::new(
         "proto",
-        "name of a protocol, as in /etc/protocols",
-        Words("the type's usual one"),
-        "must be the one the type has anyway: the kernel opens no other",
-        "tcp",
-    ),
-    key(
-        "backlog",
-        NUMBER,
-        Value("2048"),
-        "length of the accept queue",
-        "128",
-    ),
-    key(
+        Form::Text("name of a protocol, as in /etc/protocols"),
+    )
+    .change(Change::Never)
+    .without("the type's usual one")
+    .meaning("must be the one the type has anyway: the kernel opens no other")
+    .example("tcp"),
+    number!("backlog", 0, MAX_WHOLE, backlog)
+        .change(Change::Reopen)
+        .default("2048")
+        .meaning("length of the accept queue")
+        .example("128"),
+    Key::new(
         "umask",
-        "mask; octal with a leading 0, else decimal",
-        Value("010"),
-        "mask of a unix socket's file mode; decimal is what Circus reads, and is warned about",
-        "077",
-    ),
-    key(
-        "replace",
-        YES_NO,
-        Value("no"),
-        "take the path over even if somebody serves it; a path that nobody serves is always replaced",
-        "yes",
-    ),
-    key(
-        "interface",
-        TEXT,
-        Words("all"),
-        "bind to this network interface",
-        "eth0",
-    ),
-    key(
-        "so_reuseport",
-        YES_NO,
-        Value("no"),
-        "a fresh socket on the same port for each worker",
-        "yes",
-    ),
-    key(
-        "blocking",
-        YES_NO,
-        Words("`no`; `yes` if the section says `use_papa = yes`, as for the sockets of papa"),
-        "no: `O_NONBLOCK` is set on the socket, for all its holders",
-        "yes",
-    ),
-    key(
-        "v6only",
-        YES_NO,
-        Words("the system's; `yes` where another section has its port for IPv4"),
-        "an `AF_INET6` socket leaves IPv4 to others: `::` and `0.0.0.0` can then have one port (not in Circus)",
-        "yes",
-    ),
-    key(
-        "use_papa",
-        YES_NO,
-        Words("`yes`"),
-        "no: the socket is closed when the manager quits; if `yes` is written, `blocking` is `yes` unless written too",
-        "no",
-    ),
+        Form::Text("mask; octal with a leading 0, else decimal"),
+    )
+    .show(|socket: &Section| Some(socket.umask.as_ref().map_or(String::new(), key::mask)))
+    .change(Change::Reopen)
+    // It is odd, but a front end that runs as another user depends on being let in.
+    .default("010")
+    .meaning(
+        "mask of a unix socket's file mode; decimal is what Circus reads, and is \
+         warned about",
+    )
+    .example("077"),
+    // Only how it is opened.
+    flag!("replace", replace)
+        .default("no")
+        .meaning(
+            "take the path over even if somebody serves it; a path that nobody serves is \
+             always replaced",
+        )
+        .example("yes"),
+    Key::new("interface", TEXT)
+        .field(
+            |socket: &mut Section, written| {
+                socket.interface = Some(written.text.to_owned());
+                Ok(())
+            },
+            |socket| Some(socket.interface.clone().unwrap_or_default()),
+        )
+        .or_blank()
+        .change(Change::Reopen)
+        .without("all")
+        .meaning("bind to this network interface")
+        .example("eth0"),
+    flag!("so_reuseport", reuseport)
+        .change(Change::Reopen)
+        .default("no")
+        .meaning("a fresh socket on the same port for each worker")
+        .example("yes"),
+    Key::new("blocking", Form::YesNo)
+        .field(
+            |socket: &mut Section, written| {
+                socket.nonblocking = !scalar::boolean(written.text)?;
+                Ok(())
+            },
+            |socket| Some(key::yes_no(&!socket.nonblocking)),
+        )
+        .change(Change::Reopen)
+        .without("`no`; `yes` if the section says `use_papa = yes`, as for the sockets of papa")
+        .meaning("no: `O_NONBLOCK` is set on the socket, for all its holders")
+        .example("yes"),
+    Key::new("v6only", Form::YesNo)
+        .field(
+            |socket: &mut Section, written| {
+                socket.v6only = Some(scalar::boolean(written.text)?);
+                Ok(())
+            },
+            |socket| Some(socket.v6only.as_ref().map_or(String::new(), key::yes_no)),
+        )
+        .change(Change::Reopen)
+        .without("the system's; `yes` where another section has its port for IPv4")
+        .meaning(
+            "an `AF_INET6` socket leaves IPv4 to others: `::` and `0.0.0.0` can then have \
+             one port (not in Circus)",
+        )
+        .example("yes"),
+    // Only when it is given up.
+    flag!("use_papa", use_papa)
+        .without("`yes`")
+        .meaning(
+            "no: the socket is closed when the manager quits; if `yes` is written, \
+             `blocking` is `yes` unless written too",
+        )
+        .example("no"),
 ];

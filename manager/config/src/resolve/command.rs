@@ -8,6 +8,7 @@
 
 use crate::environment::Lookup;
 use crate::fields::Fields;
+use crate::known;
 use crate::types::SocketConfig;
 use crate::variables;
 use crate::words;
@@ -15,30 +16,15 @@ use crate::words;
 /// The shell of `shell = true`.
 const SHELL: &str = "/bin/sh";
 
-/// Keys of the section that the command may refer to as `$(circus.KEY)`.
-const ATTRIBUTES: [&str; 17] = [
-    "args",
-    "autostart",
-    "copy_env",
-    "gid",
-    "graceful_timeout",
-    "max_retry",
-    "numprocesses",
-    "priority",
-    "respawn",
-    "send_hup",
-    "shell",
-    "singleton",
-    "stop_children",
-    "stop_signal",
-    "uid",
-    "use_sockets",
-    "warmup_delay",
-];
-
 /// Whether the command may refer to `variable`, which is without `circus.`.
 pub(super) fn is_attribute(variable: &str) -> bool {
-    variable == "working_dir" || ATTRIBUTES.contains(&variable) || variable.starts_with("rlimits.")
+    variable == "working_dir" || is_key(variable)
+}
+
+/// Whether `variable` stands for the text of one of the watcher's own keys.
+fn is_key(variable: &str) -> bool {
+    known::find(known::WATCHER, variable).is_some_and(|key| key.in_commands)
+        || variable.starts_with("rlimits.")
 }
 
 /// Reads the command. `last` knows the workers' final environment. None if it is missing or
@@ -178,7 +164,7 @@ pub(super) fn expanded(
         if variable == "working_dir" {
             return Some(working_dir.to_owned());
         }
-        if ATTRIBUTES.contains(&variable) || variable.starts_with("rlimits.") {
+        if is_key(variable) {
             return fields.text(&variable.replace("rlimits.", "rlimit_"));
         }
         last.get(variable)

@@ -1,26 +1,12 @@
 //! `depends_on`.
 //!
-//! Owns reading the names, and the checks across watchers: each name exists, and nothing waits for
+//! Owns the checks across watchers: each name exists, and nothing waits for
 //! itself.
 //! Invariant: after `check` without an error the watchers can be ordered.
 
-use crate::fields::Fields;
 use crate::known;
 use crate::problem::{Findings, Origin};
 use crate::types::WatcherConfig;
-
-/// The keys, lower case, of the watchers named; each once.
-pub(super) fn names(fields: &Fields<'_>) -> Vec<String> {
-    let text = fields.text("depends_on").unwrap_or_default();
-    let mut names: Vec<String> = Vec::new();
-    for name in text.split(|c: char| c == ',' || c.is_whitespace()) {
-        let name = name.to_lowercase();
-        if !name.is_empty() && !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
-}
 
 /// Reports names of no watcher and circles.
 pub fn check(watchers: &[WatcherConfig], findings: &mut Findings) {

@@ -8,7 +8,7 @@
 
 use crate::fields::Fields;
 use crate::ini::Entry;
-use crate::known::{self, Effect, Key, foreign};
+use crate::known::{self, Effect, foreign};
 use crate::scalar;
 use crate::variables;
 use crate::words;
@@ -22,18 +22,27 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    fn table(self) -> &'static [Key] {
-        match self {
-            Self::Circus => known::CIRCUS,
-            Self::Watcher => known::WATCHER,
-            Self::Socket => known::SOCKET,
-        }
-    }
-
     fn knows(self, key: &str) -> bool {
         match self {
             Self::Watcher => known::is_watcher_key(key),
-            Self::Circus | Self::Socket => known::find(self.table(), key).is_some(),
+            Self::Circus => known::find(known::CIRCUS, key).is_some(),
+            Self::Socket => known::find(known::SOCKET, key).is_some(),
+        }
+    }
+
+    fn suggestion(self, key: &str) -> Option<&'static str> {
+        match self {
+            Self::Circus => known::suggestion(known::CIRCUS, key),
+            Self::Watcher => known::suggestion(known::WATCHER, key),
+            Self::Socket => known::suggestion(known::SOCKET, key),
+        }
+    }
+
+    fn effect(self, key: &str) -> Option<Effect> {
+        match self {
+            Self::Circus => known::find(known::CIRCUS, key).map(|key| key.effect),
+            Self::Watcher => known::find(known::WATCHER, key).map(|key| key.effect),
+            Self::Socket => known::find(known::SOCKET, key).map(|key| key.effect),
         }
     }
 
@@ -50,7 +59,7 @@ impl Kind {
 /// which is there for several kinds of sections. `free`: unknown ones may be a hook's or a
 /// plugin's.
 pub(super) fn report(fields: &mut Fields<'_>, kind: Kind, own: usize, free: bool) {
-    report_without_effect(fields, kind.table());
+    report_without_effect(fields, kind);
     report_comments(fields);
     for (index, entry) in fields.entries().iter().enumerate() {
         if kind.knows(&entry.key) {
@@ -105,7 +114,7 @@ fn unknown(key: &str, kind: Kind, free: bool) -> Option<String> {
             other.header()
         ));
     }
-    if let Some(meant) = known::suggestion(kind.table(), key) {
+    if let Some(meant) = kind.suggestion(key) {
         return Some(format!("{key} is not known; did you mean {meant}?"));
     }
     (!free).then(|| format!("{key} is not known and has no effect"))
@@ -113,11 +122,10 @@ fn unknown(key: &str, kind: Kind, free: bool) -> Option<String> {
 
 /// One line for all keys without effect for the same reason, none for a value that switches
 /// something off.
-fn report_without_effect(fields: &mut Fields<'_>, table: &[Key]) {
+fn report_without_effect(fields: &mut Fields<'_>, kind: Kind) {
     let mut groups: Vec<(&'static str, Vec<&Entry>)> = Vec::new();
     for entry in fields.entries() {
-        let Some(Effect::Inactive(what)) = known::find(table, &entry.key).map(|key| key.effect)
-        else {
+        let Some(Effect::Inactive(what)) = kind.effect(&entry.key) else {
             continue;
         };
         if is_off(fields, entry) {

@@ -18,7 +18,7 @@ mod socket;
 mod stream;
 mod watcher;
 
-pub use stream::{color_name, facility_name};
+pub use crate::values::circus::namespace;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -31,33 +31,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::environment::{self, Environment, Lookup, Variables};
-use crate::fields::Fields;
+use crate::fields::{Around, Fields};
 use crate::include::{self, Loaded};
 use crate::kept::KeptDocument;
+use crate::known;
 use crate::problem::{ConfigErrors, Findings, Origin};
 use crate::raw::{RawConfig, RawSection};
 use crate::resolve::restarts::FlappingDefaults;
 use crate::scalar;
 use crate::types::{
-    Base, Config, DEFAULT_NAMESPACE, HookConfig, KernelEndpoint, LogOutput, PluginConfig,
-    SocketConfig, SyslogConfig, WatcherConfig,
+    Base, Config, DEFAULT_NAMESPACE, HookConfig, PluginConfig, SocketConfig, WatcherConfig,
 };
-
-/// Longest namespace, in bytes: it is part of every name and of a socket's path, which may have
-/// 107.
-const MAX_NAMESPACE_BYTES: usize = 32;
 
 /// Longest name the kernel takes, in bytes.
 pub const MAX_KERNEL_NAME_BYTES: usize = 255;
-
-/// Circus's default facility.
-const SYSLOG_USER: u8 = 1;
-
-/// Size of a log of the manager's own at which it is put aside. Beside its socket it takes memory,
-/// as the kernel's does.
-const LOG_MAX_BYTES: u64 = 4 * 1024 * 1024;
-/// Levels `loglevel` knows.
-const LOG_LEVELS: [&str; 5] = ["critical", "error", "warning", "info", "debug"];
 
 /// What a configuration depends on besides its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,7 +170,7 @@ fn resolve(
     let raw = RawConfig::new(&loaded.document, &mut findings);
     findings.differences_known = !circus_warnings(&raw, &variables, &mut findings);
     environment::report(&loaded.document, &variables, &mut findings);
-    let (plugins, flapping) = plugins(&raw, &variables, &mut findings);
+    let (plugins, flapping) = plugins(&raw, &variables, around, &mut findings);
     let free_keys = raw.plugins.iter().any(|section| {
         let fields = Fields::new(&section.entries, &variables.global, &mut findings);
         !restarts::is_flapping_plugin(&fields)
@@ -262,10 +249,13 @@ pub fn one_watcher(
 fn plugins(
     raw: &RawConfig,
     variables: &Variables,
+    surroundings: &Surroundings,
     findings: &mut Findings,
 ) -> (Vec<PluginConfig>, FlappingDefaults) {
     let mut plugins = Vec::new();
-    let mut flapping = FlappingDefaults::default();
+    let around = around(surroundings);
+    let mut none = Fields::new(&[], &variables.global, findings);
+    let mut flapping = restarts::flapping_plugin(&mut none, around);
     for section in &raw.plugins {
         let mut fields = Fields::new(&section.entries, &variables.global, findings);
         plugins.push(PluginConfig {
@@ -274,7 +264,7 @@ fn plugins(
             origin: section.origin.clone(),
         });
         if restarts::is_flapping_plugin(&fields) {
-            flapping = restarts::flapping_plugin(&mut fields);
+            flapping = restarts::flapping_plugin(&mut fields, around);
         } else if fields.text("use").is_none() {
             findings.error(
                 &section.origin,
@@ -345,19 +335,6 @@ fn in_file_order(mut findings: Findings, loaded: &Loaded) -> Findings {
     findings
 }
 
-/// Values Circus would refuse, of keys without effect here.
-fn check_unused(fields: &mut Fields<'_>) {
-    for key in ["statsd", "httpd", "debug_gc"] {
-        fields.boolean(key, false);
-    }
-    fields.whole::<u16>("httpd_port", 0, i64::from(u16::MAX));
-    // Negative ones turned Circus's pass off.
-    fields.parsed("check_delay", |text| {
-        let number: Result<f64, _> = text.trim().parse();
-        number.map_err(|_| "expected seconds like 5".to_owned())
-    });
-}
-
 /// Whether to warn where a value means something else than in Circus.
 fn circus_warnings(raw: &RawConfig, variables: &Variables, findings: &mut Findings) -> bool {
     Fields::new(&raw.circus, &variables.global, findings).boolean("circus_warnings", true)
@@ -367,124 +344,35 @@ fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) ->
     let mut fields = Fields::new(&raw.circus, &base.variables.global, findings);
     keys::report(&mut fields, keys::Kind::Circus, raw.circus_own, false);
     keys::report_variables(&mut fields, |_| false);
-    check_unused(&mut fields);
-    let debug = fields.boolean("debug", false);
-    let log_level = fields.parsed("loglevel", |text| {
-        let level = text.trim().to_lowercase();
-        if LOG_LEVELS.contains(&level.as_str()) {
-            Ok(level)
-        } else {
-            Err(format!("expected one of {}", LOG_LEVELS.join(", ")))
-        }
-    });
-    Config {
+    let mut config = Config {
         path: PathBuf::new(),
         files: Vec::new(),
         empty_files: Vec::new(),
         patterns: Vec::new(),
-        kernel: fields
-            .filled("papa_endpoint")
-            .and_then(|_| fields.parsed("papa_endpoint", kernel_endpoint)),
-        namespace: fields
-            .parsed("namespace", namespace)
-            .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
-        warmup_delay: fields.seconds("warmup_delay", Duration::ZERO),
-        pidfile: fields.path("pidfile", &base.around.directory),
-        log_output: log_output(&mut fields, &base.around),
-        log_max_bytes: fields
-            .whole("logoutput_max_bytes", 0, i64::MAX)
-            .unwrap_or(LOG_MAX_BYTES),
-        umask: fields
-            .filled("umask")
-            .and_then(|_| fields.parsed("umask", scalar::octal_mask)),
-        log_level: if debug {
-            "debug".to_owned()
-        } else {
-            log_level.unwrap_or_else(|| "info".to_owned())
-        },
+        kernel: None,
+        namespace: String::new(),
+        warmup_delay: Duration::ZERO,
+        umask: None,
+        pidfile: None,
+        log_output: None,
+        log_max_bytes: 0,
+        log_level: String::new(),
         watchers: Vec::new(),
         sockets: Vec::new(),
         plugins: Vec::new(),
         options: fields.options(),
         warnings: Vec::new(),
         base: Arc::clone(base),
-    }
-}
-
-/// `logoutput`: a file, a syslog daemon, or standard error, which is what Circus means by `-` and
-/// `stdout` too.
-fn log_output(fields: &mut Fields<'_>, around: &Surroundings) -> Option<LogOutput> {
-    let text = fields.filled("logoutput")?;
-    match text.trim() {
-        "-" | "stdout" => None,
-        text if text.starts_with("syslog:") => fields.parsed("logoutput", syslog_output),
-        path => Some(LogOutput::File(around.directory.join(path))),
-    }
-}
-
-/// `syslog://HOST[:PORT][?FACILITY]` or `syslog:///PATH[?FACILITY]`.
-fn syslog_output(text: &str) -> Result<LogOutput, String> {
-    let (address, facility) = match text.trim().split_once('?') {
-        Some((address, facility)) => (address, stream::facility(facility)?),
-        None => (text.trim(), SYSLOG_USER),
     };
-    let address = match address.strip_prefix("syslog://") {
-        Some(path) if path.starts_with('/') => stream::syslog_address(path),
-        _ => stream::syslog_address(address),
-    };
-    Ok(LogOutput::Syslog(SyslogConfig {
-        address: address.map_err(|_| {
-            "expected syslog://HOST[:PORT][?FACILITY] or syslog:///dev/log[?FACILITY]".to_owned()
-        })?,
-        facility,
-        rfc5424: false,
-    }))
+    fields.fill(known::CIRCUS, "", &mut config, around(&base.around));
+    config
 }
 
-/// A namespace as `--namespace` and the file take it.
-///
-/// # Errors
-/// It is empty, too long, or has characters that could not stand in every name and path.
-pub fn namespace(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if text.is_empty() || text.len() > MAX_NAMESPACE_BYTES || !text.chars().all(legal) {
-        return Err(format!(
-            "expected 1 to {MAX_NAMESPACE_BYTES} letters, digits, `_` or `-`"
-        ));
-    }
-    Ok(text.to_owned())
-}
-
-fn kernel_endpoint(text: &str) -> Result<KernelEndpoint, String> {
-    const EXPECTED: &str = "expected ipc:/path, /path, @abstract or tcp://host:port";
-    let text = text.trim();
-    // Circus collapses the slashes after `ipc:` to one.
-    let path = match text
-        .strip_prefix("ipc:")
-        .or_else(|| text.strip_prefix("unix:"))
-    {
-        Some(path) => Some(format!("/{}", path.trim_start_matches('/'))),
-        None => text.starts_with('/').then(|| text.to_owned()),
-    };
-    if let Some(path) = path {
-        return if path == "/" {
-            Err(EXPECTED.to_owned())
-        } else {
-            Ok(KernelEndpoint::Unix(path.into()))
-        };
-    }
-    if let Some(name) = text.strip_prefix('@').filter(|name| !name.is_empty()) {
-        return Ok(KernelEndpoint::Abstract(name.to_owned()));
-    }
-    let (host, port) = text
-        .strip_prefix("tcp://")
-        .and_then(|address| address.trim_end_matches('/').rsplit_once(':'))
-        .ok_or(EXPECTED)?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    match port.parse() {
-        Ok(port) if port > 0 && !host.is_empty() => Ok(KernelEndpoint::Tcp(host.to_owned(), port)),
-        _ => Err(EXPECTED.to_owned()),
+/// What the values of sections that know no socket refer to.
+fn around(surroundings: &Surroundings) -> Around<'_> {
+    Around {
+        directory: &surroundings.directory,
+        sockets: &[],
     }
 }
 

@@ -1,6 +1,7 @@
 //! `[socket:NAME]`.
 //!
-//! Owns a socket's keys and defaults; the kernel makes the socket. One difference from Circus: a
+//! Owns what follows from several keys; `known` reads each. The kernel makes the socket. One
+//! difference from Circus: a
 //! mask with a leading 0 is octal. The shared socket is non-blocking as Circus's are: asyncio and
 //! tornado trust the flag they inherit. Those that papa held were blocking, so they are where the
 //! section says `use_papa`.
@@ -9,18 +10,13 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::environment::Lookup;
-use crate::fields::Fields;
+use crate::fields::{Around, Fields};
+use crate::known;
 use crate::problem::Findings;
 use crate::raw::RawSection;
 use crate::resolve::{MAX_KERNEL_NAME_BYTES, Surroundings, keys, name_fault};
 use crate::scalar;
 use crate::types::{SocketConfig, SocketFamily, SocketType};
-
-/// Circus's default port.
-const DEFAULT_PORT: u16 = 8080;
-
-/// Circus's default accept queue.
-const DEFAULT_BACKLOG: u32 = 2048;
 
 /// Circus's default mask for a unix socket, 8: everybody may connect, the group may not look. It is
 /// odd, but a front end running as another user depends on being let in.
@@ -47,51 +43,69 @@ pub(super) fn resolve(
     let mut fields = Fields::new(&section.entries, lookup, findings);
     keys::report(&mut fields, keys::Kind::Socket, section.own, false);
     keys::report_variables(&mut fields, |_| false);
-    let path = fields.path("path", &around.directory);
-    check_place(&mut fields, path.is_some());
-    if let Some(path) = &path {
-        check_path(&mut fields, path);
-    }
-    let family = family(&mut fields, path.is_some());
-    let unix = family == SocketFamily::Unix;
-    if unix && path.is_none() {
-        fields.findings.error(
-            &section.origin,
-            format!("[socket:{name}] has family AF_UNIX but no path"),
-        );
-    }
-    let kind = fields
-        .parsed("type", socket_type)
-        .unwrap_or(SocketType::Stream);
-    check_protocol(&mut fields, unix, kind);
-    if !unix {
-        check_host(&mut fields);
-    }
-    let port = fields
-        .whole("port", 0, i64::from(u16::MAX))
-        .unwrap_or(DEFAULT_PORT);
-    let use_papa = fields.boolean("use_papa", true);
-    let as_papa = fields.origin("use_papa").is_some() && use_papa;
-    let blocking = fields.boolean("blocking", as_papa);
-    Some(SocketConfig {
-        family,
-        kind,
-        umask: umask(&mut fields).filter(|_| unix),
-        host: (!unix).then(|| host(&fields, family)),
-        port: (!unix).then_some(port),
-        interface: fields.filled("interface"),
-        backlog: fields
-            .whole("backlog", 0, i64::from(i32::MAX))
-            .unwrap_or(DEFAULT_BACKLOG),
-        reuseport: fields.boolean("so_reuseport", false),
-        replace: fields.boolean("replace", false),
-        nonblocking: !blocking,
-        v6only: v6only(&mut fields, family),
-        use_papa,
-        path,
+    let as_papa = fields.origin("use_papa").is_some() && fields.boolean("use_papa", true);
+    let host = fields.filled("host").unwrap_or_default();
+    let host_is_v6 = host.trim().parse::<Ipv6Addr>().is_ok();
+    let mut socket = SocketConfig {
         name,
         origin: section.origin.clone(),
-    })
+        family: if host_is_v6 {
+            SocketFamily::Inet6
+        } else {
+            SocketFamily::Inet
+        },
+        nonblocking: !as_papa,
+        use_papa: true,
+        ..SocketConfig::default()
+    };
+    let around = Around {
+        directory: &around.directory,
+        sockets: &[],
+    };
+    fields.fill(known::SOCKET, "", &mut socket, around);
+    check_place(&mut fields, socket.path.is_some());
+    if let Some(path) = &socket.path {
+        check_path(&mut fields, path);
+        // A path decides, as in Circus.
+        socket.family = SocketFamily::Unix;
+    }
+    let unix = socket.family == SocketFamily::Unix;
+    if unix && socket.path.is_none() {
+        fields.findings.error(
+            &section.origin,
+            format!("[socket:{}] has family AF_UNIX but no path", socket.name),
+        );
+    }
+    check_protocol(&mut fields, unix, socket.kind);
+    let umask = umask(&mut fields);
+    if unix {
+        socket.umask = umask;
+        socket.host = None;
+        socket.port = None;
+    } else {
+        check_host(&mut fields, socket.family);
+        if let Some(host) = &mut socket.host
+            && host.eq_ignore_ascii_case("localhost")
+        {
+            *host = localhost(socket.family).to_owned();
+        }
+    }
+    if socket.family != SocketFamily::Inet6
+        && socket.v6only.take().is_some()
+        && let Some(origin) = fields.origin("v6only")
+    {
+        let message = "v6only: has no effect, only a socket of family AF_INET6 has it";
+        fields.findings.warn(origin, message);
+    }
+    Some(socket)
+}
+
+/// Circus binds to `localhost` unless told otherwise, by an address of the socket's family.
+fn localhost(family: SocketFamily) -> &'static str {
+    match family {
+        SocketFamily::Inet6 => "::1",
+        SocketFamily::Inet | SocketFamily::Unix => "127.0.0.1",
+    }
 }
 
 /// Keys that say nothing because another one, or none, says where the socket is.
@@ -114,7 +128,7 @@ fn check_place(fields: &mut Fields<'_>, has_path: bool) {
 }
 
 /// Hosts that no machine can bind to.
-fn check_host(fields: &mut Fields<'_>) {
+fn check_host(fields: &mut Fields<'_>, family: SocketFamily) {
     let (Some(host), Some(origin)) = (fields.filled("host"), fields.origin("host")) else {
         return;
     };
@@ -132,6 +146,11 @@ fn check_host(fields: &mut Fields<'_>) {
         return fields.findings.error(origin, message);
     }
     let address = host.parse::<Ipv6Addr>();
+    if address.is_ok() && family == SocketFamily::Inet {
+        let message =
+            format!("host {host:?}: is no address of family AF_INET; write family = AF_INET6");
+        fields.findings.error(origin, message);
+    }
     if address.is_ok_and(|address| address.is_unicast_link_local())
         && fields.filled("interface").is_none()
     {
@@ -192,58 +211,6 @@ fn check_path(fields: &mut Fields<'_>, path: &std::path::Path) {
     }
 }
 
-fn v6only(fields: &mut Fields<'_>, family: SocketFamily) -> Option<bool> {
-    let origin = fields.origin("v6only")?;
-    let written = fields.boolean("v6only", false);
-    if family != SocketFamily::Inet6 {
-        let message = "v6only: has no effect, only a socket of family AF_INET6 has it";
-        fields.findings.warn(origin, message);
-        return None;
-    }
-    Some(written)
-}
-
-fn family(fields: &mut Fields<'_>, has_path: bool) -> SocketFamily {
-    let family = fields.parsed("family", |text| match prefixless(text, "AF_").as_str() {
-        "INET" => Ok(SocketFamily::Inet),
-        "INET6" => Ok(SocketFamily::Inet6),
-        "UNIX" => Ok(SocketFamily::Unix),
-        _ => Err("expected AF_INET, AF_INET6 or AF_UNIX".to_owned()),
-    });
-    // A path decides, as in Circus.
-    if has_path {
-        return SocketFamily::Unix;
-    }
-    let host = fields.filled("host").unwrap_or_default();
-    let is_v6 = host.trim().parse::<Ipv6Addr>().is_ok();
-    match family {
-        Some(SocketFamily::Inet) if is_v6 => {
-            if let Some(origin) = fields.origin("host") {
-                let message = format!(
-                    "host {host:?}: is no address of family AF_INET; write family = AF_INET6"
-                );
-                fields.findings.error(origin, message);
-            }
-            SocketFamily::Inet
-        }
-        None if is_v6 => SocketFamily::Inet6,
-        family => family.unwrap_or(SocketFamily::Inet),
-    }
-}
-
-fn socket_type(text: &str) -> Result<SocketType, String> {
-    match prefixless(text, "SOCK_").as_str() {
-        "STREAM" => Ok(SocketType::Stream),
-        "DGRAM" => Ok(SocketType::Datagram),
-        "RAW" => Ok(SocketType::Raw),
-        "RDM" => Ok(SocketType::Rdm),
-        "SEQPACKET" => Ok(SocketType::SeqPacket),
-        _ => {
-            Err("expected SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_RDM or SOCK_SEQPACKET".to_owned())
-        }
-    }
-}
-
 /// The kernel opens sockets with their type's usual protocol; naming that one changes nothing.
 fn check_protocol(fields: &mut Fields<'_>, unix: bool, kind: SocketType) {
     if fields.filled("proto").is_none() {
@@ -264,20 +231,6 @@ fn check_protocol(fields: &mut Fields<'_>, unix: bool, kind: SocketType) {
             None => "expected no proto for a socket of this family and type".to_owned(),
         })
     });
-}
-
-fn prefixless(text: &str, prefix: &str) -> String {
-    let text = text.trim().to_uppercase();
-    text.strip_prefix(prefix).unwrap_or(&text).to_owned()
-}
-
-/// Circus binds to `localhost` unless told otherwise, by an address of the socket's family.
-fn host(fields: &Fields<'_>, family: SocketFamily) -> String {
-    match fields.filled("host") {
-        Some(host) if !host.trim().eq_ignore_ascii_case("localhost") => host.trim().to_owned(),
-        _ if family == SocketFamily::Inet6 => "::1".to_owned(),
-        _ => "127.0.0.1".to_owned(),
-    }
 }
 
 fn umask(fields: &mut Fields<'_>) -> Option<u32> {

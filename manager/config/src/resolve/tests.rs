@@ -8,6 +8,7 @@ use crate::render::{WorkerInput, WorkerOutput, render_worker};
 use crate::types::{
     HealthProbe, Identity, Readiness, RlimitValue, SocketFamily, SocketType, StreamConfig,
 };
+use crate::{KernelEndpoint, LogOutput};
 
 mod beyond;
 mod keys;
@@ -523,7 +524,12 @@ fn endpoints_are_read_as_circus_wrote_them() {
         ("tcp://127.0.0.1:20203", "tcp://127.0.0.1:20203"),
         ("tcp://[::1]:20203/", "tcp://[::1]:20203"),
     ] {
-        assert_eq!(kernel_endpoint(text).unwrap().to_string(), shown);
+        assert_eq!(
+            crate::values::circus::kernel_endpoint(text)
+                .unwrap()
+                .to_string(),
+            shown
+        );
     }
     for text in [
         "ipc:",
@@ -534,7 +540,10 @@ fn endpoints_are_read_as_circus_wrote_them() {
         "tcp://h:x",
         "x",
     ] {
-        assert!(kernel_endpoint(text).is_err(), "{text}");
+        assert!(
+            crate::values::circus::kernel_endpoint(text).is_err(),
+            "{text}"
+        );
     }
 }
 

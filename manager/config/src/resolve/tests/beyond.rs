@@ -187,7 +187,7 @@ fn only_the_usual_protocol_can_be_named() {
 #[test]
 fn the_managers_own_files_are_absolute() {
     assert_eq!(config("[circus]\nlogoutput = stdout").log_output, None);
-    let syslog = |text: &str| syslog_output(text);
+    let syslog = |text: &str| crate::values::circus::syslog_output(text);
     assert!(
         matches!(syslog("syslog:///dev/log?local3"), Ok(LogOutput::Syslog(config)) if config.facility == 19)
     );
@@ -212,10 +212,13 @@ proptest::proptest! {
     #[test]
     fn arbitrary_values_never_panic(value in "(\\$\\(circus\\.(wid|sockets\\.x|env\\.HOME|cmd)\\)|tcp:|fd:|log:|delay:|http://|command:|syslog://|[0-9%'\"\\[\\]:/?,;=. é\\\\-]|-1|SIG|yes){0,8}") {
         let mut text = String::new();
-        for (section, table) in [("circus", known::CIRCUS), ("socket:x", known::SOCKET), ("watcher:w", known::WATCHER), ("plugin:p", known::PLUGIN)] {
+        fn names<S>(table: &[known::Key<S>]) -> Vec<&'static str> {
+            table.iter().map(|key| key.name).collect()
+        }
+        for (section, names) in [("circus", names(known::CIRCUS)), ("socket:x", names(known::SOCKET)), ("watcher:w", names(known::WATCHER)), ("plugin:p", names(known::PLUGIN))] {
             text.push_str(&format!("[{section}]\n"));
-            for key in table {
-                text.push_str(&format!("{} = {value}\n", key.name));
+            for name in names {
+                text.push_str(&format!("{name} = {value}\n"));
             }
         }
         for stream in known::STREAM {

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use papa_client::{Address, Client, ClientError, Options, Push};
 use papa_protocol::json::reply::ErrorCode;
@@ -21,6 +22,8 @@ use papa_protocol::record::Serial;
 use papa_protocol::size::ByteSize;
 use papa_protocol::socket::{Family, SocketInfo, SocketType as KernelSocketType, Umask};
 use papa_protocol::text::ByteString;
+use papa_test_hooks::failpoint;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::adopt::Note;
 use crate::config::{
@@ -44,6 +47,13 @@ const MAX_WORDS: usize = 256;
 /// and more. Of one whose log is stuck and that has more than this waiting, nothing is read: it
 /// gets to the log in the end.
 const MAX_FOLLOWED_BYTES: u64 = 1024 * 1024;
+
+/// How long reading last words may hold up the list they belong to, all of them together.
+const WORDS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Silence of the kernel after which the list tells whether there is anything left to read: what
+/// was acknowledged or dropped meanwhile does not come.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Why the kernel did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -234,15 +244,8 @@ impl KernelLink {
             serials: Vec::new(),
         };
         let processes = self.client.call(list).await?.processes;
-        let mut words = HashMap::new();
-        for process in processes.iter().filter(|process| has_words(process)) {
-            if words.len() >= MAX_WORDS {
-                break;
-            }
-            if let Ok(lines) = self.last_lines(process).await {
-                words.insert(process.serial.0, lines);
-            }
-        }
+        failpoint::reach("adopt.processes");
+        let words = self.words_of(&processes).await;
         Ok(Inventory {
             processes,
             ends,
@@ -253,6 +256,31 @@ impl KernelLink {
             left,
             umask,
         })
+    }
+
+    /// What those of `processes` that have ended wrote last, as far as that can be read within
+    /// [`WORDS_PATIENCE`]: the list does not wait for more.
+    async fn words_of(&self, processes: &[Process]) -> HashMap<u64, Vec<String>> {
+        let by = Instant::now() + WORDS_PATIENCE;
+        let mut words = HashMap::new();
+        let ended = processes.iter().filter(|process| has_words(process));
+        for process in ended.take(MAX_WORDS) {
+            match timeout_at(by, self.last_lines(process)).await {
+                Ok(Ok(lines)) => drop(words.insert(process.serial.0, lines)),
+                Ok(Err(error)) => {
+                    tracing::debug!(process = %process.name, %error, "cannot read last words");
+                }
+                Err(_) => {
+                    tracing::warn!(
+                        process = %process.name,
+                        "the kernel does not hand over the last words of ended workers within {} s; going on without them",
+                        WORDS_PATIENCE.as_secs()
+                    );
+                    break;
+                }
+            }
+        }
+        words
     }
 
     /// Keeps a value, or forgets it.
@@ -544,11 +572,11 @@ impl KernelLink {
     }
 
     /// Read as a follower, which only looks, on a connection of its own: the output of one process
-    /// is not to come between the rest.
+    /// is not to come between the rest. Whoever consumes the output may take it meanwhile; the list
+    /// tells, since the kernel does not. The caller bounds how long this takes.
     async fn last_lines(&self, process: &Process) -> Result<Vec<String>, LinkError> {
-        let ledger = &process.ledger;
-        let end = ledger.captured;
-        let oldest = ledger.acknowledged.saturating_add(ledger.dropped);
+        let end = process.ledger.captured;
+        let oldest = gone(process);
         if end - oldest > MAX_FOLLOWED_BYTES {
             return Ok(Vec::new());
         }
@@ -563,26 +591,28 @@ impl KernelLink {
                 from: FollowFrom::Start,
             })
             .await?;
-        let (mut start, mut position, mut words) = (oldest, oldest, Vec::new());
-        while position < end {
-            let Some(push) = pushes.recv().await else {
-                break;
-            };
-            let Push::Output { header, bytes } = push else {
-                continue;
-            };
-            if header.serial != process.serial || header.start < position {
-                continue;
+        let mut words = Words::after(oldest);
+        while words.position < end {
+            match timeout(QUIET, pushes.recv()).await {
+                Ok(Some(Push::Output { header, bytes })) if header.serial == process.serial => {
+                    words.take(header.start, &bytes);
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => {
+                    let list = ops::ProcessList {
+                        names: Vec::new(),
+                        serials: vec![process.serial],
+                    };
+                    let listed = self.client.call(list).await?.processes;
+                    let Some(listed) = listed.first() else {
+                        break;
+                    };
+                    words.skip_to(gone(listed));
+                }
             }
-            if header.start > position {
-                // What is between was dropped or taken meanwhile.
-                words.clear();
-                start = header.start;
-            }
-            words.extend_from_slice(&bytes);
-            position = header.end();
         }
-        Ok(lines_of(&words, start > 0))
+        Ok(lines_of(&words.bytes, words.start > 0))
     }
 
     /// The exit of a process is known and dealt with. With `discard` its output is wanted by
@@ -663,8 +693,48 @@ fn digest(watcher: &WatcherConfig, request: &ops::ProcessMake) -> Option<u64> {
 
 /// Whether an ended process has output that nobody has taken.
 fn has_words(process: &Process) -> bool {
+    !process.running && process.ledger.captured > gone(process)
+}
+
+/// The first position of a process's output that the kernel still has.
+fn gone(process: &Process) -> u64 {
     let ledger = &process.ledger;
-    !process.running && ledger.captured > ledger.acknowledged.saturating_add(ledger.dropped)
+    ledger.acknowledged.saturating_add(ledger.dropped)
+}
+
+/// Output as it is read: `bytes` are those from `start` to `position`.
+#[derive(Debug)]
+struct Words {
+    start: u64,
+    position: u64,
+    bytes: Vec<u8>,
+}
+
+impl Words {
+    fn after(position: u64) -> Self {
+        Self {
+            start: position,
+            position,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// Takes what is new of `bytes`, which begin at `at`: after a reconnection everything the
+    /// kernel still has comes again, in pieces that may be cut elsewhere.
+    fn take(&mut self, at: u64, bytes: &[u8]) {
+        self.skip_to(at);
+        let known = usize::try_from(self.position - at).unwrap_or(usize::MAX);
+        let new = bytes.get(known..).unwrap_or_default();
+        self.bytes.extend_from_slice(new);
+        self.position += new.len() as u64;
+    }
+
+    /// What is before `position` and has not come was taken or dropped: a line does not go over it.
+    fn skip_to(&mut self, position: u64) {
+        if position > self.position {
+            *self = Self::after(position);
+        }
+    }
 }
 
 /// Whether anybody reads what the watcher's workers write.

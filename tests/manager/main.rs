@@ -23,6 +23,7 @@ mod journal;
 mod last_words;
 mod later_version;
 mod lifecycle;
+mod listing;
 mod logs;
 mod logs_killed;
 mod logs_streams;

@@ -215,6 +215,8 @@ pub struct Supervisor {
     given_back: bool,
     /// The kernel is back and has not told yet what it has.
     listing: bool,
+    /// Reconnections to a kernel so far; what was listed after an earlier one is out of date.
+    reconnections: u64,
     started: f64,
     jitter: RandomState,
     failure: Option<ManagerError>,
@@ -282,6 +284,7 @@ impl Supervisor {
             saves: Saves::default(),
             answers: Vec::new(),
             listing: false,
+            reconnections: 0,
             given_back: false,
             started: epoch_seconds(),
             jitter: RandomState::new(),
@@ -417,7 +420,7 @@ impl Supervisor {
             Event::PathTold(name, file, own) => self.path_told(name, file, own),
             Event::BoundAnew(name, result) => self.bound_anew(&name, result),
             Event::Heard { serial, lines } => self.heard(serial, lines),
-            Event::Listed(inventory) => self.listed(inventory),
+            Event::Listed(number, inventory) => self.listed(number, inventory),
             Event::Kernel(push) => self.told(push),
             Event::Started {
                 watcher,

@@ -329,6 +329,18 @@ pub(crate) const PLACES: &[Place] = &[
         "the namespace is ours, nothing known",
     ),
     place(
+        "adopt.subscribed",
+        Role::Manager,
+        Drive::ManagerDies,
+        "changes will be told, nothing is listed",
+    ),
+    place(
+        "adopt.processes",
+        Role::Manager,
+        Drive::ManagerDies,
+        "the processes are listed, what the dead wrote last is not read",
+    ),
+    place(
         "adopt.listed",
         Role::Manager,
         Drive::ManagerDies,
@@ -357,6 +369,12 @@ pub(crate) const PLACES: &[Place] = &[
         Role::Manager,
         Drive::ManagerDies,
         "output is on its way",
+    ),
+    place(
+        "adopt.processes",
+        Role::Manager,
+        Drive::KernelDies,
+        "connected again, the processes are listed, what the dead wrote last is not read",
     ),
     place(
         "adopt.listed_again",
@@ -618,5 +636,17 @@ pub(crate) const PLACES: &[Place] = &[
         Role::Kernel,
         Drive::KeeperDies,
         "the next kernel has every descriptor, nothing read",
+    ),
+    place(
+        "recover.served",
+        Role::Kernel,
+        Drive::KeeperDies,
+        "the next kernel has confirmed, the sessions are not taken",
+    ),
+    place(
+        "upgrade.taken",
+        Role::Kernel,
+        Drive::KeeperDies,
+        "the sessions are taken, and not gone on with",
     ),
 ];

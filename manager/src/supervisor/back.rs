@@ -11,8 +11,13 @@ use crate::state::{self, Added};
 use crate::supervisor::Supervisor;
 
 impl Supervisor {
-    /// The kernel that is back has told what it has.
-    pub(super) fn listed(&mut self, inventory: Inventory) {
+    /// The kernel that is back has told what it has, after the reconnection with this number. A
+    /// list of an earlier connection may lack workers that were started since.
+    pub(super) fn listed(&mut self, reconnection: u64, inventory: Inventory) {
+        if reconnection != self.reconnections {
+            tracing::debug!("the list of an earlier connection comes too late; passing it over");
+            return;
+        }
         self.listing = false;
         self.keep_again(&inventory);
         self.settle_umask(inventory.umask);

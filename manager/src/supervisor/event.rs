@@ -49,8 +49,8 @@ pub enum Event {
     PathTold(String, (u64, u64), Option<bool>),
     /// A socket whose path was gone is bound anew, or why not.
     BoundAnew(String, Result<(), String>),
-    /// What there is, after a reconnection.
-    Listed(Inventory),
+    /// What there is, after the reconnection with this number.
+    Listed(u64, Inventory),
     /// The kernel said something.
     Kernel(Push),
     /// What a worker that ended by itself wrote last.

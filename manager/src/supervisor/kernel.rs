@@ -228,6 +228,7 @@ impl Supervisor {
                 self.kernel_trouble = None;
                 self.lost_since = None;
                 self.listing = true;
+                self.reconnections += 1;
                 self.orphans_of_kernels.look(Instant::now());
                 let before = self.kernel.replace(new.hello.clone());
                 if before.is_some_and(|before| !new.hello.continues(&before)) {
@@ -249,6 +250,7 @@ impl Supervisor {
                     let claim = !new.claims_refused.is_empty();
                     let subscribe = !new.subscriptions_refused.is_empty();
                     tasks::list_again(
+                        self.reconnections,
                         link.clone(),
                         self.config.clone(),
                         claim,

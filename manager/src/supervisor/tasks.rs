@@ -74,9 +74,10 @@ pub(super) fn attach(config: Arc<Config>, addresses: Vec<Address>, events: mpsc:
     });
 }
 
-/// Makes the sockets and lists what there is, after a reconnection. With `claim` the namespace is
-/// to be claimed again first, with `subscribe` the subscription was lost.
+/// Makes the sockets and lists what there is, after the reconnection with this number. With `claim`
+/// the namespace is to be claimed again first, with `subscribe` the subscription was lost.
 pub(super) fn list_again(
+    number: u64,
     link: KernelLink,
     config: Arc<Config>,
     claim: bool,
@@ -90,7 +91,7 @@ pub(super) fn list_again(
         }
         let inventory = settle(&link, &config, &events, subscribe).await;
         failpoint::reach("adopt.listed_again");
-        let _ = events.send(Event::Listed(inventory)).await;
+        let _ = events.send(Event::Listed(number, inventory)).await;
     });
 }
 
@@ -179,6 +180,7 @@ async fn settle(
         let listed = async {
             if subscribe {
                 link.subscribe().await?;
+                failpoint::reach("adopt.subscribed");
             }
             link.inventory().await
         };

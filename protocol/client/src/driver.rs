@@ -4,12 +4,14 @@
 //! bounded size; beyond it the connection is read only while somebody waits for a reply, and only
 //! up to [`PARKED_BYTES`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep};
 
 use papa_protocol::codec::Item;
 use papa_protocol::json::push::Push as WirePush;
@@ -20,7 +22,7 @@ use papa_protocol::json::status::HelloReply;
 use crate::address::Address;
 use crate::connection::Connection;
 use crate::registry::{Change, Registry, Resumed};
-use crate::{Answer, ClientError, Command, Push, Reconnected};
+use crate::{Answer, ClientError, Command, Options, Push, Reconnected};
 
 /// Output held for a user who waits for a reply instead of taking pushes.
 const PARKED_BYTES: usize = 64 << 20;
@@ -35,6 +37,10 @@ const OUTGOING_BYTES: usize = 1 << 20;
 /// longest is what a person does not mind.
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// How long the kernel gets, beyond the time a call may take, before a connection on which it does
+/// not answer is given up: this process may have stood still, and the answer wait in the socket.
+const LATE_ANSWER: Duration = Duration::from_secs(2);
 
 /// What an entry of a queue costs besides its output, for the count of what is parked.
 const PUSH_OVERHEAD_BYTES: usize = 256;
@@ -66,8 +72,13 @@ pub(super) struct Driver {
     pushes: mpsc::Sender<Push>,
     hello: watch::Sender<Arc<HelloReply>>,
     registry: Registry,
-    pending: HashMap<u64, Pending>,
+    /// By number, the oldest first.
+    pending: BTreeMap<u64, Pending>,
     last_id: u64,
+    /// How long an answer may take.
+    answer_timeout: Duration,
+    /// When the last one came.
+    answered: Instant,
     parked: VecDeque<Push>,
     parked_bytes: usize,
     resuming: Option<Resuming>,
@@ -77,6 +88,7 @@ pub(super) struct Driver {
 struct Pending {
     waiter: Waiter,
     gives_descriptor: bool,
+    asked: Instant,
 }
 
 enum Waiter {
@@ -103,19 +115,21 @@ enum Ended {
 impl Driver {
     pub(super) fn new(
         addresses: Vec<Address>,
-        client: String,
+        options: &Options,
         commands: mpsc::Receiver<Command>,
         pushes: mpsc::Sender<Push>,
         hello: watch::Sender<Arc<HelloReply>>,
     ) -> Self {
         Self {
             addresses,
-            client,
+            client: options.client.clone(),
+            answer_timeout: options.call_timeout,
+            answered: Instant::now(),
             commands,
             pushes,
             hello,
             registry: Registry::default(),
-            pending: HashMap::new(),
+            pending: BTreeMap::new(),
             last_id: 0,
             parked: VecDeque::new(),
             parked_bytes: 0,
@@ -143,6 +157,11 @@ impl Driver {
         // else.
         let pushes = self.pushes.clone();
         let mut open = true;
+        // Rings when an answer may be late; set anew only then, as that costs less than for each
+        // request.
+        let mut answers = pin!(sleep(self.answer_timeout));
+        // The request whose answer was found to be late when it last rang.
+        let mut late = None;
         loop {
             self.deliver();
             if let Err(error) = connection.flush() {
@@ -183,8 +202,33 @@ impl Driver {
                     Ok(_) => {}
                     Err(error) => return Ended::Lost(error.into()),
                 },
+                () = &mut answers, if !self.pending.is_empty() => {
+                    let now = Instant::now();
+                    let due = self.answer_due().unwrap_or(now + self.answer_timeout);
+                    let oldest = self.pending.first_key_value().map(|(id, _)| *id);
+                    let overdue = oldest.filter(|_| due <= now);
+                    if reads && overdue.is_some() && overdue == late {
+                        return Ended::Lost(self.unanswered());
+                    }
+                    late = overdue;
+                    answers.as_mut().reset(due.max(now + LATE_ANSWER));
+                }
             }
         }
+    }
+
+    /// When the next answer is late. The kernel answers one request of a connection after the
+    /// other: as long as answers come, those behind them only wait their turn.
+    fn answer_due(&self) -> Option<Instant> {
+        let (_, oldest) = self.pending.first_key_value()?;
+        Some(oldest.asked.max(self.answered) + self.answer_timeout)
+    }
+
+    /// Why a connection is given up on which no answer comes any more.
+    fn unanswered(&self) -> ClientError {
+        let limit = (self.answer_timeout + LATE_ANSWER).as_secs();
+        let text = format!("the kernel has not answered a request within {limit} s");
+        std::io::Error::new(std::io::ErrorKind::TimedOut, text).into()
     }
 
     /// Sends a request, or answers at once what cannot be sent.
@@ -246,6 +290,7 @@ impl Driver {
         let pending = Pending {
             waiter,
             gives_descriptor: op.gives_descriptor(),
+            asked: Instant::now(),
         };
         self.pending.insert(self.last_id, pending);
     }
@@ -325,10 +370,12 @@ impl Driver {
         let Some(Pending {
             waiter,
             gives_descriptor,
+            ..
         }) = self.pending.remove(&id)
         else {
             return;
         };
+        self.answered = Instant::now();
         let descriptor = if gives_descriptor && result.is_ok() {
             connection.take_descriptor()
         } else {
@@ -368,7 +415,7 @@ impl Driver {
 
     /// Fails what was under way; whether it was done is unknown.
     fn connection_lost(&mut self, error: &ClientError) {
-        for (_, pending) in self.pending.drain() {
+        for pending in std::mem::take(&mut self.pending).into_values() {
             if let Waiter::Call(reply, _) = pending.waiter {
                 // A caller who no longer waits does not need to know.
                 drop(reply.send(Err(ClientError::Lost)));
@@ -399,7 +446,7 @@ impl Driver {
                 self.resume(&mut connection, hello);
                 return Some(connection);
             }
-            tokio::time::sleep(backoff).await;
+            sleep(backoff).await;
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     }

@@ -45,7 +45,8 @@ const QUEUED_COMMANDS: usize = 256;
 pub struct Options {
     /// Who it says it is, for the kernel's log.
     pub client: String,
-    /// How long a call may take, waiting for a connection included.
+    /// How long a call may take, waiting for a connection included. A connection on which the
+    /// kernel leaves a request unanswered for some seconds longer is given up for a new one.
     pub call_timeout: Duration,
     /// Pushes queued for the user before the connection is read no further.
     pub push_capacity: usize,
@@ -247,7 +248,7 @@ impl Client {
         let (hello_sender, hello_receiver) = watch::channel(Arc::new(hello));
         let driver = driver::Driver::new(
             addresses,
-            options.client,
+            &options,
             command_receiver,
             push_sender,
             hello_sender,

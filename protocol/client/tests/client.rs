@@ -508,6 +508,80 @@ fn a_silent_kernel_costs_a_timeout() {
     });
 }
 
+/// As [`pair`], with another limit for calls.
+async fn pair_with_timeout(
+    listener: &UnixListener,
+    path: &Path,
+    call_timeout: Duration,
+) -> (Client, Pushes, Session<UnixStream>) {
+    let options = Options {
+        call_timeout,
+        ..Options::default()
+    };
+    let client = tokio::spawn(Client::connect(vec![Address::Unix(path.into())], options));
+    let session = Session::greet(listener.accept().await.unwrap().0, 1).await;
+    let (client, pushes) = client.await.unwrap().unwrap();
+    (client, pushes, session)
+}
+
+fn get() -> ValueGet {
+    ValueGet { name: name("a") }
+}
+
+#[test]
+fn a_connection_on_which_no_answer_comes_is_given_up() {
+    run(async {
+        let place = Place::new();
+        let listener = place.listen();
+        let timeout = Duration::from_millis(50);
+        let (client, mut pushes, mut session) =
+            pair_with_timeout(&listener, &place.path(), timeout).await;
+        let (answer, _) = tokio::join!(client.call(Status {}), session.request());
+        assert!(matches!(answer, Err(ClientError::Timeout(_))));
+        let Some(Push::Disconnected { reason }) = pushes.recv().await else {
+            panic!("the connection stays");
+        };
+        assert_eq!(reason, "the kernel has not answered a request within 2 s");
+        let session = listener.accept().await.unwrap().0;
+        let _session = Session::greet(session, 1).await;
+        assert!(matches!(pushes.recv().await, Some(Push::Reconnected(_))));
+    });
+}
+
+#[test]
+fn a_kernel_that_answers_one_slow_request_after_the_other_keeps_its_connection() {
+    run(async {
+        let place = Place::new();
+        let listener = place.listen();
+        let timeout = Duration::from_secs(1);
+        let (client, mut pushes, mut session) =
+            pair_with_timeout(&listener, &place.path(), timeout).await;
+        let calls: Vec<_> = (0..5)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.call(get()).await })
+            })
+            .collect();
+        for _ in &calls {
+            let request = session.request().await;
+            // How slow the kernel is is the test's input: the last answer comes long after the last
+            // request, and none long after the one before.
+            tokio::time::sleep(timeout).await;
+            let answer = json!({"id": request["id"], "ok": {"value": "b"}});
+            session.say(&answer).await;
+        }
+        for call in calls {
+            let _ = call.await.unwrap();
+        }
+        let (value, _) = tokio::join!(
+            client.call(get()),
+            session.answer("value.get", json!({"value": "c"}))
+        );
+        assert_eq!(value.unwrap().value.unwrap(), "c");
+        assert!(pushes.try_recv().is_none(), "it was never lost");
+    });
+}
+
 mod descriptors {
     //! The kernel's side of descriptor passing, blocking.
 

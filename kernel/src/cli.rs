@@ -7,6 +7,9 @@ use papa_protocol::size::ByteSize;
 
 use crate::config::TcpAccess;
 
+/// The port that is served where none is given.
+pub const DEFAULT_PORT: u16 = 20202;
+
 /// The papa kernel: holds sockets, processes and their output, and outlives
 /// whatever manages them.
 ///
@@ -18,7 +21,7 @@ use crate::config::TcpAccess;
 #[command(name = "papa", version, verbatim_doc_comment)]
 pub struct Args {
     /// Port to serve on localhost; 0 lets the system choose
-    #[arg(short, long, default_value_t = 20202, value_name = "PORT")]
+    #[arg(short, long, default_value_t = DEFAULT_PORT, value_name = "PORT")]
     pub port: u16,
 
     /// Serve this unix socket instead of a port

@@ -10,8 +10,8 @@ const FORBIDDEN: [(&str, &[&str]); 16] = [
     (
         "sys",
         &[
-            "change", "cli", "client", "config", "keeper", "launcher", "logging", "owner",
-            "readers", "run", "verbs", "world",
+            "change", "cli", "client", "config", "holder", "keeper", "launcher", "logging",
+            "owner", "readers", "run", "verbs", "world",
         ],
     ),
     (

@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -17,10 +18,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, get
 use nix::unistd::ForkResult;
 use papa_protocol::text::ByteString;
 
-use crate::cli::Args;
+use crate::cli::{Args, DEFAULT_PORT};
 use crate::config::{
     Config, TcpAccess, abstract_name, account, make_runtime_dir, runtime_dir, write_pid_file,
 };
+use crate::holder::{Holder, Listener};
 use crate::keeper::manifest::{self, Beside};
 use crate::keeper::wire::{Key, Kind};
 use crate::keeper::{self, notify};
@@ -109,7 +111,6 @@ pub fn launch(args: &Args) -> anyhow::Result<std::convert::Infallible> {
 
 /// Says what a limit on file size that cannot be raised means.
 fn complain_of_limit(limit: u64) {
-    use std::io::Write;
     let hint = "start papa with ulimit -f unlimited";
     let text = if limit < MIN_FILE_BYTES {
         format!(
@@ -123,7 +124,11 @@ fn complain_of_limit(limit: u64) {
             largest_reel(limit)
         )
     };
-    // If anybody is there to read it.
+    say(&text);
+}
+
+/// Tells whoever started the daemon, if anybody is there to read it.
+fn say(text: &str) {
     let _ = crate::logging::Log.write_all(text.as_bytes());
 }
 
@@ -220,7 +225,7 @@ fn bind_public(
     if let Some(path) = &args.unix_socket {
         let path = std::path::absolute(path)?;
         config.port = 0;
-        controls.push(bind_path(&path)?);
+        controls.push(bind_path(&path, 0)?);
         config.socket_paths.push(path);
         return Ok(());
     }
@@ -248,9 +253,7 @@ fn bind_public(
 
 fn bind_error(address: &str, errno: Errno) -> anyhow::Error {
     let hint = match errno {
-        Errno::EADDRINUSE => {
-            ": is another papa running? Ask it with `telnet localhost PORT`, or choose a port with -p"
-        }
+        Errno::EADDRINUSE => ": choose another with -p",
         Errno::ENAMETOOLONG => {
             ": a socket's path may have 107 bytes; set XDG_RUNTIME_DIR to a directory with a shorter path"
         }
@@ -262,37 +265,54 @@ fn bind_error(address: &str, errno: Errno) -> anyhow::Error {
 
 /// Why the port cannot be had: where somebody else holds it, who.
 fn port_error(address: SocketAddr, errno: Errno) -> anyhow::Error {
-    let own = nix::unistd::geteuid().as_raw();
     let port = address.port();
-    match listening_user(port).filter(|uid| errno == Errno::EADDRINUSE && *uid != own) {
-        Some(uid) => {
-            let other = port.checked_add(1).unwrap_or(port - 1);
-            anyhow!(
-                "port {port} is taken by a program of {}: choose another with -p, for example papa -p {other}; \
-                 in an INI file that is papa_endpoint = tcp://127.0.0.1:{other} in [circus]",
-                account(uid)
-            )
-        }
-        None => bind_error(&address.to_string(), errno),
+    let Some(listener) = Listener::on_port(port).filter(|_| errno == Errno::EADDRINUSE) else {
+        return bind_error(&address.to_string(), errno);
+    };
+    let own = nix::unistd::geteuid().as_raw();
+    let other = another_port(port);
+    match (listener.uid.filter(|uid| *uid != own), listener.holder()) {
+        (Some(uid), _) => anyhow!(
+            "port {port} is taken by a program of {}: choose another with -p, for example papa -p {other}; \
+             in an INI file that is papa_endpoint = tcp://127.0.0.1:{other} in [circus]",
+            account(uid)
+        ),
+        (None, Some(holder)) => anyhow!("{}", taken(&format!("port {port}"), port, &holder)),
+        (None, None) => bind_error(&address.to_string(), errno),
     }
 }
 
-/// The user who listens on a TCP port of this machine. Source: `proc_net_tcp(5)`.
-fn listening_user(port: u16) -> Option<u32> {
-    const LISTENING: &str = "0A";
-    let end = format!(":{port:04X}");
-    ["/proc/net/tcp", "/proc/net/tcp6"]
-        .into_iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .find_map(|text| {
-            text.lines().skip(1).find_map(|line| {
-                let mut words = line.split_whitespace();
-                let local = words.nth(1)?;
-                let state = words.nth(1)?;
-                let uid = words.nth(3)?;
-                (local.ends_with(&end) && state == LISTENING).then(|| uid.parse().ok())?
-            })
-        })
+/// What is in the way at a place of ours, how to reach it, and how to go another way. `port` is
+/// that of the kernel to be, 0 if it has none.
+fn taken(place: &str, port: u16, holder: &Holder) -> String {
+    let way_out = if port == 0 {
+        "choose another path".to_owned()
+    } else {
+        let other = another_port(port);
+        format!("choose another port with -p, for example papa -p {other}")
+    };
+    if !holder.is_papa() {
+        return format!("{place} is taken by {holder}: end it, or {way_out}");
+    }
+    let reach = match port {
+        0 => format!(
+            "reach it with papactl and papa_endpoint = unix:{place} in [circus] of your file"
+        ),
+        DEFAULT_PORT => {
+            format!("reach it with `papactl kernel status` or `telnet localhost {port}`")
+        }
+        _ => format!(
+            "reach it with `telnet localhost {port}`, or with papactl and papa_endpoint = tcp://127.0.0.1:{port} in [circus] of your file"
+        ),
+    };
+    format!(
+        "{place} is served by another papa of this user, {holder}: {reach}; to start a second one {way_out}"
+    )
+}
+
+/// A port to be tried instead, for an example.
+fn another_port(port: u16) -> u16 {
+    port.checked_add(1).unwrap_or(port - 1)
 }
 
 /// The socket only this user can reach, by path and by abstract name.
@@ -305,14 +325,23 @@ fn bind_private(config: &mut Config, controls: &mut Vec<OwnedFd>) -> anyhow::Res
         // from serving: there are the path and the port, and clients look who
         // listens.
         Err(Errno::EADDRINUSE) if !is_ours(&name) => {
-            eprintln!("papa: @{shown} is taken by somebody else; going on without it");
+            say(&format!(
+                "papa: @{shown} is taken by somebody else; going on without it\n"
+            ));
         }
-        Err(errno) => return Err(bind_error(&format!("@{shown}"), errno)),
+        Err(errno) => {
+            let place = format!("@{shown}");
+            let holder = Listener::at(Path::new(&place)).and_then(Listener::holder);
+            return Err(match holder.filter(|_| errno == Errno::EADDRINUSE) {
+                Some(holder) => anyhow!("{}", taken(&place, config.port, &holder)),
+                None => bind_error(&place, errno),
+            });
+        }
     }
     let dir = runtime_dir();
     make_runtime_dir(&dir).map_err(|error| anyhow!(error))?;
     let path = dir.join(format!("{}.sock", config.port));
-    controls.push(bind_path(&path)?);
+    controls.push(bind_path(&path, config.port)?);
     config.socket_paths.push(path);
     Ok(())
 }
@@ -329,8 +358,9 @@ fn is_ours(name: &[u8]) -> bool {
     holder().is_ok_and(|uid| uid == nix::unistd::geteuid().as_raw())
 }
 
-/// Binds a path; a socket there that nobody answers at is removed.
-fn bind_path(path: &Path) -> anyhow::Result<OwnedFd> {
+/// Binds a path for the kernel on `port`, 0 if it has none; a socket there that nobody answers at is
+/// removed.
+fn bind_path(path: &Path, port: u16) -> anyhow::Result<OwnedFd> {
     if let Ok(metadata) = fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
             bail!("{}: is in the way and is not a socket", path.display());
@@ -338,7 +368,11 @@ fn bind_path(path: &Path) -> anyhow::Result<OwnedFd> {
         let server =
             server_at(path).with_context(|| format!("ask who serves {}", path.display()))?;
         if let Some(server) = server {
-            bail!("{} is served by {}", path.display(), server.describe());
+            let place = path.display().to_string();
+            match Listener::at(path).and_then(Listener::holder) {
+                Some(holder) => bail!("{}", taken(&place, port, &holder)),
+                None => bail!("{place} is served by {}", server.describe()),
+            }
         }
         fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
     }

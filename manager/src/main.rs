@@ -200,6 +200,7 @@ fn run(config: Config, start: Start<'_>, log: OwnLog) -> anyhow::Result<Outcome>
         let namespace = config.namespace.clone();
         let supervisor = Supervisor::new(Setup {
             config,
+            directory: directory.clone(),
             addresses,
             program: start.program,
             console: start.console,

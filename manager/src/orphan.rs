@@ -7,6 +7,8 @@
 //! worker, or found before; or what one of those has started. None lives below a living kernel of
 //! that place. Each is signalled through a pidfd, after its start was read again.
 
+mod notes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +20,8 @@ use crate::config::Identity;
 use crate::mark::{Lineage, Mark};
 use crate::tree::{Stat, processes};
 use crate::{pidfd, tree};
+
+pub use notes::Notes;
 
 /// Rounds of freezing before the kill: each stops what the one before did not see, so more means
 /// somebody forks as fast as we look.
@@ -62,6 +66,16 @@ pub struct Known {
     pub mark: Mark,
 }
 
+impl From<&Orphan> for Known {
+    fn from(orphan: &Orphan) -> Self {
+        Self {
+            pid: orphan.pid,
+            started: orphan.started,
+            mark: orphan.mark.clone(),
+        }
+    }
+}
+
 /// Whose orphans are looked for.
 #[derive(Debug, Clone)]
 pub struct Search {
@@ -97,7 +111,10 @@ impl Search {
             let same = all
                 .get(&known.pid)
                 .is_some_and(|stat| stat.started == known.started && may_be(&known.pid, stat));
-            if same && !is_below_kernel(&all, known.pid, &known.mark.lineage.place) {
+            if same
+                && !self.is_current(&known.mark.lineage)
+                && !is_below_kernel(&all, known.pid, &known.mark.lineage.place)
+            {
                 marks.insert(known.pid, known.mark.clone());
             }
         }
@@ -169,12 +186,14 @@ impl Search {
     pub fn remember(&mut self, orphan: &Orphan) {
         let is = |known: &Known| (known.pid, known.started) == (orphan.pid, orphan.started);
         if !self.known.iter().any(is) {
-            self.known.push(Known {
-                pid: orphan.pid,
-                started: orphan.started,
-                mark: orphan.mark.clone(),
-            });
+            self.known.push(orphan.into());
         }
+    }
+
+    /// Whether the manager speaks to a kernel of this line: what such a kernel has started is no
+    /// orphan.
+    fn is_current(&self, lineage: &Lineage) -> bool {
+        lineage.started_us != 0 && lineage.started_us == self.lineage.started_us
     }
 
     /// Whether such a mark is of an earlier kernel of ours.
@@ -307,11 +326,9 @@ fn ancestors(all: &BTreeMap<i32, Stat>, pid: i32) -> impl Iterator<Item = i32> +
 
 /// Whether a process lives below a keeper or a kernel that serves this place.
 fn is_below_kernel(all: &BTreeMap<i32, Stat>, pid: i32, place: &str) -> bool {
-    let serves = |title: &str| {
-        title
-            .split([' ', '\0'])
-            .any(|word| word == place || place.is_empty())
-    };
+    // The title of a kernel has the place as an argument of its own, spaces and all.
+    let serves =
+        |title: &str| place.is_empty() || title.split('\0').any(|argument| argument == place);
     ancestors(all, pid).any(|ancestor| is_kernel(ancestor, serves))
 }
 

@@ -276,6 +276,12 @@ impl RuntimeDir {
         namespaces
     }
 
+    /// Where the manager of `namespace` notes its workers by process number.
+    #[must_use]
+    pub fn worker_notes(&self, namespace: &str) -> PathBuf {
+        self.path.join(format!("{namespace}.workers.json"))
+    }
+
     /// What the manager of `namespace` has to say when nobody gave it a log file.
     #[must_use]
     pub fn manager_log(&self, namespace: &str) -> PathBuf {

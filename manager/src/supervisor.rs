@@ -36,6 +36,7 @@ use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
 use crate::kernel_link::KernelLink;
 use crate::logs::thread::{LogReport, LogThread};
+use crate::orphan::Notes;
 use crate::pidfd::Whom;
 use crate::probe::ready::Gate;
 use crate::procinfo::Statistics;
@@ -61,6 +62,7 @@ mod last_words;
 mod left;
 mod lost;
 mod membership;
+mod noting;
 mod orphans;
 mod plan;
 mod probes;
@@ -165,6 +167,8 @@ pub struct Supervisor {
     lost_since: Option<Instant>,
     /// What earlier kernels left running.
     orphans_of_kernels: orphans::Orphans,
+    /// The same and the workers, in a file for the next manager.
+    noting: noting::Noting,
     /// Workers that have ended.
     dead: Dead,
     /// Looks for workers' processes and ends them; none before the first question.
@@ -262,6 +266,7 @@ impl Supervisor {
             kernel: None,
             lost_since: Some(Instant::now()),
             orphans_of_kernels: orphans::Orphans::default(),
+            noting: noting::Noting::new(Notes::new(setup.directory, &config.namespace)),
             dead: Dead::default(),
             trees: None,
             logs_due: None,
@@ -351,6 +356,7 @@ impl Supervisor {
     /// # Errors
     /// The namespace belongs to somebody else.
     pub async fn run(mut self) -> Result<Outcome, ManagerError> {
+        self.orphans_of_kernels.recall(self.noting.read());
         tasks::watch_paths(self.events.clone(), self.paths.subscribe());
         tasks::attach(
             self.config.clone(),
@@ -392,6 +398,9 @@ impl Supervisor {
             let client = link.client().clone();
             let last = tokio::spawn(async move { client.barrier().await });
             let _ = tokio::time::timeout(LAST_WORDS, last).await;
+        }
+        if self.failure.is_none() {
+            self.note_known_last().await;
         }
         self.pass_answers(Instant::now());
         if let Some(logs) = self.logs.take() {
@@ -476,6 +485,7 @@ impl Supervisor {
             Event::SocketsChanged(result) => self.sockets_changed(result),
             Event::Left(answers) => self.left_found(answers),
             Event::OrphansFound(look, found) => self.orphans_found(look, found),
+            Event::KnownNoted(result) => self.known_noted(result),
             Event::Saved(fates) => self.saves_told(fates),
             Event::ReloadAll => self.reload_all(),
             Event::Upgrade => self.ask_for_upgrade(None),
@@ -503,6 +513,7 @@ impl Supervisor {
         self.settle_tickets();
         self.pass_answers(now);
         self.stop_once_connected(now);
+        self.note_known(now);
         match &self.phase {
             Phase::Quitting if self.watchers.leaving_are_stopped() => self.phase = Phase::Done,
             Phase::ShuttingDown { .. } => self.advance_shutdown(now),
@@ -736,6 +747,7 @@ impl Supervisor {
             .chain(self.logs_due)
             .chain(drained)
             .chain(self.orphans_of_kernels.deadline())
+            .chain(self.noting.deadline(Instant::now()))
             .chain(self.late_deadline())
             .chain(self.answers_deadline())
             .chain(saves)

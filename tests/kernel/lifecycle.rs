@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -38,6 +39,66 @@ fn a_second_kernel_on_the_port_says_so_and_exits_1() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(!output.stderr.is_empty());
+}
+
+#[test]
+fn a_place_that_another_papa_of_this_user_serves_named_no_process() {
+    let mut kernel = Kernel::start();
+    let port = kernel.port().to_string();
+    let path = kernel.directory().join("papa").join(format!("{port}.sock"));
+    let path = path.to_str().unwrap();
+    let refusal = |directory: &Path, arguments: &[&str]| {
+        let output = private_command(&binary("papa"), directory)
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let elsewhere = Scratch::new();
+    let keeper = format!(
+        "papa: keeper {port} (pid {})",
+        pid(&kernel.status()["keeper"])
+    );
+    let by_telnet = format!("telnet localhost {port}");
+    for (directory, arguments, place, way) in [
+        (
+            kernel.directory(),
+            &["--port", &port][..],
+            format!("port {port}"),
+            &*by_telnet,
+        ),
+        (
+            elsewhere.directory(),
+            &["--port", &port],
+            format!("port {port}"),
+            &by_telnet,
+        ),
+        (
+            elsewhere.directory(),
+            &["--port", &port, "--tcp", "off"],
+            format!("/{port} "),
+            &by_telnet,
+        ),
+        (
+            elsewhere.directory(),
+            &["--unix-socket", path],
+            path.to_owned(),
+            "papa_endpoint",
+        ),
+    ] {
+        let said = refusal(directory, arguments);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        for part in [&*place, "served by another papa of this user", &keeper, way] {
+            assert!(said.contains(part), "{arguments:?}, {part}: {said}");
+        }
+    }
+    // Who has the port is another program: its name, and what to do.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let said = refusal(elsewhere.directory(), &["--port", &port]);
+    let own = format!("(pid {}): end it", std::process::id());
+    assert!(said.contains(&own) && said.contains("-p "), "{said}");
 }
 
 #[test]

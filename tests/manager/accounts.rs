@@ -64,6 +64,7 @@ fn a_worker_of_another_user_had_roots_home() {
     }
     let stack = Stack::start(
         "[watcher:copied]\ncmd = sleep 1000\nuid = nobody\ncopy_env = yes\n[watcher:bare]\ncmd = sleep 1000\nuid = 65534\n\
+         [watcher:number]\ncmd = sleep 1000\nuid = 54321\ngid = 54321\ncopy_env = yes\n[env:number]\nUSER = guest\n\
          [watcher:told]\ncmd = sleep 1000\nuid = nobody\n[env:told]\nHOME = /srv/told\n[watcher:root]\ncmd = sleep 1000\ncopy_env = yes\n",
     );
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
@@ -83,6 +84,12 @@ fn a_worker_of_another_user_had_roots_home() {
                 "{name}: {variable}"
             );
         }
+    }
+    // A number without an account has no home, and not root's.
+    let number = variables(only_pid(&stack, "number"));
+    assert_eq!(number["USER"], "guest", "the file's word holds");
+    for variable in ["HOME", "LOGNAME", "SHELL"] {
+        assert_eq!(number.get(variable), None, "{variable}");
     }
     let told = variables(only_pid(&stack, "told"));
     assert_eq!(told["HOME"], "/srv/told", "the file's word holds");

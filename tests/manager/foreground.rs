@@ -291,7 +291,15 @@ fn a_manager_without_a_kernel_waited_in_silence() {
     let line = lines
         .find_map(|line| line.ok().filter(|line| line.contains("waiting for one")))
         .unwrap();
-    assert!(line.contains("k.sock") && line.contains("papa"), "{line}");
+    let directory = site.scratch.directory().display().to_string();
+    for part in [
+        format!("no kernel runs at {directory}/k.sock; waiting for one"),
+        format!("`papactl up {directory}/site.ini`"),
+        format!("`papa --daemonize --unix-socket {directory}/k.sock` starts it"),
+    ] {
+        assert!(line.contains(&part), "{part}: {line}");
+    }
+    assert!(!line.contains("os error"), "{line}");
     let mut kernel = site
         .command("papa", "--unix-socket")
         .arg(site.scratch.directory().join("k.sock"))

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod age_and_demand;
+mod bad_disk;
 mod cgroups;
 mod change;
 mod configuration;
@@ -30,6 +31,7 @@ mod logs_streams;
 mod logs_view;
 mod orphans;
 mod outdated;
+mod output_refused;
 mod own_files;
 mod own_log;
 mod papactl;

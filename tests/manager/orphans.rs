@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -524,4 +525,88 @@ fn workers_without_a_mark_ran_on_after_a_down_without_a_kernel() {
         assert!(!procfs::alive(*pid), "{pid} runs on: {printed}");
     }
     assert!(printed.contains("orphan of bare, worker 1"), "{printed}");
+}
+
+/// Waits until the manager has noted these processes for the next one.
+#[track_caller]
+fn wait_noted(site: &Site, pids: &[i32]) {
+    let path = notes(site);
+    wait_until("the workers are noted", || {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let noted: Value = serde_json::from_str(&text).unwrap_or_default();
+        let noted = noted["processes"].as_array().cloned().unwrap_or_default();
+        pids.iter()
+            .all(|pid| noted.iter().any(|one| one["pid"] == *pid))
+    });
+}
+
+/// The file with the workers that a manager knows.
+fn notes(site: &Site) -> PathBuf {
+    site.scratch.directory().join("papa/circus.workers.json")
+}
+
+#[test]
+fn workers_without_a_mark_ran_on_when_the_manager_was_lost_as_well() {
+    let site = Site::new(BARE);
+    site.done("up site.ini");
+    let bare = *site.wait_pids("bare", 1).first().unwrap();
+    let waited = *site.wait_pids("waits", 1).first().unwrap();
+    let child = number_in(&site, "child");
+    wait_noted(&site, &[bare, waited]);
+    let manager = site.manager();
+    site.kill_kernels();
+    procfs::signal(manager, Signal::SIGKILL);
+    wait_until("the manager is gone", || !procfs::alive(manager));
+    site.done("up site.ini --no-wait");
+    let after = *site.wait_pids("bare", 1).first().unwrap();
+    assert!(!procfs::alive(bare), "{bare} runs beside {after}");
+    assert!(!procfs::alive(child), "{child} outlived its worker");
+    assert_waits(&site, waited);
+
+    // What was found is known to whoever comes after: killed, or started anew in its place.
+    let manager = site.manager();
+    procfs::signal(manager, Signal::SIGKILL);
+    wait_until("the manager is gone", || !procfs::alive(manager));
+    site.done("up site.ini --no-wait");
+    assert_waits(&site, waited);
+    site.done("upgrade");
+    assert_waits(&site, waited);
+
+    let printed = site.done("down --timeout 20");
+    assert!(!procfs::alive(waited), "{waited} runs on: {printed}");
+    assert!(!notes(&site).exists(), "the file outlived its workers");
+}
+
+/// The watcher waits for its orphan and starts nothing.
+#[track_caller]
+fn assert_waits(site: &Site, orphan: i32) {
+    let waits = wait_for("the orphan is shown", || {
+        let status = site.status();
+        let watchers = status["watchers"].as_array()?;
+        let waits = watchers.iter().find(|one| one["name"] == "waits")?.clone();
+        Some(waits).filter(|waits| waits["orphans"][0]["pid"] == orphan)
+    });
+    assert_eq!(waits["workers"], Value::Array(Vec::new()), "{waits}");
+    assert!(procfs::alive(orphan), "orphans = wait");
+}
+
+#[test]
+fn workers_without_a_mark_ran_on_after_a_down_with_nobody_left() {
+    let site = Site::new(BARE);
+    site.done("up site.ini");
+    let mut all = vec![number_in(&site, "child")];
+    for name in ["bare", "parent", "waits"] {
+        all.extend(site.wait_pids(name, 1));
+    }
+    wait_noted(&site, &all[1..]);
+    let manager = site.manager();
+    site.kill_kernels();
+    procfs::signal(manager, Signal::SIGKILL);
+    wait_until("the manager is gone", || !procfs::alive(manager));
+    let printed = site.done("down --config site.ini");
+    for pid in &all {
+        assert!(!procfs::alive(*pid), "{pid} runs on: {printed}");
+    }
+    assert!(printed.contains("orphan of bare, worker 1"), "{printed}");
+    assert!(!notes(&site).exists(), "the file outlived its workers");
 }

@@ -619,6 +619,10 @@ fn the_kernel_is_shown_dumped_and_started_anew() {
         said.contains("/bin/false") && said.contains("serves on"),
         "{said}"
     );
+    assert!(
+        said.contains("`--force`") && !said.contains("`force`"),
+        "{said}"
+    );
     let before = json(&stack, "kernel status")["kernel"].clone();
     let keeper = &before["keeper"];
     let upgraded = json(&stack, "kernel upgrade --keeper")["kernel"].clone();

@@ -197,18 +197,18 @@ impl Owner {
         };
         match problem {
             Some(reason) if harms => {
-                let advice = "nothing was changed, with `force` neither, since it could write over that output; it can be changed when those processes have ended";
+                let advice = "nothing was changed, and the change cannot be forced: that program could write over the output; change to it when those processes have ended";
                 self.end_change(Err(format!("{reason}; {advice}")));
             }
             Some(reason) if !changing.force => {
-                let advice = "nothing was changed; `force` changes all the same, and what the program cannot read stays with the keeper until one that can is back";
+                let advice = "nothing was changed; if the change is forced, what the program cannot read stays with the keeper until one that can is back";
                 self.end_change(Err(format!("{reason}; {advice}")));
             }
             problem => {
                 if let Some(reason) = problem {
                     warn!(
                         reason,
-                        "changing to the new program although its dry run failed (force)"
+                        "changing to the new program although its dry run failed: the change was forced"
                     );
                 }
                 if changing.dry_run {

@@ -360,7 +360,7 @@ async fn describe(address: &Address, client: &Client) -> Result<Kernel, KernelEr
 
 /// Whether nobody listens, as opposed to somebody who answers wrongly. Any user may take any
 /// abstract name: a stranger there means that the kernel is not.
-pub(super) fn is_absent(address: &Address, error: &ClientError) -> bool {
+pub(crate) fn is_absent(address: &Address, error: &ClientError) -> bool {
     let ClientError::Io(error) = error else {
         return false;
     };

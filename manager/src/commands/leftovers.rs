@@ -29,8 +29,9 @@ use crate::config::{Config, WatcherConfig};
 use crate::control::message::{LostOutput, WatcherStatus};
 use crate::kernel_link::{KernelLink, LinkError};
 use crate::mark::{Lineage, Mark};
-use crate::orphan::{self, Known, Orphan, Search};
+use crate::orphan::{self, Known, Notes, Orphan, Search};
 use crate::pidfd::{self, Whom};
+use crate::runtime_dir::RuntimeDir;
 use crate::tree::{self, Deed, Target, TargetId, TreeThread};
 
 /// From one look at what still runs to the next.
@@ -114,8 +115,15 @@ impl Manner {
 
 /// Ends everything that an earlier manager, or an earlier kernel, has left.
 pub(super) fn end(task: &Task<'_>) -> Result<Ended, CommandError> {
+    let notes = Notes::new(RuntimeDir::locate(), task.namespace);
+    let noted = notes.read();
     let (mut ended, spared) = end_workers(task)?.unwrap_or_default();
-    end_orphans(task, &spared, &mut ended);
+    end_orphans(task, &noted, &spared, &mut ended);
+    let lives = |known: &Known| pidfd::any_lives(&[(known.pid, known.started)]);
+    let left: Vec<Known> = noted.into_iter().filter(lives).collect();
+    if let Err(error) = notes.write(&left) {
+        tracing::warn!(path = %notes.path().display(), %error, "cannot note what is left");
+    }
     Ok(ended)
 }
 
@@ -372,7 +380,7 @@ impl Trees {
 
 /// Ends the orphans that kernels at these places have left; `spared` are the processes of one that
 /// lives.
-fn end_orphans(task: &Task<'_>, spared: &[i32], ended: &mut Ended) {
+fn end_orphans(task: &Task<'_>, noted: &[Known], spared: &[i32], ended: &mut Ended) {
     for place in places(task.addresses) {
         let lineage = Lineage {
             started_us: 0,
@@ -380,7 +388,7 @@ fn end_orphans(task: &Task<'_>, spared: &[i32], ended: &mut Ended) {
         };
         let search = Search {
             namespace: task.namespace.to_owned(),
-            known: known(task, &lineage),
+            known: known(task, noted, &lineage),
             lineage,
             users: users(task.config),
             spared: spared.to_vec(),
@@ -457,8 +465,8 @@ fn end_found(task: &Task<'_>, mut search: Search, ended: &mut Ended) {
     ended.left.extend(left);
 }
 
-/// The workers that a manager knew when it lost its kernel.
-fn known(task: &Task<'_>, lineage: &Lineage) -> Vec<Known> {
+/// The workers that a manager knew when it lost its kernel, or had noted before it ended.
+fn known(task: &Task<'_>, noted: &[Known], lineage: &Lineage) -> Vec<Known> {
     let all = task.known.iter().flat_map(|watcher| {
         let key = watcher.name.to_lowercase();
         let workers = watcher.workers.iter();
@@ -475,7 +483,7 @@ fn known(task: &Task<'_>, lineage: &Lineage) -> Vec<Known> {
             })
         })
     });
-    all.collect()
+    all.chain(noted.iter().cloned()).collect()
 }
 
 /// What people are told of those that are left; none if there are none.

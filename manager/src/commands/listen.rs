@@ -2,7 +2,8 @@
 
 use crate::cli::Common;
 use crate::cli::args::ListenArgs;
-use crate::commands::{CommandError, connect, note, print};
+use crate::commands::logs::screen;
+use crate::commands::{CommandError, connect, note};
 use crate::control::message::{Command, Listen, Request};
 
 /// Runs the verb, until interrupted or the manager ends.
@@ -19,9 +20,10 @@ pub(super) fn run(common: &Common, args: &ListenArgs) -> Result<(), CommandError
             "listening; come back with --since {incarnation}:NUMBER, the \"seq\" of the last event seen"
         ));
     }
+    screen::end_with_reader();
     loop {
         let line = client.next_line()?;
         // JSON has no bare control characters: it is as harmless as it is.
-        print(&format!("{}\n", String::from_utf8_lossy(&line)))?;
+        screen::write_out(format!("{}\n", String::from_utf8_lossy(&line)).as_bytes())?;
     }
 }

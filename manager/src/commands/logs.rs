@@ -12,7 +12,7 @@ mod generations;
 mod live;
 mod merge;
 mod pick;
-mod screen;
+pub(super) mod screen;
 pub(crate) mod since;
 mod sources;
 mod stamp;

@@ -50,6 +50,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -187,7 +188,7 @@ pub fn run(line: &Papactl) -> ExitCode {
             options::run_global(common, option)
         }
     };
-    match result {
+    match result.and_then(|()| all_printed()) {
         Ok(()) => ExitCode::SUCCESS,
         // `papactl logs | head`: the reader had enough.
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
@@ -227,17 +228,38 @@ fn report(common: &Common, error: &CommandError) {
     }
 }
 
-/// One line of JSON on standard output.
+/// One line of JSON on standard output, as [`print`] does it.
 fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
     let text = serde_json::to_string(value).map_err(io::Error::other)?;
-    writeln!(io::stdout(), "{text}")?;
+    print(&format!("{text}\n"))
+}
+
+/// Text on standard output. `Ok` also where it cannot be printed: a reader that has gone, or a full
+/// disk, ends no verb in the middle of its work. [`run`] tells of it when the work is done.
+fn print(text: &str) -> Result<(), CommandError> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    if let Err(error) = written {
+        // The first one counts.
+        let _ = UNPRINTED.set(error);
+    }
     Ok(())
 }
 
-/// Text on standard output.
-fn print(text: &str) -> Result<(), CommandError> {
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+/// Why something could not be printed.
+static UNPRINTED: OnceLock<io::Error> = OnceLock::new();
+
+/// Fails if something could not be printed and somebody is there who may want to know.
+fn all_printed() -> Result<(), CommandError> {
+    match UNPRINTED.get() {
+        // `papactl status | head -1`: the reader had enough.
+        Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CommandError::Failed(
+            format!("what was asked for is done, but cannot be printed: {error}"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A remark on standard error; there is nobody to tell when that fails.

@@ -18,6 +18,7 @@ use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
 use crate::logs::thread::LogReport;
 use crate::orphan::Orphan;
+use crate::runtime_dir::RuntimeDir;
 use crate::supervisor::probes::Finding;
 use crate::supervisor::saves::{Fate, Key};
 use crate::supervisor::upgrade::Asker;
@@ -98,6 +99,8 @@ pub enum Event {
     Left(Vec<Answer>),
     /// The look of this number has found these orphans of earlier kernels.
     OrphansFound(u64, Vec<Orphan>),
+    /// The workers that are known were noted for the next manager, or why not.
+    KnownNoted(Result<(), String>),
     /// What became of what was to be kept.
     Saved(Vec<(Key, Fate)>),
     /// Reload every watcher that runs.
@@ -124,6 +127,8 @@ pub enum Outcome {
 pub struct Setup {
     /// The configuration, complete.
     pub config: Config,
+    /// The runtime directory.
+    pub directory: RuntimeDir,
     /// Where to look for the kernel, best first.
     pub addresses: Vec<Address>,
     /// What is started in our place by an upgrade, if that is known.

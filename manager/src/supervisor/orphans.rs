@@ -38,8 +38,10 @@ pub(super) struct Orphans {
     /// Workers of the kernel we speak to by serial, as the system names them: should it be lost,
     /// they are its orphans.
     workers: BTreeMap<u64, Known>,
-    /// Those of kernels that were lost.
+    /// Those of kernels that were lost, and those an earlier manager has noted.
     lost: Vec<Known>,
+    /// `workers`, `lost` or `found` has changed since it was asked last.
+    changed: bool,
     /// When to look; none: there are none.
     look_at: Option<Instant>,
     /// A look is under way: its number, and since when.
@@ -127,18 +129,40 @@ impl Orphans {
 
     /// A worker has ended.
     pub(super) fn forget_worker(&mut self, serial: u64) {
-        self.workers.remove(&serial);
+        self.changed |= self.workers.remove(&serial).is_some();
+    }
+
+    /// Takes over what an earlier manager has noted: those of them that no kernel has are orphans.
+    pub(super) fn recall(&mut self, noted: Vec<Known>) {
+        self.changed |= !noted.is_empty();
+        self.lost.extend(noted);
+    }
+
+    /// Every worker and every orphan.
+    pub(super) fn known(&self) -> Vec<Known> {
+        let found = self.found.iter().map(Known::from);
+        let workers = self.workers.values().cloned();
+        let all = workers.chain(self.lost.iter().cloned()).chain(found);
+        all.collect()
+    }
+
+    /// Whether [`Self::known`] has changed since this was asked last.
+    pub(super) fn take_change(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// The kernel has nothing but these, and what it was asked for after `known_until`.
     pub(super) fn retain_workers(&mut self, listed: &HashSet<u64>, known_until: u64) {
+        let before = self.workers.len();
         self.workers
             .retain(|serial, _| listed.contains(serial) || *serial > known_until);
+        self.changed |= self.workers.len() != before;
     }
 
     /// The kernel is lost with everything it held.
     pub(super) fn lose_workers(&mut self) {
         let workers = std::mem::take(&mut self.workers);
+        self.changed = true;
         self.lost.extend(workers.into_values());
         self.lost
             .retain(|known| crate::pidfd::any_lives(&[(known.pid, known.started)]));
@@ -227,9 +251,9 @@ impl Supervisor {
                 lineage,
             },
         };
-        self.orphans_of_kernels
-            .workers
-            .insert(process.serial.0, known);
+        let orphans = &mut self.orphans_of_kernels;
+        orphans.workers.insert(process.serial.0, known);
+        orphans.changed = true;
     }
 
     /// Looks after the orphans, if it is time.
@@ -295,8 +319,10 @@ impl Supervisor {
         orphans.looking = None;
         if std::mem::take(&mut orphans.unknown) {
             // Those that live are among the found.
+            orphans.changed |= !orphans.lost.is_empty();
             orphans.lost.clear();
         }
+        orphans.changed |= orphans.found != found;
         orphans.found = found;
         orphans.looks_done += 1;
         orphans.asked = orphans

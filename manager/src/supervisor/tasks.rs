@@ -32,6 +32,7 @@ use crate::supervisor::Event;
 use crate::supervisor::saves::Pass;
 
 mod saving;
+mod waiting;
 mod workers;
 
 pub(super) use saving::send_saves;
@@ -119,14 +120,15 @@ async fn connect(
             }
             Err(error) => {
                 tracing::debug!(%error, "no kernel yet");
+                let reason = waiting::reason(addresses, &error);
                 if !std::mem::replace(&mut waiting, true) {
-                    let places: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-                    let places = places.join(", ");
                     tracing::warn!(
-                        "no kernel answers at {places}: {error}; waiting for one. `papactl up FILE` starts both, `papa --daemonize` the kernel alone"
+                        "{reason}; waiting for one: `papactl up {}` or `{}` starts it",
+                        config.path.display(),
+                        waiting::command(addresses)
                     );
                 }
-                let _ = events.send(Event::Trouble(Some(error.to_string()))).await;
+                let _ = events.send(Event::Trouble(Some(reason))).await;
             }
         }
         sleep(pause).await;

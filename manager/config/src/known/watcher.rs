@@ -119,7 +119,7 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
         .without("the kernel's")
         .meaning(
             "user of the workers; HOME, USER, LOGNAME and SHELL are that user's unless the \
-             file sets them",
+             file sets them; a number without an account has none of them",
         )
         .example("www-data"),
     value!("gid", NAME_OR_NUMBER, gid, identity::group, identity_text)

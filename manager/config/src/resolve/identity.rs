@@ -12,7 +12,8 @@ use crate::types::Identity;
 const ACCOUNT_VARIABLES: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
 
 /// Sets the variables of `user` in `environment` but for those in `written`, which the file sets;
-/// answers which. Of a number without an account nothing is known, and nothing is set.
+/// answers which. Of a number without an account nothing is known: the variables are removed,
+/// because those of whoever started the manager would name a stranger's home.
 pub(super) fn set_account(
     user: Option<&Identity>,
     written: &BTreeSet<OsString>,
@@ -23,7 +24,11 @@ pub(super) fn set_account(
         Some(Identity::Number(number)) => User::from_uid(Uid::from_raw(*number)),
         None => return Vec::new(),
     };
+    let own = |name: &&str| !written.contains(std::ffi::OsStr::new(name));
     let Ok(Some(account)) = account else {
+        for name in ACCOUNT_VARIABLES.iter().filter(|name| own(name)) {
+            environment.remove(std::ffi::OsStr::new(name));
+        }
         return Vec::new();
     };
     let values: [OsString; 4] = [
@@ -34,7 +39,7 @@ pub(super) fn set_account(
     ];
     let mut set = Vec::new();
     for (name, value) in ACCOUNT_VARIABLES.into_iter().zip(values) {
-        if !written.contains(std::ffi::OsStr::new(name)) {
+        if own(&name) {
             environment.insert(name.into(), value);
             set.push(name);
         }

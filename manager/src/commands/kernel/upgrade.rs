@@ -125,7 +125,7 @@ fn refusal(before: &StatusReply, reason: &str, args: &KernelUpgradeArgs) -> Stri
         table::printable(&before.version)
     );
     if !args.force && !args.dry_run {
-        text.push_str("; `--dry-run` tries a program and changes nothing, `--force` goes on whatever that finds");
+        text.push_str("; `--dry-run` tries a program and changes nothing, `--force` changes to it whatever that finds, unless output would be lost");
     }
     text
 }

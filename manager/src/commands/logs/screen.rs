@@ -5,7 +5,9 @@
 //! several places, one object for each line with `--json`.
 
 use std::io::{self, IsTerminal, Write};
+use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use chrono::SecondsFormat;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -152,7 +154,7 @@ impl Printer {
 }
 
 /// Prints at once: somebody may be watching.
-pub(super) fn write_out(out: &[u8]) -> io::Result<()> {
+pub(in crate::commands) fn write_out(out: &[u8]) -> io::Result<()> {
     if out.is_empty() {
         return Ok(());
     }
@@ -170,23 +172,38 @@ pub(super) fn has_shown() -> bool {
     WRITTEN.load(Ordering::Relaxed)
 }
 
+/// Ends this program once nobody can read standard output any more, also while it waits for
+/// something else.
+pub(in crate::commands) fn end_with_reader() {
+    thread::spawn(|| {
+        while reader_stays(PollTimeout::NONE) {}
+        process::exit(0);
+    });
+}
+
 /// Fails once nobody can read standard output any more, so that a quiet follower ends too.
 pub(super) fn check_reader() -> io::Result<()> {
+    if reader_stays(PollTimeout::ZERO) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Waits so long for the reader of standard output to go; whether it has not.
+fn reader_stays(patience: PollTimeout) -> bool {
     let stdout = io::stdout();
     let mut wanted = [PollFd::new(
         std::os::fd::AsFd::as_fd(&stdout),
         PollFlags::empty(),
     )];
     // A failure here says nothing about the reader.
-    let gone = poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+    let gone = poll(&mut wanted, patience).is_ok_and(|count| count > 0)
         && wanted
             .iter()
             .filter_map(PollFd::revents)
-            .any(|events| events.intersects(PollFlags::POLLERR));
-    if gone {
-        return Err(io::ErrorKind::BrokenPipe.into());
-    }
-    Ok(())
+            .any(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL));
+    !gone
 }
 
 #[cfg(test)]

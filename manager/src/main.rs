@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     }
     let config = match Surroundings::current()
         .map_err(|error| error.to_string())
-        .and_then(|around| config::load(&args.file, &around).map_err(|errors| errors.to_string()))
+        .and_then(|around| config::load(&args.file, &around).map_err(|errors| errors.listed()))
     {
         Ok(config) => config,
         Err(text) => {
@@ -134,7 +134,7 @@ fn main() -> ExitCode {
 /// Says what a running manager has to know before it makes way for this program.
 fn checked(config: &Config, output: Option<&LogOutput>, kernel: Option<&str>) -> ExitCode {
     for warning in &config.warnings {
-        say(&format!("warning: {warning}"));
+        say(&warning.labelled("warning"));
     }
     let found = addresses(&RuntimeDir::locate(), config, kernel).and_then(|_| {
         own_log::check(output)?;

@@ -167,6 +167,32 @@ fn check_reports_every_mistake_with_its_place() {
 }
 
 #[test]
+fn up_and_check_wrote_the_same_finding_in_two_ways() {
+    let scratch = Scratch::new();
+    fs::write(
+        scratch.directory().join("bad.ini"),
+        "[circus]\ninclude = part.ini\n[watcher:w]\ncmd = 'open\n",
+    )
+    .unwrap();
+    let findings = |verb: &str| {
+        let output = papactl(&scratch, &[verb, "bad.ini"]);
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8(output.stderr).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with("papactl: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let checked = findings("check");
+    assert_eq!(checked, findings("up"));
+    assert_eq!(
+        checked,
+        [
+            "bad.ini:2:11: error: include part.ini: cannot be read: No such file or directory (os error 2)",
+            "bad.ini:4:7: error: cmd \"'open\": a quote (') is never closed",
+        ]
+    );
+}
+
+#[test]
 fn check_names_what_is_not_there_and_strict_fails_for_it() {
     let scratch = Scratch::new();
     let file = scratch.directory().join("f.ini");

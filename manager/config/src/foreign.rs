@@ -5,10 +5,14 @@
 //! a watcher. Knows no key.
 //! Invariant: a file with a section of ours is never foreign.
 
+use std::path::Path;
+
 use crate::known;
 
 /// Sections that only supervisord has.
-const SUPERVISORD: [&str; 8] = [
+const SUPERVISORD: [&str; 10] = [
+    "include",
+    "rpcinterface",
     "program",
     "group",
     "eventlistener",
@@ -20,16 +24,64 @@ const SUPERVISORD: [&str; 8] = [
 ];
 
 /// Sections of systemd's units.
-const SYSTEMD: [&str; 7] = [
-    "Unit", "Service", "Install", "Socket", "Timer", "Path", "Mount",
+const SYSTEMD: [&str; 14] = [
+    "Unit",
+    "Service",
+    "Install",
+    "Socket",
+    "Timer",
+    "Path",
+    "Mount",
+    "Automount",
+    "Swap",
+    "Slice",
+    "Scope",
+    "Container",
+    "Pod",
+    "Kube",
+];
+
+const SCRIPT: &str = "a script";
+const PROGRAM: &str = "a program, such as pm2's ecosystem file";
+const PYTHON: &str =
+    "a program in Python; settings of gunicorn go into a watcher's command, cmd = gunicorn -c FILE";
+const YAML: &str = "YAML";
+const PROCFILE: &str = "a Procfile: NAME: COMMAND is [watcher:NAME] and cmd = COMMAND here";
+
+/// Kinds of files that their name gives away, where nothing in them does.
+const EXTENSIONS: [(&str, &str); 11] = [
+    ("yaml", YAML),
+    ("yml", YAML),
+    ("toml", "TOML"),
+    ("json", "JSON"),
+    ("js", PROGRAM),
+    ("cjs", PROGRAM),
+    ("mjs", PROGRAM),
+    ("ts", PROGRAM),
+    ("py", PYTHON),
+    ("sh", SCRIPT),
+    ("rb", SCRIPT),
+];
+
+/// What begins a line of a crontab in place of five fields.
+const CRON_WORDS: [&str; 8] = [
+    "@reboot",
+    "@yearly",
+    "@annually",
+    "@monthly",
+    "@weekly",
+    "@daily",
+    "@midnight",
+    "@hourly",
 ];
 
 /// So many bytes that no text has are mistakes in a text.
 const FEW_BYTES: usize = 8;
 
-/// What `bytes` look like; none if they may be a configuration of ours, or nothing at all.
+/// What `bytes`, read from `path`, look like; none if they may be a configuration of ours, or
+/// nothing at all.
 #[must_use]
-pub fn looks_like(bytes: &[u8]) -> Option<String> {
+pub fn looks_like(path: &Path, bytes: &[u8]) -> Option<String> {
     if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] = bytes {
         return Some("it is text in UTF-16, expected UTF-8".to_owned());
     }
@@ -50,7 +102,23 @@ pub fn looks_like(bytes: &[u8]) -> Option<String> {
     if sections.iter().any(|name| is_ours(name)) {
         return None;
     }
-    kind(&text, &lines, &sections).map(|kind| format!("it looks like {kind}"))
+    if sections.is_empty() && (std::str::from_utf8(bytes).is_err() || text.starts_with("%PDF")) {
+        return Some("it is no text".to_owned());
+    }
+    let named = by_name(path, &lines);
+    kind(&text, &lines, &sections)
+        // Two words with a colon between them are YAML as well.
+        .filter(|kind| *kind != PROCFILE || named.is_none())
+        .or(named)
+        .map(|kind| format!("it looks like {kind}"))
+}
+
+/// What the name says of a file that has something in it.
+fn by_name(path: &Path, lines: &[&str]) -> Option<&'static str> {
+    let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+    let mut known = EXTENSIONS.iter();
+    let (_, kind) = known.find(|(known, _)| *known == extension)?;
+    (!lines.is_empty()).then_some(*kind)
 }
 
 fn is_binary(byte: u8) -> bool {
@@ -77,7 +145,7 @@ fn kind(text: &str, lines: &[&str], sections: &[&str]) -> Option<&'static str> {
     };
     let first = lines.first()?.trim_start();
     if text.starts_with("#!") {
-        return Some("a script");
+        return Some(SCRIPT);
     }
     if kinds(&SUPERVISORD) {
         return Some(
@@ -98,12 +166,11 @@ fn kind(text: &str, lines: &[&str], sections: &[&str]) -> Option<&'static str> {
     if first.starts_with('<') {
         return Some("XML");
     }
-    if ["module.exports", "export default", "import ", "const "]
-        .iter()
-        .any(|start| lines.iter().any(|line| line.starts_with(start)))
-        && sections.is_empty()
-    {
-        return Some("a program, such as pm2's ecosystem file");
+    if sections.is_empty() && is_python(lines) {
+        return Some(PYTHON);
+    }
+    if sections.is_empty() && is_javascript(lines) {
+        return Some(PROGRAM);
     }
     if is_toml(lines, sections) {
         return Some("TOML");
@@ -120,6 +187,38 @@ fn is_json_array(first: &str) -> bool {
         let rest = rest.trim_start();
         rest.is_empty() || rest.starts_with(['{', '[', '"', ']'])
     })
+}
+
+fn is_python(lines: &[&str]) -> bool {
+    lines.iter().any(|line| {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next(), words.next()) {
+            (Some("from"), Some(_), Some("import")) => true,
+            (Some("import"), Some(name), None) => !name.contains(['"', '\'']),
+            _ => false,
+        }
+    })
+}
+
+fn is_javascript(lines: &[&str]) -> bool {
+    let starts = [
+        "module.exports",
+        "exports.",
+        "export ",
+        "import ",
+        "const ",
+        "let ",
+        "//",
+        "/*",
+        "'use strict'",
+        "\"use strict\"",
+    ];
+    // A shell, and files of variables, export without braces.
+    let is_code = |line: &&str| {
+        starts.iter().any(|start| line.starts_with(start))
+            && (!line.starts_with("export ") || line.contains(['{', '(', '[', ';']))
+    };
+    lines.iter().any(is_code)
 }
 
 fn is_toml(lines: &[&str], sections: &[&str]) -> bool {
@@ -147,8 +246,20 @@ fn plain_kind(lines: &[&str]) -> Option<&'static str> {
         let line = line.trim_end();
         line.ends_with(':') && !line.contains([' ', '=']) || line.starts_with("- ")
     };
+    if lines.iter().any(|line| is_job(line)) {
+        return Some("a crontab: programs run on here; what runs at a time of day stays with cron");
+    }
     if lines[0] == "---" || lines.iter().any(key_alone) {
-        return Some("YAML");
+        return Some(YAML);
+    }
+    if lines.iter().all(|line| is_variable(line)) {
+        return Some("a file of environment variables: they go below [env] or [env:NAME] here");
+    }
+    if lines[0].starts_with("FROM ") {
+        return Some("a Dockerfile: its CMD is cmd in [watcher:NAME] here");
+    }
+    if lines.iter().any(|line| line.trim_end().ends_with('{')) {
+        return Some("a file with blocks in braces");
     }
     let process = |line: &&str| {
         line.split_once(": ").is_some_and(|(name, command)| {
@@ -158,15 +269,104 @@ fn plain_kind(lines: &[&str]) -> Option<&'static str> {
                     .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
         })
     };
-    lines
-        .iter()
-        .all(process)
-        .then_some("a Procfile: NAME: COMMAND is [watcher:NAME] and cmd = COMMAND here")
+    lines.iter().all(process).then_some(PROCFILE)
+}
+
+/// A line of a crontab: when, and a command.
+fn is_job(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    if words
+        .clone()
+        .next()
+        .is_some_and(|word| CRON_WORDS.contains(&word))
+    {
+        return words.count() > 1;
+    }
+    let is_when = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_digit() || c == '*')
+            && word
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '*' | '/' | '-' | ','))
+    };
+    words.by_ref().take(5).filter(|word| is_when(word)).count() == 5 && words.next().is_some()
+}
+
+/// `NAME=VALUE` as shells and Compose read it; lower-case names are more likely keys that lost
+/// their section.
+fn is_variable(line: &str) -> bool {
+    let line = line.strip_prefix("export ").unwrap_or(line);
+    line.split_once('=').is_some_and(|(name, _)| {
+        !name.is_empty()
+            && name
+                .chars()
+                .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn looks_like(bytes: &[u8]) -> Option<String> {
+        super::looks_like(Path::new("x.ini"), bytes)
+    }
+
+    #[test]
+    fn files_of_other_programs_were_taken_for_broken_ini() {
+        for (text, expected) in [
+            (
+                "# env\nDATABASE_URL=postgres://x\nexport SECRET=1",
+                "environment variables",
+            ),
+            ("A=1\nB=\"two\"", "environment variables"),
+            ("SHELL=/bin/sh\n17 *\t* * *\troot run-parts", "crontab"),
+            ("@reboot /x", "crontab"),
+            ("// pm2\nexports.apps = [ { name: 'x' } ];", "pm2"),
+            ("'use strict';\nvar apps = [];", "pm2"),
+            ("export const apps = [];", "pm2"),
+            ("import os\nprint(1)", "Python"),
+            ("from x import y\n\nworkers = 3", "Python"),
+            ("FROM alpine\nRUN x", "Dockerfile"),
+            ("server {\n  listen 80;\n}", "braces"),
+            (
+                "[include]\nfiles = /etc/supervisor/conf.d/*.conf",
+                "supervisord",
+            ),
+            ("[Container]\nImage=x", "systemd"),
+            ("%PDF-1.4\n", "no text"),
+        ] {
+            let found = looks_like(text.as_bytes());
+            assert!(
+                found
+                    .as_deref()
+                    .is_some_and(|found| found.contains(expected)),
+                "{text:?}: {found:?}"
+            );
+        }
+        assert!(
+            looks_like(b"\x1f\x8b\x08\x01abc")
+                .unwrap()
+                .contains("no text")
+        );
+        for (name, text, expected) in [
+            ("a.yaml", "a: b\nc: d e", "YAML"),
+            ("x.toml", "[process.web]\ncmd = \"x\"\nport = 80", "TOML"),
+            (
+                "gunicorn.conf.py",
+                "bind = \"0.0.0.0:80\"\nworkers = 3",
+                "Python",
+            ),
+            ("run.sh", "set -e\nexec gunicorn", "script"),
+        ] {
+            let found = super::looks_like(Path::new(name), text.as_bytes());
+            assert!(
+                found
+                    .as_deref()
+                    .is_some_and(|found| found.contains(expected)),
+                "{name}: {found:?}"
+            );
+        }
+    }
 
     #[test]
     fn files_of_other_programs_are_named() {

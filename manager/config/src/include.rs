@@ -56,7 +56,7 @@ pub fn load(
     findings: &mut Findings,
 ) -> Loaded {
     let mut loaded = Loaded::default();
-    if !read_into(&mut loaded, path, directory, findings) {
+    if !read_into(&mut loaded, path, directory, None, findings) {
         return loaded;
     }
     let base = path.parent().unwrap_or(Path::new(""));
@@ -90,7 +90,11 @@ pub fn load(
                     ),
                 );
             }
-            included.extend(matches);
+            let asked = Asked {
+                key,
+                origin: entry.value_origin.clone(),
+            };
+            included.extend(matches.into_iter().map(|file| (file, asked.clone())));
             if included.len() > MAX_FILES {
                 findings.error(
                     &entry.value_origin,
@@ -100,25 +104,55 @@ pub fn load(
             }
         }
     }
-    for file in included {
+    for (file, asked) in included {
         // A pattern may well match the main file, or a file twice.
         if !loaded.files.contains(&file) {
-            read_into(&mut loaded, &file, directory, findings);
+            read_into(&mut loaded, &file, directory, Some(&asked), findings);
         }
     }
     loaded
 }
 
-fn read_into(loaded: &mut Loaded, path: &Path, directory: &Path, findings: &mut Findings) -> bool {
+/// The key of `[circus]` that names a file, and where its value is.
+#[derive(Debug, Clone)]
+struct Asked {
+    key: &'static str,
+    origin: Origin,
+}
+
+/// Adds the file `path` to what was read. What is wrong with a file as a whole is said at the
+/// place that includes it, which is where it can be mended.
+fn read_into(
+    loaded: &mut Loaded,
+    path: &Path,
+    directory: &Path,
+    asked: Option<&Asked>,
+    findings: &mut Findings,
+) -> bool {
+    let mut fault = |text: String| match asked {
+        None => findings.error(&Origin::whole(path), text),
+        Some(asked) => findings.error(
+            &asked.origin,
+            format!("{} {}: {text}", asked.key, path.display()),
+        ),
+    };
     match read_bounded(&directory.join(path)) {
         Ok(bytes) => {
-            if let Some(what) = foreign::looks_like(&bytes) {
-                findings.error(
-                    &Origin::whole(path),
-                    format!("{what}; expected an INI file with sections like [watcher:web]"),
-                );
+            if let Some(what) = foreign::looks_like(path, &bytes) {
+                fault(format!(
+                    "{what}; expected an INI file with sections like [watcher:web]"
+                ));
                 loaded.files.push(path.to_owned());
                 return false;
+            }
+            if asked.is_some() {
+                report_ignored(
+                    &loaded.document,
+                    loaded.files.first(),
+                    path,
+                    &bytes,
+                    findings,
+                );
             }
             loaded.document.read(path, &bytes, findings);
             loaded.files.push(path.to_owned());
@@ -128,8 +162,63 @@ fn read_into(loaded: &mut Loaded, path: &Path, directory: &Path, findings: &mut 
             true
         }
         Err(error) => {
-            findings.error(&Origin::whole(path), format!("cannot be read: {error}"));
+            fault(format!("cannot be read: {error}"));
             false
+        }
+    }
+}
+
+/// What is ignored of an included file: its own `include`, and keys that another included file has
+/// given a different value. A main file overrides what it includes on purpose.
+fn report_ignored(
+    before: &Document,
+    main: Option<&PathBuf>,
+    path: &Path,
+    bytes: &[u8],
+    findings: &mut Findings,
+) {
+    let mut own = Document::default();
+    // Its mistakes are told when it is added.
+    own.read(path, bytes, &mut Findings::default());
+    for key in ["include", "include_dir"] {
+        if let Some(entry) = own.get("circus", key) {
+            findings.warn(
+                &entry.origin,
+                format!("{key} has no effect in an included file, as in Circus; include from the main file"),
+            );
+        }
+    }
+    for section in own.sections() {
+        let mut ignored = Vec::new();
+        let mut first = None;
+        for entry in &section.entries {
+            let known = before.section(&section.name).and_then(|known| {
+                let mut entries = known.entries.iter();
+                entries.find(|known| known.key == entry.key)
+            });
+            if let Some(known) = known
+                && known.value != entry.value
+                && main.is_some_and(|main| known.origin.file() != main)
+            {
+                ignored.push(entry.key.as_str());
+                first.get_or_insert((&entry.origin, &known.origin));
+            }
+        }
+        if let Some((here, there)) = first {
+            let keys = ignored.join(", ");
+            let (are, have) = if ignored.len() == 1 {
+                ("is", "it")
+            } else {
+                ("are", "them")
+            };
+            let place = format!("{}:{}", there.file().display(), there.line());
+            findings.warn(
+                here,
+                format!(
+                    "[{}]: {keys} {are} ignored; {place}, which is read first, has {have} too",
+                    section.name
+                ),
+            );
         }
     }
 }
@@ -139,7 +228,8 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = File::options()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)?;
+        .open(path)
+        .map_err(|error| dangling(path).unwrap_or(error))?;
     let kind = file.metadata()?.file_type();
     if kind.is_dir() {
         return Err(io::Error::other("it is a directory, expected a file"));
@@ -159,6 +249,18 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
         )));
     }
     Ok(bytes)
+}
+
+/// Why a link that is there cannot be opened: what it leads to is not there.
+fn dangling(path: &Path) -> Option<io::Error> {
+    let target = fs::read_link(path).ok()?;
+    let missing = path.metadata().err()?.kind() == io::ErrorKind::NotFound;
+    missing.then(|| {
+        io::Error::other(format!(
+            "it is a link to {}, which is not there",
+            target.display()
+        ))
+    })
 }
 
 /// Nothing but comments and white space.
@@ -245,8 +347,8 @@ mod tests {
             "main.ini",
             "[circus]\ninclude = ((circus.x))/*.ini none-*\ninclude_dir = d?\n[s]\nk = main",
         );
-        write(base, "sub/b.ini", "[s]\nk = b\nl = b");
-        write(base, "sub/a.ini", "[s]\nl = a\n[circus]\ninclude = never");
+        write(base, "sub/b.ini", "[s]\nk = b\nl = a");
+        write(base, "sub/a.ini", "[s]\nl = a");
         write(base, "sub/.hidden.ini", "[s]\nl = hidden");
         write(base, "d1/c.ini", "[s]\nm = c");
         let mut findings = Findings::default();
@@ -291,6 +393,7 @@ mod tests {
             assert_eq!(findings.errors.len(), 1, "{include}: {findings:?}");
             let said = findings.errors[0].to_string();
             assert!(said.contains(part), "{part:?} in {said:?}");
+            assert!(said.starts_with("main.ini:2:"), "{said:?}");
         }
         // What only a wildcard guessed may be missing.
         write(base, "main.ini", "[circus]\ninclude = */x.ini none-*.ini\n");
@@ -315,7 +418,7 @@ mod tests {
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         std::os::unix::fs::symlink(&pipe, base.join("link.ini")).unwrap();
         for (main, named) in [
-            ("main.ini", "conf.d/pipe.ini"),
+            ("main.ini", "main.ini:2:11: include conf.d/pipe.ini"),
             ("conf.d/pipe.ini", "conf.d/pipe.ini"),
             ("link.ini", "link.ini"),
         ] {
@@ -333,6 +436,78 @@ mod tests {
             let expected = format!("{named}: cannot be read: it is a named pipe, expected a file");
             assert_eq!(errors[0].to_string(), expected);
         }
+    }
+
+    #[test]
+    fn an_included_file_that_is_no_good_named_nobody_who_includes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        write(base, "main.ini", "[circus]\ninclude = part.ini\n");
+        let part = base.join("part.ini");
+        let cases: [(&dyn Fn(), &str); 5] = [
+            (
+                &|| std::os::unix::fs::symlink("nowhere", &part).unwrap(),
+                "cannot be read: it is a link to nowhere, which is not there",
+            ),
+            (
+                &|| fs::create_dir(&part).unwrap(),
+                "cannot be read: it is a directory, expected a file",
+            ),
+            (
+                &|| std::os::unix::fs::symlink(&part, &part).unwrap(),
+                "cannot be read: Too many levels",
+            ),
+            (
+                &|| fs::write(&part, "[program:x]\ncommand = y\n").unwrap(),
+                "it looks like a configuration of supervisord",
+            ),
+            (
+                &|| fs::write(&part, b"\xff\xfe[\0c\0").unwrap(),
+                "it is text in UTF-16",
+            ),
+        ];
+        for (make, text) in cases {
+            make();
+            let mut findings = Findings::default();
+            load(Path::new("main.ini"), base, str::to_owned, &mut findings);
+            let said: Vec<_> = findings.errors.iter().map(ToString::to_string).collect();
+            let expected = format!("main.ini:2:11: include part.ini: {text}");
+            assert_eq!(said.len(), 1, "{said:?}");
+            assert!(said[0].starts_with(&expected), "{expected:?}: {said:?}");
+            let _ = fs::remove_file(&part).or_else(|_| fs::remove_dir(&part));
+        }
+    }
+
+    #[test]
+    fn what_an_included_file_said_in_vain_was_silent() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        write(
+            base,
+            "main.ini",
+            "[circus]\ninclude = conf.d/*.ini\n[watcher:a]\nargs = main\n",
+        );
+        write(
+            base,
+            "conf.d/1.ini",
+            "[watcher:a]\ncmd = x\nshell = no\nargs = 1\n",
+        );
+        write(
+            base,
+            "conf.d/2.ini",
+            "[circus]\ninclude = deeper/*.ini\n[watcher:a]\nshell = no\ncmd = y\nargs = 2\n",
+        );
+        let mut findings = Findings::default();
+        load(Path::new("main.ini"), base, str::to_owned, &mut findings);
+        let said: Vec<_> = findings.warnings.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "conf.d/2.ini:2:1: include has no effect in an included file, as in Circus; include from the main file",
+                "conf.d/2.ini:5:1: [watcher:a]: cmd is ignored; conf.d/1.ini:2, which is read first, has it too",
+            ]
+        );
+        assert_eq!(findings.errors, []);
     }
 
     #[test]

@@ -106,6 +106,12 @@ impl Problem {
             message: message.into(),
         }
     }
+
+    /// `FILE:LINE:COLUMN: KIND: text`, as compilers write it and editors read it.
+    #[must_use]
+    pub fn labelled(&self, kind: &str) -> String {
+        format!("{}: {kind}: {}", self.origin, self.message)
+    }
 }
 
 impl fmt::Display for Problem {
@@ -153,6 +159,16 @@ pub struct ConfigErrors {
     pub errors: Vec<Problem>,
     /// Every warning in file order.
     pub warnings: Vec<Problem>,
+}
+
+impl ConfigErrors {
+    /// Every error on a line of its own, as `papactl check` prints it.
+    #[must_use]
+    pub fn listed(&self) -> String {
+        let lines = self.errors.iter();
+        let lines: Vec<_> = lines.map(|error| error.labelled("error")).collect();
+        lines.join("\n")
+    }
 }
 
 impl fmt::Display for ConfigErrors {

@@ -49,11 +49,17 @@ impl RawConfig {
             if kind.is_some_and(|(kind, _)| matches!(kind, "watcher" | "socket" | "plugin"))
                 && section.entries.is_empty()
             {
-                // As in Circus; [DEFAULT] alone makes no watcher.
-                findings.warn(
-                    &section.origin,
-                    format!("[{}] has no keys and is ignored", section.name),
-                );
+                // As in Circus; [DEFAULT] alone makes no watcher. Its lines may be among those that
+                // are no INI, and then that is what is wrong.
+                let origin = &section.origin;
+                if !findings.errors.iter().any(|error| {
+                    error.origin.file() == origin.file() && error.origin.line() > origin.line()
+                }) {
+                    findings.warn(
+                        origin,
+                        format!("[{}] has no keys and is ignored", section.name),
+                    );
+                }
                 continue;
             }
             match kind {

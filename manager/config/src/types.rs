@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,15 +82,20 @@ pub struct Base {
 
 impl Config {
     /// Refuses a configuration in which there is nothing to run: most probably it is another file
-    /// that was meant.
+    /// that was meant. `named` is the file as whoever asks has called it.
     ///
     /// # Errors
     /// It has no watcher.
-    pub fn require_watchers(&self) -> Result<(), ConfigErrors> {
+    pub fn require_watchers(&self, named: &Path) -> Result<(), ConfigErrors> {
         if !self.watchers.is_empty() {
             return Ok(());
         }
-        let included = self.files.len() - 1;
+        let included = self.files.len().saturating_sub(1);
+        let found = if included == 0 && self.empty_files.contains(&self.path) {
+            "the file is empty"
+        } else {
+            "there is no watcher in it"
+        };
         let place = match included {
             0 => String::new(),
             1 => " and the file it includes".to_owned(),
@@ -99,10 +104,8 @@ impl Config {
         Err(ConfigErrors {
             path: self.path.clone(),
             errors: vec![Problem::new(
-                &Origin::whole(&self.path),
-                format!(
-                    "there is no watcher in it{place}; expected at least one section [watcher:NAME] with a cmd"
-                ),
+                &Origin::whole(named),
+                format!("{found}{place}; expected at least one section [watcher:NAME] with a cmd"),
             )],
             warnings: self.warnings.clone(),
         })

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use crate::cli::Common;
 use crate::cli::args::CheckArgs;
 use crate::commands::{CommandError, note, print, print_json, table};
-use crate::config::{self, Config, Problem, Surroundings, inspect};
+use crate::config::{self, Config, ConfigErrors, Problem, Surroundings, inspect};
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &CheckArgs) -> Result<(), CommandError> {
     let around = Surroundings::current()?;
     let read = config::load(&args.file, &around).and_then(|config| {
-        config.require_watchers()?;
+        config.require_watchers(&args.file)?;
         Ok(config)
     });
     let mut config = match read {
@@ -59,10 +59,8 @@ fn print_findings(errors: &[Problem], warnings: &[Problem]) {
         let origin = &problem.origin;
         (origin.file(), origin.line(), origin.column())
     });
-    let columns = std::io::stderr().is_terminal().then_some(table::COLUMNS);
     for (problem, kind) in &findings {
-        let text = format!("{}: {kind}: {}", problem.origin, problem.message);
-        note(&wrapped(&table::printable(&text), columns));
+        note_finding(&problem.labelled(kind));
     }
     let mistakes = findings.iter().filter(|(_, kind)| *kind == "error").count();
     if mistakes > 0 {
@@ -72,6 +70,24 @@ fn print_findings(errors: &[Problem], warnings: &[Problem]) {
             count(findings.len() - mistakes, "warning"),
         ));
     }
+}
+
+/// One finding on standard error, broken to the width of a terminal.
+pub(super) fn note_finding(text: &str) {
+    let columns = std::io::stderr().is_terminal().then_some(table::COLUMNS);
+    note(&wrapped(&table::printable(text), columns));
+}
+
+/// Every mistake of a file that was to be used, on standard error; then how many.
+pub(super) fn print_errors(errors: &ConfigErrors) {
+    for problem in &errors.errors {
+        note_finding(&problem.labelled("error"));
+    }
+    note(&format!(
+        "papactl: {} in {}; nothing was done",
+        count(errors.errors.len(), "mistake"),
+        table::printable(&errors.path.to_string_lossy()),
+    ));
 }
 
 /// Broken between words at `columns`, what follows indented; in a pipe one line stays one line, for
@@ -115,15 +131,12 @@ pub(super) fn problems(problems: &[Problem]) -> Value {
 /// The first `most` warnings on standard error.
 pub(super) fn print_warnings(warnings: &[Problem], most: usize) {
     for warning in warnings.iter().take(most) {
-        note(&format!(
-            "warning: {}",
-            table::printable(&warning.to_string())
-        ));
+        note_finding(&warning.labelled("warning"));
     }
     if warnings.len() > most {
         note(&format!(
-            "warning: and {} more; `papactl check FILE` shows all",
-            warnings.len() - most
+            "papactl: {} more; `papactl check FILE` shows all",
+            count(warnings.len() - most, "warning")
         ));
     }
 }

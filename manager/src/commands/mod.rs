@@ -217,6 +217,8 @@ fn report(common: &Common, error: &CommandError) {
         }
         // There is nobody to tell when this fails.
         let _ = writeln!(io::stdout(), "{reply}");
+    } else if let CommandError::Config(errors) = error {
+        check::print_errors(errors);
     } else {
         let mut text = error.to_string();
         if text.starts_with("watcher ") && text.ends_with(" not found") {

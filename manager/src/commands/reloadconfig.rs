@@ -4,7 +4,7 @@
 use crate::cli::Common;
 use crate::cli::args::ReloadConfigArgs;
 use crate::commands::{
-    CommandError, connect, note, print, print_json, table, wait_or_explain, with_ok,
+    CommandError, check, connect, note, print, print_json, table, wait_or_explain, with_ok,
 };
 use crate::control::message::{Command, PlanReply, PlanStep, Selection};
 
@@ -21,7 +21,7 @@ pub(super) fn run(common: &Common, args: &ReloadConfigArgs) -> Result<(), Comman
         return print_json(&with_ok(reply));
     }
     for warning in &reply.warnings {
-        note(&format!("warning: {}", table::printable(warning)));
+        check::note_finding(warning);
     }
     if reply.plan.is_empty() {
         return print(if common.no_wait && !args.plan {

@@ -60,7 +60,7 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
         init::hold_signals()?;
     }
     let config = config::load(&args.file, &Surroundings::current()?)?;
-    config.require_watchers()?;
+    config.require_watchers(&args.file)?;
     if let Some(wanted) = &common.namespace
         && *wanted != config.namespace
     {

@@ -112,7 +112,7 @@ impl Supervisor {
         let (path, events) = (self.config.path.clone(), self.events.clone());
         let around = self.config.base.around.clone();
         tokio::task::spawn_blocking(move || {
-            let read = load(&path, &around.again()).map_err(|errors| errors.to_string());
+            let read = load(&path, &around.again()).map_err(|errors| errors.listed());
             let _ = events.blocking_send(Event::Read(Box::new(read)));
         });
     }
@@ -182,7 +182,7 @@ impl Supervisor {
         };
         let new = next.warnings.iter();
         new.filter(|warning| !known(&warning.message))
-            .map(ToString::to_string)
+            .map(|warning| warning.labelled("warning"))
             .collect()
     }
 

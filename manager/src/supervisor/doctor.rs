@@ -95,7 +95,7 @@ pub(super) async fn examine(seen: Seen, link: Option<KernelLink>) -> DoctorReply
     let around = seen.config.base.around.clone();
     // Reading may take long where files are far away.
     let read = tokio::task::spawn_blocking(move || {
-        config::load(&path, &around.again()).map_err(|errors: ConfigErrors| errors.to_string())
+        config::load(&path, &around.again()).map_err(|errors: ConfigErrors| errors.listed())
     });
     let read = match read.await {
         Ok(read) => read,

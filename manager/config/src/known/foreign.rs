@@ -29,7 +29,23 @@ pub fn find(name: &str) -> Option<Foreign> {
         .flat_map(char::to_lowercase)
         .collect();
     let found = FOREIGN.iter().find(|foreign| foreign.name == plain);
-    found.copied().or_else(|| limit(&plain))
+    let mut found = found.copied().or_else(|| limit(&plain))?;
+    // Both have a user and an environment, and only systemd begins them with capitals.
+    if found.program == SUPERVISORD && name.starts_with(char::is_uppercase) {
+        found.program = SYSTEMD;
+    }
+    Some(found)
+}
+
+impl Foreign {
+    /// What to do in its place, for people: `use uid`.
+    #[must_use]
+    pub fn advice(&self) -> String {
+        match self.instead.strip_prefix("nothing: ") {
+            Some(sentence) => sentence.to_owned(),
+            None => format!("use {}", self.instead),
+        }
+    }
 }
 
 /// systemd's `LimitNOFILE` and the like, of which there are as many as there are limits.
@@ -73,9 +89,8 @@ const LAUNCHD: &str = "launchd";
 const KUBERNETES: &str = "Kubernetes";
 
 const ENV: &str = "a section [env:NAME] with NAME = VALUE lines";
-const NO_SANDBOX: &str = "nothing here: run the program through setpriv or bwrap";
-const NO_CGROUP: &str =
-    "nothing here: run the program through systemd-run --scope, or use rlimit_NAME";
+const NO_SANDBOX: &str = "nothing: run the program through setpriv or bwrap";
+const NO_CGROUP: &str = "nothing: run the program through systemd-run --scope, or use rlimit_NAME";
 
 const FOREIGN: &[Foreign] = &[
     // Privilege.
@@ -143,7 +158,48 @@ const FOREIGN: &[Foreign] = &[
     grave("runasnonroot", KUBERNETES, "uid"),
     grave("allowprivilegeescalation", KUBERNETES, NO_SANDBOX),
     grave("readonlyrootfilesystem", KUBERNETES, NO_SANDBOX),
+    grave("capabilities", SYSTEMD, NO_SANDBOX),
+    grave("apparmorprofile", SYSTEMD, NO_SANDBOX),
+    grave("selinuxcontext", SYSTEMD, NO_SANDBOX),
+    grave("temporaryfilesystem", SYSTEMD, NO_SANDBOX),
+    grave("bindpaths", SYSTEMD, NO_SANDBOX),
+    grave("networknamespacepath", SYSTEMD, NO_SANDBOX),
+    grave("seccompprofile", KUBERNETES, NO_SANDBOX),
+    grave(
+        "fsgroup",
+        KUBERNETES,
+        "uid, which brings the user's groups along",
+    ),
+    grave(
+        "supplementalgroups",
+        KUBERNETES,
+        "uid, which brings the user's groups along",
+    ),
     // Limits.
+    grave("limits", COMPOSE, NO_CGROUP),
+    grave("cgroup", COMPOSE, NO_CGROUP),
+    grave("cgroupparent", COMPOSE, NO_CGROUP),
+    grave("slice", SYSTEMD, NO_CGROUP),
+    grave("memory", COMPOSE, NO_CGROUP),
+    grave("memreservation", COMPOSE, NO_CGROUP),
+    grave("cpushares", COMPOSE, NO_CGROUP),
+    grave("cpuweight", SYSTEMD, NO_CGROUP),
+    grave("ioweight", SYSTEMD, NO_CGROUP),
+    grave("cpuaffinity", SYSTEMD, "cmd = taskset -c LIST PROGRAM"),
+    grave(
+        "cpuschedulingpolicy",
+        SYSTEMD,
+        "cmd = chrt OPTION N PROGRAM",
+    ),
+    grave(
+        "ioschedulingclass",
+        SYSTEMD,
+        "cmd = ionice -c CLASS PROGRAM",
+    ),
+    grave("nice", SYSTEMD, "cmd = nice -n N PROGRAM"),
+    grave("oomscoreadjust", SYSTEMD, "cmd = choom -n N -- PROGRAM"),
+    grave("oomscoreadj", COMPOSE, "cmd = choom -n N -- PROGRAM"),
+    grave("oomscore", UPSTART, "cmd = choom -n N -- PROGRAM"),
     grave("memswaplimit", COMPOSE, NO_CGROUP),
     grave("cpuset", COMPOSE, NO_CGROUP),
     grave("memoryswapmax", SYSTEMD, NO_CGROUP),
@@ -278,8 +334,6 @@ const FOREIGN: &[Foreign] = &[
     hint("startlimitinterval", SYSTEMD, "flapping.window"),
     hint("requires", SYSTEMD, "depends_on"),
     hint("after", SYSTEMD, "depends_on"),
-    hint("nice", SYSTEMD, "cmd = nice -n N PROGRAM"),
-    hint("oomscoreadjust", SYSTEMD, "cmd = choom -n N -- PROGRAM"),
     // pm2.
     hint("script", PM2, "cmd"),
     hint("interpreter", PM2, "cmd, with the interpreter first"),
@@ -299,6 +353,9 @@ const FOREIGN: &[Foreign] = &[
     hint("outfile", PM2, "stdout_stream.filename"),
     hint("errorfile", PM2, "stderr_stream.filename"),
     hint("logdateformat", PM2, "stdout_stream.time_format"),
+    hint("execmode", PM2, "numprocesses"),
+    hint("cronrestart", PM2, "max_age"),
+    hint("watch", PM2, "papactl reload, after a change"),
     // docker-compose.
     hint("entrypoint", COMPOSE, "cmd"),
     hint("envfile", COMPOSE, ENV),
@@ -312,6 +369,12 @@ const FOREIGN: &[Foreign] = &[
     hint("livenessprobe", PROCESS_COMPOSE, "health"),
     hint("loglocation", PROCESS_COMPOSE, "stdout_stream.filename"),
     hint("availability.restart", PROCESS_COMPOSE, "respawn"),
+    hint("availability", PROCESS_COMPOSE, "respawn"),
+    hint(
+        "shutdown",
+        PROCESS_COMPOSE,
+        "stop_signal and graceful_timeout",
+    ),
     hint("shutdown.signal", PROCESS_COMPOSE, "stop_signal"),
     hint(
         "shutdown.timeoutseconds",
@@ -343,6 +406,13 @@ mod tests {
             let found = find(name).unwrap_or_else(|| panic!("{name}"));
             assert_eq!((found.instead, found.grave), (instead, grave), "{name}");
         }
+        assert_eq!(find("User").unwrap().program, SYSTEMD);
+        assert_eq!(find("user").unwrap().program, SUPERVISORD);
+        assert_eq!(
+            find("chroot").unwrap().advice(),
+            "run the program through setpriv or bwrap"
+        );
+        assert_eq!(find("user").unwrap().advice(), "use uid");
         assert_eq!(find("active"), None);
         assert_eq!(find("limit"), None);
     }
@@ -364,6 +434,11 @@ mod tests {
             "RestrictSUIDSGID",
             "allowPrivilegeEscalation",
             "HardResourceLimits",
+            "capabilities",
+            "limits",
+            "cgroup",
+            "nice",
+            "OOMScoreAdjust",
         ] {
             let found = find(name).unwrap_or_else(|| panic!("{name}"));
             assert!(found.grave, "{name}");

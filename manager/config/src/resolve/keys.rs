@@ -67,10 +67,8 @@ pub(super) fn report(fields: &mut Fields<'_>, kind: Kind, own: usize, free: bool
         }
         let key = &entry.key;
         if let Some(foreign) = foreign::find(key).filter(|_| kind != Kind::Socket) {
-            let foreign::Foreign {
-                program, instead, ..
-            } = foreign;
-            let text = format!("{key} is a key of {program} and has no effect here; use {instead}");
+            let (program, advice) = (foreign.program, foreign.advice());
+            let text = format!("{key} is a key of {program} and has no effect here; {advice}");
             if foreign.grave {
                 fields.findings.error(&entry.origin, text);
             } else if index < own {

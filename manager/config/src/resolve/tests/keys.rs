@@ -26,11 +26,13 @@ fn a_key_about_privilege_or_limits_that_has_no_effect_is_no_silence() {
         "mem_limit = 1g",
         "NoNewPrivileges = yes",
         "minfds = 9",
+        "nice = 5",
+        "capabilities = x",
     ] {
         let found = errors(&format!("[watcher:w]\ncmd = x\n{key}"));
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(
-            found[0].0 == 3 && found[0].1.contains("has no effect here; use "),
+            found[0].0 == 3 && found[0].1.contains("has no effect here; "),
             "{found:?}"
         );
     }
@@ -249,12 +251,20 @@ fn a_file_that_is_no_configuration_is_one_error() {
     fs::write(&path, "[circus]\n").unwrap();
     let empty = load(&path, &around())
         .unwrap()
-        .require_watchers()
+        .require_watchers(Path::new("x.ini"))
         .unwrap_err();
     assert!(
-        empty.to_string().contains("there is no watcher in it"),
+        empty
+            .to_string()
+            .starts_with("x.ini: there is no watcher in it"),
         "{empty}"
     );
+    fs::write(&path, " \n# nothing\n").unwrap();
+    let empty = load(&path, &around())
+        .unwrap()
+        .require_watchers(&path)
+        .unwrap_err();
+    assert!(empty.to_string().contains("the file is empty"), "{empty}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Who holds a port: the process behind "address already in use".
+//! What keeps a socket from being bound: the process behind "address already in use", a connection
+//! that still has the port, an address that no interface has, something at the path.
 //!
 //! Owns the way from an address to a process: the system's tables of sockets say the inode,
 //! `/proc/PID/fd` says who has it. Only looks, and everything it reads may be gone the next moment:
@@ -9,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 /// Most bytes read of one of the system's tables.
@@ -19,6 +21,8 @@ const MAX_PROCESSES: usize = 32_768;
 const MAX_COMMAND_CHARS: usize = 60;
 /// State of a listening TCP socket, and of an unconnected UDP one, in those tables.
 const LISTENING: [&str; 2] = ["0A", "07"];
+/// State of a connection that is over and keeps its port for a minute.
+const TIME_WAIT: &str = "06";
 
 /// Who holds an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +60,70 @@ pub struct Sought {
 /// includes it or that it includes.
 #[must_use]
 pub fn of_address(sought: &Sought) -> Option<Holder> {
+    let is_listening = |socket: &Socket| LISTENING.contains(&socket.state.as_str());
+    let (uid, inodes) = hindering(sought, is_listening)?;
+    holder(&inodes, Some(uid))
+}
+
+/// The connection that has the port where nobody listens, as a sentence about the address.
+#[must_use]
+pub fn of_connection(sought: &Sought) -> Option<String> {
+    let is_open =
+        |socket: &Socket| socket.state != TIME_WAIT && !LISTENING.contains(&socket.state.as_str());
+    if let Some((uid, inodes)) = hindering(sought, is_open) {
+        // A connection that its program has closed has no inode any more.
+        let holder = holder(&inodes, Some(uid)).filter(|holder| holder.pid.is_some());
+        let by = holder.map_or_else(String::new, |holder| format!(" of {holder}"));
+        return Some(format!("is taken by a connection{by}"));
+    }
+    hindering(sought, |socket| socket.state == TIME_WAIT).map(|_| {
+        "is taken by a connection that has ended (TIME_WAIT); the system gives the port free within a minute".to_owned()
+    })
+}
+
+/// Says so where `address` cannot be bound because no interface of this machine has it.
+#[must_use]
+pub fn not_here(address: IpAddr) -> Option<String> {
+    let error = std::net::UdpSocket::bind((address, 0)).err()?;
+    (error.kind() == std::io::ErrorKind::AddrNotAvailable)
+        .then(|| "cannot be bound: no network interface of this machine has the address".to_owned())
+}
+
+/// What keeps a unix socket from being bound at `path`, as a sentence about the path; none where it
+/// is a socket that somebody serves.
+#[must_use]
+pub fn of_path(path: &Path) -> Option<String> {
+    let directory = path.parent()?;
+    match fs::metadata(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let directory = directory.display();
+            return Some(format!(
+                "cannot be bound: there is no directory {directory}"
+            ));
+        }
+        Ok(found) if !found.is_dir() => {
+            let directory = directory.display();
+            return Some(format!("cannot be bound: {directory} is no directory"));
+        }
+        _ => {}
+    }
+    let kind = fs::symlink_metadata(path).ok()?.file_type();
+    let what = if kind.is_socket() {
+        return None;
+    } else if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_dir() {
+        "a directory"
+    } else {
+        "a file that is no socket"
+    };
+    Some(format!(
+        "cannot be bound: {what} is there; remove it, or use another path"
+    ))
+}
+
+/// User and inodes of the sockets that are in the way of `sought` most surely.
+fn hindering(sought: &Sought, wanted: impl Fn(&Socket) -> bool) -> Option<(u32, BTreeSet<u64>)> {
     let tables = if sought.datagram {
         ["/proc/net/udp", "/proc/net/udp6"]
     } else {
@@ -64,21 +132,21 @@ pub fn of_address(sought: &Sought) -> Option<Holder> {
     let mut found: BTreeMap<Hindrance, (u32, BTreeSet<u64>)> = BTreeMap::new();
     for table in tables {
         for line in read(Path::new(table)).lines().skip(1) {
-            if let Some(listener) = Listener::parse(line)
-                && let Some(hindrance) = listener.hinders(sought)
+            if let Some(socket) = Socket::parse(line)
+                && let Some(hindrance) = socket.hinders(sought)
+                && wanted(&socket)
             {
                 let (_, inodes) = found
                     .entry(hindrance)
-                    .or_insert_with(|| (listener.uid, BTreeSet::new()));
-                inodes.insert(listener.inode);
+                    .or_insert_with(|| (socket.uid, BTreeSet::new()));
+                inodes.insert(socket.inode);
             }
         }
     }
-    let (uid, inodes) = found.into_values().next()?;
-    holder(&inodes, Some(uid))
+    found.into_values().next()
 }
 
-/// How a listener is in the way, the surest first.
+/// How a socket is in the way, the surest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Hindrance {
     /// It has the very address.
@@ -91,24 +159,24 @@ enum Hindrance {
 
 /// One line of the tables.
 #[derive(Debug, PartialEq, Eq)]
-struct Listener {
+struct Socket {
+    /// Two hexadecimal digits. Source: `include/net/tcp_states.h` of Linux.
+    state: String,
     address: IpAddr,
     port: u16,
     uid: u32,
     inode: u64,
 }
 
-impl Listener {
+impl Socket {
     /// `sl local remote st queues tr tm retr uid timeout inode`.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace();
         let local = words.nth(1)?;
         let state = words.nth(1)?;
         let (address, port) = local.rsplit_once(':')?;
-        if !LISTENING.contains(&state) {
-            return None;
-        }
         Some(Self {
+            state: state.to_owned(),
             address: address_of(address)?,
             port: u16::from_str_radix(port, 16).ok()?,
             uid: words.nth(3)?.parse().ok()?,
@@ -246,6 +314,69 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_only_a_connection_has_named_nobody() {
+        let own = format!("(pid {})", std::process::id());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ours = sought(
+            Some([127, 0, 0, 1].into()),
+            peer.local_addr().unwrap().port(),
+            false,
+        );
+        assert_eq!(of_address(&ours), None);
+        let said = of_connection(&ours).unwrap();
+        assert!(
+            said.contains("a connection of") && said.ends_with(&own),
+            "{said}"
+        );
+        // Who closes first waits.
+        let (accepted, _) = listener.accept().unwrap();
+        drop(peer);
+        drop(accepted);
+        assert!(eventually(
+            || of_connection(&ours).is_some_and(|said| said.contains("TIME_WAIT"))
+        ));
+    }
+
+    #[test]
+    fn an_address_of_no_interface_and_a_path_in_use_are_told() {
+        assert_eq!(not_here([127, 0, 0, 1].into()), None);
+        // Source: RFC 5737, for documents only.
+        let said = not_here([192, 0, 2, 1].into()).unwrap();
+        assert!(said.contains("no network interface"), "{said}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        assert_eq!(of_path(&path), None);
+        assert!(
+            of_path(&path.join("y.sock"))
+                .unwrap()
+                .contains("there is no directory")
+        );
+        fs::write(&path, "").unwrap();
+        assert!(
+            of_path(&path)
+                .unwrap()
+                .contains("a file that is no socket is there")
+        );
+        assert!(
+            of_path(&path.join("y.sock"))
+                .unwrap()
+                .contains("is no directory")
+        );
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(of_path(&path).unwrap().contains("a directory is there"));
+        fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        assert!(of_path(&path).unwrap().contains("a symbolic link is there"));
+        fs::remove_file(&path).unwrap();
+        let served = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(of_path(&path), None);
+        drop(served);
+    }
+
+    #[test]
     fn who_had_the_port_at_another_address_was_named() {
         let listener = TcpListener::bind("127.0.0.2:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -254,7 +385,8 @@ mod tests {
         let v6 = Some(Ipv6Addr::LOCALHOST.into());
         assert_eq!(of_address(&sought(v6, port, false)), None);
 
-        let at = |address: IpAddr| Listener {
+        let at = |address: IpAddr| Socket {
+            state: "0A".to_owned(),
             address,
             port: 80,
             uid: 0,
@@ -299,7 +431,7 @@ mod tests {
             "0: 0100007F:zz 0 0A",
             "0: é100007:1F90 0 0A 0 0 0 0 0 1",
         ] {
-            assert_eq!(Listener::parse(line), None, "{line}");
+            assert_eq!(Socket::parse(line), None, "{line}");
         }
     }
 }

@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::adopt::Note;
 use crate::config::{
     Identity, Readiness, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig,
-    WorkerInput, WorkerOutput, WorkerSpec, render_worker, scalar,
+    WorkerInput, WorkerOutput, WorkerSpec, render_worker, scalar, socket_name,
 };
 use crate::last_words::{Ends, lines_of};
 use crate::mark::{Lineage, Mark};
@@ -117,8 +117,8 @@ pub struct KernelLink {
     /// File mode mask of workers whose watcher has none, once it is known; see
     /// `state::umask_value`.
     umask: Option<u32>,
-    /// Serials of the sockets there are, by their names in the file.
-    sockets: Arc<Mutex<BTreeMap<String, u64>>>,
+    /// Serials of the sockets there are, by their names in the file; an older kernel gives none.
+    sockets: Arc<Mutex<BTreeMap<String, Option<u64>>>>,
 }
 
 impl KernelLink {
@@ -336,16 +336,33 @@ impl KernelLink {
     }
 
     fn is_there(&self, socket: &SocketConfig, info: &SocketInfo) {
-        if let (Some(serial), Ok(mut known)) = (info.serial, self.sockets.lock()) {
-            known.insert(socket.name.clone(), serial);
+        if let Ok(mut known) = self.sockets.lock() {
+            known.insert(socket.name.clone(), info.serial);
         }
+    }
+
+    /// Names in the kernel of the sockets a worker inherits. One that cannot be made keeps only
+    /// those from starting that need it.
+    fn to_inherit(&self, watcher: &WatcherConfig) -> Vec<String> {
+        let needed = watcher.needed_sockets();
+        let is_there = |name: &String| {
+            let known = self.sockets.lock();
+            known.is_ok_and(|known| known.contains_key(name))
+        };
+        let inherited = watcher.sockets.iter();
+        inherited
+            .filter(|name| needed.contains(*name) || is_there(name))
+            .map(|name| socket_name(&self.namespace, name))
+            .collect()
     }
 
     /// The highest serial of these sockets, if all are known.
     #[must_use]
     pub fn newest_of(&self, sockets: &BTreeSet<String>) -> Option<u64> {
         let known = self.sockets.lock().ok()?;
-        let serials = sockets.iter().map(|name| known.get(name).copied());
+        let serials = sockets
+            .iter()
+            .map(|name| known.get(name).copied().flatten());
         let serials: Option<Vec<u64>> = serials.collect();
         serials?.into_iter().max()
     }
@@ -427,6 +444,9 @@ impl KernelLink {
     /// # Errors
     /// The kernel refused or did not answer.
     pub async fn remove_socket(&self, socket: &SocketConfig) -> Result<(), LinkError> {
+        if let Ok(mut known) = self.sockets.lock() {
+            known.remove(&socket.name);
+        }
         let request = ops::SocketRemove {
             names: vec![NamePattern::new(&socket.kernel_name(&self.namespace))],
             force: false,
@@ -451,7 +471,8 @@ impl KernelLink {
         generation: u64,
         means: Means,
     ) -> Result<Process, LinkError> {
-        let spec = render_worker(placed, &self.namespace, wid);
+        let mut spec = render_worker(placed, &self.namespace, wid);
+        spec.sockets = self.to_inherit(placed);
         let mut request = process_request(placed, spec)?;
         let settings = settings(watcher, &self.namespace, wid);
         // Not part of the settings: what an older manager started has no mark, and is the same
@@ -473,7 +494,7 @@ impl KernelLink {
         let note = Note {
             generation,
             settings,
-            sockets: self.newest_of(&watcher.used_sockets()),
+            sockets: self.newest_of(&watcher.needed_sockets()),
         };
         request.tag = note.to_tag();
         let name = request.name.clone();

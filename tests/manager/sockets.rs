@@ -162,6 +162,79 @@ fn workers_kept_a_dead_socket_when_its_directory_was_removed() {
 }
 
 #[test]
+fn a_socket_in_trouble_kept_watchers_of_other_sockets_from_starting() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let section = |name: &str| {
+        format!(
+            "[watcher:{name}]\ncmd = {}\ncopy_env = true\nuse_sockets = yes\nready = notify\n",
+            worker(&format!("DIR/{name} 1 notify $(circus.sockets.{name})"))
+        )
+    };
+    let stack = Stack::start(&format!(
+        "[socket:api]\nport = {port}\n[socket:web]\npath = DIR/web.sock\n{}{}\
+         [watcher:all]\ncmd = sleep 1000\nuse_sockets = yes\n",
+        section("api"),
+        section("web"),
+    ));
+    let web = stack.wait_pids("web", 1);
+    let path = stack.kernel.directory().join("web.sock");
+    UnixStream::connect(&path).unwrap();
+    // The one names it; the other names none, and so may use any of them.
+    for name in ["api", "all"] {
+        wait_until("it waits for its socket", || {
+            stack.message(name).starts_with("waits for socket api")
+        });
+    }
+    assert_eq!(stack.message("web"), "");
+    drop(taken);
+    stack.wait_pids("api", 1);
+    let api = stack.wait_pids("all", 1);
+    assert_eq!(stack.pids("web"), web, "nobody else is replaced");
+
+    // A path that is bound anew replaces those who serve it, or may, and nobody else.
+    let before = stack.pids("api");
+    fs::remove_file(&path).unwrap();
+    wait_until("the path is back", || UnixStream::connect(&path).is_ok());
+    wait_replaced(&stack, &web);
+    wait_until("who may serve it is replaced", || {
+        let pids = stack.pids("all");
+        pids.len() == 1 && pids != api
+    });
+    assert_eq!(stack.pids("api"), before);
+}
+
+#[test]
+fn a_path_that_cannot_be_bound_was_not_named() {
+    let stack = Stack::start(
+        "[watcher:web]\ncmd = sleep 1000\nuse_sockets = yes\n[socket:web]\npath = DIR/run/web.sock\n",
+    );
+    let directory = stack.kernel.directory().join("run");
+    let path = directory.join("web.sock");
+    let says = |what: &str| {
+        let shown = path.display();
+        wait_until("the reason is told", || {
+            let said = stack.message("web");
+            said.starts_with(&format!("waits for socket web: {shown} cannot be bound: "))
+                && said.contains(what)
+        });
+    };
+    says("there is no directory");
+    fs::create_dir(&directory).unwrap();
+    let served = stack.wait_pids("web", 1);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "somebody's").unwrap();
+    wait_until("what is there is told", || {
+        stack
+            .message("web")
+            .contains("a file that is no socket is there")
+    });
+    assert_eq!(fs::read_to_string(&path).unwrap(), "somebody's");
+    fs::remove_file(&path).unwrap();
+    wait_replaced(&stack, &served);
+}
+
+#[test]
 fn workers_inherited_blocking_sockets_which_circus_does_not_give() {
     let stack = Stack::start(
         "[watcher:w]\ncmd = sleep 1000\nuse_sockets = yes\n[socket:a]\nhost = 127.0.0.1\nport = 0\n\

@@ -273,12 +273,11 @@ impl WatcherConfig {
         }
     }
 
-    /// Names of the sockets its workers are given, each once.
+    /// Names of the sockets its workers cannot do without: those the command or standard input
+    /// names, else all they inherit.
     #[must_use]
-    pub fn used_sockets(&self) -> BTreeSet<String> {
-        let mut used: BTreeSet<String> = self.demand_sockets().into_iter().collect();
-        used.extend(self.sockets.iter().cloned());
-        used
+    pub fn needed_sockets(&self) -> BTreeSet<String> {
+        self.demand_sockets().into_iter().collect()
     }
 
     /// Name in the kernel of worker number `wid`.

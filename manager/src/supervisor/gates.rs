@@ -84,15 +84,15 @@ impl Supervisor {
         if self.socket_troubles.is_empty() && !self.sockets_unmade {
             return None;
         }
-        let used = watcher.config().used_sockets();
+        let needed = watcher.config().needed_sockets();
         if self.sockets_unmade {
-            let name = used.iter().next()?;
+            let name = needed.iter().next()?;
             return Some(format!("socket {name}: it is not made yet"));
         }
         let (name, reason) = self
             .socket_troubles
             .iter()
-            .find(|(name, _)| used.contains(*name))?;
+            .find(|(name, _)| needed.contains(*name))?;
         Some(format!("socket {name}: {reason}"))
     }
 

@@ -129,7 +129,7 @@ impl Supervisor {
             .filter(|(_, watcher)| {
                 watcher.is_wanted()
                     && runs(watcher)
-                    && watcher.config().used_sockets().contains(name)
+                    && watcher.config().needed_sockets().contains(name)
             })
             .map(|(id, _)| *id)
             .collect();
@@ -162,7 +162,7 @@ impl Supervisor {
             let id = *self.keys.get(key)?;
             let watcher = self.watchers.get(&id)?;
             let given = Note::of(process)?.sockets?;
-            let newest = link.newest_of(&watcher.config().used_sockets())?;
+            let newest = link.newest_of(&watcher.config().needed_sockets())?;
             let is_left = process.running && newest > given;
             // One that is being reloaded replaces them anyway.
             (is_left && watcher.is_wanted() && !watcher.is_rolling()).then_some(id)

@@ -210,27 +210,58 @@ async fn make_sockets(link: &KernelLink, sockets: &[SocketConfig]) -> BTreeMap<S
 
 /// Why a socket cannot be made, with whoever has its address.
 async fn hindrance(socket: &SocketConfig, error: &LinkError) -> String {
-    let asked = socket.clone();
-    // Who serves a path the kernel says itself.
-    let found = tokio::task::spawn_blocking(move || {
-        let port = asked.port.filter(|port| *port > 0)?;
-        holder::of_address(&Sought {
-            address: asked.host.as_ref().and_then(|host| host.parse().ok()),
-            port,
-            datagram: asked.kind == SocketType::Datagram,
-        })
-    });
-    match (error.code(), found.await) {
-        (Some(ErrorCode::BindFailed), Ok(Some(holder))) => {
-            format!("{} is taken by {holder}", socket.place())
+    let place = socket.place();
+    match error.code() {
+        Some(ErrorCode::BindFailed) => {
+            let asked = socket.clone();
+            let found = tokio::task::spawn_blocking(move || in_the_way(&asked));
+            match found.await {
+                Ok(Some(reason)) => format!("{place} {reason}"),
+                _ => format!(
+                    "{place} cannot be bound: {}",
+                    without_prefix(&error.to_string())
+                ),
+            }
         }
         // A kernel refuses a whole request for a member that it does not know.
-        (Some(ErrorCode::Invalid), _) if socket.v6only.is_some() => format!(
-            "{} needs v6only, which a kernel of an older version does not know ({error}); `papactl kernel upgrade` helps",
-            socket.place()
+        Some(ErrorCode::Invalid) if socket.v6only.is_some() => format!(
+            "{place} needs v6only, which a kernel of an older version does not know ({error}); `papactl kernel upgrade` helps"
         ),
         _ => error.to_string(),
     }
+}
+
+/// `Bind failed on ADDRESS: [Errno N] text` without what is said already.
+fn without_prefix(text: &str) -> &str {
+    let rest = text
+        .strip_prefix("Bind failed")
+        .and_then(|rest| rest.split_once(": "));
+    let rest = rest.map_or(text, |(_, rest)| rest);
+    match rest
+        .strip_prefix("[Errno ")
+        .and_then(|rest| rest.split_once("] "))
+    {
+        Some((_, rest)) => rest,
+        None => rest,
+    }
+}
+
+/// What keeps a socket from being bound, as far as it can be seen from here. Who serves a path the
+/// kernel says itself.
+fn in_the_way(socket: &SocketConfig) -> Option<String> {
+    if let Some(path) = &socket.path {
+        return holder::of_path(path);
+    }
+    let address = socket.host.as_ref().and_then(|host| host.parse().ok());
+    let sought = Sought {
+        address,
+        port: socket.port.filter(|port| *port > 0)?,
+        datagram: socket.kind == SocketType::Datagram,
+    };
+    holder::of_address(&sought)
+        .map(|holder| format!("is taken by {holder}"))
+        .or_else(|| holder::of_connection(&sought))
+        .or_else(|| holder::not_here(address?))
 }
 
 /// Tries in a moment again to make these sockets.

@@ -211,7 +211,8 @@ fn check_names_what_is_not_there_and_strict_fails_for_it() {
     );
     assert_eq!(check(&["--strict"], absent).0, Some(2));
     for (text, part) in [
-        ("", "there is no watcher in it"),
+        ("", "the file is empty"),
+        ("[circus]\n", "there is no watcher in it"),
         ("[program:w]\ncommand = x\n", "supervisord"),
         ("[watcher:w]\ncmd = sleep 1\nuser = nobody\n", "use uid"),
     ] {

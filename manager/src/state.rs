@@ -61,6 +61,9 @@ pub struct Kept {
     /// Starting it had no prospect; it is stopped until a person asks again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub gave_up: bool,
+    /// When that was, in milliseconds since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gave_up_ms: Option<u64>,
     /// What hinders it, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

@@ -421,7 +421,7 @@ impl Supervisor {
                 self.sockets_unmade = false;
                 self.sockets_told(troubles);
             }
-            Event::SocketsAgain(troubles) => self.sockets_tried(troubles),
+            Event::SocketsAgain { tried, failed } => self.sockets_tried(&tried, failed),
             Event::PathGone(name) => {
                 self.path_gone(&name, "somebody removed the path of the socket");
             }
@@ -482,7 +482,7 @@ impl Supervisor {
                 }
             }
             Event::Read(read) => self.read(*read),
-            Event::SocketsChanged(result) => self.sockets_changed(result),
+            Event::SocketsChanged { result, lost } => self.sockets_changed(result, lost),
             Event::Left(answers) => self.left_found(answers),
             Event::OrphansFound(look, found) => self.orphans_found(look, found),
             Event::KnownNoted(result) => self.known_noted(result),

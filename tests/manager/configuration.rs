@@ -2,7 +2,7 @@
 //! elsewhere, mended.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -136,6 +136,78 @@ fn a_corrected_file_brings_back_a_watcher_that_was_given_up() {
     stack.rewrite(&broken.replace("/no/such/program", "sleep 1001"));
     ok(&reload(&stack));
     assert_eq!(stack.state("bad"), "stopped");
+}
+
+#[test]
+fn a_program_that_was_mended_on_disk_did_not_bring_its_watcher_back() {
+    let stack = Stack::start(
+        "[watcher:fine]\ncmd = sleep 1000\n\
+         [watcher:bad]\ncmd = DIR/program\nmax_retry = 1\nbackoff_first = 0.01\nbackoff_max = 0.01\n",
+    );
+    wait_up(&stack, "fine");
+    wait_until("it is given up", || stack.state("bad") == "stopped");
+    let step = |action: &str, why: &str| {
+        let plan = stack.ask("reloadconfig", &json!({"plan": true}));
+        ok(&plan);
+        let text = plan["plan"].to_string();
+        assert!(text.contains(action) && text.contains(why), "{text}");
+    };
+    step("keep", "papactl start bad");
+    ok(&reload(&stack));
+    assert_eq!(stack.state("bad"), "stopped", "nothing has changed");
+
+    let program = stack.kernel.directory().join("program");
+    write(&program, "#!/bin/sh\nexec sleep 1000\n");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    step("change", "tried again");
+    assert_eq!(stack.state("bad"), "stopped", "a plan does nothing");
+    ok(&reload(&stack));
+    wait_up(&stack, "bad");
+    let plan = stack.ask("reloadconfig", &json!({"plan": true}));
+    assert_eq!(plan["plan"], json!([]), "{plan}");
+}
+
+#[test]
+fn every_kind_of_correction_brings_back_a_watcher_that_was_given_up() {
+    let (taken, free) = (free_port(), free_port());
+    let given_up = |name: &str, more: &str| {
+        format!(
+            "[watcher:{name}]\ncmd = /no/such/program\nmax_retry = 0\nbackoff_first = 0.01\n{more}"
+        )
+    };
+    // None of these corrections makes the program appear, so each is seen by another attempt.
+    let main = format!(
+        "[circus]\ninclude = DIR/conf.d/*.ini\n[watcher:fine]\ncmd = sleep 1000\nnumprocesses = 9\n{}{}{}[env:env]\nA = 1\n[socket:web]\nport = {taken}\n",
+        given_up("count", "numprocesses = 1\n"),
+        given_up("env", ""),
+        given_up("socket", "use_sockets = yes\n"),
+    );
+    let stack = Stack::start_after(&main, |kernel| {
+        write(
+            &kernel.directory().join("conf.d/part.ini"),
+            &given_up("part", "shell = no\n"),
+        );
+    });
+    let attempts = |name: &str| {
+        let line = format!("watcher=\"{name}\" reason=\"given up after");
+        stack.manager_log().matches(&line).count()
+    };
+    let names = ["count", "env", "socket", "part"];
+    for name in names {
+        wait_until("it is given up", || attempts(name) == 1);
+    }
+    stack.rewrite(
+        &main
+            .replace("numprocesses = 1\n", "numprocesses = 2\n")
+            .replace("A = 1", "A = 2")
+            .replace(&taken.to_string(), &free.to_string()),
+    );
+    let part = stack.kernel.directory().join("conf.d/part.ini");
+    fs::write(&part, given_up("part", "stop_children = yes\n")).unwrap();
+    ok(&reload(&stack));
+    for name in names {
+        wait_until("it is tried again", || attempts(name) == 2);
+    }
 }
 
 #[test]

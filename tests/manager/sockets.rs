@@ -245,6 +245,47 @@ fn a_path_that_cannot_be_bound_was_not_named() {
 }
 
 #[test]
+fn a_socket_that_could_not_be_put_back_was_lost() {
+    let (before, after) = (free_port(), free_port());
+    let file = |port: u16, how: &str| {
+        format!(
+            "[watcher:web]\ncmd = {}\ncopy_env = true\nuse_sockets = yes\nready = notify\nready_timeout = 10\n[socket:web]\nport = {port}\n\
+             [watcher:other]\ncmd = {how}\nmax_retry = 0\n",
+            worker("DIR/web 1 notify $(circus.sockets.web)"),
+        )
+    };
+    let stack = Stack::start(&file(before, "sleep 1000"));
+    let served = stack.wait_pids("web", 1);
+    stack.wait_pids("other", 1);
+    stack.rewrite(&file(after, "/no/such/program"));
+    let reply = stack.ask("reloadconfig", &json!({"waiting": true}));
+    assert_eq!(reply["status"], "error", "{reply}");
+    // Whoever serves the port of before may keep it taken: the kernel cannot have it as well.
+    // When they are gone it is bound again, and at no time is another one given out for it.
+    let web = stack.pids("web");
+    for pid in served.values().chain(web.values()) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(*pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+    wait_until("the port of before is served", || {
+        let mut answer = String::new();
+        TcpStream::connect(("127.0.0.1", before))
+            .and_then(|mut stream| stream.read_to_string(&mut answer))
+            .is_ok_and(|read| read > 0)
+    });
+    wait_until("no trouble is left", || {
+        let listed = stack.request("listsockets", "");
+        listed["sockets"][0]["trouble"].is_null()
+    });
+    let listed = stack.request("listsockets", "");
+    assert!(listed.to_string().contains(&before.to_string()), "{listed}");
+    TcpStream::connect(("127.0.0.1", after)).unwrap_err();
+    assert!(!stack.manager_log().contains("Socket circus.web not found"));
+}
+
+#[test]
 fn workers_inherited_blocking_sockets_which_circus_does_not_give() {
     let stack = Stack::start(
         "[watcher:w]\ncmd = sleep 1000\nuse_sockets = yes\n[socket:a]\nhost = 127.0.0.1\nport = 0\n\

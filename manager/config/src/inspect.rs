@@ -12,11 +12,11 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::User;
 
@@ -31,6 +31,9 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 const MAX_LOOKUPS: usize = 32;
 /// How long all of them may take together.
 const RESOLVER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Most arguments of a command that are looked at as names of files.
+const MAX_ARGUMENTS: usize = 32;
 
 /// Longest first line of a script. Source: execve(2), "Interpreter scripts".
 const MAX_SHEBANG_BYTES: usize = 255;
@@ -285,19 +288,47 @@ fn program_fault(config: &Config, watcher: &WatcherConfig) -> Option<String> {
     }
 }
 
+/// When the program of a watcher, or a file that its arguments name, was changed last (content,
+/// name or permissions), or the directory it starts in was made; in milliseconds since the epoch.
+/// None where program or directory are missing.
+#[must_use]
+pub fn changed_ms(watcher: &WatcherConfig, namespace: &str) -> Option<u64> {
+    let directory = fs::metadata(&watcher.working_dir).ok()?;
+    let program = fs::metadata(program_of(watcher, namespace)?).ok()?;
+    let changed = |found: &fs::Metadata| {
+        let seconds = u64::try_from(found.ctime()).ok()?;
+        let ms = u64::try_from(found.ctime_nsec() / 1_000_000).ok()?;
+        seconds.checked_mul(1000)?.checked_add(ms)
+    };
+    // Its own times change with every file that is made in it.
+    let made = directory.created().ok();
+    let made = made.and_then(|made| made.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let made = made.and_then(|made| u64::try_from(made.as_millis()).ok());
+    let arguments = watcher.argv_template.iter().skip(1).take(MAX_ARGUMENTS);
+    let arguments = arguments
+        .filter_map(|word| fs::metadata(watcher.working_dir.join(word)).ok())
+        .filter(fs::Metadata::is_file)
+        .filter_map(|found| changed(&found));
+    arguments.chain(made).chain(changed(&program)).max()
+}
+
+/// Where the program of a watcher is, as the kernel looks for it.
+fn program_of(watcher: &WatcherConfig, namespace: &str) -> Option<PathBuf> {
+    let worker = render_worker(watcher, namespace, 1);
+    let program = worker.argv.first()?;
+    if program.contains('/') {
+        return Some(watcher.working_dir.join(program));
+    }
+    let path = worker.env.get(OsStr::new("PATH"));
+    let path = path.map_or(OsStr::new(DEFAULT_PATH), |path| path.as_os_str());
+    search(path, program, &watcher.working_dir)
+}
+
 /// Why the system may say of a program that is there that it is not: the interpreter its first line
 /// names is missing. Reads the file.
 #[must_use]
 pub fn missing_interpreter(watcher: &WatcherConfig, namespace: &str) -> Option<String> {
-    let worker = render_worker(watcher, namespace, 1);
-    let program = worker.argv.first()?;
-    let found = if program.contains('/') {
-        watcher.working_dir.join(program)
-    } else {
-        let path = worker.env.get(OsStr::new("PATH"));
-        let path = path.map_or(OsStr::new(DEFAULT_PATH), |path| path.as_os_str());
-        search(path, program, &watcher.working_dir)?
-    };
+    let found = program_of(watcher, namespace)?;
     interpreter_fault(&found, program_key(watcher))
 }
 

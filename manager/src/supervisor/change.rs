@@ -12,10 +12,11 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::config::diff::{Apply, Plan, diff_watcher};
-use crate::config::{Config, Readiness, SocketConfig, WatcherConfig, load};
+use crate::config::{Config, Readiness, SocketConfig, WatcherConfig, inspect, load};
 use crate::control::message::{Command, Errno, PlanReply, Reply, Request, RequestError};
 use crate::state::Kept;
 use crate::supervisor::compare::{Next, Overrides};
+use crate::supervisor::event::ReadFile;
 use crate::supervisor::requests::not_connected;
 use crate::supervisor::tasks::Replacement;
 use crate::supervisor::tickets::{Goal, answer, refuse};
@@ -44,6 +45,9 @@ pub(super) struct Change {
     pub(super) stage: Stage,
     /// It is being taken back, for this reason.
     pub(super) undoing: Option<String>,
+    /// Lower-case names of watchers that were given up and are tried again though the file says
+    /// the same of them: their program or directory is another one now.
+    pub(super) again: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -108,33 +112,48 @@ impl Supervisor {
             reply: PlanReply::default(),
             stage: Stage::Reading,
             undoing: None,
+            again: BTreeSet::new(),
         });
         let (path, events) = (self.config.path.clone(), self.events.clone());
         let around = self.config.base.around.clone();
         tokio::task::spawn_blocking(move || {
-            let read = load(&path, &around.again()).map_err(|errors| errors.listed());
+            let read = load(&path, &around.again())
+                .map(|config| {
+                    let watchers = config.watchers.iter();
+                    let changed_ms = watchers.map(|watcher| {
+                        let changed_ms = inspect::changed_ms(watcher, &config.namespace);
+                        (watcher.key.clone(), changed_ms)
+                    });
+                    ReadFile {
+                        changed_ms: changed_ms.collect(),
+                        config,
+                    }
+                })
+                .map_err(|errors| errors.listed());
             let _ = events.blocking_send(Event::Read(Box::new(read)));
         });
     }
 
     /// The file was read.
-    pub(super) fn read(&mut self, read: Result<Config, String>) {
+    pub(super) fn read(&mut self, read: Result<ReadFile, String>) {
         let Some(mut change) = self.change.take() else {
             return;
         };
         if let Err(error) = self.may_act() {
             return self.end_change(change, &Err(error));
         }
-        let config = match read {
-            Ok(config) => config,
+        let ReadFile { config, changed_ms } = match read {
+            Ok(read) => read,
             Err(mistakes) => {
                 let reason = format!("nothing was changed:\n{mistakes}");
                 return self.end_change(change, &Err(RequestError::new(Errno::Command, reason)));
             }
         };
         let next = self.compare(config);
+        let mut rest = self.given_up(&next, &changed_ms, &mut change.again);
+        rest.extend(self.drift(&next));
         change.reply = PlanReply {
-            plan: plan::steps(&next.plan, &self.drift(&next)),
+            plan: plan::steps(&next.plan, &rest),
             needs_acceptance: self.needs_acceptance(&next),
             warnings: self.new_warnings(&next.config),
         };
@@ -200,7 +219,13 @@ impl Supervisor {
     }
 
     /// The sockets of a change are there, or something is in the way.
-    pub(super) fn sockets_changed(&mut self, result: Result<(), String>) {
+    pub(super) fn sockets_changed(
+        &mut self,
+        result: Result<(), String>,
+        lost: BTreeMap<String, String>,
+    ) {
+        // Their watchers wait instead of failing, and they are tried again.
+        self.socket_troubles.extend(lost);
         let Some(mut change) = self.change.take() else {
             return;
         };
@@ -219,12 +244,13 @@ impl Supervisor {
         match result {
             Ok(()) => self.change_watchers(change, *next),
             Err(reason) if change.undoing.is_some() => {
-                tracing::error!(reason, "cannot restore a socket");
+                tracing::error!(reason, "cannot restore a socket yet");
                 let why = change.undoing.take().unwrap_or_default();
                 change.undoing = Some(format!("{why}; but {reason}"));
                 self.change_watchers(change, *next);
             }
             Err(reason) => {
+                self.retry_sockets();
                 let reason = format!("nothing was changed: {reason}");
                 self.end_change(change, &Err(RequestError::new(Errno::Command, reason)));
             }
@@ -462,18 +488,19 @@ impl Supervisor {
                 })
             })
             .collect();
+        let undoing = change.undoing.is_some();
         let link = self.link.clone();
         match link {
             Some(link) if !(added.is_empty() && recreated.is_empty()) => {
                 change.stage = Stage::Sockets(Box::new(next));
                 self.change = Some(change);
-                tasks::change_sockets(
-                    link,
+                let exchange = tasks::Exchange {
                     added,
-                    recreated,
-                    self.saves.pass(),
-                    self.events.clone(),
-                );
+                    replaced: recreated,
+                    undoing,
+                };
+                let (kept, events) = (self.saves.pass(), self.events.clone());
+                tasks::change_sockets(link, exchange, kept, events);
             }
             _ => self.change_watchers(change, next),
         }
@@ -568,6 +595,7 @@ impl Supervisor {
             .filter_map(|name| self.keys.get(&name.to_lowercase()).copied())
             .collect();
         let failed = std::mem::replace(&mut self.config, Arc::new(config));
+        self.retry_sockets();
         if change.undoing.is_some() {
             self.note_failed_releases(&failed, &effective);
         }
@@ -624,12 +652,13 @@ impl Supervisor {
             return Some((id, Goal::Up));
         }
         let running = watcher.is_wanted();
-        if watcher.has_given_up() && apply.is_some() && change.undoing.is_none() {
+        let mended = apply.is_some() || change.again.contains(&config.key);
+        if watcher.has_given_up() && mended && change.undoing.is_none() {
             // The trouble may have been mended. It is not waited for: others are not to suffer if
             // it was not.
             tracing::info!(
                 watcher = config.name,
-                "was given up; tries again with its new settings"
+                "was given up; tries again, because its settings, program or directory changed"
             );
             watcher.configure(config);
             watcher.set_options(overrides.options, overrides.env);

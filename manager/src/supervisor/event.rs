@@ -25,6 +25,16 @@ use crate::supervisor::upgrade::Asker;
 use crate::tree::Answer;
 use crate::watcher::StartFailure;
 
+/// A file that was read to be applied.
+#[derive(Debug)]
+pub struct ReadFile {
+    /// What it says.
+    pub config: Config,
+    /// By watcher: when its program or directory was changed last, in milliseconds since the
+    /// epoch. None where one of them is missing.
+    pub changed_ms: BTreeMap<String, Option<u64>>,
+}
+
 /// A watcher's number; never used twice by one manager, so that what comes late for a removed one
 /// meets nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +51,10 @@ pub enum Event {
     /// Which sockets cannot be made, and why, for people; the others are there.
     Sockets(BTreeMap<String, String>),
     /// The same of those that could not be made before.
-    SocketsAgain(BTreeMap<String, String>),
+    SocketsAgain {
+        tried: Vec<String>,
+        failed: BTreeMap<String, String>,
+    },
     /// The path of a unix socket that the kernel holds is gone: nobody can reach it.
     PathGone(String),
     /// At the path of a unix socket there is a file, of this device and inode.
@@ -92,9 +105,13 @@ pub enum Event {
     /// Somebody connected to a socket of a watcher that waits for that.
     Demanded(WatcherId),
     /// The file was read again.
-    Read(Box<Result<Config, String>>),
+    Read(Box<Result<ReadFile, String>>),
     /// The sockets of a change are there, or nothing was changed.
-    SocketsChanged(Result<(), String>),
+    SocketsChanged {
+        result: Result<(), String>,
+        /// Sockets that are not there any more and could not be made again, and why.
+        lost: BTreeMap<String, String>,
+    },
     /// Who is left of workers that have ended, or were killed.
     Left(Vec<Answer>),
     /// The look of this number has found these orphans of earlier kernels.

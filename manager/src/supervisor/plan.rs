@@ -2,12 +2,51 @@
 //!
 //! Owns the translation only; what differs is `config::diff`'s.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::config::diff::{Apply, KeyChange, Plan};
 use crate::control::message::{PlanAction, PlanStep};
 use crate::supervisor::Supervisor;
 use crate::supervisor::compare::Next;
 
 impl Supervisor {
+    /// What becomes of watchers that were given up and of which the file says nothing new. Those
+    /// that are tried again are added to `again`, by lower-case name.
+    pub(super) fn given_up(
+        &self,
+        next: &Next,
+        changed_ms: &BTreeMap<String, Option<u64>>,
+        again: &mut BTreeSet<String>,
+    ) -> Vec<PlanStep> {
+        let mut steps = Vec::new();
+        for watcher in self.watchers.values() {
+            let config = watcher.config();
+            let (key, name) = (&config.key, &config.name);
+            let Some(changed) = changed_ms.get(key) else {
+                continue;
+            };
+            if !watcher.has_given_up() || next.plan.watcher(key).is_some() {
+                continue;
+            }
+            let (action, why) = if watcher.has_changed_since_giving_up(*changed) {
+                again.insert(key.clone());
+                let why = "was given up; its program or directory has changed since, so it is tried again";
+                (PlanAction::Change, why.to_owned())
+            } else {
+                let why = format!(
+                    "was given up, and nothing of it has changed: `papactl start {name}` tries again"
+                );
+                (PlanAction::Keep, why)
+            };
+            steps.push(PlanStep {
+                action,
+                what: format!("watcher:{name}"),
+                why: vec![why],
+            });
+        }
+        steps
+    }
+
     /// What was set at run time, differs from the file and stays when `next` is applied.
     pub(super) fn drift(&self, next: &Next) -> Vec<PlanStep> {
         let watchers = self

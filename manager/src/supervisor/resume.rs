@@ -277,6 +277,7 @@ impl Supervisor {
             },
             stage: Stage::Reading,
             undoing,
+            again: BTreeSet::new(),
         };
         self.change_sockets(change, next);
     }

@@ -37,9 +37,12 @@ impl Supervisor {
         self.retry_sockets();
     }
 
-    /// What could not be made was tried again.
-    pub(super) fn sockets_tried(&mut self, troubles: BTreeMap<String, String>) {
+    /// Some of what could not be made was tried again; others may have got into trouble meanwhile.
+    pub(super) fn sockets_tried(&mut self, tried: &[String], failed: BTreeMap<String, String>) {
         self.sockets_retried = false;
+        let mut troubles = self.socket_troubles.clone();
+        troubles.retain(|name, _| !tried.contains(name));
+        troubles.extend(failed);
         self.sockets_told(troubles);
     }
 

@@ -273,7 +273,8 @@ pub(super) fn make_sockets_again(
     tokio::spawn(async move {
         sleep(TRY_AGAIN).await;
         let failed = make_sockets(&link, &sockets).await;
-        let _ = events.send(Event::SocketsAgain(failed)).await;
+        let tried = sockets.into_iter().map(|socket| socket.name).collect();
+        let _ = events.send(Event::SocketsAgain { tried, failed }).await;
     });
 }
 
@@ -355,28 +356,42 @@ pub(super) struct Replacement {
     pub(super) held_by: Vec<String>,
 }
 
+/// What a change asks of the sockets.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) added: Vec<SocketConfig>,
+    pub(super) replaced: Vec<Replacement>,
+    /// The change is being taken back: what can be made is made, and the rest is tried again.
+    pub(super) undoing: bool,
+}
+
 /// Makes sockets that are new, and makes others anew; or undoes what it did and says why.
 pub(super) fn change_sockets(
     link: KernelLink,
-    added: Vec<SocketConfig>,
-    replaced: Vec<Replacement>,
+    exchange: Exchange,
     kept: Pass,
     events: mpsc::Sender<Event>,
 ) {
     tokio::spawn(async move {
         // The way back is kept before the first step is taken.
         kept.wait(KEPT_PATIENCE).await;
-        let result = exchange(&link, &added, &replaced).await;
-        let _ = events.send(Event::SocketsChanged(result)).await;
+        let mut lost = BTreeMap::new();
+        let result = match remaining(&link, &exchange.replaced).await {
+            Err(reason) => Err(reason),
+            Ok(replaced) if exchange.undoing => {
+                restore(&link, &exchange.added, &replaced, &mut lost).await
+            }
+            Ok(replaced) => exchange_all(&link, &exchange.added, &replaced, &mut lost).await,
+        };
+        let _ = events.send(Event::SocketsChanged { result, lost }).await;
     });
 }
 
-async fn exchange(
+/// Those that a predecessor has not replaced yet.
+async fn remaining<'a>(
     link: &KernelLink,
-    added: &[SocketConfig],
-    replaced: &[Replacement],
-) -> Result<(), String> {
-    // What a predecessor has done of this is done.
+    replaced: &'a [Replacement],
+) -> Result<Vec<&'a Replacement>, String> {
     let mut remaining = Vec::new();
     for replacement in replaced {
         let after = &replacement.after;
@@ -386,10 +401,48 @@ async fn exchange(
             Err(error) => return Err(format!("socket {}: {error}", after.name)),
         }
     }
-    let replaced = remaining;
+    Ok(remaining)
+}
+
+/// Goes back to the sockets of before. One whose address is taken by now, by workers that still
+/// serve there or by somebody else, is `lost` until it can be bound; the one that took its place is
+/// closed all the same.
+async fn restore(
+    link: &KernelLink,
+    added: &[SocketConfig],
+    replaced: &[&Replacement],
+    lost: &mut BTreeMap<String, String>,
+) -> Result<(), String> {
+    for socket in added {
+        if let Err(error) = link.make_socket(socket).await {
+            lost.insert(socket.name.clone(), hindrance(socket, &error).await);
+        }
+    }
+    for Replacement { before, after, .. } in replaced {
+        if let Err(error) = remake(link, before, after).await {
+            lost.insert(after.name.clone(), hindrance(after, &error).await);
+        }
+    }
+    let told = lost.iter();
+    let told: Vec<_> = told
+        .map(|(name, reason)| format!("socket {name}: {reason}; it is bound as soon as it can be"))
+        .collect();
+    if told.is_empty() {
+        Ok(())
+    } else {
+        Err(told.join("; "))
+    }
+}
+
+async fn exchange_all(
+    link: &KernelLink,
+    added: &[SocketConfig],
+    replaced: &[&Replacement],
+    lost: &mut BTreeMap<String, String>,
+) -> Result<(), String> {
     // Before anything is closed: what workers have could not be opened again if the new one then
     // fails.
-    for replacement in &replaced {
+    for replacement in replaced {
         try_out(link, replacement).await?;
     }
     let mut made: Vec<&SocketConfig> = Vec::new();
@@ -399,7 +452,8 @@ async fn exchange(
         match link.make_socket(socket).await {
             Ok(()) => made.push(socket),
             Err(error) => {
-                result = Err(format!("socket {}: {error}", socket.name));
+                let reason = hindrance(socket, &error).await;
+                result = Err(format!("socket {}: {reason}", socket.name));
                 break;
             }
         }
@@ -408,7 +462,8 @@ async fn exchange(
         for replacement in replaced {
             closed.push(replacement);
             if let Err(error) = remake(link, &replacement.before, &replacement.after).await {
-                result = Err(format!("socket {}: {error}", replacement.after.name));
+                let reason = hindrance(&replacement.after, &error).await;
+                result = Err(format!("socket {}: {reason}", replacement.after.name));
                 break;
             }
         }
@@ -422,6 +477,7 @@ async fn exchange(
         for Replacement { before, after, .. } in closed {
             if let Err(error) = remake(link, after, before).await {
                 tracing::error!(socket = before.name, %error, "cannot restore the socket");
+                lost.insert(before.name.clone(), hindrance(before, &error).await);
             }
         }
     }
@@ -475,7 +531,12 @@ pub(super) fn remove_sockets(
                 tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
-        let _ = events.send(Event::SocketsChanged(Ok(()))).await;
+        let _ = events
+            .send(Event::SocketsChanged {
+                result: Ok(()),
+                lost: BTreeMap::new(),
+            })
+            .await;
     });
 }
 

@@ -84,7 +84,7 @@ impl Watcher {
             .is_some_and(|limit| self.refused > limit)
         {
             let attempts = self.refused;
-            self.give_up(format!("given up after {attempts} attempts: {reason}"));
+            self.give_up(format!("given up after {attempts} attempts: {reason}"), at);
             return;
         }
         tracing::warn!(
@@ -315,7 +315,10 @@ impl Watcher {
             flapping.window.as_secs_f64()
         );
         if flapping.max_retry.is_some_and(|limit| pauses >= limit) {
-            self.give_up(format!("given up: {reason}; {ends}, after {pauses} pauses"));
+            self.give_up(
+                format!("given up: {reason}; {ends}, after {pauses} pauses"),
+                at,
+            );
             return;
         }
         self.kept.flapping.pauses = pauses.saturating_add(1);
@@ -332,11 +335,12 @@ impl Watcher {
         self.notices.push(Notice::Flapping(text));
     }
 
-    pub(super) fn give_up(&mut self, reason: String) {
+    pub(super) fn give_up(&mut self, reason: String, at: &Moment) {
         tracing::error!(watcher = self.config.name, reason, "the watcher is stopped");
         self.message = Some(reason.clone());
         self.gave_up = true;
         self.kept.gave_up = true;
+        self.kept.gave_up_ms = Some(at.epoch_ms);
         self.end(WatcherEvent::GiveUp);
         self.notices.push(Notice::GaveUp(reason));
     }

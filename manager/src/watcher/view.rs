@@ -77,6 +77,18 @@ impl Watcher {
         self.wanted == Wanted::Running
     }
 
+    /// Whether trying again has a prospect: `changed_ms` is when its program or the directory it
+    /// starts in was changed last, both in milliseconds since the epoch. Not known is yes.
+    #[must_use]
+    pub fn has_changed_since_giving_up(&self, changed_ms: Option<u64>) -> bool {
+        match (self.kept.gave_up_ms, changed_ms) {
+            (Some(gave_up), Some(changed)) => changed >= gave_up,
+            // What is not there cannot have been mended.
+            (_, None) => false,
+            (None, Some(_)) => true,
+        }
+    }
+
     /// It was stopped because going on had no prospect.
     #[must_use]
     pub fn has_given_up(&self) -> bool {

@@ -170,7 +170,7 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
         .change(Change::Roll)
         .in_commands()
         .default("no")
-        .meaning("workers inherit every `[socket:…]`, in file order")
+        .meaning("workers inherit every `[socket:…]`, in file order, and wait for those that cmd or args name, else for all")
         .example("yes"),
     Key::new("stdin_socket", Form::Text("name of a socket"))
         .field(

@@ -204,7 +204,7 @@ fn life_at(life: Life, on_demand: bool, at: &Moment) -> Watcher {
     match life {
         Life::Dormant => {}
         Life::Stopped => watcher.stop(),
-        Life::GivenUp => watcher.give_up("hopeless".to_owned()),
+        Life::GivenUp => watcher.give_up("hopeless".to_owned(), at),
         Life::Stopping => {
             start(&mut watcher);
             watcher.stop();
@@ -242,7 +242,7 @@ fn happens_to_watcher(watcher: &mut Watcher, event: WatcherEvent, at: &mut Momen
             at.now += Duration::from_secs(7);
             watcher.step(at);
         }
-        WatcherEvent::GiveUp => watcher.give_up("hopeless".to_owned()),
+        WatcherEvent::GiveUp => watcher.give_up("hopeless".to_owned(), at),
         WatcherEvent::Gone => {
             watcher.workers.clear();
             watcher.step(at);

@@ -49,6 +49,11 @@ const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// How long a change of the sockets waits until the way back is kept.
 const KEPT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long an address may stay taken that was closed a moment ago, by a trial or by a change that
+/// is taken back: the keeper closes its copy after the kernel, and a worker as it ends.
+const BIND_PATIENCE: Duration = Duration::from_secs(1);
+/// Pause between two attempts to bind such an address.
+const BIND_AGAIN: Duration = Duration::from_millis(20);
 /// Pause between two looks at the paths of unix sockets.
 const PATHS_AGAIN: Duration = Duration::from_secs(2);
 
@@ -516,7 +521,15 @@ async fn remake(
     after: &SocketConfig,
 ) -> Result<(), LinkError> {
     link.remove_socket(before).await?;
-    link.make_socket(after).await
+    let until = Instant::now() + BIND_PATIENCE;
+    loop {
+        match link.make_socket(after).await {
+            Err(error) if error.code() == Some(ErrorCode::BindFailed) && Instant::now() < until => {
+                sleep(BIND_AGAIN).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Removes sockets nobody needs any more; one that cannot be removed stays.

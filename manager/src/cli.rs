@@ -393,6 +393,56 @@ mod tests {
         }
     }
 
+    /// The words in backquotes of a row's first cell, each with its arguments: `kernel status`.
+    fn quoted(cell: &str) -> Vec<Vec<&str>> {
+        let pieces = cell.split('`').skip(1).step_by(2);
+        pieces.map(|piece| piece.split(' ').collect()).collect()
+    }
+
+    #[test]
+    fn the_page_has_a_row_for_every_verb_and_knows_no_other_verb_or_option() {
+        let page = include_str!("../docs/papactl.md");
+        let mut command = Papactl::command();
+        command.build();
+        let kernel = command.find_subcommand("kernel").unwrap().clone();
+        let mut described = std::collections::BTreeSet::new();
+        let rows = page.lines().skip_while(|line| !line.starts_with("|---"));
+        for row in rows.skip(1).take_while(|line| line.starts_with('|')) {
+            let first = row.split(" | ").next().unwrap();
+            let mut verbs = Vec::new();
+            for words in quoted(first) {
+                let verb = match words.as_slice() {
+                    ["kernel", word, ..] => kernel.find_subcommand(word),
+                    [word, ..] => command.find_subcommand(word),
+                    [] => None,
+                };
+                let verb = verb.unwrap_or_else(|| panic!("no verb {words:?}: {row}"));
+                described.insert(verb.get_name().to_owned());
+                verbs.push(verb);
+            }
+            let known = |flag: &str| {
+                let mut arguments = verbs.iter().flat_map(|verb| verb.get_arguments());
+                arguments.any(|argument| argument.get_long() == Some(flag))
+            };
+            let is_word = |c: char| c.is_ascii_lowercase() || c == '-';
+            for (at, _) in row.match_indices("`--").chain(row.match_indices("[--")) {
+                let flag = row[at + 3..].split(|c| !is_word(c)).next().unwrap();
+                assert!(known(flag), "--{flag} is no option of it: {row}");
+            }
+        }
+        let all = command.get_subcommands().chain(kernel.get_subcommands());
+        for verb in all.filter(|verb| !verb.is_hide_set()) {
+            let name = verb.get_name();
+            assert!(
+                described.contains(name) || ["kernel", "help"].contains(&name),
+                "manager/docs/papactl.md has no row for {name}"
+            );
+            for word in verb.get_all_aliases() {
+                assert!(page.contains(&format!("`{word}`")), "{name}: {word}");
+            }
+        }
+    }
+
     #[test]
     fn every_verb_shows_an_example_in_80_columns() {
         let mut command = Papactl::command();

@@ -1,7 +1,7 @@
 //! Properties of requests as they travel, before and after they are typed.
 //!
-//! Owns names, defaults and JSON types on the wire, Circus's where it has them; `request` owns what
-//! they mean together.
+//! Owns those whose form on the wire is not that of the typed request: names, defaults and JSON types,
+//! Circus's where it has them. `request` has the table of commands and their other properties.
 //! Source: Circus's commands.
 
 use std::time::Duration;
@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 use crate::config::SignalNumber;
 use crate::control::options::OptionValues;
 use crate::control::reply::{Errno, RequestError};
-use crate::control::request::{self as typed, Command, Reach, ReloadHow, Since};
+use crate::control::request::{self as typed, Reach, ReloadHow, Since};
+use crate::control::selection::{Matching, Selection};
 
 /// Longest grace period that can be asked for, in seconds: a year, far from any overflow of the
 /// clock.
@@ -21,59 +22,43 @@ const MAX_GRACE_SECONDS: f64 = 366.0 * 24.0 * 3600.0;
 /// Most topics in one request.
 const MAX_TOPICS: usize = 256;
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Named {
-    pub(super) name: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct MaybeNamed {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) name: Option<String>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Rm {
-    pub(super) name: String,
-    #[serde(default)]
-    pub(super) nostop: bool,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ReloadConfig {
-    #[serde(default)]
-    pub(super) plan: bool,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) accept_removal: bool,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Count {
-    pub(super) name: String,
-    #[serde(default = "one")]
-    pub(super) nb: u32,
-}
-
-fn one() -> u32 {
+/// How many workers `incr` and `decr` mean.
+pub(super) fn one() -> u32 {
     1
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Set {
-    pub(super) name: String,
-    pub(super) options: Map<String, Value>,
+    name: String,
+    options: Map<String, Value>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Get {
-    pub(super) name: String,
-    pub(super) keys: Vec<String>,
+impl Set {
+    pub(super) fn into_parts(self) -> Result<(String, OptionValues), RequestError> {
+        Ok((self.name, OptionValues::parse(&self.options)?))
+    }
+
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the table of commands hands over every property"
+    )]
+    pub(super) fn from_parts(name: String, options: OptionValues) -> Self {
+        Self {
+            name,
+            options: object(options.to_value()),
+        }
+    }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct GlobalOptions {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) option: Option<String>,
+impl Selection {
+    pub(super) fn into_parts(self) -> Result<Self, RequestError> {
+        self.check()?;
+        Ok(self)
+    }
+
+    pub(super) fn from_parts(selection: Self) -> Self {
+        selection
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,7 +74,7 @@ pub(super) struct Add {
 }
 
 impl Add {
-    pub(super) fn into_typed(self) -> Result<typed::Add, RequestError> {
+    pub(super) fn into_parts(self) -> Result<typed::Add, RequestError> {
         let Self {
             name,
             cmd,
@@ -111,7 +96,7 @@ impl Add {
         })
     }
 
-    pub(super) fn from_typed(add: typed::Add) -> Self {
+    pub(super) fn from_parts(add: typed::Add) -> Self {
         let mut options = object(add.options.to_value());
         let cmd = options.remove("cmd");
         Self {
@@ -130,6 +115,12 @@ impl Add {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Reload {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
+    #[serde(default, rename = "match")]
+    matching: Matching,
     #[serde(default = "yes")]
     graceful: bool,
     #[serde(default)]
@@ -141,16 +132,25 @@ fn yes() -> bool {
 }
 
 impl Reload {
-    pub(super) fn how(&self) -> ReloadHow {
-        match (self.graceful, self.sequential) {
+    pub(super) fn into_parts(self) -> Result<(Selection, ReloadHow), RequestError> {
+        let how = match (self.graceful, self.sequential) {
             (false, _) => ReloadHow::Terminate,
             (true, true) => ReloadHow::Sequential,
             (true, false) => ReloadHow::Graceful,
-        }
+        };
+        let selection = Selection {
+            name: self.name,
+            names: self.names,
+            matching: self.matching,
+        };
+        Ok((selection.into_parts()?, how))
     }
 
-    pub(super) fn from_how(how: ReloadHow) -> Self {
+    pub(super) fn from_parts(selection: Selection, how: ReloadHow) -> Self {
         Self {
+            name: selection.name,
+            names: selection.names,
+            matching: selection.matching,
             graceful: how != ReloadHow::Terminate,
             sequential: how == ReloadHow::Sequential,
         }
@@ -220,19 +220,15 @@ pub(super) struct Stats {
 }
 
 impl Stats {
-    pub(super) fn into_typed(self) -> Result<Command, RequestError> {
+    pub(super) fn into_parts(self) -> Result<(Option<String>, Option<u32>, bool), RequestError> {
         let process = pid(self.process.as_ref(), "process")?;
         if process.is_some() && self.name.is_none() {
             return Err(wrong("\"process\": needs the \"name\" of its watcher"));
         }
-        Ok(Command::Stats {
-            name: self.name,
-            process,
-            extended: self.extended,
-        })
+        Ok((self.name, process, self.extended))
     }
 
-    pub(super) fn from_typed(name: Option<String>, process: Option<u32>, extended: bool) -> Self {
+    pub(super) fn from_parts(name: Option<String>, process: Option<u32>, extended: bool) -> Self {
         Self {
             name,
             process: process.map(Lenient::whole),
@@ -257,7 +253,7 @@ pub(super) struct Signal {
 }
 
 impl Signal {
-    pub(super) fn into_typed(self) -> Result<typed::Signal, RequestError> {
+    pub(super) fn into_parts(self) -> Result<typed::Signal, RequestError> {
         let pid_given = pid(self.pid.as_ref(), "pid")?;
         let child = pid(self.childpid.as_ref(), "childpid")?;
         if child.is_some() && pid_given.is_none() {
@@ -277,7 +273,7 @@ impl Signal {
         })
     }
 
-    pub(super) fn from_typed(signal: typed::Signal) -> Self {
+    pub(super) fn from_parts(signal: typed::Signal) -> Self {
         Self {
             name: signal.name,
             signum: Lenient::whole(signal.signal.number()),
@@ -304,7 +300,7 @@ pub(super) struct Kill {
 }
 
 impl Kill {
-    pub(super) fn into_typed(self) -> Result<typed::Kill, RequestError> {
+    pub(super) fn into_parts(self) -> Result<typed::Kill, RequestError> {
         let grace = self.graceful_timeout.as_ref();
         let signum = self.signum.as_ref();
         Ok(typed::Kill {
@@ -317,7 +313,7 @@ impl Kill {
         })
     }
 
-    pub(super) fn from_typed(kill: typed::Kill) -> Self {
+    pub(super) fn from_parts(kill: typed::Kill) -> Self {
         Self {
             name: kill.name,
             pid: kill.pid.map(Lenient::whole),
@@ -339,7 +335,7 @@ pub(super) struct Listen {
 }
 
 impl Listen {
-    pub(super) fn into_typed(self) -> Result<typed::Listen, RequestError> {
+    pub(super) fn into_parts(self) -> Result<typed::Listen, RequestError> {
         if self.topics.len() > MAX_TOPICS {
             return Err(wrong(format!(
                 "\"topics\": expected at most {MAX_TOPICS} of them"
@@ -362,7 +358,7 @@ impl Listen {
         })
     }
 
-    pub(super) fn from_typed(listen: typed::Listen) -> Self {
+    pub(super) fn from_parts(listen: typed::Listen) -> Self {
         Self {
             topics: listen.topics,
             since: listen.since.map(|since| Lenient::Text(since.to_string())),
@@ -406,9 +402,11 @@ pub(super) fn waiting(properties: &Map<String, Value>) -> Result<bool, RequestEr
     }
 }
 
-/// Properties as an object.
+/// Properties as an object; one that is not given is left out.
 pub(super) fn write(value: &impl Serialize) -> Map<String, Value> {
-    object(serde_json::to_value(value).unwrap_or_default())
+    let mut properties = object(serde_json::to_value(value).unwrap_or_default());
+    properties.retain(|_, value| !value.is_null());
+    properties
 }
 
 /// The object that a value is; nothing else is one.

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::SignalNumber;
@@ -33,129 +34,277 @@ pub struct Request {
     pub command: Command,
 }
 
-/// What the manager can be asked. Bodies of the answers are in `body`; where none is named, there
-/// are no fields.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Command {
+/// Defines [`Command`]: for each its word on the wire, its properties and what it does. Reading,
+/// writing and the table in manager/docs/control.md follow from that.
+///
+/// Properties in braces travel as they are; `via` names the type whose `into_parts` and
+/// `from_parts` convert them where the wire has another form.
+macro_rules! commands {
+    ($(
+        $(#[doc = $doc:literal])+
+        $word:literal $(| $alias:literal)? => $variant:ident
+        $({ $(
+            $(#[doc = $property_doc:literal])+
+            $(#[serde($($serde:tt)*)])?
+            $property:ident: $type:ty,
+        )+ })?
+        $(($inner:ty))?
+        $(via $wire:ty)?;
+    )+) => {
+        /// What the manager can be asked. Bodies of the answers are in `body`; where none is named,
+        /// there are no fields.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Command {
+            $(
+                $(#[doc = $doc])+
+                $variant
+                $({ $( $(#[doc = $property_doc])+ $property: $type, )+ })?
+                $(($inner))?,
+            )+
+        }
+
+        impl Command {
+            /// The word on the wire.
+            #[must_use]
+            pub fn word(&self) -> &'static str {
+                match self {
+                    $( Self::$variant { .. } => $word, )+
+                }
+            }
+
+            fn parse(word: &str, given: Map<String, Value>) -> Result<Self, RequestError> {
+                match word.to_lowercase().as_str() {
+                    $(
+                        $word $(| $alias)? => read_command!(
+                            $variant, given,
+                            $({ $( $(#[serde($($serde)*)])? $property: $type, )+ })?
+                            $(($inner))? $(via $wire)?
+                        ),
+                    )+
+                    _ => {
+                        let reason = format!("unknown command: {word:?}");
+                        Err(RequestError::new(Errno::UnknownCommand, reason))
+                    }
+                }
+            }
+
+            fn properties(&self) -> Map<String, Value> {
+                $(
+                    write_command!(
+                        $variant, self,
+                        $({ $( $(#[serde($($serde)*)])? $property: $type, )+ })?
+                        $(($inner))? $(via $wire)?
+                    );
+                )+
+                Map::new()
+            }
+        }
+
+        /// Word, names of the properties and first lines of documentation of every command.
+        #[cfg(test)]
+        pub(super) fn described() -> Vec<(&'static str, Vec<&'static str>, String)> {
+            vec![$((
+                $word,
+                names_of_properties!(
+                    $({ $( $(#[serde($($serde)*)])? $property: $type, )+ })?
+                    $(via $wire)?
+                ),
+                [$($doc),+].concat(),
+            ),)+]
+        }
+    };
+}
+
+/// One command from its properties.
+macro_rules! read_command {
+    ($variant:ident, $given:ident, { $($(#[$serde:meta])? $property:ident: $type:ty,)+ }) => {{
+        #[derive(Deserialize)]
+        struct Properties { $( $(#[$serde])? $property: $type, )+ }
+        let Properties { $($property),+ } = read($given)?;
+        Ok(Self::$variant { $($property),+ })
+    }};
+    (
+        $variant:ident, $given:ident,
+        { $($(#[$serde:meta])? $property:ident: $type:ty,)+ } via $wire:ty
+    ) => {{
+        let ($($property),+) = read::<$wire>($given)?.into_parts()?;
+        Ok(Self::$variant { $($property),+ })
+    }};
+    ($variant:ident, $given:ident, ($inner:ty) via $wire:ty) => {
+        Ok(Self::$variant(read::<$wire>($given)?.into_parts()?))
+    };
+    ($variant:ident, $given:ident,) => {
+        Ok(Self::$variant)
+    };
+}
+
+/// Returns the properties of a command if it is this one.
+macro_rules! write_command {
+    ($variant:ident, $command:ident, { $($(#[$serde:meta])? $property:ident: $type:ty,)+ }) => {
+        if let Self::$variant { $($property),+ } = $command {
+            #[derive(Serialize)]
+            struct Properties<'a> { $( $(#[$serde])? $property: &'a $type, )+ }
+            return wire::write(&Properties { $($property),+ });
+        }
+    };
+    (
+        $variant:ident, $command:ident,
+        { $($(#[$serde:meta])? $property:ident: $type:ty,)+ } via $wire:ty
+    ) => {
+        if let Self::$variant { $($property),+ } = $command.clone() {
+            return wire::write(&<$wire>::from_parts($($property),+));
+        }
+    };
+    ($variant:ident, $command:ident, ($inner:ty) via $wire:ty) => {
+        if let Self::$variant(inner) = $command.clone() {
+            return wire::write(&<$wire>::from_parts(inner));
+        }
+    };
+    ($variant:ident, $command:ident,) => {};
+}
+
+/// The names of a command's properties, as serde's derive knows them.
+#[cfg(test)]
+macro_rules! names_of_properties {
+    ({ $($(#[$serde:meta])? $property:ident: $type:ty,)+ }) => {{
+        #[derive(Deserialize)]
+        #[allow(dead_code, reason = "only its shape is asked for")]
+        struct Properties { $( $(#[$serde])? $property: $type, )+ }
+        tests::fields_of::<Properties>()
+    }};
+    ($({ $($(#[$serde:meta])? $property:ident: $type:ty,)+ })? via $wire:ty) => {
+        tests::fields_of::<$wire>()
+    };
+    () => {
+        Vec::new()
+    };
+}
+
+commands! {
     /// Adds a watcher that is in no file. Waiting for one that is started:
     /// [`super::body::StartedReply`].
-    Add(Add),
+    "add" => Add(Add) via wire::Add;
     /// Stops and forgets a watcher.
-    Rm {
+    "rm" => Rm {
         /// Its name.
         name: String,
         /// Forgets it only: its workers run on, managed by nobody.
+        #[serde(default)]
         nostop: bool,
-    },
+    };
     /// Starts watchers. Waiting for one: [`super::body::InfoReply`].
-    Start(Selection),
+    "start" => Start(Selection) via Selection;
     /// Stops watchers; they stay stopped across restarts of the manager.
-    Stop(Selection),
+    "stop" => Stop(Selection) via Selection;
     /// Stops and starts watchers. Waiting for one: [`super::body::InfoReply`].
-    Restart(Selection),
+    "restart" => Restart(Selection) via Selection;
     /// Replaces workers. Waiting for one: [`super::body::InfoReply`].
-    Reload {
+    "reload" => Reload {
         /// Whose.
         selection: Selection,
         /// In which way.
         how: ReloadHow,
-    },
+    } via wire::Reload;
     /// Applies the difference between the file and what runs. Body: [`super::body::PlanReply`].
-    ReloadConfig {
+    "reloadconfig" => ReloadConfig {
         /// Only say what would be done.
+        #[serde(default)]
         plan: bool,
         /// What runs may be stopped, however much it is.
+        #[serde(default)]
         accept_removal: bool,
-    },
+    };
     /// Ends the manager; workers stay.
-    Quit,
+    "quit" => Quit;
     /// Stops every worker, gives up the sockets and ends the manager.
-    Shutdown,
+    "shutdown" | "down" => Shutdown;
     /// The manager re-executes itself; workers stay.
-    Upgrade,
+    "upgrade" => Upgrade;
     /// Opens log files anew, after somebody moved them.
-    ReopenLogs,
+    "reopenlogs" => ReopenLogs;
     /// More workers. Waiting: [`super::body::NumProcessesReply`].
-    Incr {
+    "incr" => Incr {
         /// Whose.
         name: String,
         /// How many more.
+        #[serde(rename = "nb", default = "wire::one")]
         by: u32,
-    },
+    };
     /// Fewer workers, not below none. Waiting: [`super::body::NumProcessesReply`].
-    Decr {
+    "decr" => Decr {
         /// Whose.
         name: String,
         /// How many fewer.
+        #[serde(rename = "nb", default = "wire::one")]
         by: u32,
-    },
+    };
     /// Changes options of a running watcher.
-    Set {
+    "set" => Set {
         /// Its name.
         name: String,
         /// At least one.
         options: OptionValues,
-    },
+    } via wire::Set;
     /// Some of a watcher's options. Body: [`super::body::OptionsReply`].
-    Get {
+    "get" => Get {
         /// Its name.
         name: String,
         /// Which.
         keys: Vec<String>,
-    },
+    };
     /// All of a watcher's options. Body: [`super::body::OptionsReply`].
-    Options {
+    "options" => Options {
         /// Its name.
         name: String,
-    },
+    };
     /// Options of `[circus]`, or one of them. Body: [`super::body::OptionsReply`].
-    GlobalOptions {
+    "globaloptions" => GlobalOptions {
         /// Which; none means all.
         option: Option<String>,
-    },
+    };
     /// Names of the watchers, or pids of one. Body: [`super::body::ListReply`].
-    List {
+    "list" => List {
         /// None means the watchers.
         name: Option<String>,
-    },
+    };
     /// States of all watchers, or of one. Body: [`super::body::StatusReply`].
-    Status {
+    "status" => Status {
         /// None means all.
         name: Option<String>,
-    },
+    };
     /// How many workers are meant to run. Body: [`super::body::NumProcessesReply`].
-    NumProcesses {
+    "numprocesses" => NumProcesses {
         /// None means all together.
         name: Option<String>,
-    },
+    };
     /// How many watchers there are. Body: `{"numwatchers": n}`.
-    NumWatchers,
+    "numwatchers" => NumWatchers;
     /// What workers use of the machine.
-    Stats {
+    "stats" => Stats {
         /// None means all watchers.
         name: Option<String>,
         /// Only this one of its processes.
         process: Option<u32>,
         /// Accepted; extended statistics come from hooks.
         extended: bool,
-    },
+    } via wire::Stats;
     /// What the manager uses of the machine.
-    DStats,
+    "dstats" => DStats;
     /// The sockets held for the workers.
-    ListSockets,
+    "listsockets" => ListSockets;
     /// Sends a signal to workers.
-    Signal(Signal),
+    "signal" => Signal(Signal) via wire::Signal;
     /// Stops workers, which are then replaced.
-    Kill(Kill),
+    "kill" => Kill(Kill) via wire::Kill;
     /// Turns the connection into a stream of events.
-    Listen(Listen),
+    "listen" => Listen(Listen) via wire::Listen;
     /// Log files of all watchers, or of one. Body: [`super::body::LogsReply`].
-    Logs {
+    "logs" => Logs {
         /// None means all.
         name: Option<String>,
-    },
+    };
     /// What is not as it should be. Body: [`super::body::DoctorReply`].
-    Doctor,
+    "doctor" => Doctor;
 }
 
 /// A watcher that is in no file.
@@ -315,181 +464,6 @@ impl Request {
             object.insert("msg_type".into(), "cast".into());
         }
         line_of(&Value::Object(object))
-    }
-}
-
-impl Command {
-    /// The word on the wire.
-    #[must_use]
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Add(_) => "add",
-            Self::Rm { .. } => "rm",
-            Self::Start(_) => "start",
-            Self::Stop(_) => "stop",
-            Self::Restart(_) => "restart",
-            Self::Reload { .. } => "reload",
-            Self::ReloadConfig { .. } => "reloadconfig",
-            Self::Quit => "quit",
-            Self::Shutdown => "shutdown",
-            Self::Upgrade => "upgrade",
-            Self::ReopenLogs => "reopenlogs",
-            Self::Incr { .. } => "incr",
-            Self::Decr { .. } => "decr",
-            Self::Set { .. } => "set",
-            Self::Get { .. } => "get",
-            Self::Options { .. } => "options",
-            Self::GlobalOptions { .. } => "globaloptions",
-            Self::List { .. } => "list",
-            Self::Status { .. } => "status",
-            Self::NumProcesses { .. } => "numprocesses",
-            Self::NumWatchers => "numwatchers",
-            Self::Stats { .. } => "stats",
-            Self::DStats => "dstats",
-            Self::ListSockets => "listsockets",
-            Self::Signal(_) => "signal",
-            Self::Kill(_) => "kill",
-            Self::Listen(_) => "listen",
-            Self::Logs { .. } => "logs",
-            Self::Doctor => "doctor",
-        }
-    }
-
-    fn parse(word: &str, given: Map<String, Value>) -> Result<Self, RequestError> {
-        let selection = |given| {
-            let selection: Selection = read(given)?;
-            selection.check()?;
-            Ok::<_, RequestError>(selection)
-        };
-        Ok(match word.to_lowercase().as_str() {
-            "add" => Self::Add(read::<wire::Add>(given)?.into_typed()?),
-            "rm" => {
-                let wire::Rm { name, nostop } = read(given)?;
-                Self::Rm { name, nostop }
-            }
-            "start" => Self::Start(selection(given)?),
-            "stop" => Self::Stop(selection(given)?),
-            "restart" => Self::Restart(selection(given)?),
-            "reload" => {
-                let how = read::<wire::Reload>(given.clone())?.how();
-                let selection = selection(given)?;
-                Self::Reload { selection, how }
-            }
-            "reloadconfig" => {
-                let wire::ReloadConfig {
-                    plan,
-                    accept_removal,
-                } = read(given)?;
-                Self::ReloadConfig {
-                    plan,
-                    accept_removal,
-                }
-            }
-            "quit" => Self::Quit,
-            "shutdown" | "down" => Self::Shutdown,
-            "upgrade" => Self::Upgrade,
-            "reopenlogs" => Self::ReopenLogs,
-            "incr" => {
-                let wire::Count { name, nb } = read(given)?;
-                Self::Incr { name, by: nb }
-            }
-            "decr" => {
-                let wire::Count { name, nb } = read(given)?;
-                Self::Decr { name, by: nb }
-            }
-            "set" => {
-                let set: wire::Set = read(given)?;
-                let options = OptionValues::parse(&set.options)?;
-                let name = set.name;
-                Self::Set { name, options }
-            }
-            "get" => {
-                let wire::Get { name, keys } = read(given)?;
-                Self::Get { name, keys }
-            }
-            "options" => Self::Options {
-                name: read::<wire::Named>(given)?.name,
-            },
-            "globaloptions" => Self::GlobalOptions {
-                option: read::<wire::GlobalOptions>(given)?.option,
-            },
-            "list" => Self::List {
-                name: read::<wire::MaybeNamed>(given)?.name,
-            },
-            "status" => Self::Status {
-                name: read::<wire::MaybeNamed>(given)?.name,
-            },
-            "numprocesses" => Self::NumProcesses {
-                name: read::<wire::MaybeNamed>(given)?.name,
-            },
-            "numwatchers" => Self::NumWatchers,
-            "stats" => read::<wire::Stats>(given)?.into_typed()?,
-            "dstats" => Self::DStats,
-            "listsockets" => Self::ListSockets,
-            "signal" => Self::Signal(read::<wire::Signal>(given)?.into_typed()?),
-            "kill" => Self::Kill(read::<wire::Kill>(given)?.into_typed()?),
-            "listen" => Self::Listen(read::<wire::Listen>(given)?.into_typed()?),
-            "logs" => Self::Logs {
-                name: read::<wire::MaybeNamed>(given)?.name,
-            },
-            "doctor" => Self::Doctor,
-            _ => {
-                let reason = format!("unknown command: {word:?}");
-                return Err(RequestError::new(Errno::UnknownCommand, reason));
-            }
-        })
-    }
-
-    fn properties(&self) -> Map<String, Value> {
-        match self.clone() {
-            Self::Add(add) => wire::write(&wire::Add::from_typed(add)),
-            Self::Rm { name, nostop } => wire::write(&wire::Rm { name, nostop }),
-            Self::Start(selection) | Self::Stop(selection) | Self::Restart(selection) => {
-                wire::write(&selection)
-            }
-            Self::Reload { selection, how } => {
-                let mut value = wire::write(&selection);
-                value.extend(wire::write(&wire::Reload::from_how(how)));
-                value
-            }
-            Self::ReloadConfig {
-                plan,
-                accept_removal,
-            } => wire::write(&wire::ReloadConfig {
-                plan,
-                accept_removal,
-            }),
-            Self::Incr { name, by } | Self::Decr { name, by } => {
-                wire::write(&wire::Count { name, nb: by })
-            }
-            Self::Set { name, options } => wire::write(&wire::Set {
-                name,
-                options: wire::object(options.to_value()),
-            }),
-            Self::Get { name, keys } => wire::write(&wire::Get { name, keys }),
-            Self::Options { name } => wire::write(&wire::Named { name }),
-            Self::GlobalOptions { option } => wire::write(&wire::GlobalOptions { option }),
-            Self::List { name }
-            | Self::Status { name }
-            | Self::NumProcesses { name }
-            | Self::Logs { name } => wire::write(&wire::MaybeNamed { name }),
-            Self::Stats {
-                name,
-                process,
-                extended,
-            } => wire::write(&wire::Stats::from_typed(name, process, extended)),
-            Self::Signal(signal) => wire::write(&wire::Signal::from_typed(signal)),
-            Self::Kill(kill) => wire::write(&wire::Kill::from_typed(kill)),
-            Self::Listen(listen) => wire::write(&wire::Listen::from_typed(listen)),
-            Self::Quit
-            | Self::Shutdown
-            | Self::Upgrade
-            | Self::ReopenLogs
-            | Self::NumWatchers
-            | Self::DStats
-            | Self::ListSockets
-            | Self::Doctor => Map::new(),
-        }
     }
 }
 

@@ -274,3 +274,73 @@ fn wrong_properties_say_what_is_expected() {
         assert!(error.reason.contains(expected), "{word}: {}", error.reason);
     }
 }
+
+/// The fields that serde's derive knows of a type, by asking the derive for them.
+pub(super) fn fields_of<T: DeserializeOwned>() -> Vec<&'static str> {
+    struct Asking<'a>(&'a mut Vec<&'static str>);
+
+    impl<'de> serde::Deserializer<'de> for Asking<'_> {
+        type Error = serde::de::value::Error;
+
+        fn deserialize_any<V: serde::de::Visitor<'de>>(
+            self,
+            _: V,
+        ) -> Result<V::Value, Self::Error> {
+            Err(serde::de::Error::custom("only structs are asked"))
+        }
+
+        fn deserialize_struct<V: serde::de::Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Self::Error> {
+            self.0.extend(fields);
+            self.deserialize_any(visitor)
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+            option unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier
+            ignored_any
+        }
+    }
+
+    let mut fields = Vec::new();
+    assert!(T::deserialize(Asking(&mut fields)).is_err());
+    fields
+}
+
+#[test]
+fn the_page_names_every_command_and_its_properties() {
+    let mut table = String::from("\n| command | properties | what it does |\n|---|---|---|\n");
+    for (word, properties, meaning) in described() {
+        let properties: Vec<String> = properties.iter().map(|name| format!("`{name}`")).collect();
+        // What follows is about replies, for readers of the code.
+        let ends = [" Body: ", " Waiting"].map(|end| meaning.find(end).unwrap_or(meaning.len()));
+        let meaning = &meaning[..ends[0].min(ends[1])];
+        table.push_str(&format!(
+            "| `{word}` | {} | {} |\n",
+            properties.join(", "),
+            meaning.trim().trim_end_matches('.')
+        ));
+    }
+    table.push('\n');
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/control.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let begin = "<!-- commands, written by UPDATE_README=1 cargo test -->\n";
+    let from = page.find(begin).expect("the page has the marker") + begin.len();
+    let length = page[from..]
+        .find("<!-- end -->")
+        .expect("the marker has an end");
+    let mut expected = page.clone();
+    expected.replace_range(from..from + length, &table);
+    if std::env::var_os("UPDATE_README").is_some() {
+        std::fs::write(path, expected).unwrap();
+        return;
+    }
+    assert!(
+        page == expected,
+        "manager/docs/control.md differs from the table of commands; UPDATE_README=1 writes it anew"
+    );
+}

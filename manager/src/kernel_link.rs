@@ -34,7 +34,7 @@ use crate::last_words::{Ends, lines_of};
 use crate::mark::{Lineage, Mark};
 use crate::probe::ready::Means;
 use crate::state;
-use crate::sys;
+use papa_system::sys;
 
 /// Output kept of a worker nobody logs: enough to see how it ended.
 const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;

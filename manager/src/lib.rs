@@ -15,12 +15,12 @@
 //! | `control` | the socket `papactl` speaks to |
 //! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
 //! | `runtime_dir`, `own_log`, `pidfile` | where sockets and the manager's log live; that log; the file with its pid |
+#![forbid(unsafe_code)]
 
 pub use papa_config as config;
 
 pub mod adopt;
 pub mod backoff;
-mod civil;
 pub mod cli;
 pub mod commands;
 pub mod control;
@@ -40,8 +40,6 @@ pub mod procinfo;
 pub mod runtime_dir;
 pub mod state;
 pub mod supervisor;
-pub mod sys;
 pub mod tree;
-mod walk;
 pub mod watcher;
 pub mod worker;

@@ -22,7 +22,7 @@ use papa_manager::own_log::{self, OwnLog, Setting};
 use papa_manager::pidfile::Pidfile;
 use papa_manager::runtime_dir::RuntimeDir;
 use papa_manager::supervisor::{Checked, Event, Outcome, Setup, Supervisor, own_program};
-use papa_manager::sys;
+use papa_system::sys;
 use papa_test_hooks::failpoint;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     failpoint::start("manager", || {
         let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
     });
-    if let Err(error) = papa_manager::sys::ignore_file_size_signal() {
+    if let Err(error) = sys::ignore_file_size_signal() {
         say(&format!("papa-manager: ignoring SIGXFSZ: {error}"));
     }
     sys::notice_children();

@@ -213,7 +213,7 @@ impl Orphan {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
-        let Ok(pidfd) = crate::sys::pidfd_open(self.pid) else {
+        let Ok(pidfd) = papa_system::sys::pidfd_open(self.pid) else {
             return;
         };
         // With the pidfd in hand the number can go to nobody else unnoticed.

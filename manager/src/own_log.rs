@@ -32,7 +32,7 @@ use crate::own_log::kept::{
     Kept, Leads, NEW_FILE_MODE, keep_output, reopen_output, write_to_output,
 };
 use crate::own_log::repeats::Repeats;
-use crate::walk::{check_append, open_append};
+use papa_system::walk::{check_append, open_append};
 
 /// Most bytes of one line on standard error: what a pipe that says it has room has room for.
 const STDERR_LINE_BYTES: usize = 4096;

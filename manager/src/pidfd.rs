@@ -10,8 +10,8 @@ use std::os::fd::AsFd;
 
 use nix::libc;
 
-use crate::sys;
 use crate::tree::{self, Stat, children};
+use papa_system::sys;
 
 /// Who in a worker's tree gets a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use nix::sys::signal::SigSet;
 use papa_manager::cli::Papactl;
-use papa_manager::{commands, sys};
+use papa_manager::commands;
+use papa_system::sys;
 
 fn main() -> ExitCode {
     sys::notice_children();

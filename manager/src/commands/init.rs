@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::control::client::ManagerError;
 use crate::control::message::Command;
 use crate::runtime_dir::RuntimeDir;
-use crate::sys;
+use papa_system::sys;
 
 /// What is passed on to the manager.
 const FORWARDED: [Signal; 6] = [

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::AbortHandle;
 
-use crate::sys;
+use papa_system::sys;
 
 /// Connections served at once, without those that listen.
 const MAX_CONNECTIONS: usize = 128;

@@ -24,7 +24,7 @@ use papa_test_hooks::patience::scaled;
 
 use crate::control::message::{Command, Request};
 use crate::control::server::holder;
-use crate::sys;
+use papa_system::sys;
 
 /// How long a manager may leave a question unanswered; it does nothing in its loop that takes time.
 const MANAGER_STUCK: Duration = Duration::from_secs(20);

@@ -10,7 +10,6 @@ use std::collections::HashMap;
 
 use regex_lite::Regex;
 
-use crate::civil;
 use crate::logs::file::Suspended;
 use crate::logs::format::{Author, Format, Part};
 use crate::logs::layout::{Cut, Delta, Kind, Source};
@@ -19,6 +18,7 @@ use crate::logs::schedule::Now;
 use crate::logs::sink::Sink;
 use crate::logs::store::Store;
 use crate::logs::writer::Route;
+use papa_system::civil;
 
 /// The files, and the record of what is written to them.
 #[derive(Debug)]

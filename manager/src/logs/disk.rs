@@ -12,7 +12,7 @@ use nix::sys::stat::{FileStat, fstat};
 
 use crate::logs::layout::{FileId, MAX_BATCH_BYTES};
 use crate::logs::routes::OWN_STDOUT;
-use crate::walk;
+use papa_system::walk;
 
 /// Readable by the group and others, as Circus's are under the usual umask.
 const MODE: u32 = 0o644;

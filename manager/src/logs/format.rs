@@ -12,11 +12,11 @@ use std::io::Write as _;
 use chrono::SecondsFormat;
 use serde_json::json;
 
-use crate::civil;
 use crate::config::FancyConfig;
 use crate::logs::layout::{Kind, MAX_BATCH_BYTES};
 use crate::logs::lines::MAX_LINE_BYTES;
 use crate::logs::prefix::{MAX_PREFIX_BYTES, Prefix};
+use papa_system::civil;
 
 /// Longest line that fits one JSON object whatever it is: each byte may become six characters, and
 /// again a third more in base64.

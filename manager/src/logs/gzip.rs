@@ -21,7 +21,7 @@ use papa_test_hooks::failpoint;
 use crate::logs::disk::file_id;
 use crate::logs::layout::FileId;
 use crate::logs::rotate::{added, find_rotated, gz};
-use crate::walk::Anchored;
+use papa_system::walk::Anchored;
 
 /// What the file is called while it is made.
 const UNFINISHED: &str = ".gz.tmp";

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 
 use chrono::format::{Item, StrftimeItems};
 
-use crate::civil;
+use papa_system::civil;
 
 /// Longest prefix: a line must fit one write together with it.
 pub const MAX_PREFIX_BYTES: usize = 1024;

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use papa_protocol::record::Record;
 
 use crate::logs::layout::MAX_BATCH_BYTES;
-use crate::sys;
+use papa_system::sys;
 
 /// Descriptors kept. Only processes that write much have one; with more of them than this the
 /// descriptor is asked for again.

@@ -18,7 +18,7 @@ use papa_test_hooks::failpoint;
 use crate::logs::disk::file_id;
 use crate::logs::layout::FileId;
 use crate::logs::pulse;
-use crate::walk::Anchored;
+use papa_system::walk::Anchored;
 
 /// What compressed files end in.
 pub(super) const GZ: &str = ".gz";

@@ -8,8 +8,8 @@ use std::time::{Instant, SystemTime};
 
 use chrono::{Datelike, Days, Duration, Local, NaiveDate, NaiveTime, TimeZone, Utc};
 
-use crate::civil;
 use crate::config::{RotateWhen, RotationConfig};
+use papa_system::civil;
 
 /// The present, as deadlines and as calendars count.
 #[derive(Debug, Clone, Copy)]

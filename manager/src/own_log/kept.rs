@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
-use crate::walk::{Anchored, open_append};
+use papa_system::walk::{Anchored, open_append};
 
 /// Between two looks whether the path still leads to the file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

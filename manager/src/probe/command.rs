@@ -20,7 +20,7 @@ use tokio::net::unix::pipe;
 
 use super::{ProbeError, in_time, shown};
 use crate::config::{Identity, WatcherConfig};
-use crate::sys;
+use papa_system::sys;
 
 /// What is kept of its output, for the error.
 const MAX_OUTPUT_BYTES: usize = 4096;

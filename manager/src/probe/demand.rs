@@ -14,7 +14,7 @@ use papa_protocol::json::request as ops;
 use papa_protocol::name::Name;
 
 use super::ProbeError;
-use crate::sys;
+use papa_system::sys;
 
 /// Waits until one of the sockets, named as in the kernel, has a connection (or datagram) to be
 /// taken; answers its index. One that waits already counts at once: after a start that did not take

@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::time::timeout;
 
 use super::ProbeError;
-use crate::sys;
+use papa_system::sys;
 
 /// A line is read so far; longer ones count as a yes without their end.
 const MAX_LINE_BYTES: usize = 4096;

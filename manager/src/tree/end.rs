@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use nix::libc::{SIGKILL, SIGSTOP};
 
-use crate::sys;
 use crate::tree::memory::Memory;
 use crate::tree::scan::{self, Snapshot, Stat};
 use crate::tree::{Identity, Member, Target, cgroup};
+use papa_system::sys;
 
 /// How long one attempt to end trees takes at most.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -16,13 +16,13 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 
-use crate::civil;
 use crate::cli::Common;
 use crate::commands::logs::pick::Wanted;
 use crate::commands::{note, table};
 use crate::control::client::ManagerClient;
 use crate::control::message::{Command, LineForm, LogsReply, Request, WatcherLogs};
 use crate::last_words::End;
+use papa_system::civil;
 
 /// Lines of an end shown with a failure; `papactl logs` shows all.
 const MAX_FAILURE_LINES: usize = 10;

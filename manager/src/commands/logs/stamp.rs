@@ -7,9 +7,9 @@
 use chrono::format::{Item, Parsed, parse};
 use chrono::{DateTime, Datelike, Days, Local, NaiveDateTime, TimeDelta, TimeZone, Utc};
 
-use crate::civil;
 use crate::control::message::LineForm;
 use crate::logs::prefix;
+use papa_system::civil;
 
 /// As much of a line's beginning as is looked at for its moment; a prefix is no longer.
 pub(super) const HEAD_BYTES: usize = prefix::MAX_PREFIX_BYTES;

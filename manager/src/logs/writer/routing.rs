@@ -17,7 +17,7 @@ use crate::logs::routes::OWN_STDOUT;
 use crate::logs::schedule::Now;
 use crate::logs::sink::{Address, Sink};
 use crate::logs::writer::{LogWriter, Route, Routes};
-use crate::walk;
+use papa_system::walk;
 
 impl LogWriter {
     /// The routes that come now replace what was said before of each file.

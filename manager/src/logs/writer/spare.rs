@@ -10,7 +10,7 @@ use crate::logs::file::LogFile;
 use crate::logs::schedule::Now;
 use crate::logs::sink::Sink;
 use crate::logs::writer::LogWriter;
-use crate::sys;
+use papa_system::sys;
 
 /// Files that one process's output may open.
 const FILES_OF_A_PROCESS: usize = 2;

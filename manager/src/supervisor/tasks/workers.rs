@@ -20,10 +20,10 @@ use crate::probe::ready::Means;
 use crate::supervisor::probes::{gate, held_gate};
 use crate::supervisor::saves::Pass;
 use crate::supervisor::{Event, WatcherId};
-use crate::sys;
 use crate::tree::{self, Deed, Target, TreeThread};
 use crate::watcher::StartFailure;
 use crate::worker::Running;
+use papa_system::sys;
 
 /// How long a stop signal waits until it is noted who belongs to the worker.
 const NOTE_PATIENCE: Duration = Duration::from_secs(1);

@@ -12,13 +12,13 @@ const LAST_S: i64 = 253_402_214_399;
 
 /// A moment in seconds since the epoch.
 #[must_use]
-pub(crate) fn utc(at_s: i64) -> DateTime<Utc> {
+pub fn utc(at_s: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(at_s.clamp(FIRST_S, LAST_S), 0).unwrap_or_default()
 }
 
 /// One in microseconds since the epoch, in local time.
 #[must_use]
-pub(crate) fn local(at_us: i64) -> DateTime<Local> {
+pub fn local(at_us: i64) -> DateTime<Local> {
     let at_us = at_us.clamp(FIRST_S * 1_000_000, LAST_S * 1_000_000);
     DateTime::from_timestamp_micros(at_us)
         .unwrap_or_default()
@@ -27,7 +27,7 @@ pub(crate) fn local(at_us: i64) -> DateTime<Local> {
 
 /// One that came from elsewhere.
 #[must_use]
-pub(crate) fn within(moment: DateTime<Utc>) -> DateTime<Utc> {
+pub fn within(moment: DateTime<Utc>) -> DateTime<Utc> {
     moment.clamp(utc(FIRST_S), utc(LAST_S))
 }
 

@@ -44,7 +44,7 @@ struct Place {
 /// A path by its directory's descriptor: what is done there is done in that directory, wherever the
 /// path leads by then.
 #[derive(Debug)]
-pub(crate) struct Anchored {
+pub struct Anchored {
     path: PathBuf,
     /// What the path goes through.
     _directory: OwnedFd,
@@ -55,7 +55,7 @@ impl Anchored {
     ///
     /// # Errors
     /// As [`enter`], and `InvalidInput` when it names no file.
-    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+    pub fn at(path: &Path) -> io::Result<Self> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(no_file());
         };
@@ -67,7 +67,7 @@ impl Anchored {
     }
 
     /// Good as long as this is there.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -76,7 +76,7 @@ impl Anchored {
 ///
 /// # Errors
 /// Those of `openat(2)`; `PermissionDenied` for a stranger's link on the way.
-pub(crate) fn enter(path: &Path) -> io::Result<OwnedFd> {
+pub fn enter(path: &Path) -> io::Result<OwnedFd> {
     let mut walk = Walk::begin(path, false)?;
     while let Some(name) = walk.left.pop_front() {
         walk.step(&name)?;
@@ -88,7 +88,7 @@ pub(crate) fn enter(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// As [`enter`].
-pub(crate) fn resolved(path: &Path) -> io::Result<PathBuf> {
+pub fn resolved(path: &Path) -> io::Result<PathBuf> {
     fs::read_link(by_descriptor(&enter(path)?))
 }
 
@@ -97,7 +97,7 @@ pub(crate) fn resolved(path: &Path) -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// As [`enter`], those of `mkdirat(2)`, and `InvalidInput` when the path names no file.
-pub(crate) fn open_append(path: &Path, mkdir: bool, mode: u32) -> io::Result<File> {
+pub fn open_append(path: &Path, mkdir: bool, mode: u32) -> io::Result<File> {
     let place = find_place(path, mkdir)?;
     let mode = Mode::from_bits_truncate(mode);
     Ok(place.open(OFlag::O_CREAT, mode)?)
@@ -107,7 +107,7 @@ pub(crate) fn open_append(path: &Path, mkdir: bool, mode: u32) -> io::Result<Fil
 ///
 /// # Errors
 /// As [`open_append`].
-pub(crate) fn check_append(path: &Path) -> io::Result<()> {
+pub fn check_append(path: &Path) -> io::Result<()> {
     match find_place(path, false)?.open(OFlag::empty(), Mode::empty()) {
         Ok(_) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(errno.into()),

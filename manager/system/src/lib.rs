@@ -1,0 +1,13 @@
+//! What the manager and papactl ask of the operating system.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | `sys` | system calls without a safe wrapper; all `unsafe` of the manager |
+//! | `walk` | ways to log and pid files that no stranger chooses |
+//! | `civil` | moments as people write them |
+//!
+//! Leaves to others what is done with it: this crate knows no watcher and no configuration.
+
+pub mod civil;
+pub mod sys;
+pub mod walk;

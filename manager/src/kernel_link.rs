@@ -22,19 +22,19 @@ use papa_protocol::record::Serial;
 use papa_protocol::size::ByteSize;
 use papa_protocol::socket::{Family, SocketInfo, SocketType as KernelSocketType, Umask};
 use papa_protocol::text::ByteString;
+use papa_system::sys;
 use papa_test_hooks::failpoint;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::adopt::Note;
 use crate::config::{
-    Identity, Readiness, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig,
-    WorkerInput, WorkerOutput, WorkerSpec, render_worker, scalar, socket_name,
+    Identity, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig, WorkerInput,
+    WorkerOutput, WorkerSpec, render_worker, scalar, socket_name,
 };
 use crate::last_words::{Ends, lines_of};
 use crate::mark::{Lineage, Mark};
 use crate::probe::ready::Means;
 use crate::state;
-use papa_system::sys;
 
 /// Output kept of a worker nobody logs: enough to see how it ended.
 const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;
@@ -758,14 +758,6 @@ impl Words {
     }
 }
 
-/// Whether anybody reads what the watcher's workers write.
-#[must_use]
-pub fn is_logged(watcher: &WatcherConfig) -> bool {
-    matches!(watcher.ready, Some(Readiness::Log(_)))
-        || watcher.stdout.is_consumed()
-        || watcher.stderr.is_consumed()
-}
-
 fn socket_request(socket: &SocketConfig, namespace: &str) -> Result<ops::SocketMake, LinkError> {
     let mut request = ops::SocketMake::new(Name::new(&socket.kernel_name(namespace))?);
     request.family = Some(match socket.family {
@@ -845,7 +837,7 @@ fn process_request(
         WorkerOutput::Null => Stderr::Null,
     };
     request.verbatim = spec.verbatim;
-    if !is_logged(watcher) {
+    if !watcher.is_logged() {
         request.overflow = Overflow::DropOldest;
         request.reel_bytes = Some(ByteSize(UNLOGGED_REEL_BYTES));
     }

@@ -9,7 +9,6 @@
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
 //! | `orphan` | workers that earlier kernels left running |
 //! | `mark` | what a worker's environment says of whose it is |
-//! | `logs` | captured output to files, exactly once |
 //! | `probe` | readiness, health checks, starts on demand |
 //! | `procinfo`, `holder` | what processes use of the machine; who has a port |
 //! | `control` | the socket `papactl` speaks to |
@@ -29,7 +28,6 @@ pub mod holder;
 pub mod kernel_link;
 pub mod last_words;
 pub mod life;
-pub mod logs;
 pub mod mark;
 pub mod orphan;
 pub mod own_log;

@@ -5,7 +5,6 @@
 //! they are large (`kept`), and what is said over and over is counted instead (`repeats`).
 //! Source: Circus's `logoutput`; RFC 3164 for the messages.
 
-mod kept;
 mod repeats;
 
 use std::fs::File;
@@ -20,6 +19,10 @@ use std::time::Instant;
 use anyhow::Context;
 use chrono::Local;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use papa_logs::own_output::{
+    Kept, Leads, NEW_FILE_MODE, keep_output, reopen_output, write_to_output,
+};
+use papa_system::walk::{check_append, open_append};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
@@ -27,12 +30,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogOutput, SyslogAddress, SyslogConfig};
-pub(crate) use crate::own_log::kept::look_at_output;
-use crate::own_log::kept::{
-    Kept, Leads, NEW_FILE_MODE, keep_output, reopen_output, write_to_output,
-};
 use crate::own_log::repeats::Repeats;
-use papa_system::walk::{check_append, open_append};
 
 /// Most bytes of one line on standard error: what a pipe that says it has room has room for.
 const STDERR_LINE_BYTES: usize = 4096;

@@ -370,12 +370,6 @@ pub fn umask_value(namespace: &str) -> String {
     format!("{namespace}.manager.umask")
 }
 
-/// Name the log state's memfd is held under.
-#[must_use]
-pub fn held_logs(namespace: &str) -> String {
-    format!("{namespace}.manager.logs")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

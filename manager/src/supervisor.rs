@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use papa_client::Address;
+use papa_logs::thread::{LogReport, LogThread};
 use papa_protocol::json::status::HelloReply;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -35,7 +36,6 @@ use crate::control::message::{Reply, Request, WatcherLogs};
 use crate::control::server::{Asked, now as epoch_seconds};
 use crate::error::ManagerError;
 use crate::kernel_link::KernelLink;
-use crate::logs::thread::{LogReport, LogThread};
 use crate::orphan::Notes;
 use crate::pidfd::Whom;
 use crate::probe::ready::Gate;

@@ -33,6 +33,7 @@ pub mod types;
 mod values;
 pub mod variables;
 pub mod words;
+mod worker_name;
 
 pub use problem::{ConfigErrors, Origin, Problem};
 pub use release::{Place, Release};
@@ -47,3 +48,4 @@ pub use types::{
     RlimitValue, RotateWhen, RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig,
     SyslogAddress, SyslogConfig, WatcherConfig, socket_name,
 };
+pub use worker_name::worker_of;

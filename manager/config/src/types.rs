@@ -19,6 +19,7 @@ use crate::resolve::Surroundings;
 use crate::resolve::restarts::FlappingDefaults;
 use crate::signal::SignalNumber;
 use crate::variables;
+use crate::worker_name::worker_of;
 
 /// Namespace of the kernel's names unless `[circus] namespace` says otherwise; the one Circus
 /// always used.
@@ -280,6 +281,14 @@ impl WatcherConfig {
         self.demand_sockets().into_iter().collect()
     }
 
+    /// Whether anybody reads what its workers write.
+    #[must_use]
+    pub fn is_logged(&self) -> bool {
+        matches!(self.ready, Some(Readiness::Log(_)))
+            || self.stdout.is_consumed()
+            || self.stderr.is_consumed()
+    }
+
     /// Name in the kernel of worker number `wid`.
     #[must_use]
     pub fn worker_name(&self, namespace: &str, wid: u32) -> String {
@@ -290,13 +299,8 @@ impl WatcherConfig {
     /// watcher.
     #[must_use]
     pub fn worker_number(&self, namespace: &str, kernel_name: &str) -> Option<u32> {
-        let (watcher, wid) = kernel_name
-            .strip_prefix(namespace)?
-            .strip_prefix('.')?
-            .rsplit_once('.')?;
-        // Only the one spelling that worker_name writes: `+7` or `07` are somebody else's.
-        let number = wid.parse().ok()?;
-        (watcher == self.key && wid == format!("{number}")).then_some(number)
+        let (watcher, number) = worker_of(namespace, kernel_name)?;
+        (watcher == self.key).then_some(number)
     }
 }
 

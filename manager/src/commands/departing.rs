@@ -11,7 +11,9 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{sys, tree};
+use papa_system::sys;
+
+use crate::tree;
 
 /// What the names of our processes begin with. A daemon in another pid namespace tells a number that
 /// is somebody else's here; it is not waited for.

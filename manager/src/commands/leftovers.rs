@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use papa_client::{Address, ClientError};
+use papa_config::worker_of;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
 use papa_protocol::process::{Overflow, Process};
 use papa_protocol::record::Serial;
 
-use crate::adopt::{Note, worker_of};
+use crate::adopt::Note;
 use crate::commands::CommandError;
 use crate::commands::kernel::{KernelError, block_on, connect, is_absent};
 use crate::config::{Config, WatcherConfig};

@@ -1,22 +1,17 @@
 //! `papactl logs`: the end of what watchers wrote, in files and in the kernel, and with `-f` what
 //! is added.
 //!
-//! Owns the order of things: who is meant, what was there, what comes. Reading files is `tail`'s,
-//! reading the kernel `live`'s, showing `screen`'s. Nothing here changes a log: files are only
-//! read, and the kernel is asked as a follower.
+//! Owns the order of things: who is meant, what was there, what comes. Reading files is
+//! `papa_logs::reader`'s, reading the kernel `live`'s, showing `screen`'s. Nothing here changes a
+//! log: files are only read, and the kernel is asked as a follower.
 //! Source: manager/docs/papactl.md.
 
 mod console;
 pub(super) mod ended;
-mod generations;
 mod live;
-mod merge;
-mod pick;
 pub(super) mod screen;
 pub(crate) mod since;
 mod sources;
-mod stamp;
-mod tail;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -25,6 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Local, Utc};
+use papa_logs::reader::{Shown, Stamps, Tail, Wanted, merged};
 
 use crate::cli::Common;
 use crate::cli::args::{Lines, LogsArgs};
@@ -35,12 +31,8 @@ use crate::control::message::{Command, LogsReply, Request, RequestError, Selecti
 
 pub use console::Console;
 use live::{Line, News};
-use merge::{Shown, merged};
-use pick::Wanted;
 use screen::{Printer, Style};
 use sources::{FileSource, LiveSource, Sources};
-use stamp::Stamps;
-use tail::Tail;
 
 /// How many lines are shown unless told otherwise.
 const DEFAULT_LINES: usize = 10;

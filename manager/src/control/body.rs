@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use papa_logs::form::LineForm;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -326,44 +327,6 @@ pub struct WatcherLogs {
     /// Something that ended workers wrote is on its way to the files still.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
-}
-
-/// Where a stream's lines can be read, and how they say when they were written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "form", rename_all = "snake_case")]
-pub enum LineForm {
-    /// In the file, as they came.
-    Plain,
-    /// In the file, behind `TIME [PID] | `.
-    Stamped {
-        /// strftime format of TIME.
-        time_format: String,
-    },
-    /// In the file, as objects.
-    Json,
-    /// In no file; in the kernel while it keeps them.
-    Kernel,
-    /// Nowhere.
-    Nowhere,
-}
-
-impl LineForm {
-    fn of(stream: &StreamConfig) -> Self {
-        match stream {
-            StreamConfig::Null => Self::Nowhere,
-            StreamConfig::File(file) if file.json => Self::Json,
-            StreamConfig::File(file) => match &file.time_format {
-                Some(time_format) => Self::Stamped {
-                    time_format: time_format.clone(),
-                },
-                None => Self::Plain,
-            },
-            StreamConfig::Unset
-            | StreamConfig::Stdout
-            | StreamConfig::Fancy(_)
-            | StreamConfig::Syslog(_) => Self::Kernel,
-        }
-    }
 }
 
 /// Log files of `watchers`, for the answer to `logs` and for `papactl logs` without a manager.

@@ -10,13 +10,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use papa_client::{Address, Push};
+use papa_logs::thread::LogReport;
 use papa_protocol::process::Process;
 
 use crate::config::{Config, Release};
 use crate::control::server::Asked;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
-use crate::logs::thread::LogReport;
 use crate::orphan::Orphan;
 use crate::runtime_dir::RuntimeDir;
 use crate::supervisor::probes::Finding;

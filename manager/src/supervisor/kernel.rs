@@ -7,19 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use papa_client::Push;
+use papa_config::worker_of;
+use papa_logs::thread::{LogSettings, LogThread};
 use papa_protocol::json::push::{Event as KernelEvent, EventType};
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::process::{Exit, Process};
 use papa_test_hooks::failpoint;
 
-use crate::adopt::{Note, worker_of};
+use crate::adopt::Note;
 use crate::config::change::{Given, with_options};
 use crate::config::{Config, Release, WatcherConfig};
 use crate::control::events::EventKind;
 use crate::error::ManagerError;
-use crate::kernel_link::{Inventory, KernelLink, is_logged, settings};
+use crate::kernel_link::{Inventory, KernelLink, settings};
 use crate::last_words::End;
-use crate::logs::thread::{LogSettings, LogThread};
 use crate::state::{self, Kept};
 use crate::supervisor::resume::Resumed;
 use crate::supervisor::{Event, Look, Phase, Supervisor, WatcherId, tasks};
@@ -76,7 +77,7 @@ impl Supervisor {
 
     pub(super) fn start_logs(&mut self) {
         let watchers = self.logged();
-        let any = watchers.iter().any(|watcher| is_logged(watcher));
+        let any = watchers.iter().any(|watcher| watcher.is_logged());
         let settings = LogSettings {
             addresses: self.addresses.clone(),
             namespace: self.config.namespace.clone(),
@@ -452,7 +453,7 @@ impl Supervisor {
     pub(super) fn queue_acknowledgements(&mut self) {
         for (id, serial) in self.dead.take_unacknowledged() {
             let watcher = self.watchers.get(&id);
-            let discard = watcher.is_some_and(|watcher| !is_logged(watcher.config()));
+            let discard = watcher.is_some_and(|watcher| !watcher.config().is_logged());
             let key = watcher.map(|watcher| watcher.config().key.as_str());
             if discard
                 && let Some(key) = key
@@ -468,7 +469,7 @@ impl Supervisor {
     /// any more.
     pub(super) fn forget_shown(&mut self, id: WatcherId, serial: u64) {
         let watcher = self.watchers.get(&id);
-        let discard = watcher.is_none_or(|watcher| !is_logged(watcher.config()));
+        let discard = watcher.is_none_or(|watcher| !watcher.config().is_logged());
         self.saves.acknowledge(serial, discard);
     }
 }

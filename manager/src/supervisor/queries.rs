@@ -6,18 +6,18 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use papa_client::ClientError;
+use papa_config::worker_of;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::adopt::worker_of;
 use crate::config::{OrphanPolicy, WatcherConfig};
 use crate::control::message::{
     Command, Errno, ListReply, LogsReply, ManagerStatus, NumProcessesReply, OptionsReply, Reply,
     Request, RequestError, StatusReply, WatcherLogs, WatcherState, WatcherStatus, log_files,
 };
-use crate::kernel_link::{KernelLink, is_logged};
+use crate::kernel_link::KernelLink;
 use crate::supervisor::tickets::answer;
 use crate::supervisor::{Supervisor, shown_options};
 use crate::watcher::Watcher;
@@ -341,7 +341,7 @@ fn logs_of<'a>(watchers: impl Iterator<Item = &'a Watcher> + Clone) -> LogsReply
     let mut reply = log_files(watchers.clone().map(|watcher| watcher.config().as_ref()));
     for (logs, watcher) in reply.logs.iter_mut().zip(watchers) {
         logs.ends = watcher.last_ends().clone();
-        logs.draining = is_logged(watcher.config()) && !watcher.kept().ended.is_empty();
+        logs.draining = watcher.config().is_logged() && !watcher.kept().ended.is_empty();
     }
     reply
 }

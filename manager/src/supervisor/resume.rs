@@ -10,9 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use papa_config::worker_of;
 use papa_protocol::process::Process;
 
-use crate::adopt::worker_of;
 use crate::config::change::{Given, is_added, with_options};
 use crate::config::diff::diff;
 use crate::config::kept::KeptDocument;

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use papa_config::worker_of;
 use papa_protocol::process::Process;
 
-use crate::adopt::{Note, worker_of};
+use crate::adopt::Note;
 use crate::config::Config;
 use crate::control::message::ReloadHow;
 use crate::supervisor::{Supervisor, WatcherId, tasks};

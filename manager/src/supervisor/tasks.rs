@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use papa_client::{Address, Client, Options, Pushes};
+use papa_config::worker_of;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
@@ -20,7 +21,6 @@ use papa_test_hooks::failpoint;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::adopt::worker_of;
 use crate::config::{Config, SocketConfig, SocketType};
 use crate::error::ManagerError;
 use crate::holder::{self, Sought};
@@ -628,7 +628,7 @@ pub(super) fn clean_up(
             .map(|name| NamePattern::new(&name(&config.namespace)));
         let forget_own = ops::ValueRemove { names: own.into() };
         let drop_logs = ops::HoldDrop {
-            names: vec![NamePattern::new(&state::held_logs(&config.namespace))],
+            names: vec![NamePattern::new(&papa_logs::held_logs(&config.namespace))],
         };
         let drop_gates = ops::HoldDrop {
             names: vec![ready::held(&config.namespace)],

@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::config::WatcherConfig;
-use crate::kernel_link::is_logged;
 use crate::supervisor::Supervisor;
 use crate::watcher::Watcher;
 
@@ -101,7 +100,7 @@ impl Supervisor {
         self.drained(&done);
         for (serial, config) in self.undrained.workers() {
             // Their exits may have been acknowledged to a kernel that died.
-            self.saves.acknowledge(serial, !is_logged(config));
+            self.saves.acknowledge(serial, !config.is_logged());
         }
     }
 

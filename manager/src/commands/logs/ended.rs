@@ -14,15 +14,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use nix::fcntl::OFlag;
+use papa_logs::form::LineForm;
+use papa_logs::reader::Wanted;
+use papa_system::civil;
 use serde_json::{Value, json};
 
 use crate::cli::Common;
-use crate::commands::logs::pick::Wanted;
 use crate::commands::{note, table};
 use crate::control::client::ManagerClient;
-use crate::control::message::{Command, LineForm, LogsReply, Request, WatcherLogs};
+use crate::control::message::{Command, LogsReply, Request, WatcherLogs};
 use crate::last_words::End;
-use papa_system::civil;
 
 /// Lines of an end shown with a failure; `papactl logs` shows all.
 const MAX_FAILURE_LINES: usize = 10;

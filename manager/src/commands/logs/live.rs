@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use papa_client::{Address, Client, ClientError, Options, Push, Pushes};
+use papa_config::worker_of;
 use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request::ops::{self, FollowFrom};
 use papa_protocol::json::status::HelloReply;
@@ -21,7 +22,6 @@ use papa_protocol::process::Process;
 use papa_protocol::record::{Serial, Stream};
 use tokio::time::timeout;
 
-use crate::adopt::worker_of;
 use crate::commands::kernel;
 use crate::commands::logs::screen::MAX_LINE_BYTES;
 use crate::commands::logs::sources::LiveSource;

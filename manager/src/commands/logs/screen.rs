@@ -11,13 +11,13 @@ use std::thread;
 
 use chrono::SecondsFormat;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use papa_logs::form::LineForm;
+use papa_system::civil;
 use serde_json::{Value, json};
 
 use crate::commands::logs::live::Line;
 use crate::commands::logs::sources::FileSource;
 use crate::commands::table;
-use crate::control::message::LineForm;
-use papa_system::civil;
 
 /// Longest line held back until its end comes, in bytes.
 pub(super) const MAX_LINE_BYTES: usize = 1024 * 1024;

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use crate::control::message::{LineForm, LogsReply, WatcherLogs};
+use papa_logs::form::LineForm;
+
+use crate::control::message::{LogsReply, WatcherLogs};
 
 /// Names before a label says "and more".
 const MAX_LABEL_NAMES: usize = 3;

@@ -1,0 +1,263 @@
+//! The log thread as the rest of the manager sees it: started, told what is wanted, ended.
+//!
+//! Owns the thread, what it is told and the wording of what it tells; the work is `session`'s.
+//! Invariant: nothing that is told is lost: what is wanted is one value, the latest, not a queue;
+//! what the receiver of a report has no room for is reported again.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use papa_client::Address;
+use papa_config::WatcherConfig;
+use tokio::sync::watch;
+
+use crate::pulse::Pulse;
+use crate::session::{FAREWELL, Session, TRY_AGAIN};
+
+/// Time beyond the farewell for a write that was begun. A thread that hangs in a write (a dead
+/// network file system) is then left behind; the end of the process is for it what a kill is, and
+/// the state is made for that.
+const LAST_WRITE: Duration = Duration::from_secs(1);
+
+/// Everything the thread has to know.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// Where the kernel is.
+    pub addresses: Vec<Address>,
+    /// Ours.
+    pub namespace: String,
+    /// Whose output goes where.
+    pub watchers: Vec<Arc<WatcherConfig>>,
+}
+
+/// What the thread has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogReport {
+    /// What is wrong, for people, whenever that changes; empty means all is well, and the first
+    /// time also that output is being consumed.
+    Troubles(Vec<String>),
+    /// A process wrote a line that matches its watcher's `ready = log:REGEX`. Told once for each
+    /// process, and once more by every manager that takes it over.
+    LineMatched {
+        /// The process.
+        serial: u64,
+    },
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct LogThread {
+    wanted: watch::Sender<Wanted>,
+    /// Closed when the thread has ended.
+    ended: mpsc::Receiver<()>,
+}
+
+/// What is wanted of the thread, as of now.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) watchers: Arc<[Arc<WatcherConfig>]>,
+    /// Reopen requests so far; a change means reopen.
+    pub(super) reopenings: u64,
+    pub(super) finish: bool,
+}
+
+impl LogThread {
+    /// Starts the thread, whether or not there is something to log yet. `report` takes what it has
+    /// to say; `false` means that there is no room, and the same is said again a little later.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(
+        settings: LogSettings,
+        report: impl Fn(LogReport) -> bool + Send + 'static,
+    ) -> io::Result<Self> {
+        let (wanted, receiver) = watch::channel(Wanted {
+            watchers: settings.watchers.clone().into(),
+            reopenings: 0,
+            finish: false,
+        });
+        let (end, ended) = mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let pulse = Pulse::start(settings.addresses.clone())?;
+        std::thread::Builder::new()
+            .name("logs".to_owned())
+            .spawn(move || {
+                let _dropped_at_the_end = end;
+                let reports = Reports::new(report);
+                runtime.block_on(run(&settings, receiver, reports, &pulse));
+            })?;
+        Ok(Self { wanted, ended })
+    }
+
+    /// Says that the configuration is another one. Lines of running processes go on exactly once:
+    /// up to some line to where they went, from there on to where they are to go now. Processes of
+    /// a watcher that is gone are written as before until they end.
+    pub fn update(&self, watchers: Vec<Arc<WatcherConfig>>) {
+        self.wanted
+            .send_modify(|wanted| wanted.watchers = watchers.into());
+    }
+
+    /// Closes all log files, so that the next line opens them by their paths.
+    pub fn reopen(&self) {
+        self.wanted.send_modify(|wanted| wanted.reopenings += 1);
+    }
+
+    /// Writes and acknowledges what has arrived, then ends the thread. Blocks for that time, at
+    /// most three seconds.
+    pub fn finish(self) {
+        self.wanted.send_modify(|wanted| wanted.finish = true);
+        if self.ended.recv_timeout(FAREWELL + LAST_WRITE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::warn!("log thread hangs in a write; ending without it");
+        }
+    }
+}
+
+async fn run(
+    settings: &LogSettings,
+    mut wanted: watch::Receiver<Wanted>,
+    mut reports: Reports,
+    pulse: &Pulse,
+) {
+    loop {
+        // Cloned beforehand: what is borrowed cannot be told anew, and opening may wait for a
+        // kernel as long as it likes.
+        let now = wanted.borrow().clone();
+        let attempt = async {
+            // What a predecessor left half done on a slow disk takes its time too.
+            let _at_work = pulse.work();
+            match Session::open(settings, &now, &mut reports).await {
+                Ok(session) => Some(session),
+                Err(error) => {
+                    reports.troubles(vec![format!("logs: {error}")]);
+                    reports.send();
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    None
+                }
+            }
+        };
+        let mut ending = wanted.clone();
+        let opened = tokio::select! {
+            opened = attempt => opened,
+            _ = ending.wait_for(|wanted| wanted.finish) => return,
+        };
+        if let Some(session) = opened {
+            reports.troubles(Vec::new());
+            return session.serve(&mut wanted, &mut reports, pulse).await;
+        }
+    }
+}
+
+/// What is still to be said.
+pub(super) struct Reports {
+    send: Box<dyn Fn(LogReport) -> bool>,
+    /// As last told.
+    told: Option<Vec<String>>,
+    troubles: Vec<String>,
+    matched: BTreeSet<u64>,
+}
+
+impl Reports {
+    fn new(send: impl Fn(LogReport) -> bool + 'static) -> Self {
+        Self {
+            send: Box::new(send),
+            told: None,
+            troubles: Vec::new(),
+            matched: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn troubles(&mut self, troubles: Vec<String>) {
+        self.troubles = troubles;
+    }
+
+    pub(super) fn matched(&mut self, serials: impl IntoIterator<Item = u64>) {
+        self.matched.extend(serials);
+    }
+
+    /// Says what there is to say; false when there was no room for all of it.
+    pub(super) fn send(&mut self) -> bool {
+        while let Some(serial) = self.matched.pop_first() {
+            if !(self.send)(LogReport::LineMatched { serial }) {
+                self.matched.insert(serial);
+                return false;
+            }
+        }
+        if self.told.as_ref() != Some(&self.troubles) {
+            if !(self.send)(LogReport::Troubles(self.troubles.clone())) {
+                return false;
+            }
+            self.told = Some(self.troubles.clone());
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn it_can_be_told_more_while_it_waits_for_the_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel.sock");
+        // Takes the connection and says nothing.
+        let kernel = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let settings = LogSettings {
+            addresses: vec![Address::Unix(path)],
+            namespace: "circus".to_owned(),
+            watchers: Vec::new(),
+        };
+        let thread = LogThread::start(settings, |_| true).unwrap();
+        let connection = kernel.accept().unwrap();
+        let (told, done) = mpsc::channel();
+        std::thread::spawn(move || {
+            // The first wakes it up, the second waits for what it does then.
+            thread.update(Vec::new());
+            thread.update(Vec::new());
+            thread.finish();
+            let _ = told.send(());
+        });
+        let done = done.recv_timeout(Duration::from_secs(20));
+        assert_eq!(done, Ok(()), "whoever tells it something hangs");
+        drop(connection);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_said_again() {
+        let room = Rc::new(Cell::new(0));
+        let heard = Rc::new(RefCell::new(Vec::new()));
+        let (there, ear) = (room.clone(), heard.clone());
+        let mut reports = Reports::new(move |report| {
+            let taken = there.get() > 0;
+            if taken {
+                there.set(there.get() - 1);
+                ear.borrow_mut().push(report);
+            }
+            taken
+        });
+        reports.matched([7, 9, 7]);
+        room.set(1);
+        assert!(!reports.send());
+        room.set(9);
+        assert!(reports.send());
+        assert!(reports.send());
+        reports.troubles(vec!["full".to_owned()]);
+        assert!(reports.send());
+        assert_eq!(
+            *heard.borrow(),
+            [
+                LogReport::LineMatched { serial: 7 },
+                LogReport::LineMatched { serial: 9 },
+                LogReport::Troubles(Vec::new()),
+                LogReport::Troubles(vec!["full".to_owned()]),
+            ]
+        );
+    }
+}

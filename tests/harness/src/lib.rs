@@ -20,6 +20,7 @@ pub mod procfs;
 mod python;
 pub mod revision;
 mod scratch;
+pub mod skips;
 pub mod whole;
 
 use std::io::Write;
@@ -95,8 +96,8 @@ pub fn copy_program(from: &std::path::Path, to: &std::path::Path) {
     );
 }
 
-/// Says that this test cannot run here, past the test runner's capture, so that whoever runs the
-/// suite sees it; in CI it is a failure.
+/// Says that this test cannot run here, past the test runner's capture, and again at the end of the
+/// run ([`skips`]); in CI it is a failure.
 ///
 /// # Panics
 /// When the environment says `CI=true`.
@@ -105,6 +106,12 @@ pub fn skipped(why: &str) {
     let test = thread.name().unwrap_or("a test");
     // `println!` would be captured, and shown of failed tests only.
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
+    if let Err(error) = skips::add(test, why) {
+        let _ = writeln!(
+            std::io::stderr(),
+            "not noted for the end of the run: {error}"
+        );
+    }
     assert!(
         std::env::var("CI").as_deref() != Ok("true"),
         "skipped in CI: {why}"

@@ -369,6 +369,7 @@ fn wrong_arguments_are_usage_errors_and_say_what_is_accepted() {
         ("reload --sequential --terminate", "terminate"),
         ("stop --match regex", "NAME"),
         ("add web", "CMD"),
+        ("add web --set x=y -- sleep 5", "no option of add"),
         ("add --option x new sleep", "KEY=VALUE"),
         ("listen --since x", "number of an event"),
         ("completions nosuchshell", "bash"),

@@ -112,10 +112,9 @@ fn merged(
                 known::foreign::find(key),
                 known::suggestion(known::WATCHER, key),
             ) {
-                (Some(foreign), _) => format!(
-                    ", it is a key of {}; use {}",
-                    foreign.program, foreign.instead
-                ),
+                (Some(foreign), _) => {
+                    format!(", it is a key of {}; {}", foreign.program, foreign.advice())
+                }
                 (None, Some(meant)) => format!("; did you mean {meant}?"),
                 (None, None) => ", expected a key of [watcher:NAME]".to_owned(),
             };

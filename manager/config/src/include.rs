@@ -145,18 +145,15 @@ fn read_into(
                 loaded.files.push(path.to_owned());
                 return false;
             }
+            let mut own = Document::default();
+            // Its mistakes are told when it is added.
+            own.read(path, &bytes, &mut Findings::default());
             if asked.is_some() {
-                report_ignored(
-                    &loaded.document,
-                    loaded.files.first(),
-                    path,
-                    &bytes,
-                    findings,
-                );
+                report_ignored(&loaded.document, loaded.files.first(), &own, findings);
             }
             loaded.document.read(path, &bytes, findings);
             loaded.files.push(path.to_owned());
-            if is_empty(&bytes) {
+            if own.is_empty() {
                 loaded.empty.push(path.to_owned());
             }
             true
@@ -173,13 +170,9 @@ fn read_into(
 fn report_ignored(
     before: &Document,
     main: Option<&PathBuf>,
-    path: &Path,
-    bytes: &[u8],
+    own: &Document,
     findings: &mut Findings,
 ) {
-    let mut own = Document::default();
-    // Its mistakes are told when it is added.
-    own.read(path, bytes, &mut Findings::default());
     for key in ["include", "include_dir"] {
         if let Some(entry) = own.get("circus", key) {
             findings.warn(
@@ -260,14 +253,6 @@ fn dangling(path: &Path) -> Option<io::Error> {
             "it is a link to {}, which is not there",
             target.display()
         ))
-    })
-}
-
-/// Nothing but comments and white space.
-fn is_empty(bytes: &[u8]) -> bool {
-    let mut lines = bytes.split(|byte| *byte == b'\n');
-    lines.all(|line| {
-        line.trim_ascii().is_empty() || line.starts_with(b"#") || line.starts_with(b";")
     })
 }
 
@@ -475,6 +460,28 @@ mod tests {
             assert_eq!(said.len(), 1, "{said:?}");
             assert!(said[0].starts_with(&expected), "{expected:?}: {said:?}");
             let _ = fs::remove_file(&part).or_else(|_| fs::remove_dir(&part));
+        }
+    }
+
+    #[test]
+    fn a_file_that_lost_its_keys_did_not_count_as_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        for (text, empty) in [
+            (&b""[..], true),
+            (b" \n\t\n# c\n; d\nrem e\n", true),
+            (b"\xef\xbb\xbf", true),
+            (b"\xef\xbb\xbf\r\n# c\r\n", true),
+            (b"[watcher:a]\n", true),
+            (b"[circus]\n[DEFAULT]\n", true),
+            (b"[DEFAULT]\na = b\n", false),
+            (b"[watcher:a]\ncmd = x\n", false),
+        ] {
+            fs::write(base.join("main.ini"), text).unwrap();
+            let mut findings = Findings::default();
+            let loaded = load(Path::new("main.ini"), base, str::to_owned, &mut findings);
+            let text = String::from_utf8_lossy(text);
+            assert_eq!(!loaded.empty.is_empty(), empty, "{text:?}");
         }
     }
 

@@ -163,6 +163,16 @@ impl Document {
         }
     }
 
+    /// No section has a key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.defaults.is_empty()
+            && self
+                .sections
+                .iter()
+                .all(|section| section.entries.is_empty())
+    }
+
     /// Every section in file order.
     #[must_use]
     pub fn sections(&self) -> &[Section] {

@@ -92,7 +92,7 @@ impl Config {
             return Ok(());
         }
         let included = self.files.len().saturating_sub(1);
-        let found = if included == 0 && self.empty_files.contains(&self.path) {
+        let found = if self.base.document.sections().is_empty() {
             "the file is empty"
         } else {
             "there is no watcher in it"

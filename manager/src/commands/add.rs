@@ -10,6 +10,11 @@ use crate::control::options::quote;
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &AddArgs) -> Result<(), CommandError> {
+    if let Some(word) = args.command.first().filter(|word| word.starts_with('-')) {
+        return Err(CommandError::Usage(format!(
+            "{word:?}: no option of add is called so, and no program either; expected papactl add [OPTIONS] NAME PROGRAM [ARGUMENTS]"
+        )));
+    }
     // One word is a whole command line, as in a file; several were split by the shell already.
     let cmd = match args.command.as_slice() {
         [line] => line.clone(),

@@ -71,7 +71,7 @@ impl OptionValues {
                 let foreign = known::foreign::find(key);
                 let hint = match (foreign, known::suggestion(known::WATCHER, key)) {
                     (Some(foreign), _) => {
-                        format!("; a key of {}, use {}", foreign.program, foreign.instead)
+                        format!("; a key of {}, {}", foreign.program, foreign.advice())
                     }
                     (None, Some(meant)) => format!("; did you mean {meant:?}?"),
                     (None, None) => String::new(),

@@ -13,8 +13,9 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use papa_harness::{
-    Classic, Collector, Json, Kernel, KernelBuilder, Scratch, assert_same_bytes, binary, free_port,
-    is_root, private_command, procfs, skipped, wait_for, wait_until, wait_until_for,
+    Classic, Collector, Failpoints, Json, Kernel, KernelBuilder, Scratch, assert_same_bytes,
+    binary, free_port, is_root, private_command, procfs, skipped, wait_for, wait_until,
+    wait_until_for,
 };
 
 /// For what takes the daemon's patience with itself, real or shortened, on a busy machine.
@@ -254,6 +255,68 @@ fn a_keeper_that_is_process_1_and_wakes_up_beside_its_successor_ends_nobody() {
             .contains("running=True")
     );
     // Asked to end, it passes that on, and everybody is asked by the one who decides now.
+    procfs::signal(init, Signal::SIGTERM);
+    wait_until("everything has ended", || {
+        child.try_wait().expect("it is ours").is_some()
+    });
+}
+
+/// While no kernel of the next keeper serves, a copy of that process holds the line to the old one
+/// open: to the old one, which asks on it, it looks as if its kernel were stuck.
+#[test]
+fn a_keeper_that_is_process_1_killed_its_successor_if_that_took_long_to_recover() {
+    if !is_root() {
+        return skipped("a pid namespace takes root");
+    }
+    if !cfg!(debug_assertions) {
+        return skipped("a release build has no places to stop at");
+    }
+    let scratch = Scratch::new();
+    let port = free_port();
+    let points = Failpoints::at(&scratch.directory().join("failpoints"));
+    let log_path = scratch.directory().join("keeper.log");
+    let log = std::fs::File::create(&log_path).expect("the scratch directory is writable");
+    let mut command = private_command(std::path::Path::new("unshare"), scratch.directory());
+    let mut child = points
+        .put_into(&mut command)
+        .env("PAPA_TEST_PATIENCE_MS", "1000")
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(binary("papa"))
+        .args(["--port", &port.to_string()])
+        .stderr(log)
+        .spawn()
+        .expect("it can be started");
+    assert_eq!(scratch.status(port)["keeper"], 1);
+    let started = i32::try_from(child.id()).expect("a pid fits");
+    let init = wait_for("it is found from outside", || {
+        procfs::children(started).first().copied()
+    });
+    Classic::tcp(port).ask("make process w /bin/sleep 1000");
+    procfs::signal(init, Signal::SIGSTOP);
+    points.arm("recover.fetched", 1, "kernel");
+    wait_until_for("the next keeper's kernel stands still", LONG, || {
+        points.hit("recover.fetched").is_some()
+    });
+    procfs::signal(init, Signal::SIGCONT);
+    let said = |text: &str| {
+        let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+        log.contains(text)
+    };
+    wait_until("it knows that it is replaced", || {
+        said("the kernel has taken this keeper's place; staying as process 1")
+    });
+    for pid in procfs::descendants(init) {
+        if procfs::stat(pid).is_some_and(|stat| stat.state == 'T') {
+            procfs::signal(pid, Signal::SIGCONT);
+        }
+    }
+    assert_ne!(scratch.status(port)["keeper"], 1);
+    assert!(!said("does not answer; replacing it"));
+    assert!(
+        Classic::tcp(port)
+            .ask("list processes")
+            .contains("running=True")
+    );
     procfs::signal(init, Signal::SIGTERM);
     wait_until("everything has ended", || {
         child.try_wait().expect("it is ours").is_some()

@@ -37,7 +37,7 @@ use nix::unistd::{ForkResult, Pid};
 use papa_test_hooks::failpoint;
 
 use self::program::Program;
-use self::talk::REPLACED_AFTER;
+use self::talk::{REPLACED_AFTER, has_title};
 use self::wire::{Kept, Key, Kind};
 use crate::logging::Log;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, wait_id};
@@ -516,7 +516,12 @@ impl Keeper {
     fn check_on_kernel(&mut self) {
         let now = Instant::now();
         let limit = self.recovery_limit();
-        let Some(kernel) = &mut self.kernel else {
+        let Self {
+            kernel: Some(kernel),
+            arguments,
+            ..
+        } = self
+        else {
             return;
         };
         if kernel.silent_since.is_some() {
@@ -542,6 +547,12 @@ impl Keeper {
         if process::is_traced(kernel.pid) {
             kernel.asked = Some(now);
             kernel.started = now;
+            return;
+        }
+        if !kernel.succeeds && has_title(kernel.pid.as_raw(), TITLE, arguments) {
+            // It has taken this keeper's place, and the copy of it that waits beside still holds
+            // the line: `is_replaced` decides.
+            kernel.silent_since = Some(now);
             return;
         }
         say(format_args!(

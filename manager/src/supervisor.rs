@@ -75,6 +75,8 @@ mod shown_options;
 mod signals;
 mod sockets;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod tickets;
 mod undrained;
 mod upgrade;

@@ -145,3 +145,28 @@ impl Supervisor {
         all.into_iter().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::{Event, testing};
+
+    #[test]
+    fn a_watcher_goes_on_when_the_sockets_of_a_fresh_kernel_are_made() {
+        let mut supervisor = testing::supervisor(
+            "[socket:web]\nport = 0\n[watcher:web]\ncmd = true\nuse_sockets = yes\n",
+        );
+        let id = supervisor.keys["web"];
+        let waits_for = |supervisor: &mut Supervisor| {
+            supervisor.set_gates();
+            supervisor.watchers.get(&id).unwrap().gate().socket.clone()
+        };
+        assert_eq!(waits_for(&mut supervisor), None);
+        supervisor.sockets_unmade = true;
+        let socket = waits_for(&mut supervisor);
+        assert_eq!(socket.as_deref(), Some("socket web: it is not made yet"));
+        // Nothing else happens that concerns the watcher.
+        supervisor.handle(Event::Sockets(BTreeMap::new()));
+        assert_eq!(waits_for(&mut supervisor), None);
+    }
+}

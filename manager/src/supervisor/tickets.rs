@@ -231,3 +231,61 @@ pub(super) fn refuse(request: Request, reply: oneshot::Sender<Reply>, error: &Re
 pub(super) fn done(request: Request, reply: oneshot::Sender<Reply>) {
     answer(request, reply, Ok(&json!({})));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::control::request::Command;
+    use crate::control::selection::Selection;
+    use crate::supervisor::testing;
+    use crate::watcher::Moment;
+    use crate::worker::Running;
+
+    #[test]
+    fn who_has_shown_that_it_stays_since_it_was_judged_is_looked_at_again() {
+        let mut supervisor = testing::supervisor("[watcher:w]\ncmd = true\n");
+        let id = supervisor.keys["w"];
+        // Long ago: everything is shown by now, and nothing of it was judged.
+        let begun = Instant::now()
+            .checked_sub(Duration::from_secs(3600))
+            .unwrap();
+        let at = Moment {
+            now: begun,
+            epoch_ms: 1,
+            jitter: 0,
+        };
+        let watcher = supervisor.watchers.get_mut(&id).unwrap();
+        watcher.release();
+        watcher.step(&at);
+        let process = Running {
+            serial: 1,
+            pid: 100,
+            started_us: 1,
+            started: begun,
+        };
+        watcher.started(1, process, None, &at);
+        let (reply, _asker) = oneshot::channel();
+        supervisor.tickets.push(Ticket {
+            request: Request::accepted(Command::Start(Selection::default())),
+            reply,
+            watchers: vec![id],
+            goal: Goal::Up,
+            body: Body::Nothing,
+            open: 0,
+        });
+        supervisor.judged_at = begun;
+        supervisor.settle_tickets();
+        assert_eq!(
+            supervisor.tickets.len(),
+            1,
+            "it is judged by what was true then"
+        );
+        let due = supervisor.proof_deadline().unwrap();
+        assert!(due > begun && due < Instant::now());
+        supervisor.judged_at = Instant::now();
+        supervisor.settle_tickets();
+        assert!(supervisor.tickets.is_empty(), "it is answered");
+    }
+}

@@ -102,6 +102,10 @@ pub(crate) enum Action {
     Leave {
         nth: u64,
     },
+    /// A worker of `crowd` goes into the background: it ends well, and its child runs on.
+    Background {
+        nth: u64,
+    },
     /// A process of a client's own is made.
     Make,
     Kill(Role),
@@ -138,9 +142,19 @@ pub(crate) enum Action {
     FullDisk,
     /// The log file of `full` can be neither renamed nor opened until the next check.
     LockedFile,
+    /// The log file of `full` is moved away, and a directory is in its place until the next check.
+    ReplacedLog,
+    /// The log file of `full` is moved away or deleted while the manager's disk is slow, with or
+    /// without a request to open the logs anew, until the next check.
+    LogGone {
+        deleted: bool,
+        reopen: bool,
+    },
     /// More connections to the manager's control socket than it takes, which say nothing, until the
     /// next check.
     IdleSessions,
+    /// Listeners to the manager's events that read nothing, until the next check.
+    DeafListeners,
     /// The runtime directory is removed, with the sockets of kernel and manager in it.
     RemoveRuntimeDirectory,
     /// The manager is killed and started again, and the next one finds its disk slow, until the
@@ -152,6 +166,14 @@ pub(crate) enum Action {
     Clock {
         seconds: i64,
     },
+    /// The files that the kernel, or the manager, writes may only become so large (`RLIMIT_FSIZE`),
+    /// until the next check.
+    FileLimit {
+        role: Role,
+        bytes: u64,
+    },
+    /// The manager's own log cannot be written, until the next check.
+    OwnLog,
     /// Processes are made until there is no descriptor left, and end.
     Exhaust,
 }
@@ -168,14 +190,14 @@ const MORTALS: [&str; 3] = ["web", "crowd", "side"];
 
 impl Action {
     /// How many kinds there are.
-    pub(crate) const KINDS: usize = 25;
+    pub(crate) const KINDS: usize = 31;
 
     pub(crate) fn draw(random: &mut Random) -> Self {
         let writer = |random: &mut Random| Which {
             name: random.one_of(&WRITERS),
             nth: random.below(8),
         };
-        match random.below(100) {
+        match random.below(110) {
             0..17 => {
                 let length = random.one_of(&[70, 100, 1_000, 10_000, 50_000]);
                 let count = random.between(1, BURST_BYTES / length);
@@ -213,7 +235,8 @@ impl Action {
                 nth: random.below(8),
             },
             29..31 => Self::Make,
-            31..33 => Self::LockedFile,
+            31..32 => Self::LockedFile,
+            32..33 => Self::ReplacedLog,
             33..35 => Self::IdleSessions,
             35..36 => Self::RemoveRuntimeDirectory,
             36..44 => Self::Kill(Role::Kernel),
@@ -255,7 +278,28 @@ impl Action {
             97..99 => Self::Clock {
                 seconds: random.one_of(&[-86_400, -3_600, -1, 0, 1, 7_200, 1_000_000]),
             },
-            _ => Self::Exhaust,
+            99..100 => Self::Exhaust,
+            100..103 => Self::LogGone {
+                deleted: random.below(2) == 0,
+                reopen: random.below(2) == 0,
+            },
+            103..105 => Self::Background {
+                nth: random.below(8),
+            },
+            // That of the kernel is more than a worker writes between two checks: what is kept of
+            // it goes below the limit. That of the manager is less than a log file may have.
+            105..108 => match random.one_of(&[Role::Kernel, Role::Manager]) {
+                role @ Role::Kernel => Self::FileLimit {
+                    role,
+                    bytes: 2_000_000,
+                },
+                role => Self::FileLimit {
+                    role,
+                    bytes: random.one_of(&[0, 30_000]),
+                },
+            },
+            108..109 => Self::DeafListeners,
+            _ => Self::OwnLog,
         }
     }
 }

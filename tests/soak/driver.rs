@@ -4,7 +4,9 @@
 //! killed manager stays away for some steps. One at a time holds for keeper and kernel: after a
 //! kill of either the next step waits until both are there.
 
+use std::collections::HashSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -37,8 +39,17 @@ const SOON: Duration = Duration::from_secs(10);
 /// Seconds for what a worker leaves behind, which takes them all; far more than a worker needs.
 const GRACE: u64 = 5;
 
+/// Pause between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 /// More connections than the manager takes.
 const IDLE_SESSIONS: usize = 200;
+
+/// Listeners that read nothing; fewer than the manager takes.
+const DEAF_LISTENERS: usize = 40;
+
+/// What every step with a log file takes while a log is moved away or deleted, in milliseconds.
+const SLOW_MS: u64 = 200;
 
 /// What the tmpfs of `full` holds.
 const DISK_BYTES: usize = 16 << 20;
@@ -140,6 +151,14 @@ pub(crate) struct Soak {
     idle: Vec<UnixStream>,
     ballast: bool,
     locked: bool,
+    /// A directory is in the place of the log file of `full`.
+    replaced: bool,
+    /// Logs that were moved away, deleted or not.
+    logs_gone: u64,
+    /// Whose limit on file size is a low one.
+    limited: Vec<Role>,
+    /// The kernel may keep output in a form that the older program cannot read.
+    rings: bool,
     /// The base file's text, without the sections that change.
     base: String,
     disk_path: String,
@@ -217,6 +236,10 @@ impl Soak {
             idle: Vec::new(),
             ballast: false,
             locked: false,
+            replaced: false,
+            logs_gone: 0,
+            limited: Vec::new(),
+            rings: false,
             base,
             disk_path,
             made: 0,
@@ -330,6 +353,13 @@ impl Soak {
         if std::mem::take(&mut self.locked) {
             self.set_immutable(false);
         }
+        if std::mem::take(&mut self.replaced) {
+            fs::remove_dir(self.full_path("full.out"))
+                .map_err(|error| format!("the directory in the place of a log: {error}"))?;
+        }
+        for role in std::mem::take(&mut self.limited) {
+            self.limit_files(role, None);
+        }
         self.deaf.clear();
         self.idle.clear();
         // Killed in the middle of it: the next one finishes the same writes with a disk as it is.
@@ -381,6 +411,7 @@ impl Soak {
             Action::Partial { who, stream } => self.order_beside(who, format!("partial {stream}")),
             Action::End { who, how } => self.end(who, how)?,
             Action::Leave { nth } => self.leave(nth)?,
+            Action::Background { nth } => self.background(nth)?,
             Action::Make => self.make(),
             Action::Kill(role) => {
                 self.counts.kills += 1;
@@ -426,6 +457,16 @@ impl Soak {
                 if !self.locked {
                     skipped("a file that cannot be renamed takes root, and a tmpfs with chattr");
                 }
+            }
+            Action::ReplacedLog => self.replace_log()?,
+            Action::LogGone { deleted, reopen } => self.lose_log(deleted, reopen)?,
+            Action::DeafListeners => self.deaf_listeners()?,
+            Action::FileLimit { role, bytes } => self.low_limit(role, bytes)?,
+            Action::OwnLog => {
+                let log = fs::metadata(self.whole.kernel.path("manager.log"));
+                // Whatever is written behind its end is too much.
+                let size = log.map_err(|error| error.to_string())?.len();
+                self.low_limit(Role::Manager, size)?;
             }
             Action::IdleSessions => {
                 self.whole.restore()?;
@@ -497,6 +538,110 @@ impl Soak {
         Ok(())
     }
 
+    /// Has a worker go into the background soon after its start: it is reported, and nobody is
+    /// started beside it; when it has ended the watcher goes on. One that comes to it too late has
+    /// left something behind, which is ended.
+    fn background(&mut self, nth: u64) -> Result<(), String> {
+        self.whole.restore()?;
+        self.join()?;
+        let name = "crowd";
+        let Some(before) = self.worker(Which { name, nth }) else {
+            return Ok(());
+        };
+        let directory = self.whole.kernel.directory().to_owned();
+        let known: HashSet<i32> = self.whole.lives().iter().map(|life| life.pid).collect();
+        let _ = before.order(&directory, "exit 0");
+        let begun = Instant::now();
+        let life = loop {
+            let mut living = self.whole.living(name).into_iter();
+            // Under another number perhaps: a lower one may be free.
+            let found = living.find(|life| !known.contains(&life.pid));
+            match found {
+                Some(life) if life.order(&directory, "leave").is_some() => break life,
+                _ if begun.elapsed() > RECOVERY => {
+                    return Err(format!("nobody came in place of {}", before.source()));
+                }
+                _ => std::thread::sleep(LOOK_AGAIN),
+            }
+        };
+        let _ = life.order(&directory, "exit 0");
+        let mut lives = self.whole.lives().into_iter();
+        let now = lives.find(|now| (now.pid, now.ticks) == (life.pid, life.ticks));
+        let left = now.map(|now| now.left).unwrap_or_default();
+        let is_there = || left.iter().all(|pid| procfs::alive(*pid));
+        let is_told = |soak: &Self| {
+            let status = soak.whole.ask("status", &json!({"name": name}));
+            status.is_some_and(|status| status.to_string().contains("went into the background"))
+        };
+        while is_there() && !is_told(self) {
+            if begun.elapsed() > RECOVERY {
+                return Err(format!("{} runs on, and nobody is told", life.source()));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        for pid in left {
+            procfs::signal(pid, Signal::SIGKILL);
+        }
+        Ok(())
+    }
+
+    /// Opens listeners that read nothing of what they are told.
+    fn deaf_listeners(&mut self) -> Result<(), String> {
+        self.whole.restore()?;
+        let path = self.whole.kernel.runtime_dir().join("circus.manager.sock");
+        for number in 0..DEAF_LISTENERS {
+            let Ok(mut stream) = UnixStream::connect(&path) else {
+                return Err(format!("the manager takes no more than {number} listeners"));
+            };
+            let request = json!({"id": 1, "command": "listen", "properties": {"waiting": true}});
+            for _ in 0..2 {
+                // One that was closed for others is closed.
+                let _ = writeln!(stream, "{request}");
+            }
+            self.idle.push(stream);
+        }
+        Ok(())
+    }
+
+    /// Has the files that keeper and kernel, or the manager, write become no larger than this; with
+    /// none, as large as they like.
+    fn limit_files(&self, role: Role, bytes: Option<u64>) {
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        let roles = match role {
+            Role::Manager => vec![Role::Manager],
+            // Each may be what the other is later.
+            Role::Kernel | Role::Keeper => vec![Role::Keeper, Role::Kernel],
+        };
+        for role in roles {
+            let _ = Command::new("prlimit")
+                .args(["--pid", &self.whole.pid(role).to_string()])
+                .arg(format!("--fsize={limit}:unlimited"))
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+
+    fn low_limit(&mut self, role: Role, bytes: u64) -> Result<(), String> {
+        self.whole.restore()?;
+        if role == Role::Kernel {
+            if self.runs_other() {
+                // An older one does not know what to do about it.
+                return Ok(());
+            }
+            self.rings = true;
+        }
+        self.limit_files(role, Some(bytes));
+        self.limited.push(role);
+        Ok(())
+    }
+
+    /// Whether the kernel runs the older program.
+    fn runs_other(&mut self) -> bool {
+        let now = self.whole.kernel.status();
+        let now = format!("/proc/{}/exe", now["pid"]);
+        fs::read_link(now).is_ok_and(|path| path == self.copy)
+    }
+
     fn make(&mut self) {
         if self.whole.living_like("side").len() >= MAX_SIDE {
             return;
@@ -509,14 +654,11 @@ impl Soak {
     }
 
     fn upgrade_kernel(&mut self, program: Program) -> Result<(), String> {
-        let other = self.copy.as_path();
-        let now = self.whole.kernel.status();
-        let now = format!("/proc/{}/exe", now["pid"]);
-        let runs_other = fs::read_link(now).is_ok_and(|path| path == other);
+        let runs_other = self.runs_other();
         let other = if runs_other {
             binary("papa")
         } else {
-            other.to_owned()
+            self.copy.clone()
         };
         let other = other.to_str().unwrap();
         let (fields, good) = match program {
@@ -527,7 +669,9 @@ impl Soak {
         };
         let answer = self.whole.kernel.json().call("kernel.upgrade", fields);
         let answer = answer.map_err(|error| format!("the requester was not answered: {error}"))?;
-        if answer.is_ok() != good {
+        let unreadable = |error: &Value| error.to_string().contains("cannot read the output of");
+        let refused = self.rings && answer.as_ref().is_err_and(unreadable);
+        if answer.is_ok() != good && !refused {
             return Err(format!("answered was {answer:?}"));
         }
         self.whole.wait_roles()
@@ -625,12 +769,62 @@ impl Soak {
             .ok_or("the writer was not let go on".to_owned())
     }
 
-    fn ballast_path(&self) -> String {
+    /// A file in the log directory of `full`.
+    fn full_path(&self, name: &str) -> String {
         let root = self
             .disk
             .as_ref()
             .map_or_else(String::new, |disk| format!("/proc/{}/root", disk.pid));
-        format!("{root}{}/ballast", self.disk_path)
+        format!("{root}{}/{name}", self.disk_path)
+    }
+
+    fn ballast_path(&self) -> String {
+        self.full_path("ballast")
+    }
+
+    /// Puts a directory where the log file of `full` is, and has the manager open it anew.
+    /// Everything is written and read before: what comes to the file that is moved away is older
+    /// than all that comes to another, and so is its name for who reads them.
+    fn replace_log(&mut self) -> Result<(), String> {
+        self.check()?;
+        let log = self.full_path("full.out");
+        if fs::rename(&log, self.full_path("full.before")).is_err() {
+            // Just turned: there is none.
+            return Ok(());
+        }
+        // Unless another was made at once.
+        self.replaced = fs::create_dir(&log).is_ok();
+        self.whole.signal(Role::Manager, Signal::SIGUSR1);
+        Ok(())
+    }
+
+    /// Moves the log file of `full` away, or deletes it, while the manager's disk is slow. Everything
+    /// is written and read before, so that what comes to that file is older than all that comes to
+    /// another; and whoever reads looks into it first, deleted or not.
+    fn lose_log(&mut self, deleted: bool, reopen: bool) -> Result<(), String> {
+        self.check()?;
+        if cfg!(debug_assertions) {
+            self.slow_disk(SLOW_MS)?;
+        }
+        let log = self.full_path("full.out");
+        if !self.whole.has_read(&log) {
+            // Just turned: what is older was not read, or there is none.
+            return Ok(());
+        }
+        self.logs_gone += 1;
+        let away = self.full_path(&format!("full.a{:06}", self.logs_gone));
+        let moved = fs::rename(&log, &away).and_then(|()| {
+            if !deleted {
+                return Ok(());
+            }
+            self.whole.read_on(&away)?;
+            fs::remove_file(&away)
+        });
+        moved.map_err(|error| format!("{log}: {error}"))?;
+        if reopen {
+            self.whole.signal(Role::Manager, Signal::SIGUSR1);
+        }
+        Ok(())
     }
 
     /// Sets or clears the attribute of the log files of `full` that forbids every change; whether

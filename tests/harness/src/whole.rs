@@ -20,6 +20,7 @@ mod witness;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -86,6 +87,8 @@ pub struct Whole {
     /// Who was who when everything was last there.
     pids: BTreeMap<Role, i32>,
     lines: Lines,
+    /// Log files that are read though they may be deleted.
+    deleted: Vec<fs::File>,
     /// Lives whose end was found in the manager's events.
     told: BTreeSet<(i32, u64)>,
     /// The manager, which keeps its events in memory, was killed or replaced since the last check.
@@ -420,6 +423,20 @@ impl Whole {
     /// Lines found in the logs so far, as of the last check.
     pub fn lines_read(&self) -> u64 {
         self.lines.sources.values().map(|read| read.next).sum()
+    }
+
+    /// Whether some of a log file was read so far: then all that is older was.
+    pub fn has_read(&self, path: &str) -> bool {
+        fs::metadata(path).is_ok_and(|file| self.lines.knows(file.ino()))
+    }
+
+    /// Has a log file that is about to be deleted read on all the same, before all others.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn read_on(&mut self, path: &str) -> std::io::Result<()> {
+        self.deleted.push(fs::File::open(path)?);
+        Ok(())
     }
 
     /// What is in the logs, as of the last check.

@@ -136,6 +136,7 @@ impl WholeBuilder {
             manager: None,
             pids: BTreeMap::new(),
             lines: Lines::default(),
+            deleted: Vec::new(),
             told: BTreeSet::new(),
             manager_disturbed: false,
             unknown_ends: false,

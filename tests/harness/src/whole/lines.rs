@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +51,19 @@ pub struct Lines {
 }
 
 impl Lines {
+    /// Whether something of the file with this inode was read.
+    pub fn knows(&self, inode: u64) -> bool {
+        self.offsets.get(&inode).is_some_and(|offset| *offset > 0)
+    }
+
+    /// Reads what is new in a file that may have no name any more.
+    pub fn read_deleted(&mut self, file: &fs::File) {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        if let Err(error) = self.read_file(&path) {
+            self.find(format!("a deleted log: {error}"));
+        }
+    }
+
     /// Reads what is new in a directory of logs.
     pub fn read(&mut self, directory: &Path) {
         for (_, path) in pieces(directory) {

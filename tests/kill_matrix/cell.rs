@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,14 @@ const VALUE_BYTES: usize = 20_000;
 /// Lines of a burst: more than a log file's limit.
 const BURST_LINES: usize = 3000;
 
-/// The watcher whose worker is told to end; the others are `Whole`'s own.
+/// The path of a unix socket, below the scratch directory.
+const SOCKET: &str = "matrix.sock";
+
+/// The watcher whose worker is told to end, and a socket whose path is removed; the other watchers
+/// are `Whole`'s own.
 pub(crate) const MORTAL: &str = "
+[socket:matrix]
+path = DIR/matrix.sock
 [watcher:mortal]
 cmd = WORKER mortal
 copy_env = true
@@ -230,6 +236,11 @@ impl Bench {
                 }));
             }
             Drive::UpgradeManager => self.whole.signal(Role::Manager, Signal::SIGUSR2),
+            Drive::PathGone => {
+                let path = self.whole.kernel.directory().join(SOCKET);
+                std::fs::remove_file(&path).map_err(|error| error.to_string())?;
+                driven.lost = Some((path, self.whole.living("web")));
+            }
             Drive::Reload => {
                 let path = self.whole.kernel.runtime_dir().join("circus.manager.sock");
                 driven.asked = Some(std::thread::spawn(move || reload(&path)));
@@ -301,6 +312,14 @@ impl Bench {
             })?;
         }
         self.whole.restore()?;
+        if let Some((path, users)) = &driven.lost {
+            wait("the socket has its path again", || {
+                UnixStream::connect(path).ok()
+            })?;
+            wait("the workers that had the old one are replaced", || {
+                (!users.iter().any(Life::is_there)).then_some(())
+            })?;
+        }
         if let Some(ending) = &driven.ending {
             self.wait_successor(ending)?;
         }
@@ -327,6 +346,7 @@ impl Bench {
     ) -> Result<(), Vec<String>> {
         let mut wrong = Vec::new();
         let mut web = BTreeSet::new();
+        let rolls = matches!(place.drive, Drive::Reload | Drive::PathGone);
         for life in self.whole.lives() {
             let Some(end) = life.end else { continue };
             let earlier = before
@@ -341,7 +361,7 @@ impl Bench {
             if expected && end.status == STATUS {
                 continue;
             }
-            if place.drive == Drive::Reload && life.name == "web" && is_in(&life, before) {
+            if rolls && life.name == "web" && is_in(&life, before) {
                 web.insert(life.pid);
                 continue;
             }
@@ -349,7 +369,7 @@ impl Bench {
         }
         // A manager that had not kept its decision takes it along; then nobody is replaced.
         let lost = victim == Victim::One(Role::Manager) && web.is_empty();
-        if place.drive == Drive::Reload && web.len() != 2 && !lost {
+        if rolls && web.len() != 2 && !lost {
             wrong.push(format!("of two old workers the reload replaced {web:?}"));
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
@@ -373,6 +393,8 @@ struct Driven {
     ending: Option<Life>,
     /// Who waits for an answer.
     asked: Option<JoinHandle<()>>,
+    /// Where a unix socket is to be again, and the workers that have the old one.
+    lost: Option<(PathBuf, Vec<Life>)>,
 }
 
 fn is_in(life: &Life, others: &[Life]) -> bool {

@@ -57,6 +57,8 @@ pub(crate) enum Drive {
     UpgradeBoth,
     /// The manager is asked to become its program anew.
     UpgradeManager,
+    /// The path of a unix socket is removed, so that it is bound anew.
+    PathGone,
 }
 
 impl std::fmt::Display for Drive {
@@ -76,6 +78,7 @@ impl std::fmt::Display for Drive {
             Self::Upgrade => "`kernel.upgrade`",
             Self::UpgradeBoth => "`kernel.upgrade` with `keeper`",
             Self::UpgradeManager => "SIGUSR2 to the manager",
+            Self::PathGone => "the path of a unix socket was removed",
         })
     }
 }
@@ -471,6 +474,18 @@ pub(crate) const PLACES: &[Place] = &[
         Role::Manager,
         Drive::UpgradeManager,
         "the next program is about to consume output",
+    ),
+    place(
+        "socket.unbound",
+        Role::Manager,
+        Drive::PathGone,
+        "the socket whose path was removed is closed, no other one is made",
+    ),
+    place(
+        "socket.bound",
+        Role::Manager,
+        Drive::PathGone,
+        "it is bound anew, and the manager has not noted that",
     ),
     place(
         "upgrade.examined",

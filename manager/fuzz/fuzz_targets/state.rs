@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use libfuzzer_sys::fuzz_target;
 
-use papa_manager::logs::store::Store;
+use papa_logs::store::Store;
 use papa_manager::state::Kept;
 
 /// Longest piece written into the log state.

@@ -20,7 +20,7 @@ use papa_protocol::process::{
 };
 use papa_protocol::record::Serial;
 use papa_protocol::size::ByteSize;
-use papa_protocol::socket::{Family, SocketInfo, SocketType as KernelSocketType, Umask};
+use papa_protocol::socket::{SocketInfo, Umask};
 use papa_protocol::text::ByteString;
 use papa_system::sys;
 use papa_test_hooks::failpoint;
@@ -28,8 +28,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::adopt::Note;
 use crate::config::{
-    Identity, RlimitValue, SocketConfig, SocketFamily, SocketType, WatcherConfig, WorkerInput,
-    WorkerOutput, WorkerSpec, render_worker, scalar, socket_name,
+    Identity, RlimitValue, SocketConfig, WatcherConfig, WorkerInput, WorkerOutput, WorkerSpec,
+    render_worker, scalar, socket_name,
 };
 use crate::last_words::{Ends, lines_of};
 use crate::mark::{Lineage, Mark};
@@ -685,12 +685,8 @@ pub fn settings(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Option<u6
 /// FNV-1a, which is the same in every build.
 fn digest(watcher: &WatcherConfig, request: &ops::ProcessMake) -> Option<u64> {
     let mut value = serde_json::to_value(request).ok()?;
-    let copied = watcher.options.get("copy_env").is_some_and(|text| {
-        matches!(
-            text.trim().to_lowercase().as_str(),
-            "yes" | "true" | "on" | "1"
-        )
-    });
+    let copied = watcher.options.get("copy_env");
+    let copied = copied.is_some_and(|text| scalar::boolean(text) == Ok(true));
     if copied && let Some(fields) = value.as_object_mut() {
         fields.remove("env");
     }
@@ -760,18 +756,8 @@ impl Words {
 
 fn socket_request(socket: &SocketConfig, namespace: &str) -> Result<ops::SocketMake, LinkError> {
     let mut request = ops::SocketMake::new(Name::new(&socket.kernel_name(namespace))?);
-    request.family = Some(match socket.family {
-        SocketFamily::Inet => Family::Inet,
-        SocketFamily::Inet6 => Family::Inet6,
-        SocketFamily::Unix => Family::Unix,
-    });
-    request.socket_type = match socket.kind {
-        SocketType::Stream => KernelSocketType::Stream,
-        SocketType::Datagram => KernelSocketType::Dgram,
-        SocketType::Raw => KernelSocketType::Raw,
-        SocketType::Rdm => KernelSocketType::Rdm,
-        SocketType::SeqPacket => KernelSocketType::Seqpacket,
-    };
+    request.family = Some(socket.family);
+    request.socket_type = socket.kind;
     request.backlog = Some(socket.backlog);
     request.path = socket
         .path

@@ -15,12 +15,13 @@ use crate::text::{ByteString, escape_control, shorten};
 pub const DEFAULT_BACKLOG: u32 = 5;
 
 /// Address family of a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     /// A path in the file system.
     Unix,
     /// IPv4.
+    #[default]
     Inet,
     /// IPv6.
     Inet6,

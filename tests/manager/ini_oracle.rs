@@ -343,10 +343,10 @@ impl Comparison<'_> {
         };
         let kind = match socket.kind {
             SocketType::Stream => nix::libc::SOCK_STREAM,
-            SocketType::Datagram => nix::libc::SOCK_DGRAM,
+            SocketType::Dgram => nix::libc::SOCK_DGRAM,
             SocketType::Raw => nix::libc::SOCK_RAW,
             SocketType::Rdm => nix::libc::SOCK_RDM,
-            SocketType::SeqPacket => nix::libc::SOCK_SEQPACKET,
+            SocketType::Seqpacket => nix::libc::SOCK_SEQPACKET,
         };
         let path = socket.path.as_ref().map(|path| path.to_string_lossy());
         let mut own: Vec<(&str, Value)> = vec![

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use papa_protocol::socket::{Family as SocketFamily, SocketType};
+
 use crate::environment::Variables;
 use crate::include::Pattern;
 use crate::ini::{Document, Entry};
@@ -572,60 +574,6 @@ impl SocketConfig {
 #[must_use]
 pub fn socket_name(namespace: &str, name: &str) -> String {
     format!("{namespace}.{name}")
-}
-
-/// Address family of a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SocketFamily {
-    /// IPv4.
-    #[default]
-    Inet,
-    /// IPv6.
-    Inet6,
-    /// A path.
-    Unix,
-}
-
-impl SocketFamily {
-    /// The kernel's word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Inet => "inet",
-            Self::Inet6 => "inet6",
-            Self::Unix => "unix",
-        }
-    }
-}
-
-/// Type of a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SocketType {
-    /// Connections.
-    #[default]
-    Stream,
-    /// Datagrams.
-    Datagram,
-    /// Raw packets.
-    Raw,
-    /// Reliable datagrams.
-    Rdm,
-    /// Connections that keep message borders.
-    SeqPacket,
-}
-
-impl SocketType {
-    /// The kernel's word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stream => "stream",
-            Self::Datagram => "dgram",
-            Self::Raw => "raw",
-            Self::Rdm => "rdm",
-            Self::SeqPacket => "seqpacket",
-        }
-    }
 }
 
 /// A user or group as written: the kernel resolves names.

@@ -261,7 +261,7 @@ fn in_the_way(socket: &SocketConfig) -> Option<String> {
     let sought = Sought {
         address,
         port: socket.port.filter(|port| *port > 0)?,
-        datagram: socket.kind == SocketType::Datagram,
+        datagram: socket.kind == SocketType::Dgram,
     };
     holder::of_address(&sought)
         .map(|holder| format!("is taken by {holder}"))

@@ -43,7 +43,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
                 socket.family = values::family(written.text)?;
                 Ok(())
             },
-            |socket| Some(socket.family.as_str().to_owned()),
+            |socket| Some(socket.family.word().to_owned()),
         )
         .change(Change::Reopen)
         .without("`AF_INET`; `AF_INET6` where `host` is such an address")
@@ -58,7 +58,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
             socket.kind = values::kind(written.text)?;
             Ok(())
         },
-        |socket| Some(socket.kind.as_str().to_owned()),
+        |socket| Some(socket.kind.word().to_owned()),
     )
     .change(Change::Reopen)
     .default("SOCK_STREAM")

@@ -47,7 +47,7 @@ fn report(first: &SocketConfig, socket: &SocketConfig, findings: &mut Findings) 
         )
     };
     // The system lets both have it, and gives all datagrams to one.
-    if socket.path.is_none() && socket.kind == SocketType::Datagram {
+    if socket.path.is_none() && socket.kind == SocketType::Dgram {
         let message = format!("{meant}: only one of them gets what is sent there");
         return findings.warn(&socket.origin, message);
     }

@@ -218,7 +218,7 @@ fn check_protocol(fields: &mut Fields<'_>, unix: bool, kind: SocketType) {
     }
     let usual = match (unix, kind) {
         (false, SocketType::Stream) => Some("tcp"),
-        (false, SocketType::Datagram) => Some("udp"),
+        (false, SocketType::Dgram) => Some("udp"),
         _ => None,
     };
     fields.parsed("proto", |text| {

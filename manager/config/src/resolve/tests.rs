@@ -244,7 +244,7 @@ fn socket_keys_arrive() {
     assert!(a.replace && a.nonblocking && a.use_papa && a.port.is_none());
     assert_eq!(
         (b.family, b.kind, b.backlog),
-        (SocketFamily::Inet6, SocketType::Datagram, 7)
+        (SocketFamily::Inet6, SocketType::Dgram, 7)
     );
     assert_eq!(
         (b.host.as_deref(), b.port, b.umask),

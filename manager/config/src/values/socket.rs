@@ -16,10 +16,10 @@ pub(crate) fn family(text: &str) -> Result<SocketFamily, String> {
 pub(crate) fn kind(text: &str) -> Result<SocketType, String> {
     match prefixless(text, "SOCK_").as_str() {
         "STREAM" => Ok(SocketType::Stream),
-        "DGRAM" => Ok(SocketType::Datagram),
+        "DGRAM" => Ok(SocketType::Dgram),
         "RAW" => Ok(SocketType::Raw),
         "RDM" => Ok(SocketType::Rdm),
-        "SEQPACKET" => Ok(SocketType::SeqPacket),
+        "SEQPACKET" => Ok(SocketType::Seqpacket),
         _ => {
             Err("expected SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_RDM or SOCK_SEQPACKET".to_owned())
         }

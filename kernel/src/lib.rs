@@ -1,8 +1,8 @@
-//! The papa kernel: holds what must never die.
+//! The papa kernel: the daemon that holds what must never die.
 //!
 //! It starts processes, keeps sockets, values and descriptors, and returns
 //! output and exit codes. It does not stop, signal or restart processes and
-//! knows nothing of watchers; that is the manager's.
+//! knows nothing of watchers: the manager does that.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -13,9 +13,11 @@
 //! | `client/` | callers: accepting them, their bytes, their bounds |
 //! | `owner.rs`, `owner/` | the event loop: deadlines, exits, signals, starts |
 //! | `verbs/` | what requests do, and both dialects |
+//! | `processes/` | running processes: starts, output, exits |
 //! | `world/` | what exists: the table, its journal, live processes, their output |
-//! | `readers/` | sessions, their subscriptions, delivery, acknowledgement |
+//! | `readers/` | sessions, their subscriptions, delivery |
 //! | `change/` | changing the program or the role: upgrade, stop, recovery, takeover |
+//! | `holder.rs` | who has a place that cannot be bound |
 //! | `directions.rs` | the test of which folder may import which |
 //! | `sys/` | the system, and the only `unsafe` |
 
@@ -28,6 +30,7 @@ pub mod keeper;
 pub mod launcher;
 pub mod logging;
 pub mod owner;
+mod processes;
 pub mod readers;
 pub mod run;
 pub mod sys;

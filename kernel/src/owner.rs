@@ -1,20 +1,18 @@
-//! The event loop: owns the world and the sessions, and handles one event after
-//! the other.
+//! The event loop: owns the world and the sessions, and handles one event after the other.
 //!
-//! Connections, the poller and deadlines bring events (`shared.rs`); every
-//! handler is an ordinary function that runs to completion. What the handlers
-//! of requests do is in `verbs/`, how output reaches readers in `readers/`, and how
-//! the program is changed in `change/`. Exits are in `exits.rs`, and what the
-//! keeper and signals ask in `signals.rs`.
+//! Connections, the poller and deadlines bring events (`shared.rs`); every handler is an ordinary
+//! function that runs to completion. A request goes to `verbs::answer` and comes back as a reply or
+//! as something the owner has to do first: start a process (`starting.rs`), change the program
+//! (`change/`) or end. Output and exits go to `processes/`. What the keeper and signals ask is in
+//! `signals.rs`.
 //! Invariant: a change is in the journal before it is answered.
 
-mod exits;
 mod runtime_dir;
 pub mod shared;
 pub(crate) mod signals;
 pub(crate) mod starting;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -22,7 +20,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 use papa_protocol::limits;
-use papa_protocol::record::Stream;
 use papa_test_hooks::failpoint;
 use tracing::{error, warn};
 
@@ -32,15 +29,18 @@ use crate::change::understudy::Understudy;
 use crate::change::upgrade::Changes;
 use crate::client::budget::Budget;
 use crate::client::event::Incoming;
-use crate::client::exchange::SessionId;
+use crate::client::exchange::{Expect, SessionId};
 use crate::client::server::Server;
 use crate::keeper::wire::{Key, Kind};
+use crate::processes::{capture, exits};
+use crate::readers::Readers;
 use crate::readers::session::Session;
 use crate::sys::alarm::Alarm;
 use crate::sys::clock::now_us;
-use crate::verbs::caller::Caller;
-use crate::verbs::{VerbError, claim};
+use crate::verbs::room::{Room, Usage};
+use crate::verbs::{self, Answer, Reply, Request};
 use crate::world::World;
+use crate::world::deadline::Deadline;
 use crate::world::live::Source;
 use papa_test_hooks::patience::scaled;
 
@@ -53,33 +53,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors kept for taking the keeper's place, which must not fail where
 /// everybody else has used up all there are.
 const SPARE_DESCRIPTORS: usize = 8;
-
-/// Something to do at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Deadline {
-    /// Has the consumer of this process's full reel acknowledged meanwhile?
-    Stall(u64),
-    /// How did this process end, if the keeper has not said so?
-    ExitLookup(u64),
-    /// Try again to take this process's output: the system had no memory.
-    Retry(u64),
-    /// A watcher has had time to read what its watch started with.
-    FirstBatch(SessionId),
-    /// Is the private socket's path still there?
-    RuntimeDir,
-    /// Has everybody left the control groups of forgotten processes?
-    Cgroups,
-    /// Has the keeper said anything?
-    KeeperSilence,
-    /// Have all connections stopped?
-    Freeze,
-    /// What has come of this process's start?
-    Starting(u64),
-    /// Is there a descriptor for another caller?
-    Accept,
-    /// Sessions have had the time to read that the kernel ends.
-    Exit,
-}
 
 /// What is known of the keeper, beside the line to it.
 #[derive(Debug)]
@@ -114,11 +87,9 @@ pub struct Owner {
     pub(crate) world: World,
     pub(crate) keeper: KeeperWatch,
     pub(crate) signals: SignalFd,
-    pub(crate) sessions: BTreeMap<SessionId, Session>,
-    /// Sessions that may have something to send.
-    pub(crate) ready_sessions: BTreeSet<SessionId>,
+    /// The sessions, and what they read.
+    pub(crate) readers: Readers,
     pub(crate) budget: Rc<Budget>,
-    pub(crate) deadlines: BTreeSet<(Instant, Deadline)>,
     pub(crate) alarm: Alarm,
     /// Serves listeners made later.
     pub(crate) server: Option<Server>,
@@ -157,10 +128,8 @@ impl Owner {
             world,
             keeper,
             signals,
-            sessions: BTreeMap::new(),
-            ready_sessions: BTreeSet::new(),
+            readers: Readers::default(),
             budget: Rc::new(Budget::new(limits::SESSION_BUDGET_BYTES)),
-            deadlines: BTreeSet::new(),
             alarm,
             server: None,
             starting: BTreeMap::new(),
@@ -169,8 +138,9 @@ impl Owner {
             runtime_dir_trouble: None,
         };
         owner
-            .deadlines
-            .insert((now + scaled(KEEPER_SILENCE), Deadline::KeeperSilence));
+            .world
+            .agenda
+            .at(now + scaled(KEEPER_SILENCE), Deadline::KeeperSilence);
         Ok(owner)
     }
 
@@ -215,8 +185,9 @@ impl Owner {
     pub(crate) fn follow_up(&mut self) {
         self.notice_keeper();
         for event in std::mem::take(&mut self.world.events) {
-            self.push_event(&event);
+            self.readers.push_event(&event);
         }
+        self.end_stuck_sessions();
     }
 
     /// What follows once an event was handled.
@@ -242,25 +213,31 @@ impl Owner {
                 if self.is_ending() {
                     session.close();
                 }
-                self.sessions.insert(id, session);
+                self.readers.sessions.insert(id, session);
                 self.freeze_late(id);
             }
             Incoming::CannotAccept => {
-                let again = Instant::now() + ACCEPT_PAUSE;
-                self.deadlines.insert((again, Deadline::Accept));
+                self.world.agenda.after(ACCEPT_PAUSE, Deadline::Accept);
             }
-            _ if !self.sessions.contains_key(&id) => {}
-            Incoming::Classic(request) => self.on_classic(id, request),
-            Incoming::Acknowledge(word) => self.on_watch_acknowledged(id, word),
-            Incoming::Json(request, descriptor) => self.on_json(id, request, descriptor),
+            _ if !self.readers.sessions.contains_key(&id) => {}
+            Incoming::Classic(request) => self.on_request(id, Request::Classic(request)),
+            Incoming::Json(request, descriptor) => {
+                self.on_request(id, Request::Json(request, descriptor));
+            }
+            Incoming::Acknowledge(word) => {
+                let (world, readers) = (&mut self.world, &mut self.readers);
+                if let Some(reply) = verbs::acknowledge_watch(world, readers, id, word) {
+                    self.reply(id, reply);
+                }
+            }
             Incoming::Drained => {
-                if let Some(session) = self.sessions.get_mut(&id) {
+                if let Some(session) = self.readers.sessions.get_mut(&id) {
                     session.busy = false;
                 }
-                self.ready_sessions.insert(id);
+                self.readers.ready.insert(id);
             }
             Incoming::Pushed => {
-                if let Some(session) = self.sessions.get_mut(&id) {
+                if let Some(session) = self.readers.sessions.get_mut(&id) {
                     session.queued = session.queued.saturating_sub(1);
                 }
             }
@@ -269,19 +246,64 @@ impl Owner {
         }
     }
 
+    /// Does what a session requests. A request that comes when the kernel is about to end is dropped:
+    /// the session has been told, and is being closed.
+    fn on_request(&mut self, id: SessionId, request: Request) {
+        if self.is_ending() {
+            return;
+        }
+        let usage = self.usage();
+        match verbs::answer(&mut self.world, &mut self.readers, usage, id, request) {
+            Answer::Reply(reply) => self.reply(id, reply),
+            Answer::End(reply) => {
+                self.ask_exit(id);
+                self.reply(id, reply);
+            }
+            Answer::Start(ready, asker) => self.start_process(*ready, asker),
+            Answer::Upgrade(op, request) => {
+                if let Err(error) = self.ask_upgrade(Some((id, request.clone())), op) {
+                    self.reply(id, verbs::refusal(request.as_ref(), error));
+                }
+            }
+        }
+    }
+
+    /// Answers a request, after what follows from it at once.
+    pub(crate) fn reply(&mut self, id: SessionId, reply: Reply) {
+        self.follow_up();
+        let next = if self.is_ending() {
+            Expect::Close
+        } else {
+            reply.next
+        };
+        if let Some(session) = self.readers.sessions.get(&id) {
+            session.reply_with(reply.bytes, reply.descriptor, next);
+            if !session.subs.is_empty() {
+                self.readers.ready.insert(id);
+            }
+        }
+    }
+
+    fn end_stuck_sessions(&mut self) {
+        for id in std::mem::take(&mut self.readers.stuck) {
+            self.on_gone(id);
+        }
+    }
+
     fn on_gone(&mut self, id: SessionId) {
         self.frozen_has_gone(id);
-        let Some(session) = self.sessions.remove(&id) else {
+        let Some(session) = self.readers.sessions.remove(&id) else {
             return;
         };
-        self.ready_sessions.remove(&id);
+        self.readers.ready.remove(&id);
         let claims = self.world.claims.len();
         self.world.claims.retain(|_, holder| holder.session != id);
         if self.world.claims.len() < claims {
             self.end_processes_as_init();
         }
         for sub in session.subs.into_values() {
-            self.detach(id, sub.cursors.into_keys());
+            self.readers
+                .detach(&mut self.world, id, sub.cursors.into_keys());
         }
     }
 
@@ -293,9 +315,12 @@ impl Owner {
         let mut rings = false;
         let now_us = now_us();
         for source in sources {
+            let (world, readers) = (&mut self.world, &mut self.readers);
             match source {
-                Source::Pidfd(serial) => self.on_exit_seen(serial, now_us),
-                Source::Pipe(serial, stream) => self.on_output(serial, stream, now_us),
+                Source::Pidfd(serial) => exits::on_exit_seen(world, readers, serial, now_us),
+                Source::Pipe(serial, stream) => {
+                    capture::on_output(world, readers, serial, stream, now_us);
+                }
                 Source::Keeper => self.on_keeper(),
                 Source::Signal => self.on_signals(),
                 Source::Alarm => rings = true,
@@ -306,8 +331,8 @@ impl Owner {
 
     /// Has the poller report when the earliest deadline has come.
     fn set_alarm(&mut self) {
-        if let Some((at, _)) = self.deadlines.first()
-            && let Err(errno) = self.alarm.ring_by(*at)
+        if let Some(at) = self.world.agenda.next()
+            && let Err(errno) = self.alarm.ring_by(at)
         {
             error!(%errno, "cannot set the timer of the event loop");
         }
@@ -316,19 +341,17 @@ impl Owner {
     fn on_alarm(&mut self) {
         self.alarm.stop();
         let now = Instant::now();
-        while let Some((at, what)) = self.deadlines.first().copied()
-            && at <= now
-        {
-            self.deadlines.pop_first();
+        while let Some(what) = self.world.agenda.take_due(now) {
+            let (world, readers) = (&mut self.world, &mut self.readers);
             match what {
-                Deadline::Stall(serial) => self.on_stall_deadline(serial, now),
-                Deadline::ExitLookup(serial) => self.on_exit_lookup(serial, now),
-                Deadline::Retry(serial) => self.resume(serial),
+                Deadline::Stall(serial) => capture::on_stall_deadline(world, readers, serial, now),
+                Deadline::ExitLookup(serial) => exits::on_exit_lookup(world, readers, serial, now),
+                Deadline::Retry(serial) => capture::resume(world, readers, serial),
                 Deadline::FirstBatch(session) => {
-                    self.ready_sessions.insert(session);
+                    readers.ready.insert(session);
                 }
+                Deadline::Cgroups => exits::on_cgroups(world, now),
                 Deadline::RuntimeDir => self.on_runtime_dir(now),
-                Deadline::Cgroups => self.on_cgroups(now),
                 Deadline::KeeperSilence => self.on_keeper_silence(now),
                 Deadline::Freeze => self.on_freeze_limit(now),
                 Deadline::Accept => {
@@ -337,7 +360,7 @@ impl Owner {
                     }
                 }
                 Deadline::Starting(serial) => self.on_starting(serial, now),
-                // Looked at when the turn ends.
+                // Handled when the turn ends.
                 Deadline::Exit => {}
             }
         }
@@ -387,103 +410,24 @@ impl Owner {
         }
     }
 
-    /// Sends a push, or ends a session that does not read.
-    pub(crate) fn push(&mut self, id: SessionId, line: bytes::BytesMut) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        if !session.push(line) {
-            warn!(
-                session = id,
-                "client does not read what it is sent; closing its session"
-            );
-            session.close();
-            self.on_gone(id);
+    /// Sends what is due to the sessions, unless they are stopped.
+    pub(crate) fn deliver(&mut self) {
+        if !self.readers.ready.is_empty() && !self.is_freezing() {
+            self.readers.deliver(&mut self.world);
         }
     }
 
-    /// Estimated descriptors in use, for refusing what would exhaust them.
-    pub(crate) fn descriptors_in_use(&self) -> u64 {
+    /// What the kernel uses beside what the world and the readers count. The descriptors are
+    /// estimated.
+    fn usage(&self) -> Usage {
         let processes = (self.world.live.len() + self.starting.len()) * 4;
-        let others = self.world.socket_fds.len() + self.world.held_fds.len() + self.sessions.len();
-        (processes + others + 32) as u64
-    }
-
-    /// Watches the streams of a process again.
-    pub(crate) fn resume(&mut self, serial: u64) {
-        let Some(live) = self.world.live.get_mut(&serial) else {
-            return;
-        };
-        if !live.paused {
-            return;
+        let others =
+            self.world.socket_fds.len() + self.world.held_fds.len() + self.readers.sessions.len();
+        Usage {
+            room: Room {
+                in_use: (processes + others + 32) as u64,
+            },
+            session_bytes: self.budget.used(),
         }
-        live.paused = false;
-        live.full_since = None;
-        self.look_for_stall(serial, None);
-        let Some(live) = self.world.live.get(&serial) else {
-            return;
-        };
-        for stream in [Stream::Out, Stream::Err] {
-            if let Some(pipe) = live.pipe(stream)
-                && let Err(errno) = self.world.poller.add(pipe, Source::Pipe(serial, stream))
-            {
-                error!(serial, %errno, "cannot watch an output stream");
-            }
-        }
-        self.drain_if_ended(serial);
-    }
-
-    /// Stops watching the streams of a process: whoever writes will wait.
-    pub(crate) fn pause(&mut self, serial: u64) {
-        let Some(live) = self.world.live.get_mut(&serial) else {
-            return;
-        };
-        live.paused = true;
-        for stream in [Stream::Out, Stream::Err] {
-            if let Some(pipe) = live.pipe(stream) {
-                self.world.poller.remove(pipe);
-            }
-        }
-    }
-}
-
-/// Sessions as callers of verbs.
-impl Owner {
-    /// As [`claim::may_change`], for the session with this number.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn may_change(
-        &self,
-        session: SessionId,
-        name: &str,
-        force: bool,
-    ) -> Result<(), VerbError> {
-        claim::may_change(
-            &self.world,
-            &Caller::of(&self.sessions, session),
-            name,
-            force,
-        )
-    }
-
-    /// As [`claim::may_write`], for the session with this number.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn may_write(&self, session: SessionId) -> Result<(), VerbError> {
-        claim::may_write(&self.world, &Caller::of(&self.sessions, session))
-    }
-
-    /// Whether `name` lies in a namespace that someone other than `session`
-    /// has claimed.
-    pub(crate) fn is_claimed_by_other(&self, session: SessionId, name: &str) -> bool {
-        claim::is_claimed_by_other(&self.world, &Caller::of(&self.sessions, session), name)
-    }
-
-    /// Whether two sessions are of one process, as far as the system tells.
-    pub(crate) fn is_same_process(&self, one: SessionId, other: SessionId) -> bool {
-        let peer = self.sessions.get(&other).map(|session| session.peer);
-        Caller::of(&self.sessions, one).is_of_one_process(other, peer)
     }
 }

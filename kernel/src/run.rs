@@ -19,6 +19,7 @@ use crate::keeper::link::KeeperLink;
 use crate::keeper::wire::{ABLE_TO_INHERIT, ToKeeper, ToKernel, Verdict};
 use crate::owner::Owner;
 use crate::owner::shared::Shared;
+use crate::processes::exits::watch_recovered;
 use crate::sys::process;
 use crate::sys::runtime::watch;
 use crate::sys::socket::local_port;
@@ -172,7 +173,7 @@ fn begin(owner: &mut Owner, server: Server, findings: Findings, resumption: Resu
     }
     owner.confirm(findings, &resumption.kept);
     let change = owner.resume_sessions(&server, resumption);
-    owner.watch_recovered();
+    watch_recovered(&mut owner.world, &mut owner.readers);
     if let Some((change, verdict)) = change {
         owner.go_on_changing(&change, verdict);
     }

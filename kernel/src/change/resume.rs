@@ -47,7 +47,7 @@ impl Owner {
                 Kind::HANDOVER => record = Some(HandOver::read(fd)),
                 Kind::BINARY => {
                     self.change.before = Some(fd);
-                    self.change.older_may_return = Some(Instant::now() + PROBATION);
+                    self.world.older_may_return = Some(Instant::now() + PROBATION);
                 }
                 _ => {
                     descriptors.insert(key.id, fd);
@@ -136,8 +136,8 @@ impl Owner {
             .map(|(number, sub)| (number, self.resume_sub(id, number, sub)))
             .collect();
         session.end_watch_of_nothing();
-        self.sessions.insert(id, session);
-        self.ready_sessions.insert(id);
+        self.readers.sessions.insert(id, session);
+        self.readers.ready.insert(id);
     }
 
     fn resume_sub(&mut self, session: SessionId, number: u64, record: SubRecord) -> Subscription {

@@ -13,7 +13,8 @@ use crate::change::handover::Change;
 use crate::change::upgrade::{Changing, Role, Stage};
 use crate::client::connection::Frozen;
 use crate::client::exchange::SessionId;
-use crate::owner::{Deadline, Owner};
+use crate::owner::Owner;
+use crate::world::deadline::Deadline;
 
 /// How long connections may take to stop, which is as long as what they asked
 /// before takes. Then nothing is changed.
@@ -41,17 +42,17 @@ impl Owner {
             server.pause();
         }
         let asker = changing.change.asked.as_ref().map(|(session, _)| *session);
-        for (id, session) in &self.sessions {
+        for (id, session) in &self.readers.sessions {
             session.freeze(asker == Some(*id));
         }
         let until = Instant::now() + freeze_limit(role);
         changing.stage = Stage::Freezing {
-            left: self.sessions.keys().copied().collect(),
+            left: self.readers.sessions.keys().copied().collect(),
             frozen: BTreeMap::new(),
             until,
             role,
         };
-        self.deadlines.insert((until, Deadline::Freeze));
+        self.world.agenda.at(until, Deadline::Freeze);
     }
 
     /// The keeper is gone: connections stop, and then its place is taken. A
@@ -69,7 +70,7 @@ impl Owner {
         {
             *role = Role::Orphan;
             *until = (*until).min(Instant::now() + ORPHAN_FREEZE_LIMIT);
-            self.deadlines.insert((*until, Deadline::Freeze));
+            self.world.agenda.at(*until, Deadline::Freeze);
             return;
         }
         let Ok(program) = self.world.fixed.binary.try_clone() else {
@@ -103,7 +104,7 @@ impl Owner {
             stage: Stage::Freezing { left, .. },
             ..
         }) = &mut self.change.under_way
-            && let Some(session) = self.sessions.get(&id)
+            && let Some(session) = self.readers.sessions.get(&id)
         {
             session.freeze(false);
             left.insert(id);

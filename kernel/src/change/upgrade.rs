@@ -41,6 +41,7 @@ use crate::owner::Owner;
 use crate::owner::starting::Start;
 use crate::sys::process;
 use crate::sys::socket::local_port;
+use crate::verbs::claim::may_write;
 use crate::verbs::{VerbError, fail};
 use crate::world::reel::{Reel, ReelKind};
 
@@ -53,8 +54,6 @@ pub(crate) struct Changes {
     pub examined: Option<Sender<Examined>>,
     /// The program this one has replaced, until the keeper is replaced too.
     pub before: Option<OwnedFd>,
-    /// Until when the keeper may go back to it.
-    pub older_may_return: Option<Instant>,
 }
 
 /// A change of program under way.
@@ -110,7 +109,7 @@ impl Owner {
         op: KernelUpgrade,
     ) -> Result<(), VerbError> {
         if let Some((session, _)) = &asked {
-            self.may_write(*session)?;
+            may_write(&self.world, &self.readers.caller(*session))?;
         }
         if self.change.under_way.is_some() {
             return Err(fail(
@@ -390,7 +389,7 @@ impl Owner {
         };
         let mut sessions = Vec::new();
         for (id, stopped) in frozen {
-            let Some(session) = self.sessions.get(id) else {
+            let Some(session) = self.readers.sessions.get(id) else {
                 continue;
             };
             let claims = self
@@ -477,13 +476,6 @@ impl Owner {
         }
     }
 
-    /// Whether the program before may be back soon, which may know reels of the first kind only.
-    pub(crate) fn older_is_expected(&self) -> bool {
-        self.change
-            .older_may_return
-            .is_some_and(|until| Instant::now() < until)
-    }
-
     /// Kinds of reels there are, without the first, which every version reads.
     fn reel_kinds(&self) -> BTreeSet<ReelKind> {
         let live = self
@@ -548,7 +540,7 @@ impl Owner {
                 encode_error(id.as_ref(), &failure, &mut out);
             }
         }
-        if let Some(session) = self.sessions.get(session) {
+        if let Some(session) = self.readers.sessions.get(session) {
             session.reply(out, Expect::Json);
         }
     }

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{SockType, UnixAddr, getsockname};
 use tracing::{info, warn};
 
-use super::{Deadline, Owner};
+use super::Owner;
 use crate::client::server::Listener;
 use crate::config::make_runtime_dir;
 use crate::keeper::wire::{Key, Kind};
 use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, open_listener};
+use crate::world::deadline::Deadline;
 
 /// Between two looks at the path.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -21,15 +22,15 @@ impl Owner {
     /// Starts looking after the path, if there is one.
     pub(super) fn look_after_runtime_dir(&mut self) {
         if self.world.config.port != 0 && !self.world.config.socket_paths.is_empty() {
-            self.deadlines
-                .insert((Instant::now() + LOOK_INTERVAL, Deadline::RuntimeDir));
+            self.world.agenda.after(LOOK_INTERVAL, Deadline::RuntimeDir);
         }
     }
 
     /// Makes the directory and the socket anew if they are gone.
     pub(super) fn on_runtime_dir(&mut self, now: Instant) {
-        self.deadlines
-            .insert((now + LOOK_INTERVAL, Deadline::RuntimeDir));
+        self.world
+            .agenda
+            .at(now + LOOK_INTERVAL, Deadline::RuntimeDir);
         let Some(path) = self.world.config.socket_paths.first().cloned() else {
             return;
         };

@@ -11,14 +11,16 @@ use papa_protocol::json::request::KernelUpgrade;
 use papa_test_hooks::failpoint;
 use tracing::{error, info, warn};
 
-use super::{Deadline, KEEPER_SILENCE, Owner};
+use super::{KEEPER_SILENCE, Owner};
 use crate::change::takeover;
 use crate::change::understudy::{self, Side};
 use crate::client::exchange::SessionId;
 use crate::keeper::link::is_gone;
 use crate::keeper::wire::{Key, ToKeeper, ToKernel};
+use crate::processes::exits::on_exit_told;
 use crate::sys::clock::now_us;
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
+use crate::world::deadline::Deadline;
 use papa_test_hooks::patience::scaled;
 
 /// How long a keeper that was silent gets to say something after all.
@@ -53,7 +55,11 @@ impl Owner {
                 let told = self.world.link.tell(&ToKeeper::Pong);
                 self.check_keeper(told);
             }
-            ToKernel::Exit { serial, status } => self.on_exit_told(*serial, *status, now_us()),
+            ToKernel::Exit { serial, status } => {
+                let (world, readers) = (&mut self.world, &mut self.readers);
+                on_exit_told(world, readers, *serial, *status, now_us());
+                self.notice_keeper();
+            }
             ToKernel::Signal(number) => self.on_signal(i32::from(*number), true),
             ToKernel::Entries(_)
             | ToKernel::Fetched(_)
@@ -80,7 +86,7 @@ impl Owner {
             self.keeper.suspected = true;
             now + scaled(KEEPER_GRACE)
         };
-        self.deadlines.insert((next, Deadline::KeeperSilence));
+        self.world.agenda.at(next, Deadline::KeeperSilence);
     }
 
     /// Takes the place of a keeper that the world could not reach.
@@ -254,7 +260,7 @@ impl Owner {
                 ends: false,
             })
             .encode(&mut line);
-            self.push(*id, line);
+            self.readers.push(*id, line);
         }
     }
 
@@ -270,7 +276,11 @@ impl Owner {
         );
         self.push_shutdown(signal, holders);
         for id in holders {
-            let pid = self.sessions.get(id).and_then(|session| session.peer.pid);
+            let pid = self
+                .readers
+                .sessions
+                .get(id)
+                .and_then(|session| session.peer.pid);
             // Connected, so the number is its.
             if let Some(pidfd) = pid.and_then(|pid| pidfd_open(pid).ok()) {
                 let _ = pidfd_send_signal(&pidfd, signal as i32);
@@ -294,25 +304,17 @@ impl Owner {
 
     // ---- ending --------------------------------------------------------
 
-    /// Whether nothing would be lost by ending.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.world.table.processes().all(|row| !row.is_listed())
-            && self.world.table.sockets().next().is_none()
-            && self.world.table.values.is_empty()
-            && self.world.table.held.is_empty()
-    }
-
     /// Ends now that it is idle, as the session `asker` asked. Nobody new is
     /// served, the other sessions are told and closed, and nothing is done for
     /// them any more: a request in between does not cancel the end.
     pub(crate) fn ask_exit(&mut self, asker: SessionId) {
         let until = Instant::now() + FAREWELL_LIMIT;
         self.ending.until = Some(until);
-        self.deadlines.insert((until, Deadline::Exit));
+        self.world.agenda.at(until, Deadline::Exit);
         if let Some(server) = &self.server {
             server.pause();
         }
-        for (id, session) in &mut self.sessions {
+        for (id, session) in &mut self.readers.sessions {
             if *id != asker {
                 session.say_farewell();
             }
@@ -326,7 +328,7 @@ impl Owner {
 
     pub(super) fn exit_if_asked(&mut self) {
         if let Some(until) = self.ending.until
-            && (self.sessions.is_empty() || Instant::now() >= until)
+            && (self.readers.sessions.is_empty() || Instant::now() >= until)
         {
             info!("nothing left to hold; ending as requested");
             self.exit(0);

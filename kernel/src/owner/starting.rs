@@ -8,15 +8,20 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use papa_protocol::json::request::Id;
+use nix::errno::Errno;
+use papa_test_hooks::failpoint;
 use tracing::warn;
 
-use super::{Deadline, Owner};
+use super::Owner;
 use crate::client::exchange::SessionId;
 use crate::keeper::wire::{Key, Kind};
-use crate::sys::spawn::{Failure, Started, Starting, Step};
-use crate::verbs::VerbError;
+use crate::processes::exits::{give_up, undo_start};
+use crate::processes::starts::{self, Streams};
+use crate::sys::spawn::{self, Failure, Outcome, Started, Starting, Step};
+use crate::verbs::process::Ready;
 use crate::verbs::process_plan::Prepared;
+use crate::verbs::{self, Asker, VerbError, refused};
+use crate::world::deadline::Deadline;
 use crate::world::reel::Reel;
 use papa_test_hooks::patience::scaled;
 
@@ -29,31 +34,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a killed child may take to be gone before it is left to itself.
 const END_PATIENCE: Duration = Duration::from_millis(20);
 
-/// Who gets the answer.
-#[derive(Debug)]
-pub(crate) enum Asker {
-    /// A classic session, and whether it watches the process from then on.
-    Classic { session: SessionId, watch: bool },
-    /// A JSON session, and its request.
-    Json {
-        session: SessionId,
-        request: Option<Id>,
-    },
-}
-
-/// The kernel's ends of a process's output.
-#[derive(Debug)]
-pub(crate) struct Streams {
-    pub out: Option<OwnedFd>,
-    pub err: Option<OwnedFd>,
-    pub reel: Option<Reel>,
-}
-
 /// One start.
 #[derive(Debug)]
 pub(crate) struct Start {
     asker: Asker,
-    session: SessionId,
     child: Starting,
     until: Instant,
     prepared: Prepared,
@@ -86,21 +70,84 @@ impl Start {
 }
 
 impl Owner {
-    /// How long the next start is waited for.
-    pub(crate) fn start_patience(&self) -> Duration {
-        if self.starting.is_empty() {
+    /// Starts a process that a verb has prepared, and answers `asker` now or when the start is over.
+    pub(super) fn start_process(&mut self, ready: Ready, asker: Asker) {
+        let serial = ready.serial;
+        let outcome = match self.keep(&ready.copies()) {
+            Ok(()) => {
+                failpoint::reach("spawn.kept");
+                self.spawn(&ready)
+                    .map_err(|failure| ready.prepared.explain(failure))
+            }
+            Err(errno) => Err(refused("tell the keeper", errno)),
+        };
+        let streams = Streams {
+            out: ready.pipes.out,
+            err: ready.pipes.err,
+            reel: ready.reel,
+        };
+        let made = match outcome {
+            Ok(Outcome::Started(child)) => {
+                self.started(asker.session(), serial, child, streams);
+                Ok((serial, true))
+            }
+            Ok(Outcome::Starting(child)) => {
+                return self.start_later(serial, asker, child, ready.prepared, streams);
+            }
+            Err(error) => {
+                undo_start(&mut self.world, serial);
+                Err(error)
+            }
+        };
+        self.answer_start(&asker, made);
+    }
+
+    /// Starts the child. A keeper that has died or is stuck is not the program's fault: then the
+    /// child starts without being registered, since its pidfd goes along with everything else.
+    fn spawn(&mut self, ready: &Ready) -> Result<Outcome, Failure> {
+        let patience = if self.starting.is_empty() {
             PATIENCE
         } else {
             SHORT_PATIENCE
+        };
+        let Ready {
+            serial,
+            prepared,
+            pipes,
+            ..
+        } = ready;
+        let groups = self.world.cgroups.as_mut();
+        let cgroup = groups.and_then(|groups| groups.group(*serial));
+        let cgroup = cgroup.as_ref();
+        let plan = prepared.plan(&self.world, *serial, pipes, cgroup);
+        let failure = match spawn::start(plan, patience) {
+            Err(failure) if failure.step == Step::Register && !self.world.link.is_lost() => failure,
+            result => return result,
+        };
+        if !self.world.link.is_closed() && failure.errno != Errno::EAGAIN {
+            return Err(failure);
         }
+        self.lose_keeper("it cannot be reached");
+        let plan = prepared.plan(&self.world, *serial, pipes, cgroup);
+        spawn::start(plan, patience)
     }
 
-    /// Leaves a start to be looked after.
-    pub(crate) fn start_later(
+    fn started(&mut self, session: SessionId, serial: u64, child: Started, streams: Streams) {
+        starts::started(
+            &mut self.world,
+            &mut self.readers,
+            session,
+            serial,
+            child,
+            streams,
+        );
+    }
+
+    /// Leaves a start that takes its time to be checked at intervals.
+    fn start_later(
         &mut self,
         serial: u64,
         asker: Asker,
-        session: SessionId,
         child: Starting,
         prepared: Prepared,
         streams: Streams,
@@ -109,15 +156,18 @@ impl Owner {
         let limit = child.deadline().saturating_duration_since(now);
         let start = Start {
             asker,
-            session,
             until: now + scaled(limit),
             child,
             prepared,
             streams,
         };
         self.starting.insert(serial, start);
-        self.deadlines
-            .insert((now + LOOK_INTERVAL, Deadline::Starting(serial)));
+        self.look_again(serial, now);
+    }
+
+    fn look_again(&mut self, serial: u64, now: Instant) {
+        let deadline = Deadline::Starting(serial);
+        self.world.agenda.at(now + LOOK_INTERVAL, deadline);
     }
 
     /// Looks what has come of a start.
@@ -128,8 +178,7 @@ impl Owner {
         match start.child.look() {
             None if now < start.until => {
                 self.starting.insert(serial, start);
-                self.deadlines
-                    .insert((now + LOOK_INTERVAL, Deadline::Starting(serial)));
+                self.look_again(serial, now);
             }
             None => self.give_up_start(serial, start),
             Some(result) => self.end_start(serial, start, result),
@@ -139,15 +188,15 @@ impl Owner {
     fn end_start(&mut self, serial: u64, start: Start, result: Result<Started, Failure>) {
         let made = match result {
             Ok(started) => {
-                self.started(start.session, serial, started, start.streams);
-                Ok(serial)
+                self.started(start.asker.session(), serial, started, start.streams);
+                Ok((serial, true))
             }
             Err(failure) => {
-                self.undo_start(serial);
+                undo_start(&mut self.world, serial);
                 Err(start.prepared.explain(failure))
             }
         };
-        self.answer_start(start.asker, made);
+        self.answer_start(&start.asker, made);
     }
 
     /// Ends a start that takes too long.
@@ -159,17 +208,17 @@ impl Owner {
         );
         let late = start.prepared.explain(Failure {
             step: Step::Late,
-            errno: nix::errno::Errno::ETIMEDOUT,
+            errno: Errno::ETIMEDOUT,
         });
         let pidfd = start.child.give_up();
         match (start.child.wait(END_PATIENCE), pidfd) {
-            (Some(Err(_)), _) => self.undo_start(serial),
+            (Some(Err(_)), _) => undo_start(&mut self.world, serial),
             // It has come through in the very last moment, or not even the
             // kill ends it before the file system answers. It is given up like
             // any process that was removed.
             (_, Some(pidfd)) => {
                 self.started(
-                    start.session,
+                    start.asker.session(),
                     serial,
                     Started {
                         pid,
@@ -178,20 +227,18 @@ impl Owner {
                     },
                     start.streams,
                 );
-                self.remove_process(serial);
+                give_up(&mut self.world, &mut self.readers, serial);
             }
-            (_, None) => self.undo_start(serial),
+            (_, None) => undo_start(&mut self.world, serial),
         }
-        self.answer_start(start.asker, Err(late));
+        self.answer_start(&start.asker, Err(late));
     }
 
-    fn answer_start(&mut self, asker: Asker, made: Result<u64, VerbError>) {
-        match asker {
-            Asker::Classic { session, watch } => self.answer_made_classic(session, made, watch),
-            Asker::Json { session, request } => {
-                let made = made.map(|serial| (serial, true));
-                self.answer_made_json(session, request.as_ref(), made);
-            }
+    fn answer_start(&mut self, asker: &Asker, made: Result<(u64, bool), VerbError>) {
+        // A session that has gone meanwhile watches nothing.
+        if self.readers.sessions.contains_key(&asker.session()) {
+            let reply = verbs::answer_made(&mut self.world, &mut self.readers, asker, made);
+            self.reply(asker.session(), reply);
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod alarm;
 pub mod cgroup;
 pub mod clock;
 pub mod diag;
+pub mod errno;
 pub mod memfd;
 pub mod message;
 pub mod pidfd;

@@ -10,29 +10,11 @@ use papa_protocol::limits::MAX_CLAIMS;
 use papa_protocol::name::Name;
 use tracing::info;
 
-use super::caller::Caller;
 use super::{VerbError, fail, limit, not_recorded};
 use crate::client::exchange::SessionId;
-use crate::config::TcpAccess;
+use crate::world::caller::Caller;
 use crate::world::table::Entry;
 use crate::world::{Holder, World};
-
-/// Whether `name` lies in a namespace that someone other than `caller` has
-/// claimed.
-pub(crate) fn is_claimed_by_other(world: &World, caller: &Caller<'_>, name: &str) -> bool {
-    world
-        .claim_of(name)
-        .is_some_and(|(namespace, _)| !holds(world, caller, namespace))
-}
-
-/// Whether `caller` speaks for the live holder of a claim: it is the one that
-/// claimed, or another of the same process.
-fn holds(world: &World, caller: &Caller<'_>, namespace: &Name) -> bool {
-    world
-        .claims
-        .get(namespace)
-        .is_some_and(|holder| caller.is_of_one_process(holder.session, Some(holder.peer)))
-}
 
 /// Whether `caller` may change things called `name`.
 ///
@@ -41,7 +23,7 @@ fn holds(world: &World, caller: &Caller<'_>, namespace: &Name) -> bool {
 /// claim was taken over, `denied` over a read-only transport.
 pub(crate) fn may_change(
     world: &World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     name: &str,
     force: bool,
 ) -> Result<(), VerbError> {
@@ -49,7 +31,7 @@ pub(crate) fn may_change(
     let Some((namespace, holder)) = world.claim_of(name) else {
         return Ok(());
     };
-    if holds(world, caller, namespace) {
+    if world.is_held_by(caller, namespace) {
         return Ok(());
     }
     if caller.has_lost(namespace) {
@@ -73,8 +55,8 @@ pub(crate) fn may_change(
 ///
 /// # Errors
 /// `denied` over TCP when that is read-only.
-pub(crate) fn may_write(world: &World, caller: &Caller<'_>) -> Result<(), VerbError> {
-    if caller.peer.is_some_and(|peer| peer.tcp) && world.config.tcp == TcpAccess::ReadOnly {
+pub(crate) fn may_write(world: &World, caller: &Caller) -> Result<(), VerbError> {
+    if world.is_read_only_for(caller) {
         return Err(fail(
             ErrorCode::Denied,
             "TCP is read-only here (--tcp read-only); use the unix socket",
@@ -90,7 +72,7 @@ pub(crate) fn may_write(world: &World, caller: &Caller<'_>) -> Result<(), VerbEr
 /// `claimed` while another session holds it and `force` is not given.
 pub(crate) fn claim(
     world: &mut World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     namespace: &Name,
     holder: String,
     force: bool,
@@ -139,7 +121,7 @@ pub(crate) fn claim(
 /// `not_found` when nobody has it, `claimed` when someone else does.
 pub(crate) fn release(
     world: &mut World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     namespace: &Name,
 ) -> Result<(), VerbError> {
     may_write(world, caller)?;
@@ -196,7 +178,8 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::verbs::caller::tests::{caller, tcp_caller, that_lost};
+    use crate::config::TcpAccess;
+    use crate::world::caller::tests::{caller, tcp_caller, that_lost};
     use crate::world::tests::{empty_world, recovered};
 
     fn ns() -> Name {
@@ -209,7 +192,7 @@ mod tests {
     }
 
     /// Why `caller` may not change what is called `ns.x`.
-    fn refusal(world: &World, caller: &Caller<'_>, force: bool) -> Option<ErrorCode> {
+    fn refusal(world: &World, caller: &Caller, force: bool) -> Option<ErrorCode> {
         code(may_change(world, caller, "ns.x", force))
     }
 
@@ -280,12 +263,8 @@ mod tests {
         assert_eq!(world.claim_holder("ns.in.x"), Some(2));
         assert_eq!(world.claim_holder("ns.x"), Some(1));
         assert_eq!(world.claim_holder("nsx"), None);
-        assert!(is_claimed_by_other(&world, &one, "ns.in.x"));
-        assert!(!is_claimed_by_other(
-            &world,
-            &caller(3, Some(20)),
-            "ns.in.x"
-        ));
+        assert!(world.is_claimed_by_other(&one, "ns.in.x"));
+        assert!(!world.is_claimed_by_other(&caller(3, Some(20)), "ns.in.x"));
     }
 
     #[test]

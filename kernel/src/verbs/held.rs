@@ -8,12 +8,12 @@ use papa_protocol::json::reply::Held;
 use papa_protocol::limits::MAX_HELD;
 use papa_protocol::name::{Name, NamePattern};
 
-use super::caller::Caller;
 use super::claim::may_change;
 use super::room::Room;
 use super::{VerbError, fail, limit, not_recorded, refused};
 use crate::keeper::wire::{Key, Kind};
 use crate::world::World;
+use crate::world::caller::Caller;
 use crate::world::table::{Entry, Matcher};
 
 /// Holds `fd` under `name`, in place of what was held there.
@@ -22,7 +22,7 @@ use crate::world::table::{Entry, Matcher};
 /// A limit is reached or the namespace is claimed by someone else.
 pub(crate) fn hold(
     world: &mut World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     room: Room,
     name: Name,
     fd: OwnedFd,
@@ -56,7 +56,7 @@ pub(crate) fn hold(
 /// # Errors
 /// The namespace is claimed by someone else, `not_found`, or the system has no
 /// descriptor left.
-pub(crate) fn fetch(world: &World, caller: &Caller<'_>, name: &Name) -> Result<OwnedFd, VerbError> {
+pub(crate) fn fetch(world: &World, caller: &Caller, name: &Name) -> Result<OwnedFd, VerbError> {
     may_change(world, caller, name, false)?;
     let fd = world
         .table
@@ -93,7 +93,7 @@ pub(crate) fn list(world: &World, patterns: &[NamePattern]) -> Vec<Held> {
 /// The namespace is claimed by someone else.
 pub(crate) fn drop_matching(
     world: &mut World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     patterns: &[NamePattern],
 ) -> Result<u64, VerbError> {
     let names: Vec<Name> = list(world, patterns)
@@ -142,8 +142,8 @@ fn kind_of(fd: &OwnedFd) -> &'static str {
 mod tests {
     use super::*;
     use crate::keeper::wire::ToKeeper;
-    use crate::verbs::caller::tests::caller;
     use crate::verbs::claim;
+    use crate::world::caller::tests::caller;
     use crate::world::tests::{empty_world, recovered, told};
 
     fn name(text: &str) -> Name {

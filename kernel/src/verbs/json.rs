@@ -5,364 +5,292 @@ use std::os::fd::OwnedFd;
 use bytes::BytesMut;
 use papa_protocol::json::push::{Lost, Push};
 use papa_protocol::json::reply::{self, encode_error, encode_ok};
-use papa_protocol::json::request::{Claim, Id, Op, ProcessMake, Rejected, Request};
+use papa_protocol::json::request::{self, Id, Op, Rejected, Request};
 use papa_protocol::json::{ErrorCode, Failure};
-use papa_protocol::record::Serial;
 use serde::Serialize;
+use tracing::info;
 
-use crate::client::exchange::{Expect, SessionId};
-use crate::owner::Owner;
-use crate::owner::starting::Asker;
-use crate::verbs::caller::Caller;
-use crate::verbs::{VerbError, claim, fail, held, socket, value};
+use super::claim::may_write;
+use super::process::Made;
+use super::room::Usage;
+use super::{
+    Answer, Asker, Reply, VerbError, claim, fail, held, meta, output, process, socket, value,
+};
+use crate::client::exchange::Expect;
+use crate::readers::Readers;
+use crate::world::World;
+use crate::world::caller::Caller;
 use crate::world::reel::START_AT;
 
-impl Owner {
-    /// Answers one JSON line.
-    pub(crate) fn on_json(
-        &mut self,
-        id: SessionId,
-        request: Result<Request, Rejected>,
-        descriptor: Option<OwnedFd>,
-    ) {
-        if self.is_ending() {
-            // The session has been told, and is being closed.
-            return;
-        }
-        let mut out = BytesMut::new();
-        let mut sent = None;
-        match request {
-            Err(rejected) => encode_error(rejected.id.as_ref(), &rejected.failure, &mut out),
-            Ok(request) => {
-                let mut answer = Answer {
-                    id: request.id.as_ref(),
-                    out: &mut out,
-                    descriptor: None,
-                };
-                // Answered when it is done.
-                if let Op::KernelUpgrade(op) = request.op {
-                    let Err(error) = self.ask_upgrade(Some((id, request.id.clone())), op) else {
-                        return;
-                    };
-                    encode_error(request.id.as_ref(), &Failure::from(error), &mut out);
-                } else if let Op::ProcessMake(op) = request.op {
-                    let asker = Asker::Json {
-                        session: id,
-                        request: request.id,
-                    };
-                    return self.make_process_json(id, *op, asker);
-                } else if let Err(error) = self.run_json(id, request.op, descriptor, &mut answer) {
-                    encode_error(request.id.as_ref(), &Failure::from(error), &mut out);
-                } else {
-                    sent = answer.descriptor;
-                }
-            }
-        }
-        self.follow_up();
-        self.answer_json(id, out, sent);
-    }
-
-    fn make_process_json(&mut self, id: SessionId, make: ProcessMake, asker: Asker) {
-        let request = match &asker {
-            Asker::Json { request, .. } => request.clone(),
-            Asker::Classic { .. } => None,
-        };
-        let made = match self.make_process(id, make, asker) {
-            Ok(None) => return,
-            Ok(Some(made)) => Ok(made),
-            Err(error) => Err(error),
-        };
-        self.answer_made_json(id, request.as_ref(), made);
-    }
-
-    /// A process that a JSON line asked for has been made, or could not be.
-    pub(crate) fn answer_made_json(
-        &mut self,
-        id: SessionId,
-        request: Option<&Id>,
-        made: Result<(u64, bool), VerbError>,
-    ) {
-        let mut out = BytesMut::new();
-        let made = made.and_then(|(serial, created)| {
-            let process = self.describe_process(serial).ok_or_else(vanished)?;
-            Ok(reply::ProcessMade { process, created })
-        });
-        match made {
-            Ok(made) => Answer {
-                id: request,
-                out: &mut out,
-                descriptor: None,
-            }
-            .ok(&made),
-            Err(error) => encode_error(request, &Failure::from(error), &mut out),
-        }
-        self.answer_json(id, out, None);
-    }
-
-    fn answer_json(&mut self, id: SessionId, out: BytesMut, sent: Option<OwnedFd>) {
-        if let Some(session) = self.sessions.get(&id) {
-            let next = if self.is_ending() {
-                Expect::Close
-            } else {
-                Expect::Json
-            };
-            session.reply_with(out, sent, next);
-            if !session.subs.is_empty() {
-                self.ready_sessions.insert(id);
-            }
-        }
-    }
-
-    fn run_json(
-        &mut self,
-        id: SessionId,
-        op: Op,
-        descriptor: Option<OwnedFd>,
-        answer: &mut Answer<'_>,
-    ) -> Result<(), VerbError> {
-        let done = reply::Done {};
-        match op {
-            Op::Hello(op) => {
-                let hello = self.hello();
-                if let Some(session) = self.sessions.get_mut(&id) {
-                    tracing::info!(session = id, client = ?op.client, "hello");
-                    session.client = op.client;
-                }
-                answer.ok(&hello);
-            }
-            Op::Status(_) => answer.ok(&self.status()),
-            Op::ValueSet(op) => {
-                value::set(
-                    &mut self.world,
-                    &Caller::of(&self.sessions, id),
-                    op.name,
-                    Some(op.value),
-                )?;
-                answer.ok(&done);
-            }
-            Op::ValueGet(op) => {
-                let value = self.world.table.values.get(&op.name).cloned();
-                answer.ok(&reply::ValueReply { value });
-            }
-            Op::ValueList(op) => {
-                let values = value::find(&self.world, &op.names)
-                    .map(|(name, value)| (name.clone(), value.clone()))
-                    .collect();
-                answer.ok(&reply::Values { values });
-            }
-            Op::ValueRemove(op) => {
-                let removed =
-                    value::remove(&mut self.world, &Caller::of(&self.sessions, id), &op.names)?;
-                answer.ok(&reply::Removed { removed });
-            }
-            Op::SocketMake(op) => {
-                let room = self.room();
-                let (socket, created) =
-                    socket::make(&mut self.world, &Caller::of(&self.sessions, id), room, op)?;
-                let socket =
-                    socket::describe_with_path(&self.world, socket).ok_or_else(vanished)?;
-                answer.ok(&reply::SocketMade { socket, created });
-            }
-            Op::SocketList(op) => answer.ok(&reply::SocketsReply {
-                sockets: socket::list(&self.world, &op.names),
-            }),
-            Op::SocketRemove(op) => {
-                let removed = socket::remove(
-                    &mut self.world,
-                    &Caller::of(&self.sessions, id),
-                    &op.names,
-                    op.force,
-                )?;
-                answer.ok(&reply::Removed { removed });
-            }
-            Op::SocketFetch(op) => {
-                let fd = socket::fetch(&self.world, &Caller::of(&self.sessions, id), &op.name)?;
-                self.answer_with(id, answer, &done, fd)?;
-            }
-            Op::ProcessList(op) => answer.ok(&reply::Processes {
-                processes: self.list_processes(&op.names, &op.serials),
-            }),
-            Op::ProcessRemove(op) => {
-                let removed = self.remove_processes(id, &op.names, &op.serials, op.force)?;
-                answer.ok(&reply::Removed { removed });
-            }
-            Op::ProcessPidfd(op) => {
-                self.may_change_serial(id, op.serial)?;
-                let fd = self.pidfd_descriptor(op.serial)?;
-                self.answer_with(id, answer, &done, fd)?;
-            }
-            Op::OutputConsume(op) => {
-                let sub = self.consume(id, op.names, op.bytes, op.force)?;
-                answer.ok(&reply::Subscribed { sub });
-            }
-            Op::OutputFollow(op) => {
-                let sub = self.follow(id, op.names, op.from)?;
-                answer.ok(&reply::Subscribed { sub });
-            }
-            Op::OutputStop(op) => {
-                self.stop_subscription(id, op.sub)?;
-                answer.ok(&done);
-            }
-            Op::OutputReel(op) => {
-                let (fd, data_offset) = self.reel_descriptor(id, op.serial)?;
-                let reel = reply::Reel {
-                    data_offset,
-                    start_offset: Some(START_AT),
-                };
-                self.answer_with(id, answer, &reel, fd)?;
-            }
-            Op::OutputAck(op) => {
-                self.acknowledge_all(id, op.acks)?;
-                answer.ok(&done);
-            }
-            Op::ExitAck(op) => {
-                self.acknowledge_exits(id, op.serials)?;
-                answer.ok(&done);
-            }
-            Op::Hold(op) => {
-                let fd = descriptor.ok_or_else(|| {
-                    fail(
-                        ErrorCode::NoDescriptor,
-                        "hold: no descriptor came along; send one with the line (SCM_RIGHTS) on the unix socket",
-                    )
-                })?;
-                let room = self.room();
-                held::hold(
-                    &mut self.world,
-                    &Caller::of(&self.sessions, id),
-                    room,
-                    op.name,
-                    fd,
-                )?;
-                answer.ok(&done);
-            }
-            Op::Fetch(op) => {
-                let fd = held::fetch(&self.world, &Caller::of(&self.sessions, id), &op.name)?;
-                self.answer_with(id, answer, &done, fd)?;
-            }
-            Op::HoldList(op) => answer.ok(&reply::HeldReply {
-                held: held::list(&self.world, &op.names),
-            }),
-            Op::HoldDrop(op) => {
-                let removed = held::drop_matching(
-                    &mut self.world,
-                    &Caller::of(&self.sessions, id),
-                    &op.names,
-                )?;
-                answer.ok(&reply::Removed { removed });
-            }
-            Op::Claim(op) => {
-                let epoch = self.claim(id, &op)?;
-                answer.ok(&reply::Claimed { epoch });
-            }
-            Op::ClaimRelease(op) => {
-                claim::release(
-                    &mut self.world,
-                    &Caller::of(&self.sessions, id),
-                    &op.namespace,
-                )?;
-                answer.ok(&done);
-            }
-            Op::ClaimList(_) => answer.ok(&reply::Claims {
-                claims: claim::list(&self.world),
-            }),
-            Op::Subscribe(op) => {
-                let sub = self.subscribe_changes(id, op.names)?;
-                answer.ok(&reply::Subscribed { sub });
-            }
-            // Answered when they are done.
-            Op::KernelUpgrade(_) | Op::ProcessMake(_) => return Err(vanished()),
-            Op::KernelExit(_) => {
-                self.may_write(id)?;
-                if !self.is_idle() {
-                    return Err(fail(
-                        ErrorCode::Denied,
-                        "not idle: there are processes, sockets, values or held descriptors",
-                    ));
-                }
-                self.ask_exit(id);
-                answer.ok(&done);
-            }
-        }
-        Ok(())
-    }
-
-    /// Claims a namespace, and tells whoever had it before.
-    fn claim(&mut self, id: SessionId, op: &Claim) -> Result<u64, VerbError> {
-        let caller = Caller::of(&self.sessions, id);
-        let holder = op.holder.clone();
-        let (epoch, old) = claim::claim(&mut self.world, &caller, &op.namespace, holder, op.force)?;
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.lost.remove(&op.namespace);
-        }
-        if let Some(old) = old {
-            if let Some(session) = self.sessions.get_mut(&old) {
-                session.lost.insert(op.namespace.clone());
-            }
-            let mut line = BytesMut::new();
-            Push::Lost(Lost {
-                namespace: op.namespace.clone(),
-                by: op.holder.clone(),
-            })
-            .encode(&mut line);
-            self.push(old, line);
-        }
-        Ok(epoch)
-    }
-
-    /// A handle to a process lets its holder signal it.
-    fn may_change_serial(&self, id: SessionId, Serial(serial): Serial) -> Result<(), VerbError> {
-        match self.world.table.process(serial) {
-            Some(row) => self.may_change(id, &row.make.name, false),
-            None => Err(crate::verbs::output::no_process(serial)),
-        }
-    }
-
-    fn answer_with<T: Serialize>(
-        &self,
-        id: SessionId,
-        answer: &mut Answer<'_>,
-        ok: &T,
-        fd: OwnedFd,
-    ) -> Result<(), VerbError> {
-        if self
-            .sessions
-            .get(&id)
-            .is_some_and(|session| session.peer.tcp)
-        {
-            return Err(fail(
-                ErrorCode::Unsupported,
-                "descriptors cannot be sent over TCP; use the unix socket",
-            ));
-        }
-        if answer.id.is_none() {
-            return Err(fail(
-                ErrorCode::Invalid,
-                "a request for a descriptor needs an id, so that its answer can carry it",
-            ));
-        }
-        answer.ok(ok);
-        answer.descriptor = Some(fd);
-        Ok(())
-    }
-}
-
-/// Where an answer goes.
-struct Answer<'a> {
-    id: Option<&'a Id>,
-    out: &'a mut BytesMut,
+/// Answers one JSON line.
+pub(super) fn answer(
+    world: &mut World,
+    readers: &mut Readers,
+    usage: Usage,
+    caller: &Caller,
+    request: Result<Request, Rejected>,
     descriptor: Option<OwnedFd>,
+) -> Answer {
+    let request = match request {
+        Ok(request) => request,
+        Err(rejected) => {
+            return Answer::Reply(failure(rejected.id.as_ref(), &rejected.failure));
+        }
+    };
+    let id = request.id.as_ref();
+    run(world, readers, usage, caller, id, request.op, descriptor)
+        .unwrap_or_else(|error| Answer::Reply(refusal(id, error)))
 }
 
-impl Answer<'_> {
-    /// A success is answered only to a request with an id.
-    fn ok<T: Serialize>(&mut self, ok: &T) {
-        if self.id.is_some() {
-            encode_ok(self.id, ok, self.out);
-        }
+/// The reply to whoever asked for a process.
+pub(super) fn answer_made(
+    world: &World,
+    id: Option<&Id>,
+    made: Result<(u64, bool), VerbError>,
+) -> Reply {
+    let made = made.and_then(|(serial, created)| {
+        let process = world.describe(serial).ok_or_else(vanished)?;
+        Ok(reply::ProcessMade { process, created })
+    });
+    match made {
+        Ok(made) => success(id, &made),
+        Err(error) => refusal(id, error),
     }
+}
+
+/// The reply to a request that a verb has refused.
+pub(crate) fn refusal(id: Option<&Id>, error: VerbError) -> Reply {
+    failure(id, &Failure::from(error))
+}
+
+/// One arm for each verb.
+fn run(
+    world: &mut World,
+    readers: &mut Readers,
+    usage: Usage,
+    caller: &Caller,
+    id: Option<&Id>,
+    op: Op,
+    descriptor: Option<OwnedFd>,
+) -> Result<Answer, VerbError> {
+    let done = reply::Done {};
+    let reply = match op {
+        Op::Hello(op) => {
+            greet(readers, caller, op.client);
+            success(id, &meta::hello(world))
+        }
+        Op::Status(_) => success(id, &meta::status(world, readers, usage)),
+        Op::ValueSet(op) => {
+            value::set(world, caller, op.name, Some(op.value))?;
+            success(id, &done)
+        }
+        Op::ValueGet(op) => {
+            let value = world.table.values.get(&op.name).cloned();
+            success(id, &reply::ValueReply { value })
+        }
+        Op::ValueList(op) => {
+            let found = value::find(world, &op.names);
+            let values = found
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect();
+            success(id, &reply::Values { values })
+        }
+        Op::ValueRemove(op) => removed(id, value::remove(world, caller, &op.names)?),
+        Op::SocketMake(op) => {
+            let (socket, created) = socket::make(world, caller, usage.room, op)?;
+            let socket = socket::describe_with_path(world, socket).ok_or_else(vanished)?;
+            success(id, &reply::SocketMade { socket, created })
+        }
+        Op::SocketList(op) => {
+            let sockets = socket::list(world, &op.names);
+            success(id, &reply::SocketsReply { sockets })
+        }
+        Op::SocketRemove(op) => removed(id, socket::remove(world, caller, &op.names, op.force)?),
+        Op::SocketFetch(op) => with(caller, id, &done, socket::fetch(world, caller, &op.name)?)?,
+        Op::ProcessMake(op) => match process::make(world, caller, usage.room, *op)? {
+            Made::Exists(serial) => answer_made(world, id, Ok((serial, false))),
+            Made::Ready(ready) => {
+                let (session, request) = (caller.session, id.cloned());
+                return Ok(Answer::Start(ready, Asker::Json { session, request }));
+            }
+        },
+        Op::ProcessList(op) => {
+            let processes = process::list(world, &op.names, &op.serials);
+            success(id, &reply::Processes { processes })
+        }
+        Op::ProcessRemove(op) => removed(
+            id,
+            process::remove(world, readers, caller, &op.names, &op.serials, op.force)?,
+        ),
+        Op::ProcessPidfd(op) => with(caller, id, &done, process::pidfd(world, caller, op.serial)?)?,
+        Op::OutputConsume(op) => {
+            let sub = output::consume(world, readers, caller, op.names, op.bytes, op.force)?;
+            success(id, &reply::Subscribed { sub })
+        }
+        Op::OutputFollow(op) => {
+            let sub = output::follow(world, readers, caller, op.names, op.from)?;
+            success(id, &reply::Subscribed { sub })
+        }
+        Op::OutputStop(op) => {
+            output::stop(world, readers, caller, op.sub)?;
+            success(id, &done)
+        }
+        Op::OutputReel(op) => {
+            let (fd, data_offset) = output::reel(world, caller, op.serial)?;
+            let start_offset = Some(START_AT);
+            let reel = reply::Reel {
+                data_offset,
+                start_offset,
+            };
+            with(caller, id, &reel, fd)?
+        }
+        Op::OutputAck(op) => {
+            output::acknowledge(world, readers, caller, op.acks)?;
+            success(id, &done)
+        }
+        Op::ExitAck(op) => {
+            output::acknowledge_exits(world, readers, caller, op.serials)?;
+            success(id, &done)
+        }
+        Op::Hold(op) => {
+            let fd = descriptor.ok_or_else(no_descriptor)?;
+            held::hold(world, caller, usage.room, op.name, fd)?;
+            success(id, &done)
+        }
+        Op::Fetch(op) => with(caller, id, &done, held::fetch(world, caller, &op.name)?)?,
+        Op::HoldList(op) => {
+            let held = held::list(world, &op.names);
+            success(id, &reply::HeldReply { held })
+        }
+        Op::HoldDrop(op) => removed(id, held::drop_matching(world, caller, &op.names)?),
+        Op::Claim(op) => {
+            let epoch = take_claim(world, readers, caller, &op)?;
+            success(id, &reply::Claimed { epoch })
+        }
+        Op::ClaimRelease(op) => {
+            claim::release(world, caller, &op.namespace)?;
+            success(id, &done)
+        }
+        Op::ClaimList(_) => {
+            let claims = claim::list(world);
+            success(id, &reply::Claims { claims })
+        }
+        Op::Subscribe(op) => {
+            let sub = output::subscribe(readers, caller, op.names)?;
+            success(id, &reply::Subscribed { sub })
+        }
+        Op::KernelUpgrade(op) => return Ok(Answer::Upgrade(op, id.cloned())),
+        Op::KernelExit(_) => {
+            may_write(world, caller)?;
+            if !world.is_idle() {
+                return Err(not_idle());
+            }
+            let reply = success(id, &done);
+            return Ok(Answer::End(Reply {
+                next: Expect::Close,
+                ..reply
+            }));
+        }
+    };
+    Ok(Answer::Reply(reply))
+}
+
+/// Notes what the client calls itself.
+fn greet(readers: &mut Readers, caller: &Caller, client: Option<String>) {
+    if let Some(session) = readers.sessions.get_mut(&caller.session) {
+        info!(session = caller.session, client = ?client, "hello");
+        session.client = client;
+    }
+}
+
+/// Claims a namespace, and tells whoever had it before.
+fn take_claim(
+    world: &mut World,
+    readers: &mut Readers,
+    caller: &Caller,
+    op: &request::Claim,
+) -> Result<u64, VerbError> {
+    let holder = op.holder.clone();
+    let (epoch, old) = claim::claim(world, caller, &op.namespace, holder, op.force)?;
+    if let Some(session) = readers.sessions.get_mut(&caller.session) {
+        session.lost.remove(&op.namespace);
+    }
+    if let Some(old) = old {
+        if let Some(session) = readers.sessions.get_mut(&old) {
+            session.lost.insert(op.namespace.clone());
+        }
+        let mut line = BytesMut::new();
+        Push::Lost(Lost {
+            namespace: op.namespace.clone(),
+            by: op.holder.clone(),
+        })
+        .encode(&mut line);
+        readers.push(old, line);
+    }
+    Ok(epoch)
+}
+
+/// A success is answered only to a request with an id.
+fn success<T: Serialize>(id: Option<&Id>, result: &T) -> Reply {
+    let mut out = BytesMut::new();
+    if id.is_some() {
+        encode_ok(id, result, &mut out);
+    }
+    Reply::new(out, Expect::Json)
+}
+
+fn removed(id: Option<&Id>, removed: u64) -> Reply {
+    success(id, &reply::Removed { removed })
+}
+
+/// A success with a descriptor.
+///
+/// # Errors
+/// `unsupported` over TCP, `invalid` for a request without an id.
+fn with<T: Serialize>(
+    caller: &Caller,
+    id: Option<&Id>,
+    result: &T,
+    descriptor: OwnedFd,
+) -> Result<Reply, VerbError> {
+    if caller.peer.is_some_and(|peer| peer.tcp) {
+        return Err(fail(
+            ErrorCode::Unsupported,
+            "descriptors cannot be sent over TCP; use the unix socket",
+        ));
+    }
+    if id.is_none() {
+        return Err(fail(
+            ErrorCode::Invalid,
+            "a request for a descriptor needs an id, so that its answer can carry it",
+        ));
+    }
+    Ok(Reply {
+        descriptor: Some(descriptor),
+        ..success(id, result)
+    })
+}
+
+fn failure(id: Option<&Id>, failure: &Failure) -> Reply {
+    let mut out = BytesMut::new();
+    encode_error(id, failure, &mut out);
+    Reply::new(out, Expect::Json)
 }
 
 fn vanished() -> VerbError {
     fail(ErrorCode::Internal, "it has vanished meanwhile")
+}
+
+fn no_descriptor() -> VerbError {
+    fail(
+        ErrorCode::NoDescriptor,
+        "hold: no descriptor came along; send one with the line (SCM_RIGHTS) on the unix socket",
+    )
+}
+
+fn not_idle() -> VerbError {
+    fail(
+        ErrorCode::Denied,
+        "not idle: there are processes, sockets, values or held descriptors",
+    )
 }

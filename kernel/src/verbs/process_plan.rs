@@ -19,8 +19,9 @@ use papa_protocol::text::ByteString;
 
 use super::pipes::Pipes;
 use super::socket::{FIRST_NUMBER, open};
-use super::{VerbError, fail, words};
+use super::{VerbError, fail};
 use crate::sys::cgroup::ControlGroup;
+use crate::sys::errno::words;
 use crate::sys::spawn::{self, Failure, LISTEN_PID_ENTRY, Plan, Step};
 use crate::world::World;
 

@@ -1,13 +1,23 @@
-//! Room for descriptors, which is refused before the system refuses it.
+//! Room for descriptors: a request that would use the last ones is refused before the system
+//! refuses it.
 
 use papa_protocol::json::ErrorCode;
 
 use super::{VerbError, fail};
 use crate::sys::process::descriptor_limit;
 
-/// Descriptors left free so that clients still get in and the kernel can be
-/// asked what uses them, as a part of the limit and at least.
+/// Descriptors left free so that clients still get in and can ask the kernel what uses them: the
+/// limit divided by the first number, and at least the second.
 const RESERVED: (u64, u64) = (16, 64);
+
+/// What the kernel uses beyond what the world and the readers count.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Usage {
+    /// Room for descriptors.
+    pub room: Room,
+    /// Bytes that all sessions together keep in memory.
+    pub session_bytes: usize,
+}
 
 /// How much room for descriptors there is.
 #[derive(Debug, Clone, Copy)]

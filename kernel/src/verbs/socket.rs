@@ -14,7 +14,6 @@ use papa_protocol::name::NamePattern;
 use papa_protocol::socket::{DEFAULT_BACKLOG, Family, SocketInfo, SocketType};
 use papa_protocol::text::escape_control_bytes;
 
-use super::caller::Caller;
 use super::claim::may_change;
 use super::held::duplicate_failed;
 use super::room::Room;
@@ -22,6 +21,7 @@ use super::{VerbError, fail, limit, not_recorded, refused};
 use crate::keeper::wire::{Key, Kind};
 use crate::sys::socket::{Address, Options, is_bound_at, local_port, open_listener, server_at};
 use crate::world::World;
+use crate::world::caller::Caller;
 use crate::world::table::{Entry, SocketRow, known};
 
 /// The first number a socket gets: above what programs use by themselves,
@@ -36,7 +36,7 @@ const MAX_HOSTS_BYTES: u64 = 1 << 20;
 /// One of that name or path is different, or binding failed.
 pub(crate) fn make(
     world: &mut World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     room: Room,
     mut make: SocketMake,
 ) -> Result<(u64, bool), VerbError> {
@@ -130,7 +130,7 @@ pub(crate) fn describe_with_path(world: &World, id: u64) -> Option<SocketInfo> {
 /// A plain name names nothing; then nothing is removed.
 pub(crate) fn remove(
     world: &mut World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     patterns: &[NamePattern],
     force: bool,
 ) -> Result<u64, VerbError> {
@@ -166,7 +166,7 @@ pub(crate) fn remove(
 /// # Errors
 /// The namespace is claimed by someone else, `not_found`, or `unsupported` for one that the kernel
 /// holds none of.
-pub(crate) fn fetch(world: &World, caller: &Caller<'_>, name: &str) -> Result<OwnedFd, VerbError> {
+pub(crate) fn fetch(world: &World, caller: &Caller, name: &str) -> Result<OwnedFd, VerbError> {
     may_change(world, caller, name, false)?;
     let row = world
         .table
@@ -408,8 +408,8 @@ mod tests {
 
     use super::*;
     use crate::keeper::wire::ToKeeper;
-    use crate::verbs::caller::tests::caller;
     use crate::verbs::claim;
+    use crate::world::caller::tests::caller;
     use crate::world::tests::{empty_world, recovered, told};
 
     fn name(text: &str) -> Name {

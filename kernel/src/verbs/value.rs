@@ -4,10 +4,10 @@ use papa_protocol::limits::{MAX_VALUES, MAX_VALUES_BYTES};
 use papa_protocol::name::{Name, NamePattern};
 use papa_protocol::text::ByteString;
 
-use super::caller::Caller;
 use super::claim::may_change;
 use super::{VerbError, limit, not_recorded};
 use crate::world::World;
+use crate::world::caller::Caller;
 use crate::world::table::{Entry, Matcher};
 
 /// Sets a value, or clears it with `None`.
@@ -17,7 +17,7 @@ use crate::world::table::{Entry, Matcher};
 /// change could not be recorded.
 pub(crate) fn set(
     world: &mut World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     name: Name,
     value: Option<ByteString>,
 ) -> Result<(), VerbError> {
@@ -58,7 +58,7 @@ pub(crate) fn find<'a>(
 /// As [`set`].
 pub(crate) fn remove(
     world: &mut World,
-    caller: &Caller<'_>,
+    caller: &Caller,
     patterns: &[NamePattern],
 ) -> Result<u64, VerbError> {
     let names: Vec<Name> = find(world, patterns)
@@ -77,8 +77,8 @@ pub(crate) fn remove(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verbs::caller::tests::caller;
     use crate::verbs::claim;
+    use crate::world::caller::tests::caller;
     use crate::world::tests::{empty_world, recovered};
 
     fn name(text: &str) -> Name {

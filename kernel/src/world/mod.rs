@@ -5,6 +5,9 @@
 //! but by its number, and no socket of a client.
 //! Invariant: a change is in the journal before it is answered.
 
+pub(crate) mod caller;
+pub mod deadline;
+mod describe;
 pub mod journal;
 pub mod live;
 pub mod reel;
@@ -13,6 +16,7 @@ pub mod table;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use papa_protocol::json::push::Event;
@@ -20,13 +24,14 @@ use papa_protocol::name::Name;
 use serde_json::value::RawValue;
 use tracing::error;
 
+use self::deadline::Agenda;
 use self::journal::{Journal, JournalError};
 use self::live::{Live, Poller};
 use self::table::{Entry, Record, Table};
 use crate::client::exchange::{Peer, SessionId};
 use crate::config::Config;
 use crate::keeper::link::{KeeperLink, is_gone};
-use crate::keeper::wire::{Key, Kind};
+use crate::keeper::wire::{Key, Kind, ToKeeper};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::pidfd::has_exit_info;
 
@@ -89,6 +94,11 @@ pub struct World {
     pub zombies: VecDeque<u64>,
     /// Where each process gets a control group.
     pub cgroups: Option<Cgroups>,
+    /// What has to be looked at later.
+    pub agenda: Agenda,
+    /// Until when the keeper may go back to the program before, which may read reels of the first
+    /// kind only.
+    pub older_may_return: Option<Instant>,
     /// The system tells how a process ended through its handle.
     pub has_exit_info: bool,
     /// What the keeper has copies of that are not needed any more.
@@ -128,6 +138,8 @@ impl World {
             poller: Rc::new(Poller::new()?),
             zombies: VecDeque::new(),
             cgroups,
+            agenda: Agenda::default(),
+            older_may_return: None,
             has_exit_info: has_exit_info(),
             unkept: Vec::new(),
             keeper_gone: false,
@@ -232,6 +244,17 @@ impl World {
         }
     }
 
+    /// Whether the keeper is gone, dealt with or not.
+    pub(crate) fn has_lost_keeper(&self) -> bool {
+        self.keeper_gone || self.link.is_lost()
+    }
+
+    /// Sends the keeper a message. If it has died that is noted, as with [`Self::keep`].
+    pub(crate) fn tell_keeper(&mut self, message: &ToKeeper) {
+        let told = self.link.tell(message);
+        self.keeper_gone |= is_gone(told);
+    }
+
     /// Whether the keeper was found gone since this was last asked. Whoever
     /// calls a method that tells the keeper something asks afterwards.
     pub(crate) fn take_keeper_gone(&mut self) -> bool {
@@ -268,6 +291,21 @@ impl World {
             );
         }
         all
+    }
+
+    /// Whether nothing would be lost if the kernel ended: no process is listed, and there is no
+    /// socket, value or held descriptor.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.table.processes().all(|row| !row.is_listed())
+            && self.table.sockets().next().is_none()
+            && self.table.values.is_empty()
+            && self.table.held.is_empty()
+    }
+
+    /// Whether the program before may be back soon.
+    pub(crate) fn older_is_expected(&self) -> bool {
+        self.older_may_return
+            .is_some_and(|until| Instant::now() < until)
     }
 
     /// A descriptor of the poller's set that is about to be closed.

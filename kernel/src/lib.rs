@@ -11,12 +11,12 @@
 //! | `keeper/` | holds descriptor copies, restarts the kernel, reaps |
 //! | `run.rs`, `change/recover.rs` | the kernel's role; the one start path |
 //! | `client/` | callers: accepting them, their bytes, their bounds |
-//! | `owner.rs`, `owner/` | the event loop: deadlines, exits, signals, starts |
+//! | `owner.rs`, `owner/` | the event loop: deadlines, signals, starts, upgrades |
 //! | `verbs/` | what requests do, and both dialects |
 //! | `processes/` | running processes: starts, output, exits |
 //! | `world/` | what exists: the table, its journal, live processes, their output |
 //! | `readers/` | sessions, their subscriptions, delivery |
-//! | `change/` | changing the program or the role: upgrade, stop, recovery, takeover |
+//! | `change/` | what a change of the program or the role is made of: recovery, takeover, handover |
 //! | `holder.rs` | who has a place that cannot be bound |
 //! | `directions.rs` | the test of which folder may import which |
 //! | `sys/` | the system, and the only `unsafe` |

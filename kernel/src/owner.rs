@@ -3,14 +3,16 @@
 //! Connections, the poller and deadlines bring events (`shared.rs`); every handler is an ordinary
 //! function that runs to completion. A request goes to `verbs::answer` and comes back as a reply or
 //! as something the owner has to do first: start a process (`starting.rs`), change the program
-//! (`change/`) or end. Output and exits go to `processes/`. What the keeper and signals ask is in
+//! (`upgrade.rs`, `stopping.rs`) or end. Output and exits go to `processes/`. What the keeper and signals ask is in
 //! `signals.rs`.
 //! Invariant: a change is in the journal before it is answered.
 
 mod runtime_dir;
 pub mod shared;
-pub(crate) mod signals;
-pub(crate) mod starting;
+mod signals;
+mod starting;
+mod stopping;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,14 +25,14 @@ use papa_protocol::limits;
 use papa_test_hooks::failpoint;
 use tracing::{error, warn};
 
+use crate::change::changing::Changes;
 use crate::change::recover::Findings;
 use crate::change::takeover::Holdings;
-use crate::change::understudy::Understudy;
-use crate::change::upgrade::Changes;
 use crate::client::budget::Budget;
 use crate::client::event::Incoming;
 use crate::client::exchange::{Expect, SessionId};
 use crate::client::server::Server;
+use crate::keeper::understudy::Understudy;
 use crate::keeper::wire::{Key, Kind};
 use crate::processes::{capture, exits};
 use crate::readers::Readers;
@@ -213,8 +215,8 @@ impl Owner {
                 if self.is_ending() {
                     session.close();
                 }
+                self.change.freeze_late(id, &session);
                 self.readers.sessions.insert(id, session);
-                self.freeze_late(id);
             }
             Incoming::CannotAccept => {
                 self.world.agenda.after(ACCEPT_PAUSE, Deadline::Accept);
@@ -291,7 +293,7 @@ impl Owner {
     }
 
     fn on_gone(&mut self, id: SessionId) {
-        self.frozen_has_gone(id);
+        self.change.forget(id);
         let Some(session) = self.readers.sessions.remove(&id) else {
             return;
         };
@@ -412,7 +414,7 @@ impl Owner {
 
     /// Sends what is due to the sessions, unless they are stopped.
     pub(crate) fn deliver(&mut self) {
-        if !self.readers.ready.is_empty() && !self.is_freezing() {
+        if !self.readers.ready.is_empty() && !self.change.is_freezing() {
             self.readers.deliver(&mut self.world);
         }
     }

@@ -1,12 +1,14 @@
-//! Changing the program or the role: upgrade, stop, recovery, and taking the keeper's place.
+//! Changing the program or the role: what an upgrade, a stop, a recovery and a takeover are made of.
+//!
+//! Functions of the parts they use, and nothing of the event loop: `owner/upgrade.rs` and
+//! `owner/stopping.rs` call them in order.
 
+pub(crate) mod changing;
 pub mod check;
-mod dry_run;
+pub(crate) mod dry_run;
 pub mod handover;
+pub(crate) mod program;
 pub mod recover;
-pub mod resume;
-mod stopping;
+pub(crate) mod sessions;
 pub mod succession;
 pub mod takeover;
-pub mod understudy;
-pub(crate) mod upgrade;

@@ -14,10 +14,10 @@ use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::change::succession::Predecessor;
-use crate::change::understudy::{RIGHT, Understudy};
 use crate::config::Config;
 use crate::keeper::link::KeeperLink;
 use crate::keeper::manifest::{Beside, Manifest};
+use crate::keeper::understudy::{RIGHT, Understudy};
 use crate::keeper::wire::{Kept, Key, Kind};
 use crate::keeper::{self, manifest};
 use crate::launcher::title;

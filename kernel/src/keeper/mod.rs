@@ -21,6 +21,7 @@ pub mod manifest;
 pub mod notify;
 pub mod program;
 mod talk;
+pub mod understudy;
 pub mod wire;
 
 use std::collections::{BTreeMap, HashMap};

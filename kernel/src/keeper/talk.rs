@@ -16,7 +16,7 @@ use super::wire::{
     ABLE_TO_INHERIT, ABLE_TO_LEAVE, Key, Kind, MAX_KEYS, MAX_MESSAGE, ToKeeper, ToKernel, Verdict,
 };
 use super::{KERNEL_TITLE, Keeper, Kernel, PING_INTERVAL, PROGRAM, TITLE, how, notify, say};
-use crate::change::understudy;
+use crate::keeper::understudy;
 use crate::sys::pidfd::{Outcome, Target, wait_id};
 use crate::sys::{message, process};
 use papa_test_hooks::patience::scaled;

@@ -13,9 +13,9 @@ use tracing::{error, info, warn};
 
 use super::{KEEPER_SILENCE, Owner};
 use crate::change::takeover;
-use crate::change::understudy::{self, Side};
 use crate::client::exchange::SessionId;
 use crate::keeper::link::is_gone;
+use crate::keeper::understudy::{self, Side};
 use crate::keeper::wire::{Key, ToKeeper, ToKernel};
 use crate::processes::exits::on_exit_told;
 use crate::sys::clock::now_us;

@@ -1,21 +1,20 @@
 //! The keeper: holds copies of what must not die and restarts the kernel.
 //!
-//! A few hundred lines that read nothing a user typed. It keeps descriptors
-//! by [`Key`], is the only child subreaper, waits for whatever it adopts and
-//! keeps how it ended until the kernel has recorded it. It never decides
-//! anything about workers. When it dies itself, the kernel execs into this
-//! role with all descriptors and goes on (`takeover.rs`). A keeper that is
-//! replaced on purpose holds on until the next one's kernel has everything too
-//! (`succession.rs`).
+//! It reads nothing that a user typed. It keeps descriptors by [`Key`], is the only child subreaper,
+//! waits for whatever it adopts, and keeps how that ended until the kernel has recorded it. It never
+//! decides anything about workers. When it dies, the kernel execs into this role with all descriptors
+//! and goes on (`change/takeover.rs`). A keeper that is replaced on purpose stays until the next
+//! one's kernel has everything too (`change/succession.rs`).
 //!
-//! What it hears and says is in `talk.rs`; which program it starts, and what
-//! it does when none of them serves, in `program.rs`.
+//! How the kernel is started and watched is in `kernel.rs`, what is heard and said in `talk.rs`, and
+//! which program is started, also when none of them serves, in `program.rs`.
 //!
-//! Invariant: a descriptor or a registration sent by a kernel that has died
-//! since is received before the next kernel is started.
-//! Source: design "Keeper"; probes `parent.py`, `role.c`, `vk.c`.
+//! Invariant: a descriptor or a registration sent by a kernel that has died since is received before
+//! the next kernel is started.
+//! Source: `prctl(2)` (`PR_SET_CHILD_SUBREAPER`), `waitid(2)`, `unix(7)`.
 
 mod init;
+mod kernel;
 pub mod link;
 pub mod manifest;
 pub mod notify;
@@ -32,28 +31,23 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::Pid;
 use papa_test_hooks::failpoint;
 
+use self::kernel::Kernel;
 use self::program::Program;
-use self::talk::{REPLACED_AFTER, has_title};
 use self::wire::{Kept, Key, Kind};
 use crate::logging::Log;
 use crate::sys::pidfd::{Outcome, Target, WaitStatus, wait_id};
-use crate::sys::{message, process};
+use crate::sys::process;
 use papa_test_hooks::patience::scaled;
 
-/// Between two questions whether the kernel is there.
+/// Time between two questions whether the kernel is there.
 pub const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a serving kernel may leave a question unanswered.
-const KERNEL_STUCK: Duration = Duration::from_secs(20);
 /// How long a kernel may take to recover.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(120);
-/// How long the next kernel waits for the last words of a dead one: a child
-/// of it that is still between vfork and exec.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 /// First and longest delay before another kernel when the last one never got
 /// to serve.
 const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
@@ -65,58 +59,44 @@ pub const TITLE: &str = "papa: keeper";
 /// The name the kernel shows in a process list.
 pub const KERNEL_TITLE: &str = "papa: kernel";
 
-/// A running kernel, as the keeper sees it.
-struct Kernel {
-    pid: Pid,
-    socket: OwnedFd,
-    started: Instant,
-    serving: bool,
-    /// Since when, if it does.
-    serving_since: Instant,
-    /// When the oldest unanswered question was asked.
-    asked: Option<Instant>,
-    next_ping: Instant,
-    /// Answer to a fetch that the socket had no room for yet.
-    fetch: Option<Option<Key>>,
-    ping_due: bool,
-    /// Since when its line is closed though it has not ended.
-    silent_since: Option<Instant>,
-    /// It was killed because it took too long.
-    late: bool,
-    /// It becomes the next keeper, which is no kernel but has one.
-    succeeds: bool,
-}
-
+/// The keeper's whole state.
 struct Keeper {
+    /// Copies of descriptors.
     kept: Kept,
+    /// Serials of registered workers by process number.
     serials: HashMap<i32, u64>,
+    /// Process numbers of registered workers by serial.
     pids: BTreeMap<u64, i32>,
+    /// How adopted workers ended, by serial, and whether the kernel has been told.
     exits: BTreeMap<u64, (WaitStatus, bool)>,
+    /// Signals that are to be passed on to the kernel.
     signals: Vec<u8>,
     kernel: Option<Kernel>,
     /// Sockets of dead kernels not yet at end of file, with their deadline.
     ended: Vec<(OwnedFd, Instant)>,
+    /// When the next kernel may be started.
     start_at: Instant,
+    /// Kernels in a row that have never served.
     failures: u32,
     /// A kernel has served, now or before a change of role.
     served: bool,
     /// The service manager knows that this keeper's kernel serves.
     announced: bool,
-    /// Nothing is sent before: the system had no room for the last message.
+    /// Until when nothing is sent, since the system had no room for the last message.
     mute_until: Option<Instant>,
     exit_code: Option<u8>,
-    /// A program that takes what is left open for it.
+    /// A program that is known to take inherited descriptors.
     able: Option<OwnedFd>,
-    /// Held open until a kernel serves: its end tells the process that would
-    /// go on in this one's place that this one has died, or needs it no more.
+    /// Held open until a kernel serves: its end tells the stand-in process that this one has died or
+    /// does not need it any more.
     understudy: Option<OwnedFd>,
     /// The next keeper's kernel has everything: the line to answer it on, and
     /// who the next keeper is while it lives.
     dismissed: Option<(OwnedFd, Option<Pid>)>,
     /// Who is the keeper after this one.
     successor: Option<i32>,
-    /// Nobody can be told that there is no kernel before: no descriptor was
-    /// left to accept with.
+    /// Until when callers are not told that there is no kernel, since no descriptor was left to
+    /// accept them with.
     deaf_until: Option<Instant>,
     notify_socket: Option<String>,
     ready: Option<OwnedFd>,
@@ -201,7 +181,7 @@ pub fn run(file: OwnedFd, arguments: Vec<CString>) -> Result<u8, Errno> {
 }
 
 impl Keeper {
-    /// One round: wait for something, then deal with all of it.
+    /// One round: waits for something, then deals with all of it.
     fn turn(&mut self, signals: &SignalFd) -> Result<(), Errno> {
         let now = Instant::now();
         let timeout = self.deadline(now).saturating_duration_since(now);
@@ -234,17 +214,7 @@ impl Keeper {
             Err(errno) => return Err(errno),
         }
         drop(fds);
-        while let Ok(Some(info)) = signals.read_signal() {
-            match Signal::try_from(info.ssi_signo.cast_signed()) {
-                Ok(Signal::SIGCHLD) => self.reap(),
-                Ok(Signal::SIGUSR1) => crate::logging::reopen(),
-                Ok(signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGUSR2)) => {
-                    #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
-                    self.signals.push((signal as i32).cast_unsigned() as u8);
-                }
-                _ => {}
-            }
-        }
+        self.take_signals(signals);
         self.listen_to_kernel();
         self.hear_last_words();
         self.speak();
@@ -254,21 +224,7 @@ impl Keeper {
         if answers {
             self.answer_callers();
         }
-        // Asked twice to end, and there is no kernel to ask: with nothing kept
-        // there is no reason to stay.
-        let asked = self
-            .signals
-            .iter()
-            .filter(|number| **number != SIGUSR2)
-            .count();
-        let holds = self.holds();
-        let serves = self.kernel.as_ref().is_some_and(|kernel| kernel.serving);
-        if asked >= 2 && !serves && !holds {
-            if let Some(kernel) = &self.kernel {
-                let _ = nix::sys::signal::kill(kernel.pid, Signal::SIGKILL);
-            }
-            self.exit_code = Some(1);
-        }
+        self.end_if_asked_twice();
         if self.exit_code.is_none()
             && self.kernel.is_none()
             && self.dismissed.is_none()
@@ -280,39 +236,56 @@ impl Keeper {
         Ok(())
     }
 
+    /// Takes all signals that have come.
+    fn take_signals(&mut self, signals: &SignalFd) {
+        while let Ok(Some(info)) = signals.read_signal() {
+            match Signal::try_from(info.ssi_signo.cast_signed()) {
+                Ok(Signal::SIGCHLD) => self.reap(),
+                Ok(Signal::SIGUSR1) => crate::logging::reopen(),
+                Ok(signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGUSR2)) => {
+                    #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+                    self.signals.push((signal as i32).cast_unsigned() as u8);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends a keeper that was asked twice to end while no kernel serves that could be asked, if
+    /// nothing is kept.
+    fn end_if_asked_twice(&mut self) {
+        let asked = self
+            .signals
+            .iter()
+            .filter(|number| **number != SIGUSR2)
+            .count();
+        let holds = self.holds();
+        let serves = self.kernel.as_ref().is_some_and(|kernel| kernel.serving);
+        if asked >= 2 && !serves && !holds {
+            if let Some(kernel) = &self.kernel {
+                let _ = kill(kernel.pid, Signal::SIGKILL);
+            }
+            self.exit_code = Some(1);
+        }
+    }
+
+    /// Until when nothing has to be done unless something happens.
     fn deadline(&self, now: Instant) -> Instant {
         let mut earliest = now + scaled(PING_INTERVAL);
-        match &self.kernel {
-            Some(kernel) if !kernel.serving => {
-                earliest = earliest.min(kernel.started + self.recovery_limit());
-                if let Some(until) = self.mute_until.filter(|until| *until > now) {
-                    earliest = earliest.min(until);
-                }
-                if let Some(since) = kernel.silent_since {
-                    earliest = earliest.min(since + REPLACED_AFTER);
-                }
+        let mut by = |at: Option<Instant>| {
+            if let Some(at) = at {
+                earliest = earliest.min(at);
             }
-            Some(kernel) => {
-                if let Some(since) = kernel.silent_since {
-                    earliest = earliest.min(since + REPLACED_AFTER);
-                }
-                if let Some(until) = self.mute_until {
-                    earliest = earliest.min(until);
-                }
-                earliest = earliest.min(kernel.next_ping);
-                if let Some(asked) = kernel.asked {
-                    earliest = earliest.min(asked + scaled(KERNEL_STUCK));
-                }
-            }
-            None => {
-                earliest = match self.ended.iter().map(|(_, until)| *until).max() {
-                    Some(until) => earliest.min(until),
-                    None => earliest.min(self.start_at),
-                };
-                if let Some(until) = self.deaf_until {
-                    earliest = earliest.min(until);
-                }
-            }
+        };
+        if let Some(kernel) = &self.kernel {
+            by(Some(kernel.deadline(self.recovery_limit())));
+            by(self
+                .mute_until
+                .filter(|until| kernel.serving || *until > now));
+        } else {
+            let last_words = self.ended.iter().map(|(_, until)| *until).max();
+            by(last_words.or(Some(self.start_at)));
+            by(self.deaf_until);
         }
         earliest.max(now)
     }
@@ -369,202 +342,9 @@ impl Keeper {
         }
     }
 
-    fn kernel_ended(&mut self, status: WaitStatus) {
-        // What it said while it lived counts: that it tries a program, or that
-        // it serves.
-        self.listen_to_kernel();
-        let Some(kernel) = self.kernel.take() else {
-            return;
-        };
-        for (_, sent) in self.exits.values_mut() {
-            *sent = false;
-        }
-        let now = Instant::now();
-        if kernel.succeeds {
-            self.successor_ended(kernel, status.outcome);
-            return;
-        }
-        self.ended.push((kernel.socket, now + LAST_WORDS));
-        self.hear_last_words();
-        if self.exit_code.is_some() {
-            return;
-        }
-        let how = how(status.outcome);
-        if self.program.is_tried() {
-            self.program.failed(status.outcome, kernel.late);
-            self.start_at = now;
-            say(format_args!(
-                "the program that was tried {how}; going back to the one before"
-            ));
-            return;
-        }
-        if kernel.serving {
-            self.failures = 0;
-            let served = now.saturating_duration_since(kernel.serving_since);
-            match self.program.after_end(status.outcome, served) {
-                Some(before) => {
-                    say(format_args!(
-                        "the new program {how} soon after it served; going back to the one before"
-                    ));
-                    self.kept.insert(PROGRAM, before);
-                    self.start_at = now;
-                    return;
-                }
-                None if self.program.quick_ends > 0 => self.start_at = now + self.restart_delay(),
-                None => self.start_at = now,
-            }
-        } else {
-            self.failures += 1;
-            self.program.last_failure.clone_from(&how);
-            self.program.last_killed = !kernel.late
-                && matches!(status.outcome, Outcome::Signal { number, .. } if number == Signal::SIGKILL as i32);
-            self.start_at = now + self.restart_delay();
-            if !self.served && !self.holds() && self.failures >= FIRST_START_TRIES {
-                self.say_ready(&format!("the kernel {how} before it could serve"));
-                self.exit_code = Some(1);
-                return;
-            }
-        }
-        say(format_args!(
-            "kernel {} {how}; starting another",
-            kernel.pid
-        ));
-        self.say_if_holding();
-    }
-
     /// Whether there is anything that would be lost with this process.
     fn holds(&self) -> bool {
         self.kept.keys().any(|key| !key.kind.is_basic())
-    }
-
-    fn start_kernel(&mut self) {
-        let now = Instant::now();
-        let retry = now + RESTART_DELAY.1;
-        self.program.take_offer();
-        let program = self.program.tried().or(self.kept.get(&PROGRAM));
-        let (Ok((ours, theirs)), Some(binary)) = (message::seqpacket_pair(), program) else {
-            self.start_at = retry;
-            return;
-        };
-        match process::fork() {
-            Err(_) => self.start_at = retry,
-            Ok(ForkResult::Parent { child }) => {
-                self.kernel = Some(Kernel {
-                    pid: child,
-                    socket: ours,
-                    started: now,
-                    serving: false,
-                    serving_since: now,
-                    asked: None,
-                    next_ping: now + scaled(PING_INTERVAL),
-                    fetch: None,
-                    ping_due: false,
-                    silent_since: None,
-                    late: false,
-                    succeeds: false,
-                });
-            }
-            Ok(ForkResult::Child) => {
-                // From here on two processes hold everything.
-                failpoint::reach("keeper.forked");
-                // Off the terminal: a Ctrl-C is for the keeper alone.
-                let _ = nix::unistd::setsid();
-                let mut argv = vec![CString::from(KERNEL_C_TITLE)];
-                argv.extend(self.arguments.iter().cloned());
-                let list = self.list_for_kernel(binary, &theirs);
-                let first = list.as_ref().unwrap_or(&theirs);
-                let errno = process::exec(
-                    binary.as_fd(),
-                    first.as_fd(),
-                    &argv,
-                    &environment_for_kernel(),
-                );
-                say(format_args!("cannot start the kernel: {errno}"));
-                process::exit_forked(1);
-            }
-        }
-    }
-
-    /// What the next kernel inherits, if its program is known to take that:
-    /// then it has everything before this process could be killed, and needs
-    /// the copies it fetches only for what it fetches with them. None if it is
-    /// to fetch everything.
-    fn list_for_kernel(&self, binary: &OwnedFd, line: &OwnedFd) -> Option<OwnedFd> {
-        let own = process::own_binary().ok()?;
-        let able = self.able.as_ref();
-        if !program::is_same_file(binary, &own)
-            && !able.is_some_and(|able| program::is_same_file(binary, able))
-        {
-            return None;
-        }
-        let beside = manifest::Beside {
-            workers: self
-                .pids
-                .iter()
-                .map(|(serial, pid)| (*serial, *pid))
-                .collect(),
-            served: self.served,
-            line: Some(line),
-            inherited: true,
-            notify_socket: self.notify_socket.clone(),
-            ..manifest::Beside::default()
-        };
-        let kept = self.kept.iter().map(|(key, fd)| (*key, fd));
-        manifest::write(kept, beside).ok()
-    }
-
-    /// Asks a quiet kernel whether it is there and replaces a stuck one.
-    fn check_on_kernel(&mut self) {
-        let now = Instant::now();
-        let limit = self.recovery_limit();
-        let Self {
-            kernel: Some(kernel),
-            arguments,
-            ..
-        } = self
-        else {
-            return;
-        };
-        if kernel.silent_since.is_some() {
-            // It has closed its line, and may be the keeper by now: `is_replaced` decides.
-            return;
-        }
-        if kernel.serving && now >= kernel.next_ping {
-            kernel.next_ping = now + scaled(PING_INTERVAL);
-            if kernel.asked.is_none() {
-                kernel.ping_due = true;
-            }
-        }
-        let late = if kernel.serving {
-            kernel
-                .asked
-                .is_some_and(|asked| now >= asked + scaled(KERNEL_STUCK))
-        } else {
-            now >= kernel.started + limit
-        };
-        if !late {
-            return;
-        }
-        if process::is_traced(kernel.pid) {
-            kernel.asked = Some(now);
-            kernel.started = now;
-            return;
-        }
-        if !kernel.succeeds && has_title(kernel.pid.as_raw(), TITLE, arguments) {
-            // It has taken this keeper's place, and the copy of it that waits beside still holds
-            // the line: `is_replaced` decides.
-            kernel.silent_since = Some(now);
-            return;
-        }
-        say(format_args!(
-            "kernel {} does not answer; replacing it",
-            kernel.pid
-        ));
-        // Its number cannot be reused: it is our child and not waited for.
-        let _ = nix::sys::signal::kill(kernel.pid, Signal::SIGKILL);
-        kernel.asked = Some(now);
-        kernel.started = now;
-        kernel.late = true;
     }
 }
 
@@ -583,25 +363,6 @@ pub const PROGRAM_BEFORE: Key = Key {
 
 #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
 const SIGUSR2: u8 = (Signal::SIGUSR2 as i32).cast_unsigned() as u8;
-
-const KERNEL_C_TITLE: &std::ffi::CStr = c"papa: kernel";
-
-/// Variables meant for the launcher are not for what the kernel starts.
-fn environment_for_kernel() -> Vec<CString> {
-    let own = [
-        "NOTIFY_SOCKET=",
-        "LISTEN_FDS=",
-        "LISTEN_PID=",
-        "LISTEN_FDNAMES=",
-    ];
-    process::environment()
-        .into_iter()
-        .filter(|entry| {
-            !own.iter()
-                .any(|name| entry.as_bytes().starts_with(name.as_bytes()))
-        })
-        .collect()
-}
 
 /// How a kernel ended, for people.
 fn how(outcome: Outcome) -> String {

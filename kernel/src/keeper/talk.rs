@@ -176,22 +176,13 @@ impl Keeper {
         true
     }
 
+    /// Does what a message says; `live` if it comes from the kernel that runs, not from one that has
+    /// died since.
     fn obey(&mut self, message: ToKeeper, descriptors: Vec<OwnedFd>, live: bool) {
+        let kernel = self.kernel.as_mut().filter(|_| live);
         match message {
             ToKeeper::Put(keys) => self.kept.extend(keys.into_iter().zip(descriptors)),
-            ToKeeper::Drop(keys) => {
-                for key in keys {
-                    self.kept.remove(&key);
-                    if key.kind == Kind::PIDFD {
-                        self.exits.remove(&key.id);
-                        if let Some(pid) = self.pids.remove(&key.id)
-                            && self.serials.get(&pid) == Some(&key.id)
-                        {
-                            self.serials.remove(&pid);
-                        }
-                    }
-                }
-            }
+            ToKeeper::Drop(keys) => keys.into_iter().for_each(|key| self.drop_copy(key)),
             ToKeeper::Register { serial, pid } => {
                 if let Some(pidfd) = descriptors.into_iter().next() {
                     self.kept.insert(Key::new(Kind::PIDFD, serial), pidfd);
@@ -202,55 +193,11 @@ impl Keeper {
             ToKeeper::Confirm(serial) => {
                 self.exits.remove(&serial);
             }
-            ToKeeper::Fetch(after) => {
-                if let (true, Some(kernel)) = (live, &mut self.kernel) {
-                    kernel.fetch = Some(after);
-                    // Whatever was told to an earlier program in that process
-                    // is told again.
-                    if after.is_none() {
-                        for (_, sent) in self.exits.values_mut() {
-                            *sent = false;
-                        }
-                        // Asking again and again wins no time.
-                        if kernel.serving {
-                            kernel.started = Instant::now();
-                        }
-                        kernel.serving = false;
-                        kernel.asked = None;
-                    }
-                }
-            }
+            ToKeeper::Fetch(after) if live => self.on_fetch(after),
+            ToKeeper::Serving if live => self.on_serving(),
             ToKeeper::Pong => {
-                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                if let Some(kernel) = kernel {
                     kernel.asked = None;
-                }
-            }
-            ToKeeper::Serving => {
-                if let (true, Some(kernel)) = (live, &mut self.kernel) {
-                    kernel.serving = true;
-                    kernel.serving_since = Instant::now();
-                    kernel.next_ping = Instant::now() + scaled(PING_INTERVAL);
-                    // What came while nobody could hear it is one request,
-                    // however often it was made: two mean something else.
-                    let mut heard = std::collections::BTreeSet::new();
-                    self.signals.retain(|number| heard.insert(*number));
-                    self.failures = 0;
-                    self.served = true;
-                    // Nobody goes on in this one's place any more, not even
-                    // where the kernel's program knows nothing of that.
-                    understudy::may_go_on(&mut self.kept);
-                    self.understudy = None;
-                    if let Some(program) = self.program.serves() {
-                        let before = self.kept.remove(&PROGRAM);
-                        self.program.keep_for_probation(before, &program);
-                        self.kept.insert(PROGRAM, program);
-                    }
-                    if !self.announced {
-                        self.announced = true;
-                        self.say_ready("ready");
-                        let own = std::process::id().cast_signed();
-                        notify::tell(self.notify_socket.as_deref(), "READY=1\n", own);
-                    }
                 }
             }
             // A program that has not served decides nothing.
@@ -259,32 +206,25 @@ impl Keeper {
                     self.exit_code = Some(code);
                 }
             }
-            // From one that has died since it comes too late.
+            // From here on the kernel has only so long until it serves.
             ToKeeper::Try => {
-                if let (true, Some(kernel), Some(program)) =
-                    (live, &mut self.kernel, descriptors.into_iter().next())
-                {
-                    // From here on it has only so long until it serves.
-                    kernel.serving = false;
-                    kernel.started = Instant::now();
-                    kernel.asked = None;
+                if let (Some(kernel), Some(program)) = (kernel, descriptors.into_iter().next()) {
+                    kernel.begins_anew();
                     self.program.try_now(program);
                 }
             }
             ToKeeper::Untried => {
-                if let (true, Some(kernel)) = (live, &mut self.kernel) {
+                if let Some(kernel) = kernel {
                     kernel.serving = true;
                     kernel.succeeds = false;
                 }
                 self.program.untried();
             }
+            // From here on the kernel has only so long until this keeper may go.
             ToKeeper::Succeed => {
-                if let (true, Some(kernel)) = (live, &mut self.kernel) {
-                    // From here on it has only so long until this one may go.
+                if let Some(kernel) = kernel {
                     kernel.succeeds = true;
-                    kernel.serving = false;
-                    kernel.started = Instant::now();
-                    kernel.asked = None;
+                    kernel.begins_anew();
                     self.program.verdict = None;
                 }
             }
@@ -297,12 +237,78 @@ impl Keeper {
                 self.exits.insert(serial, (status, false));
             }
             ToKeeper::Signal(number) => self.signals.push(number),
-            ToKeeper::Able(bits) => {
-                if live && bits & ABLE_TO_INHERIT != 0 {
-                    let program = self.program.tried().or(self.kept.get(&PROGRAM));
-                    self.able = program.and_then(|program| program.try_clone().ok());
-                }
+            ToKeeper::Able(bits) if live && bits & ABLE_TO_INHERIT != 0 => {
+                let program = self.program.tried().or(self.kept.get(&PROGRAM));
+                self.able = program.and_then(|program| program.try_clone().ok());
             }
+            // From a kernel that has died since these come too late.
+            ToKeeper::Fetch(_) | ToKeeper::Serving | ToKeeper::Able(_) => {}
+        }
+    }
+
+    /// Lets a copy go, and with a pidfd all that is known of its process.
+    fn drop_copy(&mut self, key: Key) {
+        self.kept.remove(&key);
+        if key.kind == Kind::PIDFD {
+            self.exits.remove(&key.id);
+            if let Some(pid) = self.pids.remove(&key.id)
+                && self.serials.get(&pid) == Some(&key.id)
+            {
+                self.serials.remove(&pid);
+            }
+        }
+    }
+
+    /// A kernel wants what follows `after`, or everything.
+    fn on_fetch(&mut self, after: Option<Key>) {
+        let Some(kernel) = &mut self.kernel else {
+            return;
+        };
+        kernel.fetch = Some(after);
+        if after.is_some() {
+            return;
+        }
+        // What was told to an earlier program in that process is told again.
+        for (_, sent) in self.exits.values_mut() {
+            *sent = false;
+        }
+        // Asking again and again wins no time.
+        if kernel.serving {
+            kernel.started = Instant::now();
+        }
+        kernel.serving = false;
+        kernel.asked = None;
+    }
+
+    /// The kernel serves: it is told what has come meanwhile, and its program is the one to start.
+    fn on_serving(&mut self) {
+        let Some(kernel) = &mut self.kernel else {
+            return;
+        };
+        let now = Instant::now();
+        kernel.serving = true;
+        kernel.serving_since = now;
+        kernel.next_ping = now + scaled(PING_INTERVAL);
+        // What came while nobody could hear it is one request, however often it was made: two mean
+        // something else.
+        let mut heard = std::collections::BTreeSet::new();
+        self.signals.retain(|number| heard.insert(*number));
+        self.failures = 0;
+        self.served = true;
+        // Nobody goes on in this keeper's place any more, not even where the kernel's program knows
+        // nothing of that.
+        understudy::may_go_on(&mut self.kept);
+        self.understudy = None;
+        if let Some(program) = self.program.serves() {
+            let before = self.kept.remove(&PROGRAM);
+            self.program.keep_for_probation(before, &program);
+            self.kept.insert(PROGRAM, program);
+        }
+        if !self.announced {
+            self.announced = true;
+            self.say_ready("ready");
+            let own = std::process::id().cast_signed();
+            notify::tell(self.notify_socket.as_deref(), "READY=1\n", own);
         }
     }
 

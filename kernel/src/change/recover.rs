@@ -1,13 +1,12 @@
-//! Descriptors and journal to a running kernel: the one way it starts.
+//! Puts a running kernel together from descriptors and the journal: the one way it starts.
 //!
-//! A first start recovers nothing; after a crash, a kill or an exec this
-//! takes the same path. What the keeper has and the journal does not know is
-//! closed: nobody was ever told of it. A process meant but never registered
-//! never ran.
+//! A first start takes the same path as one after a crash, a kill or an exec; it only finds nothing
+//! to recover. What the keeper has and the journal does not know is closed: nobody was ever told of
+//! it. A process that was meant to start but never registered has never run.
 //!
-//! Invariant: nothing is written, taken or given up here. What follows from
-//! what was found is done when the kernel has confirmed that it serves
-//! ([`Findings`]), so that a program that is only tried leaves no trace.
+//! Invariant: nothing is written, taken or given up here. What follows from what was found is done
+//! when the kernel has confirmed that it serves ([`Findings`]), so that a program that is only tried
+//! leaves no trace.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,6 +15,7 @@ use nix::errno::Errno;
 use papa_protocol::limits::REEL_BYTES;
 use papa_protocol::process::{Ledger, Stderr, Stdout};
 use papa_test_hooks::failpoint;
+use serde_json::value::RawValue;
 use thiserror::Error;
 
 use crate::config::Config;
@@ -79,13 +79,17 @@ impl Fetched {
     fn take(&mut self, kind: Kind, id: u64) -> Option<OwnedFd> {
         self.0.remove(&Key::new(kind, id))
     }
+
+    /// Takes something that every kernel needs.
+    fn need(&mut self, kind: Kind, what: &'static str) -> Result<OwnedFd, RecoverError> {
+        self.take(kind, 0).ok_or(RecoverError::Missing(what))
+    }
 }
 
 /// Puts together what was fetched from the keeper, which told the `verdict`.
 ///
 /// # Errors
-/// The journal, the system or what was fetched is not as it must be; the
-/// keeper then tries again.
+/// The journal, the system or what was fetched is not as it must be; the keeper then tries again.
 pub fn recover(
     link: KeeperLink,
     kept: Kept,
@@ -99,131 +103,81 @@ pub fn recover(
             })
             .collect(),
     );
-    let config_file = fetched
-        .take(Kind::CONFIG, 0)
-        .ok_or(RecoverError::Missing("settings"))?;
+    let config_file = fetched.need(Kind::CONFIG, "settings")?;
     let config =
         Config::read(&config_file).map_err(|errno| RecoverError::System("settings", errno))?;
     crate::logging::start(&config);
-    let binary = fetched
-        .take(Kind::BINARY, 0)
-        .ok_or(RecoverError::Missing("program"))?;
-    let file = fetched
-        .take(Kind::JOURNAL, 0)
-        .ok_or(RecoverError::Missing("journal"))?;
-
-    let mut table = Table::default();
-    let mut unknown = Vec::new();
-    let mut replay = Journal::replay(file)?;
-    while let Some(text) = replay.next_record()? {
-        failpoint::reach("recover.replaying");
-        match Entry::read(&text) {
-            Read::Entry(entry) => table.apply(entry),
-            Read::Unknown(record) => unknown.push(record),
-            Read::Bad(error) => {
-                replay.skipped += 1;
-                tracing::error!(%error, "skipping a journal record this version cannot read");
-            }
-        }
-    }
-    let skipped_records = replay.skipped;
-    let journal = replay.finish();
-    let mut findings = Findings::default();
-    let mut record = |table: &mut Table, entry: Entry| {
-        findings.entries.push(entry.clone());
-        table.apply(entry);
+    let binary = fetched.need(Kind::BINARY, "program")?;
+    let replayed = Replayed::read(fetched.need(Kind::JOURNAL, "journal")?)?;
+    let mut found = Recovery {
+        table: replayed.table,
+        fetched,
+        entries: Vec::new(),
     };
     let now = now_us();
-    let first_started_us = match table.first_started_us {
-        0 => now,
-        first => first,
-    };
-    let boot = Entry::Boot {
-        incarnation: table.incarnation + 1,
-        first_started_us,
-    };
-    record(&mut table, boot);
+    found.boot(now);
     failpoint::reach("recover.replayed");
-
-    let mut live = HashMap::new();
-    let rows: Vec<ProcessRow> = table.processes().cloned().collect();
-    for row in rows {
-        match recover_process(&row, &mut fetched, now) {
-            Some((found, pid)) => {
-                live.insert(row.serial, found);
-                if row.pid == 0 {
-                    let serial = row.serial;
-                    record(&mut table, Entry::Started { serial, pid });
-                }
-            }
-            None => record(
-                &mut table,
-                Entry::Forget {
-                    serial: row.serial,
-                    ledger: Ledger::default(),
-                },
-            ),
-        }
-    }
-    let mut socket_fds = HashMap::new();
-    let rows: Vec<(u64, bool)> = table
-        .sockets()
-        .map(|row| (row.id, row.number.is_some()))
-        .collect();
-    for (id, held) in rows {
-        if let Some(fd) = fetched.take(Kind::SOCKET, id) {
-            socket_fds.insert(id, fd);
-        } else if held {
-            tracing::error!(id, "the descriptor of a socket is missing");
-            record(&mut table, Entry::Unsocket { id });
-        }
-    }
-    let mut held_fds = HashMap::new();
-    let rows: Vec<_> = table
-        .held
-        .iter()
-        .map(|(name, row)| (name.clone(), row.id))
-        .collect();
-    for (name, id) in rows {
-        match fetched.take(Kind::HELD, id) {
-            Some(fd) => {
-                held_fds.insert(id, fd);
-            }
-            None => record(&mut table, Entry::Unhold { name }),
-        }
-    }
-    let mut controls = Vec::new();
-    let mut strangers = Vec::new();
-    let mut resumption = Resumption {
-        verdict,
-        ..Resumption::default()
-    };
-    for (key, fd) in fetched.0 {
-        match key.kind {
-            Kind::CONTROL => controls.push((key.id, fd)),
-            // The one before's; our own takes its place at the keeper.
-            Kind::POLLER => drop(fd),
-            Kind::HANDOVER | Kind::SESSION | Kind::BINARY => resumption.kept.push((key, fd)),
-            _ => strangers.push((key, fd)),
-        }
-    }
-    controls.sort_by_key(|(id, _)| *id);
-    // What may belong to records that could not be read stays, here and with
-    // the keeper: nobody dies of a broken pipe, and a version that can read
-    // the record finds it. So does what only a later version knows.
-    let all_read = skipped_records == 0 && unknown.is_empty();
-    let (gone, strangers): (Vec<_>, Vec<_>) = strangers
+    let live = found.processes(now);
+    let socket_fds = found.sockets();
+    let held_fds = found.held();
+    let Recovery {
+        table,
+        fetched,
+        entries,
+    } = found;
+    let Rest {
+        controls,
+        kept,
+        unclaimed,
+    } = Rest::of(fetched);
+    // What may belong to records that could not be read stays, here and with the keeper: no writer
+    // dies of a broken pipe, and a version that can read the record finds it. So does what only a
+    // later version knows.
+    let all_read = replayed.skipped == 0 && replayed.unknown.is_empty();
+    let (gone, strangers): (Vec<_>, Vec<_>) = unclaimed
         .into_iter()
         .partition(|(key, _): &(Key, OwnedFd)| all_read && key.kind.is_known());
-    findings.gone = gone.into_iter().map(|(key, _)| key).collect();
     if !strangers.is_empty() {
         tracing::error!(
-            skipped_records,
-            unknown = unknown.len(),
+            skipped_records = replayed.skipped,
+            unknown = replayed.unknown.len(),
             strangers = strangers.len(),
-            "descriptors that may belong to records left out are held on"
+            "keeping descriptors that may belong to journal records that were left out"
         );
     }
+    tracing::info!(
+        incarnation = table.incarnation,
+        processes = live.len(),
+        sockets = socket_fds.len(),
+        strangers = gone.len() + strangers.len(),
+        "recovered"
+    );
+    let fixed = Fixed {
+        config: config_file,
+        binary,
+        controls,
+        null: open_null()?,
+    };
+    let mut world = World::new(config, fixed, link, replayed.journal, table)
+        .map_err(|errno| RecoverError::System("make an event poller", errno))?;
+    world.skipped_records = replayed.skipped;
+    world.unknown_records = replayed.unknown;
+    world.live = live;
+    world.socket_fds = socket_fds;
+    world.held_fds = held_fds;
+    world.strangers = strangers;
+    let findings = Findings {
+        entries,
+        gone: gone.into_iter().map(|(key, _)| key).collect(),
+    };
+    Ok(Parts {
+        world,
+        findings,
+        resumption: Resumption { kept, verdict },
+    })
+}
+
+fn open_null() -> Result<OwnedFd, RecoverError> {
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -232,36 +186,163 @@ pub fn recover(
             let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
             RecoverError::System("open /dev/null", errno)
         })?;
-    tracing::info!(
-        incarnation = table.incarnation,
-        processes = live.len(),
-        sockets = socket_fds.len(),
-        strangers = findings.gone.len() + strangers.len(),
-        "recovered"
-    );
-    let fixed = Fixed {
-        config: config_file,
-        binary,
-        controls,
-        null: null.into(),
-    };
-    let mut world = World::new(config, fixed, link, journal, table)
-        .map_err(|errno| RecoverError::System("make an event poller", errno))?;
-    world.skipped_records = skipped_records;
-    world.unknown_records = unknown;
-    world.live = live;
-    world.socket_fds = socket_fds;
-    world.held_fds = held_fds;
-    world.strangers = strangers;
-    Ok(Parts {
-        world,
-        findings,
-        resumption,
-    })
+    Ok(null.into())
 }
 
-/// What the keeper has of one process, with its number. `None` for one that
-/// never ran.
+/// The journal, read to its end.
+struct Replayed {
+    journal: Journal,
+    table: Table,
+    /// Records of later versions, kept as they are.
+    unknown: Vec<Box<RawValue>>,
+    /// Records left out because they cannot be read.
+    skipped: u64,
+}
+
+impl Replayed {
+    fn read(file: OwnedFd) -> Result<Self, RecoverError> {
+        let mut table = Table::default();
+        let mut unknown = Vec::new();
+        let mut replay = Journal::replay(file)?;
+        while let Some(text) = replay.next_record()? {
+            failpoint::reach("recover.replaying");
+            match Entry::read(&text) {
+                Read::Entry(entry) => table.apply(entry),
+                Read::Unknown(record) => unknown.push(record),
+                Read::Bad(error) => {
+                    replay.skipped += 1;
+                    tracing::error!(%error, "skipping a journal record this version cannot read");
+                }
+            }
+        }
+        Ok(Self {
+            skipped: replay.skipped,
+            journal: replay.finish(),
+            table,
+            unknown,
+        })
+    }
+}
+
+/// The table as it is brought in line with the descriptors there are.
+struct Recovery {
+    table: Table,
+    /// Descriptors that no row has claimed yet.
+    fetched: Fetched,
+    /// Changes that are in the table and not in the journal.
+    entries: Vec<Entry>,
+}
+
+impl Recovery {
+    /// Makes a change in the table alone.
+    fn note(&mut self, entry: Entry) {
+        self.entries.push(entry.clone());
+        self.table.apply(entry);
+    }
+
+    /// Counts this start.
+    fn boot(&mut self, now: u64) {
+        let first_started_us = match self.table.first_started_us {
+            0 => now,
+            first => first,
+        };
+        self.note(Entry::Boot {
+            incarnation: self.table.incarnation + 1,
+            first_started_us,
+        });
+    }
+
+    /// Claims the descriptors of processes, and forgets processes that never ran.
+    fn processes(&mut self, now: u64) -> HashMap<u64, Live> {
+        let mut live = HashMap::new();
+        let rows: Vec<ProcessRow> = self.table.processes().cloned().collect();
+        for row in rows {
+            let serial = row.serial;
+            match recover_process(&row, &mut self.fetched, now) {
+                Some((found, pid)) => {
+                    live.insert(serial, found);
+                    if row.pid == 0 {
+                        self.note(Entry::Started { serial, pid });
+                    }
+                }
+                None => self.note(Entry::Forget {
+                    serial,
+                    ledger: Ledger::default(),
+                }),
+            }
+        }
+        live
+    }
+
+    /// Claims the descriptors of sockets, and forgets sockets whose descriptor is missing.
+    fn sockets(&mut self) -> HashMap<u64, OwnedFd> {
+        let mut fds = HashMap::new();
+        let rows: Vec<(u64, bool)> = self
+            .table
+            .sockets()
+            .map(|row| (row.id, row.number.is_some()))
+            .collect();
+        for (id, is_held) in rows {
+            if let Some(fd) = self.fetched.take(Kind::SOCKET, id) {
+                fds.insert(id, fd);
+            } else if is_held {
+                tracing::error!(id, "the descriptor of a socket is missing");
+                self.note(Entry::Unsocket { id });
+            }
+        }
+        fds
+    }
+
+    /// Claims held descriptors, and forgets names whose descriptor is missing.
+    fn held(&mut self) -> HashMap<u64, OwnedFd> {
+        let mut fds = HashMap::new();
+        let rows: Vec<_> = self
+            .table
+            .held
+            .iter()
+            .map(|(name, row)| (name.clone(), row.id))
+            .collect();
+        for (name, id) in rows {
+            match self.fetched.take(Kind::HELD, id) {
+                Some(fd) => {
+                    fds.insert(id, fd);
+                }
+                None => self.note(Entry::Unhold { name }),
+            }
+        }
+        fds
+    }
+}
+
+/// Descriptors that belong to no row of the table.
+#[derive(Default)]
+struct Rest {
+    /// The kernel's own listeners by id.
+    controls: Vec<(u64, OwnedFd)>,
+    /// What was handed over by the program before.
+    kept: Vec<(Key, OwnedFd)>,
+    /// What nobody has claimed.
+    unclaimed: Vec<(Key, OwnedFd)>,
+}
+
+impl Rest {
+    fn of(fetched: Fetched) -> Self {
+        let mut rest = Self::default();
+        for (key, fd) in fetched.0 {
+            match key.kind {
+                Kind::CONTROL => rest.controls.push((key.id, fd)),
+                // That of the kernel before; this one's own takes its place at the keeper.
+                Kind::POLLER => drop(fd),
+                Kind::HANDOVER | Kind::SESSION | Kind::BINARY => rest.kept.push((key, fd)),
+                _ => rest.unclaimed.push((key, fd)),
+            }
+        }
+        rest.controls.sort_by_key(|(id, _)| *id);
+        rest
+    }
+}
+
+/// What the keeper has of one process, with its number. None for a process that never ran.
 fn recover_process(row: &ProcessRow, fetched: &mut Fetched, now: u64) -> Option<(Live, u32)> {
     let serial = row.serial;
     let pidfd = fetched.take(Kind::PIDFD, serial);

@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
     use crate::client::exchange::{Order, Peer};
-    use crate::client::inbox::{Found, Inbox, Outbox};
+    use crate::client::inbox::{Inbox, Next, Outbox};
 
     fn session(id: SessionId) -> (Session, Rc<Inbox>) {
         let inbox = Rc::new(Inbox::default());
@@ -235,7 +235,7 @@ mod tests {
         let sessions = BTreeMap::from([(1, one), (2, two)]);
         changes.freeze(&sessions, Role::Kernel).unwrap();
         for (inbox, expected) in [(told_one, false), (told_two, true)] {
-            let Found::Order(Order::Freeze { unanswered }) = inbox.next() else {
+            let Next::Order(Order::Freeze { unanswered }) = inbox.next() else {
                 panic!("not told to stop");
             };
             assert_eq!(unanswered, expected);
@@ -264,11 +264,11 @@ mod tests {
         let mut changes = asked_by(2);
         let (late, told) = session(3);
         changes.freeze_late(3, &late);
-        assert!(matches!(told.next(), Found::Nothing));
+        assert!(matches!(told.next(), Next::Nothing));
         changes.freeze(&BTreeMap::new(), Role::Keeper).unwrap();
         assert!(changes.is_frozen());
         changes.freeze_late(3, &late);
-        assert!(matches!(told.next(), Found::Order(Order::Freeze { .. })));
+        assert!(matches!(told.next(), Next::Order(Order::Freeze { .. })));
         assert!(!changes.is_frozen());
     }
 }

@@ -51,7 +51,7 @@ pub struct HandOver {
 /// The same as found, of which each part is understood by itself.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Found {
+struct Unparsed {
     change: Value,
     processes: Vec<Value>,
     sessions: Vec<Value>,
@@ -225,7 +225,7 @@ impl HandOver {
             return None;
         }
         let json = bytes.split_to(length);
-        let found: Found = serde_json::from_slice(&json).ok()?;
+        let found: Unparsed = serde_json::from_slice(&json).ok()?;
         let mut handed = Self {
             change: serde_json::from_value(found.change).unwrap_or_default(),
             processes: found

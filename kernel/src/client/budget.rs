@@ -146,7 +146,7 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::inbox::Found;
+    use crate::client::inbox::Next;
 
     fn open(budget: &Budget, session: SessionId, now: Instant) -> Rc<Inbox> {
         let inbox = Rc::new(Inbox::default());
@@ -155,7 +155,7 @@ mod tests {
     }
 
     fn has_ended(inbox: &Inbox) -> bool {
-        matches!(inbox.next(), Found::End)
+        matches!(inbox.next(), Next::End)
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::client::event::{Events, Incoming};
 use crate::client::exchange::{Expect, Order, Outgoing, SessionId, WatchWord};
 
 pub use self::freeze::Frozen;
-use super::inbox::{Found, Inbox};
+use super::inbox::{Inbox, Next};
 use super::transport::Transport;
 
 /// Bytes asked for per read: more than most requests have. It is memory that
@@ -236,9 +236,9 @@ impl Connection {
         self.turns += 1;
         let (reads, writes) = (self.wants_input(), !self.output.is_empty());
         poll_fn(|context| match inbox.next() {
-            Found::Order(order) => Poll::Ready(Ok(Wake::Order(order))),
-            Found::End => Poll::Ready(Ok(Wake::End)),
-            Found::Nothing => {
+            Next::Order(order) => Poll::Ready(Ok(Wake::Order(order))),
+            Next::End => Poll::Ready(Ok(Wake::End)),
+            Next::Nothing => {
                 let ready = self.transport.poll_ready(reads, writes, context);
                 if ready.is_pending() {
                     self.turns = 0;

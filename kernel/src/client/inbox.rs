@@ -26,7 +26,7 @@ pub struct Inbox {
 
 /// What a connection finds when it looks.
 #[derive(Debug)]
-pub enum Found {
+pub enum Next {
     /// This is to be done.
     Order(Order),
     /// Nothing yet.
@@ -37,15 +37,15 @@ pub enum Found {
 
 impl Inbox {
     /// The next order.
-    pub fn next(&self) -> Found {
+    pub fn next(&self) -> Next {
         self.waits.set(false);
         if self.ended.get() {
-            return Found::End;
+            return Next::End;
         }
         match self.orders.borrow_mut().pop_front() {
-            Some(order) => Found::Order(order),
-            None if self.closed.get() => Found::End,
-            None => Found::Nothing,
+            Some(order) => Next::Order(order),
+            None if self.closed.get() => Next::End,
+            None => Next::Nothing,
         }
     }
 
@@ -136,8 +136,8 @@ mod tests {
         let inbox = Rc::new(Inbox::default());
         let outbox = Outbox::new(&inbox);
         outbox.send(freeze());
-        assert!(matches!(inbox.next(), Found::Order(_)));
-        assert!(matches!(inbox.next(), Found::Nothing));
+        assert!(matches!(inbox.next(), Next::Order(_)));
+        assert!(matches!(inbox.next(), Next::Nothing));
         inbox.wait(&Context::from_waker(&waker));
         assert_eq!(bell.0.load(Ordering::Relaxed), 0);
         outbox.send(freeze());
@@ -152,8 +152,8 @@ mod tests {
         outbox.send(freeze());
         outbox.send(freeze());
         drop(outbox);
-        assert!(matches!(inbox.next(), Found::Order(_)));
+        assert!(matches!(inbox.next(), Next::Order(_)));
         inbox.end();
-        assert!(matches!(inbox.next(), Found::End));
+        assert!(matches!(inbox.next(), Next::End));
     }
 }

@@ -6,10 +6,12 @@
 //! per kind of thing.
 //! Invariant: a verb that fails has changed nothing, unless its documentation says so.
 
+mod account;
 pub(crate) mod claim;
 mod classic;
 mod held;
 mod json;
+mod layout;
 mod meta;
 mod output;
 mod pipes;

@@ -17,10 +17,11 @@ use papa_protocol::process::Process;
 use papa_protocol::record::Serial;
 use papa_test_hooks::failpoint;
 
+use super::account::{Identity, resolve_account};
 use super::claim::may_change;
 use super::held::duplicate_failed;
 use super::pipes::{Pipes, open_pipes};
-use super::process_plan::{self, Identity, Prepared};
+use super::process_plan::{self, Prepared};
 use super::room::Room;
 use super::{VerbError, fail, limit, not_recorded, refused};
 use crate::keeper::wire::{Key, Kind};
@@ -85,7 +86,7 @@ pub(crate) fn make(
 ) -> Result<Made, VerbError> {
     may_change(world, caller, &make.name, make.force)?;
     make.force = false;
-    let account = process_plan::resolve_account(&mut make)?;
+    let account = resolve_account(&mut make)?;
     if let Some(row) = world.table.process_named(&make.name) {
         return existing(world, row, make);
     }

@@ -1,24 +1,22 @@
-//! From a request to what the child does between vfork and exec.
+//! From a request to what the child does between clone and exec.
 //!
-//! Everything that can fail without a child fails here: unknown users,
-//! sockets and limits, contradictory descriptor numbers.
+//! Everything that can fail without a child fails here: unknown users (`account.rs`), unknown
+//! sockets and descriptor numbers that contradict each other (`layout.rs`), limits and texts.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::unistd::{Group, User};
 use papa_protocol::classic::Error;
 use papa_protocol::json::ErrorCode;
 use papa_protocol::json::request::ProcessMake;
 use papa_protocol::name::Name;
-use papa_protocol::process::{Account, Input, Sockets, Stderr, Stdout};
-use papa_protocol::socket_reference::{self, Part};
 use papa_protocol::text::ByteString;
 
+use super::account::Identity;
+use super::layout::{Layout, Source, held_id, sockets_wanted};
 use super::pipes::Pipes;
-use super::socket::{FIRST_NUMBER, open};
 use super::{VerbError, fail};
 use crate::sys::cgroup::ControlGroup;
 use crate::sys::errno::words;
@@ -29,25 +27,6 @@ use crate::world::World;
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 /// First number of sockets passed as systemd does; `sd_listen_fds(3)`.
 const LISTEN_FDS_START: u32 = 3;
-
-/// Who a process runs as.
-#[derive(Debug, Default)]
-pub(crate) struct Identity {
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-    pub groups: Option<Vec<u32>>,
-}
-
-/// A descriptor the child gets.
-#[derive(Debug)]
-enum Source {
-    Null,
-    Socket(u64),
-    Held(u64),
-    Own(usize),
-    PipeOut,
-    PipeErr,
-}
 
 /// A process ready to be started.
 #[derive(Debug)]
@@ -68,59 +47,6 @@ pub(crate) struct Prepared {
     command: String,
 }
 
-/// Looks up user and groups, and puts numbers in their place so that
-/// equal requests compare equal.
-///
-/// # Errors
-/// Names the user or group there is none of.
-pub(crate) fn resolve_account(make: &mut ProcessMake) -> Result<Identity, VerbError> {
-    let mut identity = Identity::default();
-    let mut name = None;
-    if let Some(account) = &make.uid {
-        let user = match account {
-            Account::Id(id) => User::from_uid((*id).into()).ok().flatten(),
-            Account::Name(name) => User::from_name(name).ok().flatten(),
-        };
-        match (user, account) {
-            (Some(user), _) => {
-                identity.uid = Some(user.uid.as_raw());
-                identity.gid = Some(user.gid.as_raw());
-                name = CString::new(user.name).ok();
-            }
-            // A number nobody is listed under is a user of a container
-            // image; then the group must be said too.
-            (None, Account::Id(id)) if make.gid.is_some() => identity.uid = Some(*id),
-            (None, account) if account.looks_numeric() => {
-                return Err(Error::UserId(account.to_string()));
-            }
-            (None, account) => return Err(Error::UserName(account.to_string())),
-        }
-    }
-    if let Some(account) = &make.gid {
-        identity.gid = Some(match (account, &make.uid) {
-            // Numbers for both need no entry anywhere: a container image often has none.
-            (Account::Id(id), Some(Account::Id(_))) => *id,
-            (account, _) => group_id(account)?,
-        });
-    }
-    if let Some(groups) = &make.groups {
-        identity.groups = Some(groups.iter().map(group_id).collect::<Result<_, _>>()?);
-    } else if let (Some(name), Some(gid)) = (name, identity.gid)
-        && nix::unistd::geteuid().is_root()
-    {
-        let groups = nix::unistd::getgrouplist(&name, gid.into()).unwrap_or_default();
-        identity.groups = Some(groups.into_iter().map(nix::unistd::Gid::as_raw).collect());
-    } else if let (Some(_), Some(gid)) = (identity.uid, identity.gid)
-        && nix::unistd::geteuid().is_root()
-    {
-        // A user nobody knows has no groups of its own, least of all ours.
-        identity.groups = Some(vec![gid]);
-    }
-    make.uid = identity.uid.map(Account::Id);
-    make.gid = identity.gid.map(Account::Id);
-    Ok(identity)
-}
-
 /// Prepares everything but the pipes.
 ///
 /// # Errors
@@ -130,73 +56,20 @@ pub(crate) fn prepare(
     make: &ProcessMake,
     identity: &Identity,
 ) -> Result<Prepared, VerbError> {
-    let mut numbers: BTreeMap<i32, Source> = BTreeMap::new();
-    let mut fresh = Vec::new();
-    let mut own_numbers: BTreeMap<u64, u32> = BTreeMap::new();
-    place_standard(world, make, &mut numbers, &mut fresh)?;
+    let mut layout = Layout::new(world);
+    layout.standard(make)?;
     for (index, name) in make.listen_fds.iter().enumerate() {
         let number = LISTEN_FDS_START + u32::try_from(index).unwrap_or(u32::MAX);
-        let source = socket_source(world, name, &mut fresh)?;
-        place(&mut numbers, number, source)?;
+        let source = layout.socket(name)?;
+        layout.place(number, source)?;
     }
     for (number, name) in &make.descriptors {
         let id = held_id(world, name)?;
-        place(&mut numbers, *number, Source::Held(id))?;
+        layout.place(*number, Source::Held(id))?;
     }
-    // Sockets at their own numbers: named ones, those the arguments refer
-    // to, and for classic requests all others.
-    let mut wanted: Vec<u64> = Vec::new();
-    match &make.sockets {
-        Sockets::All => wanted.extend(
-            world
-                .table
-                .sockets()
-                .filter(|row| row.number.is_some())
-                .map(|row| row.id),
-        ),
-        Sockets::Named(names) => {
-            for name in names {
-                wanted.push(socket_id(world, name)?);
-            }
-        }
-    }
-    let mut argv = Vec::with_capacity(make.argv.len() + 2);
-    for argument in &make.argv {
-        if make.verbatim || !socket_reference::is_present(argument.as_bytes()) {
-            argv.push(argument.as_bytes().to_vec());
-            continue;
-        }
-        let text = socket_reference::replace(argument.as_bytes(), &make.name, |name, part| {
-            let row = world.table.socket_named(name)?;
-            match part {
-                Part::Port => Some(u32::from(row.port)),
-                Part::Fileno => {
-                    wanted.push(row.id);
-                    row.number.or_else(|| {
-                        let number = free_number(world, &own_numbers);
-                        Some(*own_numbers.entry(row.id).or_insert(number))
-                    })
-                }
-            }
-        })?;
-        argv.push(text);
-    }
-    wanted.sort_unstable();
-    wanted.dedup();
-    for id in wanted {
-        let Some(row) = world.table.socket(id) else {
-            continue;
-        };
-        let (source, number) = if let Some(number) = row.number {
-            (Source::Socket(id), number)
-        } else {
-            let number = free_number(world, &own_numbers);
-            let number = *own_numbers.entry(id).or_insert(number);
-            fresh.push(open(&row.make, Some(row.port))?);
-            (Source::Own(fresh.len() - 1), number)
-        };
-        place(&mut numbers, number, source)?;
-    }
+    let mut sockets = sockets_wanted(world, make)?;
+    let mut argv = layout.arguments(make, &mut sockets)?;
+    layout.sockets_at_their_numbers(sockets)?;
     if make.shell {
         argv.splice(0..0, [b"/bin/sh".to_vec(), b"-c".to_vec()]);
     }
@@ -215,11 +88,12 @@ pub(crate) fn prepare(
             .as_ref()
             .map(|dir| c_string(dir.as_bytes().to_vec(), "working_dir"))
             .transpose()?,
-        placed: numbers
+        placed: layout
+            .numbers
             .into_iter()
             .map(|(number, source)| (source, number))
             .collect(),
-        fresh,
+        fresh: layout.fresh,
         identity: Identity {
             uid: identity.uid,
             gid: identity.gid,
@@ -233,78 +107,6 @@ pub(crate) fn prepare(
             .transpose()?,
         rlimits: rlimits(world, make)?,
     })
-}
-
-fn place_standard(
-    world: &World,
-    make: &ProcessMake,
-    numbers: &mut BTreeMap<i32, Source>,
-    fresh: &mut Vec<OwnedFd>,
-) -> Result<(), VerbError> {
-    let captured = make.reel_bytes.is_none_or(|size| size.0 > 0);
-    let stdin = match &make.stdin {
-        Input::Null => Source::Null,
-        Input::Socket(name) => socket_source(world, name, fresh)?,
-        Input::Held(name) => Source::Held(held_id(world, name)?),
-    };
-    let stdout = || -> Result<Source, VerbError> {
-        Ok(match &make.stdout {
-            Stdout::Pipe if captured => Source::PipeOut,
-            Stdout::Pipe | Stdout::Null => Source::Null,
-            Stdout::Held(name) => Source::Held(held_id(world, name)?),
-        })
-    };
-    let stderr = match &make.stderr {
-        Stderr::Pipe if captured => Source::PipeErr,
-        Stderr::Pipe | Stderr::Null => Source::Null,
-        Stderr::Stdout => stdout()?,
-        Stderr::Held(name) => Source::Held(held_id(world, name)?),
-    };
-    numbers.insert(0, stdin);
-    numbers.insert(1, stdout()?);
-    numbers.insert(2, stderr);
-    Ok(())
-}
-
-fn socket_id(world: &World, name: &Name) -> Result<u64, VerbError> {
-    world
-        .table
-        .socket_named(name)
-        .map(|row| row.id)
-        .ok_or_else(|| Error::SocketNotFound(name.to_string()))
-}
-
-fn held_id(world: &World, name: &Name) -> Result<u64, VerbError> {
-    world.table.held.get(name).map(|row| row.id).ok_or_else(|| {
-        fail(
-            ErrorCode::NotFound,
-            &format!("no descriptor is held as {name}"),
-        )
-    })
-}
-
-fn socket_source(
-    world: &World,
-    name: &Name,
-    fresh: &mut Vec<OwnedFd>,
-) -> Result<Source, VerbError> {
-    let id = socket_id(world, name)?;
-    match world.table.socket(id) {
-        Some(row) if row.number.is_none() => {
-            fresh.push(open(&row.make, Some(row.port))?);
-            Ok(Source::Own(fresh.len() - 1))
-        }
-        _ => Ok(Source::Socket(id)),
-    }
-}
-
-/// A number no socket has, for one made for this process alone.
-fn free_number(world: &World, taken: &BTreeMap<u64, u32>) -> u32 {
-    let mut number = world.table.free_socket_number(FIRST_NUMBER);
-    while taken.values().any(|other| *other == number) {
-        number = world.table.free_socket_number(number + 1);
-    }
-    number
 }
 
 /// Limits asked for, and those this process raised for itself put back.
@@ -435,38 +237,6 @@ fn explain(failure: Failure, command: &str, directory: &str) -> VerbError {
                 &format!("cannot {what}: {}", words(errno)),
             )
         }
-    }
-}
-
-fn place(
-    numbers: &mut BTreeMap<i32, Source>,
-    number: u32,
-    source: Source,
-) -> Result<(), VerbError> {
-    let at = i32::try_from(number).unwrap_or(i32::MAX);
-    if numbers.insert(at, source).is_some() {
-        return Err(fail(
-            ErrorCode::Invalid,
-            &format!("descriptor {number} is given twice"),
-        ));
-    }
-    Ok(())
-}
-
-fn group_id(account: &Account) -> Result<u32, VerbError> {
-    let group = match account {
-        Account::Id(id) => return known_group(*id),
-        Account::Name(name) => Group::from_name(name).ok().flatten(),
-    };
-    group
-        .map(|group| group.gid.as_raw())
-        .ok_or_else(|| Error::Group(account.to_string()))
-}
-
-fn known_group(id: u32) -> Result<u32, VerbError> {
-    match Group::from_gid(id.into()) {
-        Ok(Some(_)) => Ok(id),
-        _ => Err(Error::Group(id.to_string())),
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::client::exchange::{Order, Peer, WatchWord};
-use crate::client::inbox::{Found, Inbox, Outbox};
+use crate::client::inbox::{Inbox, Next, Outbox};
 use crate::config::TcpAccess;
 use crate::processes::capture::on_output;
 use crate::processes::exits::on_exit_told;
@@ -155,7 +155,7 @@ impl Bench {
     fn sent(&mut self, id: SessionId) -> String {
         self.readers.deliver(&mut self.world);
         let mut text = String::new();
-        while let Found::Order(order) = self.inboxes[&id].next() {
+        while let Next::Order(order) = self.inboxes[&id].next() {
             if let Order::Write(outgoing) = order {
                 for piece in outgoing.pieces {
                     text.push_str(std::str::from_utf8(&piece).unwrap());

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Connection, State};
 use crate::client::exchange::{Order, Outgoing};
-use crate::client::inbox::{Found, Inbox};
+use crate::client::inbox::{Inbox, Next};
 use crate::client::record::{ConnectionRecord, OutputRecord};
 
 /// A connection that has stopped, with what it was still told.
@@ -98,7 +98,7 @@ impl Connection {
 
     /// Takes what it has not been told yet.
     pub fn catch_up(&mut self, inbox: &Inbox) {
-        while let Found::Order(order) = inbox.next() {
+        while let Next::Order(order) = inbox.next() {
             match order {
                 Order::Write(outgoing) => self.queue(outgoing),
                 Order::Freeze { .. } => {}

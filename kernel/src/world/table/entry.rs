@@ -143,13 +143,13 @@ impl Entry {
     #[must_use]
     pub fn read(text: &[u8]) -> Read {
         #[derive(Deserialize)]
-        struct Kind<'a> {
+        struct Tag<'a> {
             t: &'a str,
         }
         match serde_json::from_slice(text) {
             Ok(entry) => Read::Entry(entry),
-            Err(error) => match serde_json::from_slice::<Kind<'_>>(text) {
-                Ok(kind) if !Self::KINDS.contains(&kind.t) => {
+            Err(error) => match serde_json::from_slice::<Tag<'_>>(text) {
+                Ok(tag) if !Self::KINDS.contains(&tag.t) => {
                     serde_json::from_slice(text).map_or_else(Read::Bad, Read::Unknown)
                 }
                 _ => Read::Bad(error),

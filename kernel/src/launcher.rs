@@ -358,8 +358,8 @@ fn is_ours(name: &[u8]) -> bool {
     holder().is_ok_and(|uid| uid == nix::unistd::geteuid().as_raw())
 }
 
-/// Binds a path for the kernel on `port`, 0 if it has none; a socket there that nobody answers at is
-/// removed.
+/// Binds a path for the kernel on `port`, 0 if it has none; a socket there that nobody answers at
+/// is removed.
 fn bind_path(path: &Path, port: u16) -> anyhow::Result<OwnedFd> {
     if let Ok(metadata) = fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {

@@ -7,7 +7,6 @@
 //! | file | what it is |
 //! |---|---|
 //! | `main.rs`, `cli.rs`, `launcher.rs` | arguments, binding, into the keeper's role |
-//! | `holder.rs` | who has a place that cannot be bound |
 //! | `keeper/` | holds descriptor copies, restarts the kernel, reaps |
 //! | `run.rs`, `change/recover.rs` | the kernel's role; the one start path |
 //! | `client/` | callers: accepting them, their bytes, their bounds |

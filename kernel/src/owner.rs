@@ -3,8 +3,8 @@
 //! Connections, the poller and deadlines bring events (`shared.rs`); every handler is an ordinary
 //! function that runs to completion. A request goes to `verbs::answer` and comes back as a reply or
 //! as something the owner has to do first: start a process (`starting.rs`), change the program
-//! (`upgrade.rs`, `stopping.rs`) or end. Output and exits go to `processes/`. What the keeper and signals ask is in
-//! `signals.rs`.
+//! (`upgrade.rs`, `stopping.rs`) or end. Output and exits go to `processes/`. What the keeper and
+//! signals ask is in `signals.rs`.
 //! Invariant: a change is in the journal before it is answered.
 
 mod runtime_dir;
@@ -46,14 +46,13 @@ use crate::world::deadline::Deadline;
 use crate::world::live::Source;
 use papa_test_hooks::patience::scaled;
 
-/// How long the keeper may say nothing before it is taken to be stuck: it
-/// asks every ten seconds.
+/// How long the keeper may be silent before it counts as stuck: it asks every ten seconds.
 const KEEPER_SILENCE: Duration = Duration::from_secs(40);
 /// How long to wait when no descriptor is left for another caller.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Descriptors kept for taking the keeper's place, which must not fail where
-/// everybody else has used up all there are.
+/// Descriptors reserved for taking the keeper's place, which must not fail when all others are in
+/// use.
 const SPARE_DESCRIPTORS: usize = 8;
 
 /// What is known of the keeper, beside the line to it.
@@ -105,8 +104,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// An owner of what was recovered; nothing of it is touched before it is
-    /// confirmed.
+    /// An owner of what was recovered. It touches nothing before [`Self::confirm`].
     ///
     /// # Errors
     /// The errno of the poller, or of watching a descriptor.
@@ -146,9 +144,8 @@ impl Owner {
         Ok(owner)
     }
 
-    /// This kernel serves: what recovery found is written down, and what it
-    /// does not need is given up. Called once.
-    /// `handed` goes along if the keeper has died.
+    /// Records what recovery found and gives up what it does not need, once this kernel serves.
+    /// Called once; `handed` goes along if the keeper has died.
     pub(crate) fn confirm(&mut self, findings: Findings, handed: &[(Key, OwnedFd)]) {
         if let Err(error) = self.world.journal.settle() {
             error!(%error, "cannot truncate the journal after its last record");
@@ -182,8 +179,8 @@ impl Owner {
         }
     }
 
-    /// What a verb leaves to be done at once: events for those who subscribe,
-    /// and the keeper's place where it was found gone.
+    /// Does what a verb leaves to be done at once: sends events to subscribers, and takes the place
+    /// of a keeper that was found gone.
     pub(crate) fn follow_up(&mut self) {
         self.notice_keeper();
         for event in std::mem::take(&mut self.world.events) {
@@ -248,8 +245,8 @@ impl Owner {
         }
     }
 
-    /// Does what a session requests. A request that comes when the kernel is about to end is dropped:
-    /// the session has been told, and is being closed.
+    /// Does what a session requests. A request that comes when the kernel is about to end is
+    /// dropped: the session has been told, and is being closed.
     fn on_request(&mut self, id: SessionId, request: Request) {
         if self.is_ending() {
             return;
@@ -370,7 +367,7 @@ impl Owner {
 
     // ---- small things shared by the handlers ---------------------------
 
-    /// As [`World::keep`]; a keeper that is gone is dealt with at once.
+    /// As [`World::keep`]; the place of a keeper that is gone is taken at once.
     ///
     /// # Errors
     /// It lives, and could not be sent a descriptor.

@@ -17,8 +17,8 @@ use crate::client::exchange::SessionId;
 use crate::readers::session::Session;
 use crate::world::reel::ReelKind;
 
-/// How long connections may take to stop, which is as long as their last requests take. Then nothing
-/// is changed.
+/// How long connections may take to stop, which is as long as their last requests take. Then
+/// nothing is changed.
 pub(crate) const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The same where the keeper has died: until this process has taken its place, one kill loses
@@ -177,8 +177,8 @@ impl Changes {
         matches!(stage, Some(Stage::Freezing { left, .. }) if left.is_empty())
     }
 
-    /// Sessions that have not stopped in time, and what this process was to become. None while there
-    /// is time left.
+    /// Sessions that have not stopped in time, and what this process was to become. None while
+    /// there is time left.
     pub(crate) fn late(&self, now: Instant) -> Option<(usize, Role)> {
         match &self.under_way.as_ref()?.stage {
             Stage::Freezing {

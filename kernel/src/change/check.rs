@@ -1,10 +1,9 @@
-//! The dry run: would this program take over what there is?
+//! The dry run: checks whether this program can take over what a running kernel has.
 //!
-//! A kernel that is asked to change its program starts the new one in this
-//! role first, with its settings, journal and reels, and reads one line of
-//! JSON from it. Nothing is changed here; what is read may change meanwhile.
-//! A program that is something else, or knows no dry run, does not understand
-//! the arguments and ends with an error.
+//! A kernel that is asked to change its program starts the new one in this role first, with its
+//! settings, journal and reels, and reads one line of JSON from it. Nothing is changed here; what
+//! is read may change meanwhile. A program that knows no dry run does not understand the arguments
+//! and ends with an error.
 
 use std::fs::OpenOptions;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Tries another program on what there is, without waiting for it.
+//! Has another program check what this kernel has (`check.rs`), while this kernel goes on serving.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -21,19 +21,19 @@ use crate::sys::runtime::readable;
 use crate::world::World;
 use crate::world::reel::Reel;
 
-/// How long the program may look.
+/// How long the check may take.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Most bytes taken of what it says.
+/// Most bytes read of the program's output.
 const MAX_BYTES: usize = 64 * 1024;
-/// Most characters of it repeated to whoever asked.
+/// Most characters of that output quoted to whoever asked.
 const QUOTED: usize = 300;
 
-/// What came of it.
+/// The result of a dry run.
 #[derive(Debug)]
 pub(crate) enum Tried {
-    /// It has looked at everything.
+    /// The program has checked everything.
     Found(UpgradeCheck),
-    /// It has not, for this reason.
+    /// The program has not, for this reason.
     Failed(String),
 }
 
@@ -48,9 +48,11 @@ pub(crate) struct DryRun {
     limit: AsyncFd<OwnedFd>,
 }
 
-/// Starts `program` in the role that only looks.
+/// Starts `program` in the role that only checks. It gets the world, and the reels of processes
+/// that are being started.
 ///
-/// What is shown to it: the world, and reels of processes that are being started.
+/// # Errors
+/// The system refuses a descriptor or the child.
 pub(crate) fn start<'a>(
     world: &World,
     starting: impl Iterator<Item = (u64, &'a Reel)>,
@@ -74,8 +76,8 @@ pub(crate) fn start<'a>(
         }
     }
     shown.extend(starting.map(|(serial, reel)| (Key::new(Kind::REEL, serial), reel.file())));
-    // This process has one thread, so nobody else starts anything while these
-    // are open for an exec.
+    // This process has one thread, so nothing else is started while these descriptors would be
+    // inherited.
     let started = spawn(program, &shown, write);
     for (_, fd) in shown {
         let _ = process::set_inheritable(fd, false);
@@ -117,7 +119,7 @@ impl DryRun {
     pub(crate) async fn end(mut self) -> Tried {
         let mut said = Vec::new();
         let end = async {
-            // What cannot be read any more was not said.
+            // Output that cannot be read counts as missing.
             let _ = listen(&self.says, &mut said).await;
             let _ = self.process.readable().await;
         };
@@ -159,7 +161,7 @@ async fn listen(says: &pipe::Receiver, said: &mut Vec<u8>) -> io::Result<()> {
             Ok(length) => {
                 let room = MAX_BYTES - said.len();
                 said.extend_from_slice(&buffer[..length.min(room)]);
-                // It may say more than can ever be read.
+                // The program may write without end.
                 tokio::task::yield_now().await;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -1,14 +1,13 @@
-//! How the client sessions stood when the kernel changed its program.
+//! The record of the client sessions that the next program goes on with.
 //!
-//! Owns the file's form: magic, length, JSON, and behind it the raw bytes the
-//! JSON counts (unread input, unsent output). Descriptors are named by their
-//! number with the keeper. It is written by one version and read by another,
-//! so what is missing has a default and what is unknown is passed over. A
-//! session of which a part cannot be understood is left out alone: whoever is
-//! there connects anew, which is better than being served by half.
+//! Owns the file's form: magic, length, JSON, and after it the raw bytes the JSON counts (unread
+//! input, unsent output). Descriptors are named by their number with the keeper. One version writes
+//! the record and another reads it, so fields that are missing have a default and unknown ones are
+//! passed over. A session that cannot be understood in every part is left out: its client connects
+//! anew, which is better than a session that works in part.
 //!
-//! Invariant: whoever reads it takes it from the keeper before it touches a
-//! session, so that no session is gone on with twice.
+//! Invariant: a program takes the record from the keeper before it touches a session, so that no
+//! two programs go on with the same session.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,11 +26,11 @@ use crate::client::record::ConnectionRecord;
 use crate::readers::session::{Cursor, SubKind};
 use crate::sys::memfd;
 
-/// First bytes of the file.
+/// The first bytes of the file.
 const MAGIC: [u8; 8] = *b"papahnd1";
 /// Bytes before the JSON: magic and length.
 const PREFIX: usize = 16;
-/// Longest file read: what all sessions may hold and much beside.
+/// Longest file that is read, in bytes: more than all sessions may hold.
 const MAX_BYTES: u64 = 512 * 1024 * 1024;
 
 /// Everything that is handed over.
@@ -48,7 +47,7 @@ pub struct HandOver {
     pub left_out: usize,
 }
 
-/// The same as found, of which each part is understood by itself.
+/// The same as read, before its parts are understood one by one.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Unparsed {
@@ -91,9 +90,9 @@ pub struct Change {
     pub to_path: String,
     /// The same for the system, if it was named.
     pub path: Option<ByteString>,
-    /// The keeper is to be replaced too …
+    /// The keeper is to be replaced too.
     pub keeper: bool,
-    /// … and was this process when the request came.
+    /// The keeper's process number when the request came.
     pub keeper_before: i32,
     /// The kernel has changed, and the keeper is being replaced.
     pub succession: bool,
@@ -105,7 +104,7 @@ pub struct Change {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Delivered {
-    /// Which.
+    /// The process.
     pub serial: u64,
     /// First position no consumer was sent.
     pub to: u64,
@@ -176,7 +175,7 @@ impl HandOver {
     /// Writes the file.
     ///
     /// # Errors
-    /// What the system says; `EINVAL` if it cannot be put in words.
+    /// The errno of the system; `EINVAL` if the record cannot be written as JSON.
     pub fn write(&self) -> Result<OwnedFd, Errno> {
         let json = serde_json::to_vec(self).map_err(|_| Errno::EINVAL)?;
         let file = memfd::memfd_create("papa-handover")?;
@@ -320,7 +319,7 @@ mod tests {
         let file = written.write().unwrap();
         let mut bytes = vec![0; usize::try_from(memfd::size(&file).unwrap()).unwrap()];
         memfd::read_at(&file, &mut bytes, 0).unwrap();
-        // The kind of the second one's subscription is one nobody here knows.
+        // The second session's subscription gets a kind that does not exist.
         let kind = b"\"follow\"";
         let places: Vec<usize> = (0..bytes.len() - kind.len())
             .filter(|at| bytes[*at..].starts_with(kind))

@@ -1,4 +1,5 @@
-//! Changing the program or the role: what an upgrade, a stop, a recovery and a takeover are made of.
+//! Changing the program or the role: what an upgrade, a stop, a recovery and a takeover are made
+//! of.
 //!
 //! Functions of the parts they use, and nothing of the event loop: `owner/upgrade.rs` and
 //! `owner/stopping.rs` call them in order.

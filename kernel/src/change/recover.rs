@@ -5,8 +5,8 @@
 //! it. A process that was meant to start but never registered has never run.
 //!
 //! Invariant: nothing is written, taken or given up here. What follows from what was found is done
-//! when the kernel has confirmed that it serves ([`Findings`]), so that a program that is only tried
-//! leaves no trace.
+//! when the kernel has confirmed that it serves ([`Findings`]), so that a program that is only
+//! tried leaves no trace.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -382,7 +382,8 @@ fn recover_process(row: &ProcessRow, fetched: &mut Fetched, now: u64) -> Option<
     Some((live, pid))
 }
 
-/// The number behind a handle. Source: `pidfd_open(2)`, fdinfo.
+/// The number behind a handle.
+/// Source: `pidfd_open(2)`, fdinfo.
 fn pid_of(pidfd: &OwnedFd) -> Option<u32> {
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(path).ok()?;

@@ -1,17 +1,14 @@
-//! A keeper is replaced on purpose, and at every moment two processes hold
-//! everything.
+//! Replaces the keeper on purpose, while at every moment two processes hold everything.
 //!
-//! The kernel tells its keeper (`Succeed`) and execs into a keeper beside it,
-//! with a line and a handle to the one before among its descriptors. The new
-//! keeper starts a kernel as ever. When that has fetched everything, and before
-//! it writes or reads anything, it dismisses the keeper before (`Dismiss`),
-//! which says what only it knew, answers (`Dismissed`) and goes.
+//! The kernel tells its keeper (`Succeed`) and execs into a second keeper, with a line and a pidfd
+//! of the first one among its descriptors. The new keeper starts a kernel as usual. When that
+//! kernel has fetched everything, and before it writes or reads anything, it dismisses the old
+//! keeper (`Dismiss`), which reports what only it knew, answers (`Dismissed`) and ends.
 //!
-//! Who is the keeper if somebody dies meanwhile is the old keeper's decision:
-//! if the new one ends before the dismissal has arrived, the old one stays and
-//! starts a kernel as after a crash; it closes the line, and the new keeper's
-//! kernel ends unused. If it is the old keeper that dies, the new one is it.
-//! The new keeper is this kernel's parent, so whether it lives needs no asking.
+//! If one of them dies meanwhile, the old keeper decides who is the keeper. If the new one ends
+//! before the dismissal has arrived, the old one stays and starts a kernel as after a crash; it
+//! closes the line, and the new keeper's kernel ends unused. If the old keeper dies, the new one is
+//! the keeper. The new keeper is this kernel's parent, so its death is seen without asking.
 //!
 //! Invariant: of the kernels the two keepers start at most one comes to write.
 

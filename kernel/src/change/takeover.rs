@@ -1,10 +1,9 @@
-//! This process changes its program: into the keeper's role when the keeper
-//! has died or is to be replaced, or into another program's kernel.
+//! Executes this process into another role or program: into the keeper, when that has died or is to
+//! be replaced, or into the kernel of another program.
 //!
-//! Either way nothing is lost: every descriptor goes along, and what exists is
-//! in the journal. The program that was started anew fetches from the keeper
-//! as after a crash, and needs what came along only if the keeper dies in
-//! that moment: then it takes its place.
+//! Nothing is lost either way: every descriptor is inherited, and what exists is in the journal. A
+//! new kernel fetches everything from the keeper as after a crash. It needs what it inherited only
+//! if the keeper dies at that moment: then it takes the keeper's place.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

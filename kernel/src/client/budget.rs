@@ -1,10 +1,9 @@
-//! How much memory all sessions together may hold, and how many there may be.
+//! Limits the memory of all sessions together, and their number.
 //!
-//! Owns the sums; a connection reports what it holds, and when the budget is
-//! spent the one that holds most goes, one that stands still before one that
-//! moves. Past the number of sessions the one
-//! that has said nothing for longest goes: a caller that talks is never put
-//! out by callers that do not.
+//! Owns the sums; each connection reports what it holds. When the memory limit is reached, the
+//! largest session is closed; sessions that stand still count as larger. When there are too many
+//! sessions, the one that has been silent for longest is closed, so that a caller that talks is
+//! never closed because of callers that do not.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -14,11 +13,10 @@ use std::time::{Duration, Instant};
 use crate::client::exchange::SessionId;
 use crate::client::inbox::Inbox;
 
-/// After this without a byte read or written a session stands still.
+/// A session stands still when it has read and written nothing for this long.
 const STILL_AFTER: Duration = Duration::from_secs(1);
-/// One that stands still counts as so many times its size when one must go:
-/// who takes what it is sent goes for one that does not, but not for many
-/// small ones.
+/// A session that stands still counts as this many times its size when one must be closed: it is
+/// closed before a larger one that moves, but many small ones are not.
 const STILL_WEIGHT: usize = 16;
 
 /// One session's account.
@@ -40,7 +38,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of so many bytes.
+    /// A budget of this many bytes.
     #[must_use]
     pub fn new(limit_bytes: usize) -> Self {
         Self {
@@ -90,8 +88,8 @@ impl Budget {
             .iter()
             .max_by_key(|(_, account)| weight(account))
             .map(|(session, _)| *session);
-        // Its bytes are taken off now, so that one goes and not the next too;
-        // its closing finds no account.
+        // Its bytes are taken off now, so that only one session is closed; when it closes there is
+        // no account left.
         if let Some(session) = heaviest
             && let Some(account) = accounts.remove(&session)
         {
@@ -112,8 +110,8 @@ impl Budget {
         }
     }
 
-    /// Makes room for one more session: asks the longest silent one to go.
-    /// False if all have spoken.
+    /// Makes room for one more session by closing the one that has been silent for longest. False
+    /// if every session has spoken.
     #[must_use]
     pub fn make_room(&self, most: usize) -> bool {
         let mut accounts = self.accounts.borrow_mut();
@@ -127,7 +125,7 @@ impl Budget {
         let Some(session) = silent else {
             return false;
         };
-        // Its bytes are taken off now; its closing finds no account.
+        // Its bytes are taken off now; when it closes there is no account left.
         if let Some(account) = accounts.remove(&session) {
             self.used.set(self.used.get() - account.bytes);
             account.inbox.end();
@@ -168,7 +166,7 @@ mod tests {
         budget.report(1, 45, true, now);
         assert!(has_ended(&large));
         assert_eq!(budget.used(), 45);
-        // What it still reports until it is closed counts no more.
+        // What it reports until it is closed does not count.
         budget.report(2, 70, true, now);
         budget.close(2);
         assert_eq!(budget.used(), 45);
@@ -186,7 +184,7 @@ mod tests {
         budget.report(1, 90, true, later);
         assert!(has_ended(&still));
         assert_eq!(budget.used(), 90);
-        // But not one that holds next to nothing.
+        // A session that holds next to nothing is not closed.
         let tiny = open(&budget, 3, now);
         budget.report(3, 1, true, now);
         budget.report(1, 101, true, later);

@@ -1,11 +1,10 @@
-//! One connection: bytes to requests, answers to bytes.
+//! One connection: turns bytes into requests and answers into bytes.
 //!
-//! Owns its buffers and nothing else; every line becomes an event, and the
-//! next is read when it is answered. A caller that has said all it will
-//! say (half closed) still gets its answers. A first line that is HTTP or
-//! holds control bytes ends the session before anything runs: a web page can
-//! post text to this machine. A connection can be stopped between two lines,
-//! written down, and gone on with by another program.
+//! Owns its buffers and nothing else. Every line becomes an event, and the next line is read when
+//! that is answered. A caller that has closed its sending side still gets its answers. A first line
+//! that is HTTP or holds control bytes ends the session before anything runs, since a web page can
+//! post text to this machine. A connection can be stopped between two lines and written down, so
+//! that another program goes on with it.
 
 mod freeze;
 
@@ -34,12 +33,11 @@ pub use self::freeze::Frozen;
 use super::inbox::{Inbox, Next};
 use super::transport::Transport;
 
-/// Bytes asked for per read: more than most requests have. It is memory that
-/// an idle kernel holds.
+/// Bytes asked for per read: more than most requests have. An idle kernel holds that much memory.
 const READ_BYTES: usize = 16 * 1024;
 
-/// Where reads land before they are taken apart; one for all connections, so
-/// that a silent one holds no buffer.
+/// The buffer that reads go into before they are taken apart. All connections share one, so that a
+/// silent connection holds none.
 pub type Scratch = Rc<RefCell<Box<[u8]>>>;
 
 /// A buffer for [`Connection::new`].
@@ -49,12 +47,11 @@ pub fn scratch() -> Scratch {
 }
 /// Unread input kept while an answer is awaited; more waits in the socket.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
-/// The least room made for input: most requests fit in several times.
+/// Smallest room made for input: several of most requests fit.
 const USUAL_BUFFER_BYTES: usize = 256;
-/// A buffer larger than this is given back when it is empty.
+/// A buffer larger than this is freed when it is empty.
 const KEPT_BUFFER_BYTES: usize = 4 * 1024;
-/// What a connection does, a line or an order each, before others get their
-/// turn.
+/// Most lines and orders a connection handles before others get their turn.
 const TURNS: u32 = 16;
 
 /// What is left to write of one [`Outgoing`].
@@ -68,9 +65,9 @@ struct Writing {
 
 /// What a connection's task was waiting for.
 enum Wake {
-    /// The owner says what to do.
+    /// The owner has sent an order.
     Order(Order),
-    /// It is to end.
+    /// The connection is to end.
     End,
     /// The transport can be read or written.
     Ready,
@@ -87,7 +84,7 @@ enum Ending {
 enum State {
     /// Reads it as the owner expects it.
     Ready(Expect),
-    /// Leaves it until the owner has answered.
+    /// Leaves it unread until the owner has answered.
     Waiting,
 }
 
@@ -104,19 +101,19 @@ pub struct Connection {
     /// Bytes received so far, and bytes of them taken as lines.
     received: u64,
     taken: u64,
-    /// Descriptors with the count of bytes received when they had come: the
-    /// system ends a read behind the bytes a descriptor came with.
+    /// Descriptors, each with the count of bytes received when it had come: the system ends a read
+    /// after the bytes that a descriptor came with.
     fds: VecDeque<(u64, OwnedFd)>,
     output: VecDeque<Writing>,
     output_bytes: usize,
-    /// A byte was read or written since the budget last heard of us.
+    /// A byte was read or written since the last report to the budget.
     moved: bool,
-    /// What the budget was last told.
+    /// The size last reported to the budget.
     reported_bytes: usize,
     state: State,
     first_line: bool,
     end_of_input: bool,
-    /// What it did since it last waited.
+    /// Lines and orders handled since it last waited.
     turns: u32,
 }
 
@@ -158,7 +155,7 @@ impl Connection {
         self.id
     }
 
-    /// Has it say the first word.
+    /// Sends the greeting first.
     pub fn greet(&mut self) {
         self.queue(Outgoing {
             pieces: vec![Bytes::from_static(classic::BANNER.as_bytes())],
@@ -170,7 +167,7 @@ impl Connection {
 
     /// Serves a connection the owner knows until it ends or is stopped.
     pub async fn go_on(mut self, inbox: Rc<Inbox>) {
-        // A transport that fails has nobody left to tell.
+        // When the transport fails there is nobody left to tell.
         let ending = self.serve(&inbox).await.unwrap_or(Ending::Over);
         let (id, events) = (self.id, self.events.clone());
         self.budget.close(id);
@@ -185,12 +182,12 @@ impl Connection {
     }
 
     async fn serve(&mut self, inbox: &Inbox) -> io::Result<Ending> {
-        // Whether to stop, and even unanswered.
+        // Whether to stop, and whether also while an answer is awaited.
         let mut freeze = None;
         loop {
             while freeze.is_none() && self.take_line() {}
             self.report();
-            // Before the end of the input: what came before that may be left.
+            // Before the end of the input is handled, since lines before it may be left.
             if freeze.is_some_and(|unanswered| unanswered || self.state != State::Waiting) {
                 return Ok(Ending::Frozen);
             }
@@ -214,8 +211,8 @@ impl Connection {
         }
     }
 
-    /// Tells the budget what is held. Holding nothing needs to be said once:
-    /// requests that are answered at once cost no look at the clock.
+    /// Reports to the budget how much is held. Holding nothing is reported once, so that requests
+    /// that are answered at once do not read the clock.
     fn report(&mut self) {
         let held = self.input.len() + self.output_bytes;
         if held == 0 && self.reported_bytes == 0 {
@@ -226,8 +223,7 @@ impl Connection {
         self.reported_bytes = held;
     }
 
-    /// Waits for an order, or until something can be read or written that is
-    /// to be.
+    /// Waits for an order, or until the transport can be read or written, where that is wanted.
     async fn next(&mut self, inbox: &Inbox) -> io::Result<Wake> {
         if self.turns == TURNS {
             self.turns = 0;
@@ -250,7 +246,7 @@ impl Connection {
         .await
     }
 
-    /// Nothing more will come of this session.
+    /// Whether the session is over.
     fn is_over(&self) -> bool {
         let drained = self.output.is_empty();
         match self.state {
@@ -261,9 +257,8 @@ impl Connection {
         }
     }
 
-    /// Nothing can come of this session: descriptors fill the room for them,
-    /// and no line is there that takes one. What is read no more is not seen
-    /// to end either.
+    /// Whether the session cannot go on: there is no room for more descriptors, and no line takes
+    /// one. Input that is not read any more does not show its end either.
     fn is_stuck(&self) -> bool {
         self.fds.len() >= MAX_PENDING_DESCRIPTORS_PER_SESSION
             && self.output.is_empty()
@@ -277,10 +272,10 @@ impl Connection {
         match self.state {
             State::Ready(Expect::Close) => false,
             State::Ready(Expect::Command | Expect::Acknowledgement | Expect::Json) => {
-                // A caller that does not read its answers asks nothing more.
+                // Nothing is read from a caller that does not read its answers.
                 self.output.is_empty() || self.input.len() < READ_AHEAD_BYTES
             }
-            // Read all the same, to notice a caller that has gone.
+            // Reading goes on, to notice a caller that has gone.
             State::Ready(Expect::Batch) | State::Waiting => self.input.len() < READ_AHEAD_BYTES,
         }
     }
@@ -299,9 +294,9 @@ impl Connection {
                 self.received += length as u64;
                 self.fds
                     .extend(fds.into_iter().map(|fd| (self.received, fd)));
-                // No client that follows the rules has more on the way.
+                // A client that follows the protocol never sends more.
                 self.fds.truncate(MAX_PENDING_DESCRIPTORS_PER_SESSION);
-                // What a telnet or a client types begins with a letter.
+                // What people and clients type begins with a letter.
                 let strange = |byte: &u8| *byte < b' ' && !b"\r\n\t".contains(byte);
                 if self.first_line && self.input.first().is_some_and(strange) {
                     self.state = State::Ready(Expect::Close);
@@ -354,7 +349,7 @@ impl Connection {
         let mut event = understand(expect, line);
         self.input.advance(length);
         self.taken += length as u64;
-        // What came with a line that takes none is not for the next one.
+        // A descriptor that came with a line that takes none is not for the next line.
         let came = self.descriptor_of_line();
         match &mut event {
             None if expect == Expect::Command => {
@@ -376,8 +371,8 @@ impl Connection {
         false
     }
 
-    /// The descriptor that came with the line just taken. Others that came
-    /// with it or before it are closed: nobody asked for them.
+    /// The descriptor that came with the line just taken. Others that came with it or before it are
+    /// closed.
     fn descriptor_of_line(&mut self) -> Option<OwnedFd> {
         let mut found = None;
         while self.fds.front().is_some_and(|(at, _)| *at <= self.taken)
@@ -388,7 +383,7 @@ impl Connection {
         found
     }
 
-    /// Says why the stream cannot be read on and ends the session.
+    /// Ends the session with the reason why its input cannot be read on.
     fn refuse(&mut self, expect: Expect, message: &str) {
         let mut text = BytesMut::new();
         if expect == Expect::Json {
@@ -470,8 +465,8 @@ impl Connection {
     }
 }
 
-/// What a line says; none where it is blank, or answers a batch with a word
-/// that is none of those that do.
+/// The event that a line means; none if the line is blank, or answers a batch with a word that is
+/// no answer.
 fn understand(expect: Expect, line: &[u8]) -> Option<Incoming> {
     match expect {
         Expect::Command => classic::parse_bytes(line)
@@ -486,7 +481,7 @@ fn understand(expect: Expect, line: &[u8]) -> Option<Incoming> {
     }
 }
 
-/// A browser's request, or something that is not text.
+/// Whether a first line is a browser's request, or is not text.
 fn is_not_for_us(line: &[u8]) -> bool {
     let control = line
         .iter()

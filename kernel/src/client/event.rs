@@ -1,6 +1,6 @@
-//! What happens on connections, and the way it takes to whoever handles it.
+//! Events of connections, and the sender that takes them to their receiver.
 //!
-//! The receiver is a closure: nothing in this folder knows who listens.
+//! The receiver is a closure: nothing in this folder knows who receives.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -39,20 +39,20 @@ impl<E> Clone for Sender<E> {
 }
 
 impl<E> fmt::Debug for Sender<E> {
-    /// The receiver may own who sends: nothing of it is shown.
+    /// The receiver may own the sender, so nothing of it is shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Sender")
     }
 }
 
-/// What a connection tells the owner.
+/// An event of a connection.
 #[derive(Debug)]
 pub enum Incoming {
-    /// It exists.
+    /// The connection exists.
     Connected {
         /// Who is there.
         peer: Peer,
-        /// Where to send what it shall do.
+        /// Where to send its orders.
         outbox: Outbox,
     },
     /// A classic line, parsed.
@@ -65,10 +65,10 @@ pub enum Incoming {
     Drained,
     /// A queued push has been written.
     Pushed,
-    /// It has stopped, and this is what it has.
+    /// The connection has stopped; this is its state.
     Frozen(Box<Frozen>),
-    /// Of no connection: there is no descriptor for another one.
+    /// No descriptor is left to accept another connection. Belongs to no session.
     CannotAccept,
-    /// It is gone.
+    /// The connection is gone.
     Gone,
 }

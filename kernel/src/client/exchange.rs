@@ -1,6 +1,4 @@
-//! What passes between a connection and the owner: orders one way, words the other.
-//!
-//! Types alone; neither side is known here.
+//! The types that pass between a connection and the owner.
 
 use std::os::fd::OwnedFd;
 
@@ -10,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A connection's number; never reused within one kernel.
 pub type SessionId = u64;
 
-/// Most pushes a session may have unwritten before it is taken to be dead.
+/// Most unwritten pushes of a session; with more it counts as dead and is closed.
 pub const MAX_QUEUED_PUSHES: usize = 16_384;
 
 /// Who is at the other end.
@@ -20,11 +18,11 @@ pub struct Peer {
     pub uid: u32,
     /// The process, where the transport tells.
     pub pid: Option<i32>,
-    /// Came over TCP rather than a unix socket.
+    /// The connection is TCP rather than a unix socket.
     pub tcp: bool,
 }
 
-/// What a connection should take the next line for.
+/// What a connection takes the next line for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Expect {
@@ -40,44 +38,44 @@ pub enum Expect {
     Close,
 }
 
-/// What the owner has a connection write.
+/// Bytes that a connection is to write.
 #[derive(Debug)]
 pub struct Outgoing {
     /// The bytes, in pieces.
     pub pieces: Vec<Bytes>,
     /// A descriptor to send with the first byte.
     pub descriptor: Option<OwnedFd>,
-    /// For replies and classic batches: what comes next.
+    /// For replies and classic batches: what the next line is taken for.
     pub next: Option<Expect>,
     /// A batch of output: report when it is written.
     pub batch: bool,
 }
 
-/// What the owner tells a connection.
+/// An order of the owner to a connection.
 #[derive(Debug)]
 pub enum Order {
     /// Write this.
     Write(Outgoing),
-    /// Stop where you are, and hand over what you have.
+    /// Stop, and hand over your state.
     Freeze {
-        /// Even though an answer is awaited.
+        /// Stop even while an answer is awaited.
         unanswered: bool,
     },
 }
 
-/// What a line that answers a batch of watched output says.
+/// The answer to a batch of watched output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WatchWord {
-    /// More, please.
+    /// The batch is acknowledged; the watch goes on.
     More,
-    /// No more of it; commands are taken again.
+    /// The batch is acknowledged; the watch ends and commands are taken again.
     Stop,
-    /// No more of it, and the session ends.
+    /// The batch is acknowledged, and the session ends.
     Leave,
 }
 
 impl WatchWord {
-    /// Reads the line. None for one that says nothing of the kind.
+    /// Reads the line. None for a line that is no answer.
     #[must_use]
     pub fn read(line: &[u8]) -> Option<Self> {
         let word = line.trim_ascii();

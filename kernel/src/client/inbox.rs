@@ -1,8 +1,7 @@
-//! What a connection's task is told, and what wakes it.
+//! The queue of orders for a connection's task, and what wakes the task.
 //!
-//! Both ends live on one thread: nothing is locked, and a task that runs is
-//! not woken, as it looks here before it waits. What may wait here is bounded
-//! by who puts it in: one answer, one batch and
+//! Both ends live on one thread, so nothing is locked. A task that runs is not woken, since it
+//! looks here before it waits. The sender bounds the queue: one answer, one batch and
 //! [`MAX_QUEUED_PUSHES`](crate::client::exchange::MAX_QUEUED_PUSHES).
 
 use std::cell::{Cell, RefCell};
@@ -18,20 +17,20 @@ pub struct Inbox {
     orders: RefCell<VecDeque<Order>>,
     /// No order follows those that are there.
     closed: Cell<bool>,
-    /// What was ordered does not count any more.
+    /// The orders in the queue do not count any more.
     ended: Cell<bool>,
     waits: Cell<bool>,
     task: RefCell<Option<Waker>>,
 }
 
-/// What a connection finds when it looks.
+/// The next thing in the queue.
 #[derive(Debug)]
 pub enum Next {
-    /// This is to be done.
+    /// An order.
     Order(Order),
-    /// Nothing yet.
+    /// Nothing for now.
     Nothing,
-    /// Nothing any more.
+    /// No order will follow.
     End,
 }
 
@@ -61,7 +60,7 @@ impl Inbox {
         }
     }
 
-    /// The connection is to end, whatever else it was told.
+    /// Ends the connection, whatever orders are in the queue.
     pub fn end(&self) {
         self.ended.set(true);
         self.wake();
@@ -87,13 +86,13 @@ impl Outbox {
         Self(Rc::clone(inbox))
     }
 
-    /// Tells the connection. One that has gone reports so by itself.
+    /// Sends an order. A connection that has gone reports that by itself.
     pub fn send(&self, order: Order) {
         self.0.orders.borrow_mut().push_back(order);
         self.0.wake();
     }
 
-    /// Tells it before all else: it does that first.
+    /// Sends an order that comes before all others.
     pub fn send_first(&self, order: Order) {
         self.0.orders.borrow_mut().push_front(order);
         self.0.wake();

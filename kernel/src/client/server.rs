@@ -1,8 +1,7 @@
-//! Accepting callers: who they are, whether they may, how many.
+//! Accepts callers: finds out who they are, and refuses all but the daemon's user and root.
 //!
-//! A caller on a unix socket is who the system says it is; one on TCP is
-//! looked up by its connection before the banner is sent. Only the daemon's
-//! own user and root are served.
+//! The system names the caller on a unix socket. A caller on TCP is looked up by its connection
+//! before the banner is sent.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -94,13 +93,13 @@ pub struct Server {
     next_session: Rc<Cell<SessionId>>,
     most_sessions: usize,
     retired: Rc<Retired>,
-    /// Rings when those who could not accept shall try again.
+    /// Wakes listeners that could not accept, so that they try again.
     again: Rc<Notify>,
     /// The tasks that accept.
     accepting: Rc<RefCell<Vec<AbortHandle>>>,
 }
 
-/// The path last retired, and what tells of it.
+/// The path that was retired last, and what announces that.
 #[derive(Debug, Default)]
 struct Retired {
     path: RefCell<PathBuf>,
@@ -130,14 +129,14 @@ impl Server {
         self.accepting.borrow_mut().push(task.abort_handle());
     }
 
-    /// Accepts nobody any more; callers wait with the system.
+    /// Stops accepting; callers wait in the accept queue.
     pub fn pause(&self) {
         for task in self.accepting.borrow_mut().drain(..) {
             task.abort();
         }
     }
 
-    /// Has those who could not accept try again.
+    /// Wakes listeners that could not accept, so that they try again.
     pub fn accept_again(&self) {
         self.again.notify_waiters();
     }
@@ -151,8 +150,8 @@ impl Server {
         tokio::task::spawn_local(connection.go_on(inbox));
     }
 
-    /// Goes on with a connection that was stopped in the program before;
-    /// returns where to send what it shall do.
+    /// Goes on with a connection that was stopped in the program before; returns where to send its
+    /// orders.
     ///
     /// # Errors
     /// The runtime refuses the socket.
@@ -194,7 +193,7 @@ impl Server {
                 accepted = listener.accept() => accepted,
                 () = std::future::ready(()), if retired => return,
                 () = self.retired.bell.notified() => {
-                    // Those who had found it before are served.
+                    // Callers that had found the path before are served.
                     retired = listener.is_at(&self.retired.path.borrow());
                     continue;
                 }
@@ -219,8 +218,7 @@ impl Server {
         }
     }
 
-    /// Ends the tasks whose listeners were bound to `path`, which leads to
-    /// them no more.
+    /// Ends the tasks of listeners that were bound to `path`, which does not lead to them any more.
     pub fn retire(&self, path: &Path) {
         path.clone_into(&mut self.retired.path.borrow_mut());
         self.retired.bell.notify_waiters();
@@ -241,7 +239,7 @@ impl Server {
             }
             Err(Refusal::User(uid)) => {
                 warn!(uid, reason = "it belongs to another user", "caller refused");
-                // One that has gone, or does not read, need not know.
+                // A caller that has gone, or does not read, need not know.
                 let text = refusal(uid, nix::unistd::geteuid().as_raw());
                 transport.dismiss(text.as_bytes());
                 return;
@@ -292,16 +290,16 @@ fn refusal(theirs: u32, ours: u32) -> String {
 
 /// Why a caller is not served.
 enum Refusal {
-    /// It has closed the connection already: nobody is there to be told.
+    /// It has closed the connection already, so nobody is told.
     Gone,
-    /// It may not.
+    /// It cannot be identified, for this reason.
     Because(&'static str),
     /// It belongs to this user, who is not served.
     User(u32),
 }
 
-/// Whether the overflow uid of a caller is its real one: where no user is
-/// unknown, or where the process with this number is in our user namespace.
+/// Whether the overflow uid of a caller is its real one: either no user is unknown here, or the
+/// process with this number is in this process's user namespace.
 /// Source: `user_namespaces(7)`.
 fn is_really(pid: Option<i32>) -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
@@ -310,27 +308,26 @@ fn is_really(pid: Option<i32>) -> bool {
         return true;
     }
     let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
-    // 0 is a process that our process namespace does not show.
+    // 0 stands for a process outside of this pid namespace.
     let theirs = pid
         .filter(|pid| *pid > 0)
         .and_then(|pid| namespace(&pid.to_string()));
     theirs.is_some() && theirs == namespace("self")
 }
 
-/// Who is at the other end, if it is someone we serve.
+/// Who is at the other end, if that user is served.
 fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, Refusal> {
     let own = nix::unistd::geteuid().as_raw();
     let (uid, pid, tcp) = match transport {
         Transport::Unix(stream) => {
             let credentials = getsockopt(&stream.as_fd(), PeerCredentials)
                 .map_err(|_| Refusal::Because("cannot determine the caller's user id"))?;
-            // A caller the system shows us no number of is nobody in
-            // particular: it is in another pid namespace.
+            // A caller without a process number is in another pid namespace.
             let pid = Some(credentials.pid()).filter(|pid| *pid > 0);
             (credentials.uid(), pid, false)
         }
         Transport::Tcp(stream) => {
-            // An answer must not wait for the next one.
+            // Answers are sent at once (TCP_NODELAY).
             let _ = stream.set_nodelay(true);
             let ours = stream.local_addr().map_err(|_| Refusal::Gone)?;
             let theirs = theirs.ok_or(Refusal::Because("cannot determine the caller's address"))?;
@@ -338,9 +335,9 @@ fn identify(transport: &Transport, theirs: Option<SocketAddr>) -> Result<Peer, R
                 Errno::ENOENT => Refusal::Gone,
                 _ => Refusal::Because("cannot determine the caller's user id"),
             })?;
-            // While a caller that has gone waited to be accepted, somebody else
-            // may have taken its port. A connection that is still open is the
-            // only one between the two addresses.
+            // The caller may have gone while it waited to be accepted, and another user may have
+            // taken its port. A connection that is still open is the only one between the two
+            // addresses.
             if holder.inode == 0 || holder.connecting || stream.peer_addr().is_err() {
                 return Err(Refusal::Gone);
             }

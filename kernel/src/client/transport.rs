@@ -14,7 +14,7 @@ use crate::sys::message;
 
 /// Pieces written by one call.
 const WRITE_PIECES: usize = 16;
-/// Most input read of a caller who is not served.
+/// Most bytes read from a caller that is not served.
 const DISMISSED_BYTES: usize = 4096;
 
 /// The two transports.
@@ -52,7 +52,7 @@ impl Transport {
         }
     }
 
-    /// Whether it can be read, where `reads`, or written, where `writes`.
+    /// Waits until it can be read (if `reads`) or written (if `writes`).
     pub(super) fn poll_ready(
         &self,
         reads: bool,
@@ -91,7 +91,7 @@ impl Transport {
                 }
                 Ok(length)
             }
-            // Here a short read may just end before the next descriptor.
+            // A short read may only mean that the next bytes come with a descriptor.
             Self::Unix(stream) => stream.try_io(Interest::READABLE, || {
                 let got = message::receive(stream.as_fd(), scratch, MsgFlags::MSG_DONTWAIT)?;
                 fds.extend(got.descriptors);
@@ -100,14 +100,13 @@ impl Transport {
         }
     }
 
-    /// Sends last words, as far as there is room at once; for who is not
-    /// served. What the caller has sent is read, since unread input would have
-    /// the system throw the words away.
+    /// Sends a refusal to a caller that is not served, as far as there is room at once. The
+    /// caller's input is read, since the system throws the refusal away if input is left unread.
     pub(crate) fn dismiss(self, words: &[u8]) {
         use nix::sys::socket::{Shutdown, recv, send, shutdown};
         let number = self.as_fd().as_raw_fd();
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        // Whoever has gone need not know.
+        // A caller that has gone need not know.
         let _ = send(number, words, flags);
         let _ = shutdown(number, Shutdown::Write);
         let _ = recv(number, &mut [0; DISMISSED_BYTES], flags);

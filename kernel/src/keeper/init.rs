@@ -1,8 +1,7 @@
-//! A keeper that was replaced and is process 1: its end would be everybody's.
+//! A keeper that was replaced and is process 1, whose end would end every process.
 //!
-//! It holds nothing any more and starts nobody. It reaps what falls to it,
-//! passes signals on to the keeper of now, and ends when that one has ended on
-//! purpose, as it would have itself, or when the last child has.
+//! It holds nothing any more and starts nothing. It reaps orphans, passes signals on to the present
+//! keeper, and ends when that has ended on purpose or when its last child has ended.
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -19,17 +18,16 @@ use crate::sys::pidfd::{Outcome, Target, wait_id};
 use crate::sys::process;
 
 impl Keeper {
-    /// Stays until nobody is left; returns how the last of its successors ended.
+    /// Stays until no child is left; returns the exit code of its last successor.
     pub(super) fn stay_as_init(self, signals: &SignalFd) -> Result<u8, Errno> {
         let (mut successor, arguments) = (self.successor, self.arguments);
-        // An open copy would keep ports and pipes alive of which the successor
-        // knows nothing.
+        // Open copies would keep ports and pipes alive that the successor does not know of.
         drop((self.kept, self.kernel, self.ended, self.program, self.ready));
         let keeper_of_now = || keeper_among(&process::children(), &arguments);
         let mut code = 0;
         loop {
-            // Successors may be replaced in their turn, and who replaces one
-            // becomes a child of process 1 when that one ends.
+            // A successor may be replaced too; the process that replaces it becomes a child of
+            // process 1 when it ends.
             successor = keeper_of_now().or(successor);
             while let Some((pid, status)) = match wait_id(Target::Any, false) {
                 Err(Errno::ECHILD) => return Ok(code),
@@ -59,10 +57,10 @@ impl Keeper {
                         Ok(signal @ (Signal::SIGTERM | Signal::SIGINT | Signal::SIGUSR2)),
                         Some(pid),
                     ) => {
-                        // Not waited for yet, so the number is its.
+                        // It was not waited for yet, so its number cannot have been reused.
                         let _ = kill(Pid::from_raw(pid), signal);
                     }
-                    // Nobody is left to decide: everybody is asked to end.
+                    // No keeper is left to decide, so every process is asked to end.
                     (Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)), None) => {
                         let _ = kill(Pid::from_raw(-1), signal);
                     }
@@ -73,8 +71,8 @@ impl Keeper {
     }
 }
 
-/// The child of ours that is the keeper, or the kernel that is about to take
-/// the place of one that has died.
+/// The child that is the present keeper, or the kernel that is about to take the place of a keeper
+/// that has died.
 fn keeper_among(children: &[i32], arguments: &[CString]) -> Option<i32> {
     [TITLE, KERNEL_TITLE].into_iter().find_map(|title| {
         let mut children = children.iter().copied();

@@ -275,8 +275,8 @@ impl Keeper {
         false
     }
 
-    /// Counts a kernel that has never served, and decides when it gets a successor. False if a daemon
-    /// that holds nothing gives up.
+    /// Counts a kernel that has never served, and decides when it gets a successor. False if a
+    /// daemon that holds nothing gives up.
     fn failed_to_serve(&mut self, was_late: bool, outcome: Outcome) -> bool {
         let how = how(outcome);
         self.failures += 1;

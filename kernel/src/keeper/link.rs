@@ -1,7 +1,7 @@
 //! The kernel's end of the line to its keeper.
 //!
-//! What has been sent is in the keeper's queue and survives this process, so
-//! nothing waits for an answer but the first fetch.
+//! A message that was sent is in the keeper's queue and survives this process, so only the first
+//! fetch waits for an answer.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -30,7 +30,7 @@ const KEEPER_END: Duration = Duration::from_secs(1);
 pub struct KeeperLink {
     socket: OwnedFd,
     keeper: Pid,
-    /// What the keeper said it can do.
+    /// What the keeper can do, as it has said.
     able: Cell<u8>,
     /// The keeper is gone; this process holds everything and takes its place.
     lost: Cell<bool>,
@@ -56,8 +56,8 @@ impl KeeperLink {
         })
     }
 
-    /// The keeper is gone: what would be sent goes along when this process
-    /// takes its place, so nothing is sent any more.
+    /// Notes that the keeper is gone. Nothing is sent any more: everything goes along when this
+    /// process takes the keeper's place.
     pub fn lose(&self) {
         self.lost.set(true);
     }
@@ -80,8 +80,8 @@ impl KeeperLink {
             })
     }
 
-    /// Whether the keeper goes when it is dismissed; one of an earlier version
-    /// has to be killed first.
+    /// Whether the keeper ends when it is dismissed. A keeper of an earlier version has to be
+    /// killed.
     #[must_use]
     pub fn keeper_leaves(&self) -> bool {
         self.able.get() & ABLE_TO_LEAVE != 0
@@ -100,17 +100,16 @@ impl KeeperLink {
         )
     }
 
-    /// The process that made the line, and this kernel's parent as long as it
-    /// lives. The parent of now may be another one already, which is nobody's
-    /// to kill.
+    /// The process that made the line, which is this kernel's parent as long as it lives. The
+    /// present parent may be another process, which must not be killed.
     #[must_use]
     pub fn keeper(&self) -> Pid {
         self.keeper
     }
 
-    /// Sees to it that the keeper does not wake up beside whoever takes its
-    /// place. Our parent for as long as it lives, so the number is its; process
-    /// 1 cannot be killed, and goes by itself when it wakes up.
+    /// Kills the keeper, so that it does not wake up beside the process that takes its place. It is
+    /// this process's parent as long as it lives, so its number cannot have been reused. Process 1
+    /// cannot be killed; it ends by itself when it wakes up.
     pub fn end_keeper(&self) {
         let until = Instant::now() + KEEPER_END;
         while getppid() == self.keeper && self.keeper.as_raw() > 1 && Instant::now() < until {
@@ -171,15 +170,15 @@ impl KeeperLink {
         message::send(&self.socket, &message.encode(), fds, MsgFlags::empty()).map(drop)
     }
 
-    /// Fetches every kept descriptor into `kept`, and tells what became of a
-    /// program that was tried before; blocks until all are here. What `kept`
-    /// had under the same key is closed as its copy arrives, so that both need
-    /// not fit at once; what the keeper does not have is closed at the end.
+    /// Fetches every kept descriptor into `kept`, and returns what became of a program that was
+    /// tried before; blocks until all are here. A descriptor that `kept` had under the same key is
+    /// closed when its copy arrives, so that both need not fit at once; one that the keeper does
+    /// not have is closed at the end.
     ///
     /// # Errors
-    /// `EPIPE` when the keeper goes away meanwhile: `kept` then has all there
-    /// was and all that came. `EAGAIN` when it does not answer within the limit
-    /// there may be, `EMFILE` when not even one more descriptor fits.
+    /// `EPIPE` when the keeper ends meanwhile: `kept` then has what it had and what came. `EAGAIN`
+    /// when it does not answer within the limit, if there is one; `EMFILE` when no descriptor fits
+    /// any more.
     pub fn fetch_into(&self, kept: &mut Kept) -> Result<Option<Verdict>, Errno> {
         let mut fetched = BTreeSet::new();
         loop {
@@ -187,8 +186,8 @@ impl KeeperLink {
             loop {
                 match self.receive(MsgFlags::empty())? {
                     Some((ToKernel::Entries(keys), descriptors)) => {
-                        // Of those that did not fit the first have come, and
-                        // the others are asked for again.
+                        // If not all of them fit, the first have come and the others are asked for
+                        // again.
                         if descriptors.is_empty() && !keys.is_empty() {
                             return Err(Errno::EMFILE);
                         }
@@ -236,7 +235,7 @@ impl KeeperLink {
     }
 }
 
-/// Whether a message did not get through because nobody is there to hear it.
+/// Whether a message was not delivered because the keeper is gone or stuck.
 #[must_use]
 pub fn is_gone(told: Result<(), Errno>) -> bool {
     match told {

@@ -1,12 +1,11 @@
-//! How descriptors get into the keeper's role across an exec.
+//! The list of descriptors that a process takes along across an exec.
 //!
-//! Both who becomes keeper first (the launcher) and who takes the role over
-//! (a kernel whose keeper died) leave their descriptors open across exec and
-//! list them, number by number, in a memfd that arrives as descriptor 3. So
-//! does a kernel that starts its program anew, should the keeper die before
-//! the descriptors are fetched from it.
+//! The launcher becomes the keeper, and a kernel whose keeper died takes its place. Both leave
+//! their descriptors open across the exec and list them, number by number, in a memfd that arrives
+//! as descriptor 3. So does a kernel that executes another program, in case the keeper dies before
+//! that has fetched the descriptors.
 //!
-//! Source of the numbers' meaning: `wire.rs`, [`Kind`].
+//! The meaning of the kinds is in `wire.rs`, [`Kind`].
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -40,10 +39,10 @@ pub struct Manifest {
     /// Where a service manager wants to be told who its main process is.
     #[serde(default)]
     pub notify_socket: Option<String>,
-    /// It comes from the keeper, for a kernel it has started.
+    /// The keeper wrote it for a kernel that it has started.
     #[serde(default)]
     pub inherited: bool,
-    /// What the process that would go on in this one's place waits for the end of.
+    /// Held open: its end tells the stand-in process that this one has died.
     #[serde(default)]
     pub understudy: Option<RawFd>,
 }
@@ -124,7 +123,7 @@ pub fn read(file: impl AsFd) -> Result<(Manifest, Vec<(Key, OwnedFd)>), Errno> {
     let mut text = vec![0; usize::try_from(size).map_err(|_| Errno::EBADMSG)?];
     memfd::read_at(&file, &mut text, 0)?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|_| Errno::EBADMSG)?;
-    // A number must not get two owners, whatever a predecessor wrote.
+    // A descriptor must not get two owners, whatever the predecessor wrote.
     let mut taken: BTreeSet<RawFd> = [manifest.ready, manifest.line, manifest.understudy]
         .into_iter()
         .flatten()

@@ -1,16 +1,16 @@
 //! The keeper: holds copies of what must not die and restarts the kernel.
 //!
-//! It reads nothing that a user typed. It keeps descriptors by [`Key`], is the only child subreaper,
-//! waits for whatever it adopts, and keeps how that ended until the kernel has recorded it. It never
-//! decides anything about workers. When it dies, the kernel execs into this role with all descriptors
-//! and goes on (`change/takeover.rs`). A keeper that is replaced on purpose stays until the next
-//! one's kernel has everything too (`change/succession.rs`).
+//! It reads nothing that a user typed. It keeps descriptors by [`Key`], is the only child
+//! subreaper, waits for whatever it adopts, and keeps how that ended until the kernel has recorded
+//! it. It never decides anything about workers. When it dies, the kernel execs into this role with
+//! all descriptors and goes on (`change/takeover.rs`). A keeper that is replaced on purpose stays
+//! until the next one's kernel has everything too (`change/succession.rs`).
 //!
-//! How the kernel is started and watched is in `kernel.rs`, what is heard and said in `talk.rs`, and
-//! which program is started, also when none of them serves, in `program.rs`.
+//! How the kernel is started and watched is in `kernel.rs`, what is heard and said in `talk.rs`,
+//! and which program is started, also when none of them serves, in `program.rs`.
 //!
-//! Invariant: a descriptor or a registration sent by a kernel that has died since is received before
-//! the next kernel is started.
+//! Invariant: a descriptor or a registration sent by a kernel that has died since is received
+//! before the next kernel is started.
 //! Source: `prctl(2)` (`PR_SET_CHILD_SUBREAPER`), `waitid(2)`, `unix(7)`.
 
 mod init;
@@ -87,8 +87,8 @@ struct Keeper {
     exit_code: Option<u8>,
     /// A program that is known to take inherited descriptors.
     able: Option<OwnedFd>,
-    /// Held open until a kernel serves: its end tells the stand-in process that this one has died or
-    /// does not need it any more.
+    /// Held open until a kernel serves: its end tells the stand-in process that this one has died
+    /// or does not need it any more.
     understudy: Option<OwnedFd>,
     /// The next keeper's kernel has everything: the line to answer it on, and
     /// who the next keeper is while it lives.

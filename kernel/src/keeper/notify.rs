@@ -1,21 +1,21 @@
-//! What a service manager that asked for it is told.
+//! Tells a service manager about readiness and the main process, if it has asked for that.
 //!
-//! Source: `sd_notify(3)`. The variable it asks by is read once, by the
-//! launcher; roles hand it on among their settings, so that no process
-//! inherits it.
+//! The launcher reads the environment variable once; the roles hand its value on among their
+//! settings, so that no worker inherits it.
+//! Source: `sd_notify(3)`.
 
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// The variable that names the socket.
 pub const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// Says `state`, as in `READY=1`, and that the main process is `main`.
-/// Nobody listening is the service manager's affair.
+/// Sends `state`, such as `READY=1`, and that the main process is `main`. A failure is ignored: the
+/// service manager notices by itself.
 pub(super) fn tell(socket: Option<&str>, state: &str, main: i32) {
     let (Some(path), Ok(sender)) = (socket, UnixDatagram::unbound()) else {
         return;
     };
-    // It may stand still, and nobody here may.
+    // The keeper must not wait for a service manager that stands still.
     let _ = sender.set_nonblocking(true);
     let text = format!("{state}MAINPID={main}");
     if let Some(name) = path.strip_prefix('@') {

@@ -1,10 +1,9 @@
 //! Which program the kernel is started with, and what happens when none serves.
 //!
-//! A program that is tried becomes the one to start when it serves; if it ends
-//! before, or by itself soon after, the one before is started again and told
-//! why. After some failed recoveries in a row the keeper stops trying all the
-//! time: it holds what it holds, tells whoever calls what it knows, and takes
-//! the program an operator has put in the old one's place (SIGUSR2).
+//! A new program is tried first. When it serves it becomes the one to start. If it ends before, or
+//! by itself soon after, the program before is started again and told why. After some failed
+//! recoveries in a row the keeper tries less often: it keeps everything, tells callers what it
+//! knows, and on SIGUSR2 tries the program that an operator has put in the old one's place.
 
 use std::ffi::OsString;
 use std::net::TcpListener;
@@ -31,13 +30,11 @@ use papa_test_hooks::patience::scaled;
 const TRIAL_LIMIT: Duration = Duration::from_secs(20);
 /// Failed recoveries in a row after which another one is not soon tried.
 const CRASH_LOOP: u32 = 3;
-/// How long until it is tried again all the same: what was in the way (no
-/// memory, say) may have gone.
+/// How long until it is tried again: the cause, such as a lack of memory, may be gone.
 const HOLDING_DELAY: Duration = Duration::from_secs(60);
-/// How long a kernel has to serve until it is taken to be able to, and a new
-/// program to be a good one.
+/// How long a kernel has to serve until it counts as able to serve, and its program as good.
 const PROBATION: Duration = Duration::from_secs(10);
-/// How long nobody is told when there was no descriptor to accept with.
+/// How long callers wait when no descriptor was left to accept them with.
 const DEAF_PAUSE: Duration = Duration::from_secs(1);
 /// Callers told in one turn that there is no kernel.
 const CALLERS_PER_TURN: usize = 16;
@@ -57,7 +54,7 @@ pub(super) struct Program {
     pub(super) verdict: Option<Verdict>,
     /// How the last kernel that did not serve ended.
     pub(super) last_failure: String,
-    /// It was killed, and not by this keeper: the program is not to blame.
+    /// It was killed, and not by this keeper, so the program is not to blame.
     pub(super) last_killed: bool,
 }
 
@@ -80,7 +77,7 @@ impl Program {
         self.verdict = None;
     }
 
-    /// The kernel could not become it and is what it was.
+    /// The kernel could not execute it and has kept its program.
     pub(super) fn untried(&mut self) {
         self.tried = None;
     }
@@ -101,19 +98,19 @@ impl Program {
     /// The program `now` has taken the place of the one before.
     pub(super) fn keep_for_probation(&mut self, before: Option<OwnedFd>, now: &OwnedFd) {
         let until = Instant::now() + scaled(PROBATION);
-        // The same file is no better.
+        // The same file would be no help.
         self.before = before
             .filter(|before| !is_same_file(before, now))
             .map(|before| (before, until));
     }
 
-    /// Lets go of the one before when its successor has proved itself.
+    /// Forgets the program before when its successor has proved itself.
     pub(super) fn end_probation(&mut self) {
         self.before.take_if(|(_, until)| Instant::now() >= *until);
     }
 
-    /// A kernel that served has ended: the program to go back to, if it was on
-    /// probation and ended by itself. Who is killed has done nothing.
+    /// The program to go back to after a kernel that served has ended: only if its program is on
+    /// probation and it ended by itself. A kernel that was killed is not to blame.
     pub(super) fn after_end(&mut self, outcome: Outcome, served: Duration) -> Option<OwnedFd> {
         let killed =
             matches!(outcome, Outcome::Signal { number, .. } if number == Signal::SIGKILL as i32);
@@ -226,7 +223,7 @@ impl Keeper {
             while left > 0 {
                 let caller = match accept(control) {
                     Ok(caller) => caller,
-                    // They wait in the queue, which would wake us all the time.
+                    // Callers in the queue would wake this process all the time.
                     Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => {
                         self.deaf_until = Some(Instant::now() + DEAF_PAUSE);
                         return;
@@ -236,15 +233,15 @@ impl Keeper {
                 left -= 1;
                 let number = caller.as_raw_fd();
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                // One that has gone need not know.
+                // A caller that has gone need not know.
                 let _ = send(number, text.as_bytes(), flags);
                 let _ = shutdown(number, Shutdown::Write);
             }
         }
     }
 
-    /// Without a kernel that serves, SIGUSR2 is for us: what is at the
-    /// program's path now shall be tried.
+    /// Handles SIGUSR2 while no kernel serves: the file that is at the program's path now is tried
+    /// next.
     pub(super) fn take_program_from_operator(&mut self) {
         let serves = self.kernel.as_ref().is_some_and(|kernel| kernel.serving);
         let troubled = self.failures > 0 || self.program.quick_ends > 0;
@@ -271,7 +268,7 @@ impl Keeper {
         }
     }
 
-    /// Where the program of now was started from, whatever is there today.
+    /// The path the present program was started from, whatever is there today.
     fn program_path(&self) -> Option<PathBuf> {
         path_of(self.kept.get(&PROGRAM)?)
     }

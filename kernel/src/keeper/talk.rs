@@ -1,5 +1,4 @@
-//! What the keeper and its kernel say to each other, and what the keeper does
-//! about it.
+//! The keeper's side of the messages with its kernel: what it receives, does and sends.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,10 +20,10 @@ use crate::sys::pidfd::{Outcome, Target, wait_id};
 use crate::sys::{message, process};
 use papa_test_hooks::patience::scaled;
 
-/// How long a kernel's line may be closed before its end is known: the two
-/// come together, unless it lives on in another role.
+/// How long a kernel's line may be closed before its end is known. Both come together, unless the
+/// kernel lives on in another role.
 pub(super) const REPLACED_AFTER: Duration = Duration::from_secs(1);
-/// How long last words may wait for room.
+/// How long the last messages may wait for room.
 const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// How long to wait after a message the system had no room for.
 const SEND_PAUSE: Duration = Duration::from_millis(100);
@@ -45,11 +44,11 @@ impl Keeper {
         }
     }
 
-    /// Whether the kernel has taken this keeper's place, thinking it dead. Two
-    /// keepers would start two kernels on one journal, so this one goes.
+    /// Whether the kernel has taken this keeper's place because it thought the keeper dead. Two
+    /// keepers would start two kernels on one journal, so this one ends.
     ///
-    /// A closed line alone proves nothing: a kernel that closed it and lives
-    /// on as anything but a keeper is of no use, and ended.
+    /// A closed line alone proves nothing. A kernel that closed it and lives on as anything but a
+    /// keeper is killed.
     pub(super) fn is_replaced(&mut self) -> bool {
         let Some(kernel) = &mut self.kernel else {
             return false;
@@ -60,10 +59,10 @@ impl Keeper {
         {
             return false;
         }
-        // Its number is its own: it is our child and not waited for.
+        // Its number cannot have been reused: it is a child that was not waited for.
         let pid = kernel.pid.as_raw();
         if !matches!(wait_id(Target::Pid(pid), true), Ok(None)) {
-            // It has ended; that is told by itself.
+            // It has ended, which SIGCHLD reports.
             return false;
         }
         if has_title(pid, TITLE, &self.arguments) {
@@ -80,7 +79,7 @@ impl Keeper {
         false
     }
 
-    /// Takes what dead kernels still had to say, until end of file or deadline.
+    /// Receives the last messages of dead kernels, until end of file or deadline.
     pub(super) fn hear_last_words(&mut self) {
         let now = Instant::now();
         let mut open = Vec::new();
@@ -99,8 +98,8 @@ impl Keeper {
                 open.push((socket, until));
                 continue;
             }
-            // Past the deadline nobody may say any more: a child that has not
-            // registered by now fails to, and never execs.
+            // After the deadline the line is closed: a child that has not registered by now cannot
+            // register any more, and never execs.
             let _ = shutdown(socket.as_raw_fd(), Shutdown::Read);
             while let Heard::Message(message, descriptors) = receive(socket.as_fd()) {
                 self.obey(message, descriptors, false);
@@ -109,12 +108,12 @@ impl Keeper {
         self.ended.extend(open);
     }
 
-    /// The process that was to take this keeper's place has ended. Whether it
-    /// has taken it is decided here, and its kernel hears of it by the answer
-    /// or by the end of the line: without a dismissal this keeper is still it.
+    /// Decides who is the keeper after the process that was to take this keeper's place has ended.
+    /// Its kernel learns that by the answer or by the end of the line: without a dismissal this
+    /// keeper stays.
     pub(super) fn successor_ended(&mut self, successor: Kernel, outcome: Outcome) {
         let Kernel { socket, late, .. } = successor;
-        // A dismissal that comes from now on does not arrive.
+        // A dismissal that is sent from now on does not arrive.
         let _ = shutdown(socket.as_raw_fd(), Shutdown::Read);
         let mut dismissed = false;
         while let Heard::Message(message, descriptors) = receive(socket.as_fd()) {
@@ -129,8 +128,8 @@ impl Keeper {
             "the process that was to take this keeper's place {}; staying",
             how(outcome)
         ));
-        // Its kernel, which fell to us, ends when it reads that. One that stands
-        // still would keep copies of everything, and nobody would know of it.
+        // Its kernel, which is a child of this process now, ends when it reads that. One that
+        // stands still would keep copies of everything unnoticed, so it is killed.
         for pid in process::children() {
             if has_title(pid, KERNEL_TITLE, &self.arguments) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -144,14 +143,13 @@ impl Keeper {
         self.start_at = Instant::now();
     }
 
-    /// Whether the next keeper's kernel has dismissed this one; then it has
-    /// been told everything only this one knew, and the service manager whom
-    /// to watch instead.
+    /// Whether the next keeper's kernel has dismissed this one. If so, that kernel has been told
+    /// everything only this keeper knew, and the service manager which process to watch instead.
     pub(super) fn takes_leave(&mut self) -> bool {
         let Some((line, next)) = self.dismissed.take() else {
             return false;
         };
-        // Whoever is not waited for now is waited for by nobody who would tell.
+        // What has ended by now is waited for here: its exit would be lost otherwise.
         self.reap();
         self.successor = next.map(Pid::as_raw);
         if let Some(next) = self.successor {
@@ -168,7 +166,7 @@ impl Keeper {
             });
         let signals = self.signals.iter().map(|number| ToKernel::Signal(*number));
         for message in exits.chain(signals).chain([ToKernel::Dismissed]) {
-            // Who is not there to hear it goes by what the system knows.
+            // A kernel that is gone finds out from the system what it can.
             if message::send(&line, &message.encode(), &[], MsgFlags::empty()).is_err() {
                 break;
             }
@@ -176,8 +174,8 @@ impl Keeper {
         true
     }
 
-    /// Does what a message says; `live` if it comes from the kernel that runs, not from one that has
-    /// died since.
+    /// Does what a message says; `live` if it comes from the kernel that runs, not from one that
+    /// has died since.
     fn obey(&mut self, message: ToKeeper, descriptors: Vec<OwnedFd>, live: bool) {
         let kernel = self.kernel.as_mut().filter(|_| live);
         match message {
@@ -272,7 +270,7 @@ impl Keeper {
         for (_, sent) in self.exits.values_mut() {
             *sent = false;
         }
-        // Asking again and again wins no time.
+        // A kernel that fetches again and again does not get more time.
         if kernel.serving {
             kernel.started = Instant::now();
         }
@@ -381,17 +379,17 @@ impl Keeper {
         }
     }
 
-    /// Tells whoever waits for the daemon that it serves, or why it does not.
+    /// Tells the process that waits for the daemon that it serves, or why it does not.
     pub(super) fn say_ready(&mut self, text: &str) {
         if let Some(ready) = self.ready.take() {
-            // Whoever asked may have gone; then nobody minds.
+            // That process may have gone, which does not matter.
             let _ = nix::unistd::write(&ready, text.as_bytes());
         }
     }
 }
 
-/// Whether a process is in the role that shows this title, of the daemon with
-/// these arguments: another one may run below this one's workers.
+/// Whether a process is in the role that shows this title, of the daemon with these arguments:
+/// another daemon may run among this one's workers.
 pub(super) fn has_title(pid: i32, title: &str, arguments: &[CString]) -> bool {
     let mut expected = title.as_bytes().to_vec();
     expected.push(0);

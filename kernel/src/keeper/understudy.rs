@@ -1,15 +1,14 @@
-//! A keeper has died: until there is another one with a kernel, this process
-//! is the only holder of everything. A copy of it waits beside.
+//! The stand-in: a copy of this process that waits while there is no keeper.
 //!
-//! Forking takes a moment, however much is held, and the copy has every
-//! descriptor. It waits for the end of a pipe that this process, also in the
-//! keeper's role, holds open until a kernel serves. If that comes because this
-//! process has died, the copy takes the keeper's place itself.
+//! When a keeper has died, this process alone holds everything until there is another keeper with a
+//! kernel. A fork is quick, however much is held, and the copy has every descriptor. The copy waits
+//! for the end of a pipe that this process, also in the keeper's role, holds open until a kernel
+//! serves. If the pipe ends because this process has died, the copy takes the keeper's place.
 //!
-//! Whether it may is decided by the *right*: one byte in a pipe that both of
-//! them, and the kernel that is started meanwhile, have. Whoever reads it goes
-//! on; whoever does not find it ends. The next kernel takes it when it has
-//! fetched everything, before it writes or reads anything.
+//! The *right* decides whether it may: one byte in a pipe that both processes have, and the kernel
+//! that is started meanwhile. The process that reads the byte goes on; a process that does not find
+//! it ends. The next kernel takes it when it has fetched everything, before it writes or reads
+//! anything.
 //!
 //! Invariant: of the copy and the next kernel at most one goes on.
 
@@ -33,7 +32,7 @@ pub const RIGHT: Key = Key {
 /// This process's side of the copy that waits.
 #[derive(Debug)]
 pub struct Understudy {
-    /// Its end is what the copy waits for.
+    /// The copy waits for the end of this pipe.
     pub line: OwnedFd,
     /// The right.
     pub right: OwnedFd,
@@ -44,12 +43,11 @@ pub struct Understudy {
 pub enum Side {
     /// The process that goes on.
     Original(Understudy),
-    /// The copy, and the other one has died: it is this one's turn.
+    /// The copy; the original has died.
     Copy,
 }
 
-/// Makes a copy of this process, and returns in it only if it is to go on.
-/// Where that cannot be done the process is alone, as it would have been.
+/// Makes a copy of this process, and returns in the copy only if that is to go on.
 ///
 /// # Errors
 /// The errno of `pipe2(2)` or `fork(2)`.
@@ -82,20 +80,19 @@ fn wait_for_end(waits: &OwnedFd) {
     }
 }
 
-/// Takes the right; false if somebody has it.
+/// Takes the right; false if another process has it.
 fn take(right: &OwnedFd) -> bool {
     nix::unistd::read(right, &mut [0; 1]) == Ok(1)
 }
 
-/// Takes the right where there is one among `kept`: whether there was no copy
-/// waiting, or it will not go on any more.
+/// Takes the right if there is one among `kept`. True if no copy was waiting, or it will not go on
+/// any more.
 pub fn may_go_on(kept: &mut Kept) -> bool {
     kept.remove(&RIGHT).is_none_or(|right| take(&right))
 }
 
-/// The same for a kernel that has everything, of this keeper. One that took the
-/// right and was killed at once leaves none; but while the keeper lives nobody
-/// but its kernels has had reason to take it.
+/// The same for a kernel of this keeper that has everything. A kernel that took the right and was
+/// killed at once leaves none; but while the keeper lives, only its kernels have reason to take it.
 #[must_use]
 pub fn kernel_may_go_on(kept: &mut Kept, keeper: Pid) -> bool {
     may_go_on(kept) || (getppid() == keeper && !process::is_exiting(keeper))

@@ -1,35 +1,32 @@
-//! What keeper and kernel say to each other: fixed binary messages on a
-//! socket that keeps message boundaries, descriptors attached.
+//! The messages between keeper and kernel: fixed binary messages with descriptors attached, on a
+//! socket that keeps message boundaries.
 //!
-//! The keeper reads nothing else, and nothing a user typed ever gets here.
-//! Numbers are little-endian. Unknown kinds of message are ignored, so that
-//! either side may be the newer one.
+//! The keeper reads nothing else, and nothing that a user typed gets here. Numbers are
+//! little-endian. Unknown kinds of message are ignored, so that either side may be the newer one.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use crate::sys::pidfd::{Outcome, Usage, WaitStatus};
 
-/// What a kept descriptor is. The numbers are part of the hand-over between
-/// versions and are never reused; one this version does not know is carried
-/// along.
+/// What a kept descriptor is. The numbers are part of the handover between versions and are never
+/// reused; descriptors of an unknown kind are carried along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kind(pub u8);
 
 impl Kind {
-    /// What the kernel waits on, an epoll. Only held: thousands of files in it
-    /// are let go one by one when it closes, and a kernel that is killed would
-    /// do that before the keeper hears of its end.
+    /// The kernel's epoll, only held. When it closes, the system drops thousands of files one by
+    /// one, and a killed kernel would do that before the keeper learns of its end.
     pub const POLLER: Self = Self(0);
     /// The daemon's settings, a memfd.
     pub const CONFIG: Self = Self(1);
-    /// The record of what exists, a memfd.
+    /// The journal, a memfd.
     pub const JOURNAL: Self = Self(2);
     /// One of the kernel's own listeners; the id says which.
     pub const CONTROL: Self = Self(3);
     /// The program file.
     pub const BINARY: Self = Self(4);
-    /// A worker's handle; the id is its serial, as for the next three.
+    /// A worker's pidfd; the id is its serial, as for the next three.
     pub const PIDFD: Self = Self(16);
     /// Read end of a worker's standard output.
     pub const OUT: Self = Self(17);

@@ -1,5 +1,5 @@
-//! Keeps the private socket's path alive: something may clean the runtime
-//! directory up under a daemon that runs for months.
+//! Keeps the private socket's path alive: the runtime directory may be cleaned up while a daemon
+//! runs for months.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -15,11 +15,11 @@ use crate::keeper::wire::{Key, Kind};
 use crate::sys::socket::{Address, CONTROL_BACKLOG, Options, open_listener};
 use crate::world::deadline::Deadline;
 
-/// Between two looks at the path.
+/// Time between two checks of the path.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Owner {
-    /// Starts looking after the path, if there is one.
+    /// Starts to check the path, if there is one.
     pub(super) fn look_after_runtime_dir(&mut self) {
         if self.world.config.port != 0 && !self.world.config.socket_paths.is_empty() {
             self.world.agenda.after(LOOK_INTERVAL, Deadline::RuntimeDir);
@@ -42,7 +42,7 @@ impl Owner {
                 self.runtime_dir_trouble = None;
                 info!(path = %path.display(), "private socket bound again");
             }
-            // Tried every ten seconds for as long as it takes, said once.
+            // It is tried every ten seconds and logged once.
             Err(error) if self.runtime_dir_trouble.as_ref() == Some(&error) => {}
             Err(error) => {
                 warn!(path = %path.display(), error, "private socket is gone");
@@ -76,7 +76,7 @@ impl Owner {
             .unwrap_or(0);
         let copy = fd.try_clone().map_err(|error| error.to_string())?;
         let listener = Listener::new(copy, false).map_err(|error| error.to_string())?;
-        // Served also where the keeper gets no copy: the path leads to it now.
+        // It is served even if the keeper gets no copy, since the path leads to it now.
         let _ = self.keep(&[(Key::new(Kind::CONTROL, id), fd.as_fd())]);
         self.retire_listener(path);
         self.world.fixed.controls.push((id, fd));
@@ -86,7 +86,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Lets go of the listener nobody finds any more.
+    /// Closes the listener that the path does not lead to any more.
     fn retire_listener(&mut self, path: &Path) {
         let controls = std::mem::take(&mut self.world.fixed.controls);
         let (old, others): (Vec<_>, Vec<_>) =

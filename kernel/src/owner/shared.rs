@@ -1,9 +1,8 @@
-//! The owner as the tasks of its thread reach it.
+//! The owner, shared by the tasks of its thread.
 //!
-//! Whoever has an event sends it ([`Shared::events`]), and it is handled there and
-//! then: one handler at a time runs to completion, none waits, and none calls
-//! back into a task. So what a caller asks is answered without a detour
-//! through a queue.
+//! A task sends an event ([`Shared::events`]) and the owner handles it at once: one handler at a
+//! time runs to completion, none waits, and none calls back into a task. So a request is answered
+//! without a detour through a queue.
 
 use std::cell::{RefCell, RefMut};
 use std::convert::Infallible;
@@ -24,7 +23,7 @@ use crate::world::live::Poller;
 pub struct Shared(Rc<RefCell<Owner>>);
 
 impl fmt::Debug for Shared {
-    /// The owner knows who can reach it: nothing of it is shown here.
+    /// The owner refers to itself through its senders, so nothing of it is shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shared")
     }
@@ -50,7 +49,7 @@ impl Shared {
         Sender::new(move |(session, event)| receiver.tell(session, event))
     }
 
-    /// The owner itself, for what is no event; not to be held while waiting.
+    /// The owner itself, for what is not an event. It must not be held across an await.
     #[must_use]
     pub fn borrow_mut(&self) -> RefMut<'_, Owner> {
         self.0.borrow_mut()
@@ -71,12 +70,12 @@ impl Shared {
             if let Ok(mut guard) = ready
                 && is_done
             {
-                // Level-triggered underneath: asking again finds what is left.
+                // The poller is level-triggered: asking again finds what is left.
                 guard.clear_ready();
             }
             if rings || !is_done {
-                // The callers' turn, however much there is to be read; and what
-                // they have sent comes before what is done for want of it.
+                // Callers get a turn, however much output there is. What they have sent is handled
+                // before a deadline acts because it has not come.
                 yield_now().await;
             }
             if rings {
@@ -94,8 +93,8 @@ impl Shared {
     }
 }
 
-/// A bug ends the process, and recovery takes over: what a broken-off handler
-/// leaves is not gone on with. The runtime would only end the task it was in.
+/// Ends the process when a handler panics, so that recovery takes over from the journal instead of
+/// a state that is half changed. The runtime would only end the task.
 struct CrashOnly;
 
 impl Drop for CrashOnly {

@@ -23,10 +23,10 @@ use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 use crate::world::deadline::Deadline;
 use papa_test_hooks::patience::scaled;
 
-/// How long a keeper that was silent gets to say something after all.
+/// How long a keeper that was silent for an interval gets before it is replaced.
 const KEEPER_GRACE: Duration = Duration::from_secs(15);
-/// The same request from two sides (the keeper passes on what it gets, and a
-/// `pkill papa` hits both) comes within this.
+/// A signal that comes from both sides within this time is one request: the keeper passes signals
+/// on, and `pkill papa` hits both processes.
 const SAME_REQUEST: Duration = Duration::from_millis(500);
 /// How long sessions may take to read that the kernel ends.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ impl Owner {
         }
     }
 
-    /// The keeper, or one that was replaced, says something.
+    /// Handles a message of the keeper, or of one that was replaced.
     fn on_told(&mut self, message: &ToKernel) {
         match message {
             ToKernel::Ping => {
@@ -82,7 +82,7 @@ impl Owner {
         } else if self.keeper.suspected {
             return self.lose_keeper("it does not answer");
         } else {
-            // Once more: the whole machine may have stood still.
+            // It gets another interval, since the whole machine may have stood still.
             self.keeper.suspected = true;
             now + scaled(KEEPER_GRACE)
         };
@@ -96,30 +96,30 @@ impl Owner {
         }
     }
 
-    /// A message to the keeper that did not get through means that it is gone
-    /// or stuck; then this process takes its place.
+    /// Takes the keeper's place if a message was not delivered, which means that it is gone or
+    /// stuck.
     pub(crate) fn check_keeper(&mut self, told: Result<(), Errno>) {
         if is_gone(told) {
             self.lose_keeper("it cannot be reached");
         }
     }
 
-    /// The same where connections are stopped already, or not begun: at once,
-    /// with what else is `handed` over.
+    /// The same at once, with what is `handed` over: for when connections have stopped already or
+    /// none is served yet.
     pub(crate) fn check_keeper_with(&mut self, told: Result<(), Errno>, handed: &[(Key, OwnedFd)]) {
         if is_gone(told) {
             self.take_keepers_place("it cannot be reached", handed);
         }
     }
 
-    /// The keeper is gone, or stuck and ended now. As soon as connections have
-    /// stopped this process takes its place, and they go along. Until then it
-    /// is the only one that holds anything, so it does not wait long.
+    /// Begins to take the place of a keeper that is gone, or is stuck and killed now. Connections
+    /// are stopped first, so that they can go along. The wait is short, since this process alone
+    /// holds everything meanwhile.
     pub(crate) fn lose_keeper(&mut self, why: &str) {
         if self.world.link.is_lost() {
             return;
         }
-        // Before anything else: from now on two processes hold everything.
+        // The copy comes first: from then on two processes hold everything.
         if self.double() {
             self.take_keepers_place("the process that was to has died as well", &[]);
         }
@@ -134,8 +134,8 @@ impl Owner {
         self.freeze_orphaned();
     }
 
-    /// Has a copy of this process wait beside while there is no keeper. True in
-    /// the copy, when this process has died.
+    /// Makes a copy of this process that waits while there is no keeper. Returns true in the copy,
+    /// when the original has died.
     fn double(&mut self) -> bool {
         if std::mem::replace(&mut self.keeper.doubled, true) {
             return false;
@@ -154,8 +154,7 @@ impl Owner {
         }
     }
 
-    /// What the keeper had still said when it ended: only it may know of an
-    /// exit.
+    /// Handles the keeper's last messages: it alone may know of an exit.
     fn hear_last_words(&mut self) {
         while let Ok(Some(message)) = self.world.link.try_receive() {
             match message {
@@ -165,10 +164,9 @@ impl Owner {
         }
     }
 
-    /// Execs into the keeper's role; every descriptor goes along, and what is
-    /// `handed` over beside.
+    /// Execs into the keeper's role with every descriptor and what is `handed` over.
     pub(crate) fn take_keepers_place(&mut self, why: &str, handed: &[(Key, OwnedFd)]) -> ! {
-        // In the copy there is nothing else to do than in the original.
+        // The copy does the same as the original.
         let _ = self.double();
         warn!(
             keeper = self.world.link.keeper().as_raw(),
@@ -264,10 +262,10 @@ impl Owner {
         }
     }
 
-    /// As process 1 this end is everybody's. Whoever holds a claim is told, by
-    /// the push and by the signal, and decides in which order things end, for as
-    /// long as that takes; what it leaves running is asked to end when it has
-    /// gone. With no claim holder that is so at once.
+    /// Begins the end of process 1, which ends every process. Claim holders are told, by a push and
+    /// by the signal, and end their processes in their order, however long that takes. Processes
+    /// that are left when the last holder has gone are asked to end; without a holder that is at
+    /// once.
     fn end_as_init(&mut self, signal: Signal, holders: &BTreeSet<SessionId>) {
         self.ending.as_init = Some(signal as i32);
         info!(
@@ -281,7 +279,7 @@ impl Owner {
                 .sessions
                 .get(id)
                 .and_then(|session| session.peer.pid);
-            // Connected, so the number is its.
+            // The process is connected, so its number cannot have been reused.
             if let Some(pidfd) = pid.and_then(|pid| pidfd_open(pid).ok()) {
                 let _ = pidfd_send_signal(&pidfd, signal as i32);
             }
@@ -289,8 +287,7 @@ impl Owner {
         self.end_processes_as_init();
     }
 
-    /// As process 1, asked to end and with no claim holder left: everybody is
-    /// asked to end.
+    /// Asks every process to end, if this is process 1 that was asked to end and no claim is held.
     pub(super) fn end_processes_as_init(&mut self) {
         let Some(signal) = self.ending.as_init.filter(|_| self.world.claims.is_empty()) else {
             return;
@@ -304,9 +301,9 @@ impl Owner {
 
     // ---- ending --------------------------------------------------------
 
-    /// Ends now that it is idle, as the session `asker` asked. Nobody new is
-    /// served, the other sessions are told and closed, and nothing is done for
-    /// them any more: a request in between does not cancel the end.
+    /// Begins the end of an idle kernel, which the session `asker` has asked for. No new caller is
+    /// served; the other sessions are told and closed. A request in between does not cancel the
+    /// end.
     pub(crate) fn ask_exit(&mut self, asker: SessionId) {
         let until = Instant::now() + FAREWELL_LIMIT;
         self.ending.until = Some(until);

@@ -1,9 +1,8 @@
-//! Processes whose start takes its time: a file system that does not answer
-//! must not keep everybody else waiting.
+//! Starts processes, and waits for slow starts without keeping other callers waiting.
 //!
-//! The kernel waits a moment for each start, as nearly all are over by then. One
-//! that is not is looked after at intervals, and whoever asked for it gets the
-//! answer when it is known. One that takes too long is killed and refused.
+//! The kernel waits a moment for each start; nearly all are over by then. A start that takes
+//! longer, because a file system does not answer, is checked at intervals and answered when its
+//! result is known. One that takes too long is killed and refused.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -27,11 +26,11 @@ use papa_test_hooks::patience::scaled;
 
 /// How long a start is waited for before everything else goes on.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// The same while another one hangs already: probably for the same reason.
+/// The same while another start hangs, probably for the same reason.
 const SHORT_PATIENCE: Duration = Duration::from_millis(2);
-/// Between two looks at a start.
+/// Time between two checks of a start.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// How long a killed child may take to be gone before it is left to itself.
+/// How long a killed child is waited for.
 const END_PATIENCE: Duration = Duration::from_millis(20);
 
 /// One start.
@@ -70,7 +69,8 @@ impl Start {
 }
 
 impl Owner {
-    /// Starts a process that a verb has prepared, and answers `asker` now or when the start is over.
+    /// Starts a process that a verb has prepared, and answers `asker` now or when the start is
+    /// over.
     pub(super) fn start_process(&mut self, ready: Ready, asker: Asker) {
         let serial = ready.serial;
         let outcome = match self.keep(&ready.copies()) {
@@ -170,7 +170,7 @@ impl Owner {
         self.world.agenda.at(now + LOOK_INTERVAL, deadline);
     }
 
-    /// Looks what has come of a start.
+    /// Checks how far a start has come.
     pub(super) fn on_starting(&mut self, serial: u64, now: Instant) {
         let Some(mut start) = self.starting.remove(&serial) else {
             return;
@@ -213,9 +213,8 @@ impl Owner {
         let pidfd = start.child.give_up();
         match (start.child.wait(END_PATIENCE), pidfd) {
             (Some(Err(_)), _) => undo_start(&mut self.world, serial),
-            // It has come through in the very last moment, or not even the
-            // kill ends it before the file system answers. It is given up like
-            // any process that was removed.
+            // It has started at the last moment, or the kill does not end it before the file system
+            // answers. It is given up like a process that was removed.
             (_, Some(pidfd)) => {
                 self.started(
                     start.asker.session(),

@@ -1,7 +1,8 @@
 //! Stops all connections, then becomes the next program or the keeper.
 //!
-//! How far the stop has come is in `change/changing.rs`. Invariant: until the exec has succeeded
-//! everything can be taken back; afterwards the keeper has the old program.
+//! How far the stop has come is in `change/changing.rs`.
+//! Invariant: until the exec has succeeded everything can be taken back; afterwards the keeper has
+//! the old program.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
@@ -33,8 +34,8 @@ impl Owner {
         }
     }
 
-    /// Has connections stop because the keeper is gone, and takes its place then. A change under way
-    /// ends with that.
+    /// Has connections stop because the keeper is gone, and takes its place then. A change under
+    /// way ends with that.
     pub(super) fn freeze_orphaned(&mut self) {
         if let Some(changing) = &mut self.change.under_way {
             let change = std::mem::take(&mut changing.change);
@@ -162,8 +163,8 @@ impl Owner {
         errno
     }
 
-    /// What the next program finds of the sessions and of the change: their descriptors, the program
-    /// to go back to, and last the record, so that it names only what is there.
+    /// What the next program finds of the sessions and of the change: their descriptors, the
+    /// program to go back to, and last the record, so that it names only what is there.
     fn handed(&self, changing: &Changing, role: Role) -> Result<Vec<(Key, OwnedFd)>, Errno> {
         let Stage::Freezing { frozen, .. } = &changing.stage else {
             return Err(Errno::EINVAL);

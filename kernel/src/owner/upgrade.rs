@@ -1,9 +1,10 @@
-//! Another program in this process, and nobody notices.
+//! Changes the program of this process while everything stays as it is.
 //!
-//! A client or SIGUSR2 asks. The new program is tried (`change/dry_run.rs`), then all connections
-//! are stopped (`stopping.rs`) and written down (`change/sessions.rs`), the keeper gets the record,
-//! and this process execs. What comes up, the new program or the old one, finds the record and goes
-//! on. To replace the keeper too, the kernel that came up takes its place, with the same record.
+//! A client or SIGUSR2 asks for it. The new program is tried (`change/dry_run.rs`), then all
+//! connections are stopped (`stopping.rs`) and written down (`change/sessions.rs`), the keeper gets
+//! the record, and this process execs. What comes up, the new program or the old one, finds the
+//! record and goes on. To replace the keeper too, the kernel that came up takes its place, with the
+//! same record.
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
@@ -185,8 +186,8 @@ impl Owner {
     // ---- after the exec ------------------------------------------------
 
     /// Takes what was handed over and goes on with it; returns the change that led to it. Called
-    /// once, when the keeper knows that this program serves, and before any output is taken, so that
-    /// all of it is told.
+    /// once, when the keeper knows that this program serves, and before any output is taken, so
+    /// that all of it is told.
     pub(crate) fn resume_sessions(
         &mut self,
         server: &Server,
@@ -282,8 +283,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Notes the path of the program this one has changed to: what is at that path later is the next
-    /// program.
+    /// Notes the path of the program this one has changed to: what is at that path later is the
+    /// next program.
     fn remember_program(&mut self, path: &ByteString) {
         self.world.config.program = Some(path.clone());
         let key = Key::new(Kind::CONFIG, 0);

@@ -187,8 +187,8 @@ pub fn is_bound_at(socket: impl AsFd, path: &Path) -> Result<bool, Errno> {
 }
 
 /// File systems whose files have other devices than the file system itself: each subvolume of btrfs
-/// and bcachefs, and each layer of overlayfs, has one of its own. Source: `statfs(2)`,
-/// `include/uapi/linux/magic.h`.
+/// and bcachefs, and each layer of overlayfs, has one of its own.
+/// Source: `statfs(2)`, `include/uapi/linux/magic.h`.
 const MAGICS_WITH_MORE_DEVICES: [u32; 3] = [0x9123_683E, 0xCA45_1A4E, 0x794C_7630];
 
 /// Whether the device of the file system and cut inode that a socket is `bound` to are those of the

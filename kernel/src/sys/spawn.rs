@@ -138,8 +138,8 @@ pub enum Outcome {
 /// Room for the digits of a process number in a `LISTEN_PID=` entry.
 pub const LISTEN_PID_ENTRY: &str = "LISTEN_PID=0000000000";
 
-/// Starts a process as `plan` says and waits until it has exec'ed or failed, or for `patience`, after
-/// which it is left to be asked later.
+/// Starts a process as `plan` says and waits until it has exec'ed or failed, or for `patience`,
+/// after which it is left to be asked later.
 ///
 /// # Errors
 /// The step that failed and its errno. Nothing is left of the child; if it had registered with the

@@ -89,7 +89,8 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    /// A socket to hand over: the one that is held, or with `reuseport` one opened for this process.
+    /// A socket to hand over: the one that is held, or with `reuseport` one opened for this
+    /// process.
     pub(super) fn socket(&mut self, name: &Name) -> Result<Source, VerbError> {
         let world = self.world;
         let id = socket_id(world, name)?;

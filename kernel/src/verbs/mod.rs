@@ -1,9 +1,9 @@
 //! What requests do, in both dialects.
 //!
-//! [`answer`] takes a request in and gives back its reply, or what the owner has to do before it can
-//! be answered. `classic.rs` and `json.rs` pick the verb and put its result into words; each verb is
-//! a function of the world, the readers where it concerns them, and the caller. There is one file
-//! per kind of thing.
+//! [`answer`] takes a request in and gives back its reply, or what the owner has to do before it
+//! can be answered. `classic.rs` and `json.rs` pick the verb and put its result into words; each
+//! verb is a function of the world, the readers where it concerns them, and the caller. There is
+//! one file per kind of thing.
 //! Invariant: a verb that fails has changed nothing, unless its documentation says so.
 
 mod account;
@@ -123,8 +123,8 @@ pub(crate) fn answer(
     }
 }
 
-/// The reply to whoever asked for a process: it was made (with its serial, and whether it is new) or
-/// could not be.
+/// The reply to whoever asked for a process: it was made (with its serial, and whether it is new)
+/// or could not be.
 pub(crate) fn answer_made(
     world: &mut World,
     readers: &mut Readers,

@@ -199,7 +199,8 @@ pub(crate) fn stop(
     Ok(())
 }
 
-/// Acknowledges output as a consumer; a request without positions says that the consumer is at work.
+/// Acknowledges output as a consumer; a request without positions says that the consumer is at
+/// work.
 ///
 /// # Errors
 /// `not_found` for an unknown serial, `denied` for one that this session
@@ -237,9 +238,9 @@ pub(crate) fn acknowledge(
 }
 
 /// Notes that a consumer is at work though it has nothing to acknowledge yet, so that writers wait
-/// for it. It speaks for all sessions of its process, since the work may hold up the others. It also
-/// speaks for output without a consumer in a namespace that its process has claimed, since it is
-/// about to consume that.
+/// for it. It speaks for all sessions of its process, since the work may hold up the others. It
+/// also speaks for output without a consumer in a namespace that its process has claimed, since it
+/// is about to consume that.
 fn hear_of(world: &mut World, readers: &Readers, caller: &Caller) {
     let now = Instant::now();
     let heard: Vec<u64> = world

@@ -1,9 +1,9 @@
 //! Processes: made, listed, given up.
 //!
-//! [`make`] does everything that can fail before there is a child: it prepares the start, opens pipes
-//! and reel, and records the intent in the journal. The owner then gives the keeper copies and starts
-//! the child, which registers itself with the keeper before it executes. Whatever dies when, a
-//! process that runs is known.
+//! [`make`] does everything that can fail before there is a child: it prepares the start, opens
+//! pipes and reel, and records the intent in the journal. The owner then gives the keeper copies
+//! and starts the child, which registers itself with the keeper before it executes. Whatever dies
+//! when, a process that runs is known.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -1,5 +1,5 @@
-//! Requests answered without a socket: each verb of both dialects succeeds once and is refused once.
-//! Rules of values, held descriptors, claims and sockets have tests beside them.
+//! Requests answered without a socket: each verb of both dialects succeeds once and is refused
+//! once. Rules of values, held descriptors, claims and sockets have tests beside them.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -21,8 +21,8 @@ use crate::verbs::room::Room;
 use crate::world::tests::{empty_world, recovered};
 use papa_protocol::record::Stream;
 
-/// The kernel without its event loop: a world, sessions that nobody is connected to, and the writing
-/// ends of processes' pipes.
+/// The kernel without its event loop: a world, sessions that nobody is connected to, and the
+/// writing ends of processes' pipes.
 struct Bench {
     world: World,
     readers: Readers,

@@ -1,4 +1,4 @@
-//! A connection that stands still: written down, and made to go on.
+//! A stopped connection: writing it down, and going on with it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use crate::client::exchange::{Order, Outgoing};
 use crate::client::inbox::{Inbox, Next};
 use crate::client::record::{ConnectionRecord, OutputRecord};
 
-/// A connection that has stopped, with what it was still told.
+/// A connection that has stopped, with the orders it has not seen.
 #[derive(Debug)]
 pub struct Frozen {
     /// The connection.
@@ -20,8 +20,8 @@ pub struct Frozen {
 }
 
 impl Connection {
-    /// Writes down how it stands. `keep` gives a descriptor to the keeper and
-    /// returns its number there.
+    /// Writes the connection's state down. `keep` gives a descriptor to the keeper and returns its
+    /// number there.
     ///
     /// # Errors
     /// Those of `keep`.
@@ -62,8 +62,8 @@ impl Connection {
         Ok(record)
     }
 
-    /// Makes it stand as it was written down; `take` finds a descriptor by its
-    /// number with the keeper.
+    /// Restores the state that was written down; `take` finds a descriptor by its number with the
+    /// keeper.
     pub fn restore(
         &mut self,
         record: ConnectionRecord,
@@ -89,14 +89,14 @@ impl Connection {
         self.note_spoken();
     }
 
-    /// Whoever has spoken before it was stopped need not speak again.
+    /// A session that has spoken before it was stopped counts as one that has spoken.
     pub fn note_spoken(&self) {
         if !self.first_line {
             self.budget.has_spoken(self.id);
         }
     }
 
-    /// Takes what it has not been told yet.
+    /// Takes the orders it has not seen yet.
     pub fn catch_up(&mut self, inbox: &Inbox) {
         while let Next::Order(order) = inbox.next() {
             match order {

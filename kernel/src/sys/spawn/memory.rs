@@ -93,8 +93,8 @@ fn place_of_number(entry: &mut CString) -> Result<*mut libc::c_char, Errno> {
     if entry.as_bytes().len() != LISTEN_PID_ENTRY.len() {
         return Err(Errno::EINVAL);
     }
-    // The entry's own buffer, so that the child can write digits into it; `into_raw` gives the right
-    // to do so.
+    // The entry's own buffer, so that the child can write digits into it; `into_raw` gives the
+    // right to do so.
     let raw = std::mem::take(entry).into_raw();
     // SAFETY: `raw` comes from `into_raw` just now and its length is unchanged; it is taken back so
     // that it is freed as usual.

@@ -1,5 +1,5 @@
-//! From the command line to the keeper: binds, so that errors are said where
-//! they were made, detaches if asked, and execs into the keeper's role.
+//! From the command line to the keeper: binds, so that errors are shown on the terminal, detaches
+//! if asked, and execs into the keeper's role.
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
@@ -109,7 +109,7 @@ pub fn launch(args: &Args) -> anyhow::Result<std::convert::Infallible> {
     Err(anyhow!("cannot start the keeper: {errno}"))
 }
 
-/// Says what a limit on file size that cannot be raised means.
+/// Warns about a limit on file size that cannot be raised.
 fn complain_of_limit(limit: u64) {
     let hint = "start papa with ulimit -f unlimited";
     let text = if limit < MIN_FILE_BYTES {

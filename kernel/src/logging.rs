@@ -1,14 +1,12 @@
 //! The daemon's own log, to standard error.
 //!
-//! Environment values and captured output never get here; what clients chose
-//! (names, paths) is written with its control characters escaped. Whoever
-//! reads the log may go away or stand still: a line nobody takes is dropped,
-//! and neither role ever fails or waits for it.
+//! Environment values and captured output are never logged; what clients choose (names, paths) is
+//! written with its control characters escaped. The reader of the log may go away or stand still: a
+//! line that cannot be written is dropped, and neither role ever fails or waits for it.
 //!
-//! A log file (`--log-file`) is put aside when it is large, and its path is
-//! looked at from time to time: whoever moves or removes the file has the next
-//! line go to a new one. Keeper and kernel each do so for themselves. A flood of
-//! lines is cut.
+//! A log file (`--log-file`) is put aside when it is large. Its path is checked from time to time:
+//! if the file was moved or removed, the next line goes to a new one. Keeper and kernel do so each
+//! by itself. Lines that come too fast are dropped and counted.
 
 use std::fs;
 use std::io::{self, Write};

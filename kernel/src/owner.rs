@@ -104,7 +104,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// An owner of what was recovered. It touches nothing before [`Self::confirm`].
+    /// An owner of what was recovered. It touches nothing before `confirm`.
     ///
     /// # Errors
     /// The errno of the poller, or of watching a descriptor.

@@ -1,4 +1,4 @@
-//! What the owner knows of a connection: who is there, and what it reads.
+//! A session: who is at the other end of a connection, and what it reads.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::os::fd::OwnedFd;

@@ -1,8 +1,7 @@
 //! The clock that wakes the event loop.
 //!
-//! One timer descriptor among the poller's, set to the earliest deadline. A
-//! timer of the runtime would bound every wait of the runtime's: each request
-//! would pay for a timer set up and taken down by the system.
+//! One timer descriptor in the poller's set, armed for the earliest deadline. With a timer of the
+//! runtime, each request would pay for setting it up and taking it down.
 //! Source: `timerfd_create(2)`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

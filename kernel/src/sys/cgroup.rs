@@ -1,14 +1,13 @@
-//! A control group for each process, where the system has given us a subtree of them.
+//! A control group for each process, if the system has delegated a subtree to the daemon.
 //!
-//! Owns finding that subtree, naming the groups in it, and removing them; a starting child makes
-//! its own, so that nobody waits for the system but whoever waits for the start. A process and all
-//! it starts stay in its group whatever they fork, call or clear; the manager finds, freezes and
-//! kills them by it. Everything here is an extra: where a step fails, processes start without a
-//! group.
+//! Owns finding that subtree, naming the groups in it, and removing them. A starting child makes
+//! its own group, so that only its start waits for the system. A process and everything it starts
+//! stay in its group, whatever they fork, call or clear; the manager finds, freezes and kills them
+//! by it. Groups are an extra: if a step fails, processes start without one.
 //! Invariant: only a subtree that is marked as delegated is touched (`user.delegate` or
 //! `trusted.delegate` is 1, as systemd sets it for `Delegate=yes`); in any other the groups are
-//! somebody else's to manage. Of another line of kernels nothing is removed while one of them runs:
-//! each holds a shared lock (`flock(2)`) on its directory.
+//! somebody else's to manage. Groups of another daemon are not removed while one of its kernels
+//! runs: each holds a shared lock (`flock(2)`) on its directory.
 //!
 //! Source: `cgroups(7)`; systemd's `CGROUP_DELEGATION`.
 

@@ -1,7 +1,6 @@
-//! Whose TCP connection is it, and which file is a unix socket bound to? Asked
-//! of the system, not of the caller.
+//! Asks the system who owns a TCP connection, and which file a unix socket is bound to.
 //!
-//! One exact lookup costs microseconds, whatever else is open. A connection
+//! One exact lookup costs microseconds, however much else is open. A connection
 //! whose owner has gone has inode 0 and says nothing about who made it.
 //! Source: `sock_diag(7)`, `include/uapi/linux/inet_diag.h`,
 //! `include/uapi/linux/unix_diag.h`.

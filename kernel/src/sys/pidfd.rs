@@ -1,4 +1,4 @@
-//! Handles to processes: a pidfd never means another process than it did.
+//! Pidfds: handles to processes, which never come to mean another process.
 //!
 //! Source: `pidfd_open(2)`, `waitid(2)`, and `PIDFD_GET_INFO` of Linux 6.13
 //! (`PIDFD_INFO_EXIT` of 6.15) in `include/uapi/linux/pidfd.h`.

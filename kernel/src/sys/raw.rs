@@ -1,7 +1,7 @@
 //! System calls without the C library's `errno`.
 //!
-//! A child that shares this process's memory while this process goes on would
-//! write its errors over ours.
+//! A child that shares this process's memory while this process goes on would overwrite its
+//! `errno`.
 //! Source: `syscall(2)`, "Architecture calling conventions".
 
 /// What is needed beside for a child that shares memory: the system says when it has let go of it.

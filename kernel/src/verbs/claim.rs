@@ -210,7 +210,7 @@ mod tests {
             Ok((2, Some(1)))
         );
         let lost = HashSet::from([ns()]);
-        let one = that_lost(one, &lost);
+        let one = that_lost(&one, &lost);
         assert_eq!(refusal(&world, &one, false), Some(ErrorCode::StaleEpoch));
         assert_eq!(refusal(&world, &one, true), Some(ErrorCode::StaleEpoch));
         assert_eq!(

@@ -82,8 +82,8 @@ impl Bench {
 
     /// Asks in JSON for what is answered at once: the result, or the failure's code.
     #[track_caller]
-    fn json(&mut self, id: SessionId, op: &str, fields: Value) -> Result<Value, String> {
-        match self.ask_json(id, op, &fields) {
+    fn json(&mut self, id: SessionId, op: &str, fields: &Value) -> Result<Value, String> {
+        match self.ask_json(id, op, fields) {
             Answer::Reply(reply) => result_of(&reply),
             other => panic!("{op} was not answered: {other:?}"),
         }
@@ -190,11 +190,11 @@ fn code(text: &str) -> Result<Value, String> {
 #[test]
 fn hello_notes_the_client_and_a_line_that_cannot_be_read_changes_nothing() {
     let mut bench = bench();
-    let hello = bench.json(ONE, "hello", json!({"client": "me"})).unwrap();
+    let hello = bench.json(ONE, "hello", &json!({"client": "me"})).unwrap();
     assert_eq!(hello["papa"], crate::VERSION);
     let client = &bench.readers.sessions[&ONE].client;
     assert_eq!(client.as_deref(), Some("me"));
-    assert_eq!(bench.json(ONE, "hello", json!({"x": 1})), code("invalid"));
+    assert_eq!(bench.json(ONE, "hello", &json!({"x": 1})), code("invalid"));
 }
 
 #[test]
@@ -202,14 +202,14 @@ fn status_counts_what_there_is() {
     let mut bench = bench();
     bench.running("p");
     bench
-        .json(ONE, "value.set", json!({"name": "v", "value": "1"}))
+        .json(ONE, "value.set", &json!({"name": "v", "value": "1"}))
         .unwrap();
-    let status = bench.json(ONE, "status", json!({})).unwrap();
+    let status = bench.json(ONE, "status", &json!({})).unwrap();
     assert_eq!(status["counts"]["running"], 1);
     assert_eq!(status["counts"]["values"], 1);
     assert_eq!(status["counts"]["sessions"], 3);
     assert_eq!(status["memory"]["used_bytes"], 77);
-    assert_eq!(bench.json(ONE, "status", json!({"x": 1})), code("invalid"));
+    assert_eq!(bench.json(ONE, "status", &json!({"x": 1})), code("invalid"));
 }
 
 #[test]
@@ -232,16 +232,16 @@ fn a_request_without_an_id_is_answered_only_if_it_fails() {
 fn values_are_the_same_in_both_dialects() {
     let mut bench = bench();
     assert_eq!(bench.classic(ONE, "set a.x one").0, "\n> ");
-    let got = bench.json(OTHER, "value.get", json!({"name": "a.x"}));
+    let got = bench.json(OTHER, "value.get", &json!({"name": "a.x"}));
     assert_eq!(got.unwrap()["value"], "one");
-    let listed = bench.json(ONE, "value.list", json!({"names": ["a.*"]}));
+    let listed = bench.json(ONE, "value.list", &json!({"names": ["a.*"]}));
     assert_eq!(listed.unwrap()["values"]["a.x"], "one");
     assert_eq!(bench.classic(ONE, "get a.x").0, "one\n> ");
     assert_eq!(bench.classic(ONE, "get none").0, "\n> ");
-    let removed = bench.json(ONE, "value.remove", json!({"names": ["a.x"]}));
+    let removed = bench.json(ONE, "value.remove", &json!({"names": ["a.x"]}));
     assert_eq!(removed.unwrap()["removed"], 1);
     let claim = json!({"namespace": "a", "holder": "one"});
-    bench.json(ONE, "claim", claim).unwrap();
+    bench.json(ONE, "claim", &claim).unwrap();
     let refused = bench.classic(OTHER, "set a.x two").0;
     assert!(
         refused.starts_with("Error: a is claimed by one"),
@@ -261,17 +261,17 @@ fn a_process_is_made_once_and_its_name_is_taken() {
     let recorded = recovered(&bench.journal);
     assert_eq!(recorded.process(ready.serial).unwrap().pid, 0);
     // Nobody gets a second one while that start hangs.
-    let again = bench.json(OTHER, "process.make", make.clone());
+    let again = bench.json(OTHER, "process.make", &make);
     assert_eq!(again, code("exists"));
     let (serial, reply) = bench.run(answer);
     let made = result_of(&reply).unwrap();
     assert_eq!(made["created"], true);
     assert_eq!(made["process"]["serial"], serial);
-    let again = bench.json(ONE, "process.make", make).unwrap();
+    let again = bench.json(ONE, "process.make", &make).unwrap();
     assert_eq!(again["created"], false);
     let other = json!({"name": "p", "argv": ["/bin/false"]});
-    assert_eq!(bench.json(ONE, "process.make", other), code("exists"));
-    let listed = bench.json(ONE, "process.list", json!({})).unwrap();
+    assert_eq!(bench.json(ONE, "process.make", &other), code("exists"));
+    let listed = bench.json(ONE, "process.list", &json!({})).unwrap();
     assert_eq!(listed["processes"][0]["name"], "p");
 }
 
@@ -279,13 +279,13 @@ fn a_process_is_made_once_and_its_name_is_taken() {
 fn a_process_that_cannot_be_prepared_leaves_nothing_behind() {
     let mut bench = bench();
     let socket = json!({"name": "p", "argv": ["/bin/true"], "listen_fds": ["none"]});
-    assert_eq!(bench.json(ONE, "process.make", socket), code("not_found"));
+    assert_eq!(bench.json(ONE, "process.make", &socket), code("not_found"));
     bench.usage.room.in_use = u64::MAX / 2;
     let make = json!({"name": "p", "argv": ["/bin/true"]});
-    assert_eq!(bench.json(ONE, "process.make", make.clone()), code("limit"));
+    assert_eq!(bench.json(ONE, "process.make", &make), code("limit"));
     bench.usage.room.in_use = 0;
     bench.world.journal.break_file();
-    assert_eq!(bench.json(ONE, "process.make", make), code("internal"));
+    assert_eq!(bench.json(ONE, "process.make", &make), code("internal"));
     assert_eq!(bench.world.table.processes().count(), 0);
 }
 
@@ -335,26 +335,26 @@ fn a_watched_batch_lets_output_and_exit_go_when_it_is_answered() {
 fn only_the_consumer_acknowledges_output_and_exit() {
     let mut bench = bench();
     let serial = bench.running("p");
-    let sub = bench.json(ONE, "output.consume", json!({"names": ["p"]}));
+    let sub = bench.json(ONE, "output.consume", &json!({"names": ["p"]}));
     assert_eq!(sub.unwrap()["sub"], 1);
-    let taken = bench.json(OTHER, "output.consume", json!({"names": ["p"]}));
+    let taken = bench.json(OTHER, "output.consume", &json!({"names": ["p"]}));
     assert_eq!(taken, code("claimed"));
     bench.writes(serial, b"line\n");
     assert!(bench.sent(ONE).contains("line\n"));
     let ack = json!({"acks": {serial.to_string(): 5}});
-    assert_eq!(bench.json(OTHER, "output.ack", ack.clone()), code("denied"));
+    assert_eq!(bench.json(OTHER, "output.ack", &ack), code("denied"));
     assert_eq!(bench.world.live[&serial].start(), 0);
-    bench.json(ONE, "output.ack", ack).unwrap();
+    bench.json(ONE, "output.ack", &ack).unwrap();
     assert_eq!(bench.world.live[&serial].start(), 5);
     let exit = json!({"serials": [serial]});
-    assert_eq!(bench.json(ONE, "exit.ack", exit.clone()), code("denied"));
+    assert_eq!(bench.json(ONE, "exit.ack", &exit), code("denied"));
     bench.ends(serial);
-    assert_eq!(bench.json(OTHER, "exit.ack", exit.clone()), code("denied"));
-    bench.json(ONE, "exit.ack", exit).unwrap();
+    assert_eq!(bench.json(OTHER, "exit.ack", &exit), code("denied"));
+    bench.json(ONE, "exit.ack", &exit).unwrap();
     assert!(bench.world.table.process(serial).is_none());
     // What is forgotten needs no acknowledgement any more.
     bench
-        .json(ONE, "exit.ack", json!({"serials": [serial]}))
+        .json(ONE, "exit.ack", &json!({"serials": [serial]}))
         .unwrap();
 }
 
@@ -363,13 +363,15 @@ fn a_consumer_that_takes_over_with_force_replaces_the_one_before() {
     let mut bench = bench();
     let serial = bench.running("p");
     let consume = |force: bool| json!({"names": ["p"], "force": force});
-    bench.json(ONE, "output.consume", consume(false)).unwrap();
-    bench.json(OTHER, "output.consume", consume(true)).unwrap();
+    bench.json(ONE, "output.consume", &consume(false)).unwrap();
+    bench.json(OTHER, "output.consume", &consume(true)).unwrap();
     let consumer = bench.world.live[&serial].consumer.unwrap();
     assert_eq!(consumer.session, OTHER);
-    bench.json(OTHER, "output.stop", json!({"sub": 1})).unwrap();
+    bench
+        .json(OTHER, "output.stop", &json!({"sub": 1}))
+        .unwrap();
     assert_eq!(bench.world.live[&serial].consumer, None);
-    let again = bench.json(OTHER, "output.stop", json!({"sub": 1}));
+    let again = bench.json(OTHER, "output.stop", &json!({"sub": 1}));
     assert_eq!(again, code("not_found"));
 }
 
@@ -377,7 +379,7 @@ fn a_consumer_that_takes_over_with_force_replaces_the_one_before() {
 fn a_follower_reads_processes_made_later_and_too_many_subscriptions_are_refused() {
     let mut bench = bench();
     bench
-        .json(ONE, "output.follow", json!({"names": ["p"]}))
+        .json(ONE, "output.follow", &json!({"names": ["p"]}))
         .unwrap();
     let serial = bench.running("p");
     bench.writes(serial, b"seen\n");
@@ -386,33 +388,36 @@ fn a_follower_reads_processes_made_later_and_too_many_subscriptions_are_refused(
     let limit = papa_protocol::limits::MAX_SUBSCRIPTIONS_PER_SESSION;
     for _ in 1..limit {
         bench
-            .json(ONE, "output.follow", json!({"names": ["*"]}))
+            .json(ONE, "output.follow", &json!({"names": ["*"]}))
             .unwrap();
     }
     assert_eq!(
-        bench.json(ONE, "output.follow", json!({"names": ["*"]})),
+        bench.json(ONE, "output.follow", &json!({"names": ["*"]})),
         code("limit")
     );
-    assert_eq!(bench.json(ONE, "subscribe", json!({})), code("limit"));
+    assert_eq!(bench.json(ONE, "subscribe", &json!({})), code("limit"));
 }
 
 #[test]
 fn a_subscriber_is_told_what_is_made_ends_and_goes() {
     let mut bench = bench();
-    bench.json(OTHER, "subscribe", json!({})).unwrap();
+    bench.json(OTHER, "subscribe", &json!({})).unwrap();
     let serial = bench.running("p");
     bench.ends(serial);
     let remove = json!({"names": ["p"]});
-    let removed = bench.json(ONE, "process.remove", remove.clone()).unwrap();
+    let removed = bench.json(ONE, "process.remove", &remove).unwrap();
     assert_eq!(removed["removed"], 1);
     let told = bench.sent(OTHER);
     for kind in ["made", "exited", "removed"] {
         assert!(told.contains(&format!("\"{kind}\"")), "{kind}: {told}");
     }
-    assert_eq!(bench.json(ONE, "process.remove", remove), code("not_found"));
+    assert_eq!(
+        bench.json(ONE, "process.remove", &remove),
+        code("not_found")
+    );
     let missing = json!({"serials": [serial]});
     assert_eq!(
-        bench.json(ONE, "process.remove", missing),
+        bench.json(ONE, "process.remove", &missing),
         code("not_found")
     );
 }
@@ -425,7 +430,7 @@ fn a_removed_process_runs_on_and_its_output_is_thrown_away() {
     assert_eq!(bench.classic(ONE, "remove process p").0, "\n> ");
     assert!(bench.world.live[&serial].reel.is_none());
     bench.writes(serial, b"thrown away\n");
-    let listed = bench.json(ONE, "process.list", json!({})).unwrap();
+    let listed = bench.json(ONE, "process.list", &json!({})).unwrap();
     assert_eq!(listed["processes"][0]["running"], true);
     assert_eq!(listed["processes"][0]["ledger"]["dropped"], 5);
     bench.ends(serial);
@@ -447,20 +452,14 @@ fn descriptors_go_to_the_consumer_on_a_unix_socket_alone() {
         panic!("not answered");
     };
     assert!(reply.descriptor.is_some());
-    let remote = bench.json(REMOTE, "process.pidfd", which.clone());
+    let remote = bench.json(REMOTE, "process.pidfd", &which);
     assert_eq!(remote, code("unsupported"));
     let none = json!({"serial": serial + 1});
-    assert_eq!(
-        bench.json(ONE, "process.pidfd", none.clone()),
-        code("not_found")
-    );
-    assert_eq!(bench.json(ONE, "output.reel", none), code("not_found"));
-    assert_eq!(
-        bench.json(ONE, "output.reel", which.clone()),
-        code("denied")
-    );
+    assert_eq!(bench.json(ONE, "process.pidfd", &none), code("not_found"));
+    assert_eq!(bench.json(ONE, "output.reel", &none), code("not_found"));
+    assert_eq!(bench.json(ONE, "output.reel", &which), code("denied"));
     bench
-        .json(ONE, "output.consume", json!({"names": ["p"]}))
+        .json(ONE, "output.consume", &json!({"names": ["p"]}))
         .unwrap();
     let Answer::Reply(reply) = bench.ask_json(ONE, "output.reel", &which) else {
         panic!("not answered");
@@ -492,26 +491,26 @@ fn held_descriptors_and_sockets_are_given_and_refused() {
     };
     result_of(&reply).unwrap();
     let name = json!({"name": "h"});
-    bench.json(ONE, "fetch", name.clone()).unwrap();
-    let listed = bench.json(ONE, "hold.list", json!({})).unwrap();
+    bench.json(ONE, "fetch", &name).unwrap();
+    let listed = bench.json(ONE, "hold.list", &json!({})).unwrap();
     assert_eq!(listed["held"].as_array().unwrap().len(), 1);
-    let dropped = bench.json(ONE, "hold.drop", json!({"names": ["h"]}));
+    let dropped = bench.json(ONE, "hold.drop", &json!({"names": ["h"]}));
     assert_eq!(dropped.unwrap()["removed"], 1);
-    assert_eq!(bench.json(ONE, "fetch", name), code("not_found"));
+    assert_eq!(bench.json(ONE, "fetch", &name), code("not_found"));
 
     let make = json!({"name": "s", "host": "127.0.0.1", "port": 0});
-    let made = bench.json(ONE, "socket.make", make.clone()).unwrap();
+    let made = bench.json(ONE, "socket.make", &make).unwrap();
     assert_eq!(made["created"], true);
-    let again = bench.json(OTHER, "socket.make", make).unwrap();
+    let again = bench.json(OTHER, "socket.make", &make).unwrap();
     assert_eq!(again["created"], false);
     let listed = bench.classic(ONE, "list sockets").0;
     assert!(listed.starts_with("s "), "{listed}");
     bench
-        .json(ONE, "socket.fetch", json!({"name": "s"}))
+        .json(ONE, "socket.fetch", &json!({"name": "s"}))
         .unwrap();
-    let remote = bench.json(REMOTE, "socket.fetch", json!({"name": "s"}));
+    let remote = bench.json(REMOTE, "socket.fetch", &json!({"name": "s"}));
     assert_eq!(remote, code("unsupported"));
-    let gone = bench.json(ONE, "socket.remove", json!({"names": ["s"]}));
+    let gone = bench.json(ONE, "socket.remove", &json!({"names": ["s"]}));
     assert_eq!(gone.unwrap()["removed"], 1);
     assert!(bench.classic(ONE, "remove socket s").0.starts_with("Error"));
 }
@@ -521,31 +520,28 @@ fn the_one_whose_claim_is_taken_is_told_and_refused() {
     let mut bench = bench();
     let claim =
         |holder: &str, force: bool| json!({"namespace": "ns", "holder": holder, "force": force});
-    let epoch = bench.json(ONE, "claim", claim("one", false)).unwrap();
+    let epoch = bench.json(ONE, "claim", &claim("one", false)).unwrap();
     assert_eq!(epoch["epoch"], 1);
     assert_eq!(
-        bench.json(OTHER, "claim", claim("other", false)),
+        bench.json(OTHER, "claim", &claim("other", false)),
         code("claimed")
     );
-    bench.json(OTHER, "claim", claim("other", true)).unwrap();
+    bench.json(OTHER, "claim", &claim("other", true)).unwrap();
     assert!(bench.sent(ONE).contains("\"lost\""));
     let set = json!({"name": "ns.v", "value": "1"});
-    assert_eq!(bench.json(ONE, "value.set", set), code("stale_epoch"));
-    let listed = bench.json(ONE, "claim.list", json!({})).unwrap();
+    assert_eq!(bench.json(ONE, "value.set", &set), code("stale_epoch"));
+    let listed = bench.json(ONE, "claim.list", &json!({})).unwrap();
     assert_eq!(listed["claims"][0]["holder"], "other");
     let release = json!({"namespace": "ns"});
-    assert_eq!(
-        bench.json(ONE, "claim.release", release.clone()),
-        code("claimed")
-    );
-    bench.json(OTHER, "claim.release", release).unwrap();
+    assert_eq!(bench.json(ONE, "claim.release", &release), code("claimed"));
+    bench.json(OTHER, "claim.release", &release).unwrap();
 }
 
 #[test]
 fn the_kernel_ends_only_when_it_is_idle() {
     let mut bench = bench();
     bench.classic(ONE, "set v 1");
-    assert_eq!(bench.json(ONE, "kernel.exit", json!({})), code("denied"));
+    assert_eq!(bench.json(ONE, "kernel.exit", &json!({})), code("denied"));
     assert_eq!(bench.classic(ONE, "exit-if-idle").0, "not idle\n> ");
     bench.classic(ONE, "set v");
     for answer in [
@@ -558,7 +554,7 @@ fn the_kernel_ends_only_when_it_is_idle() {
         assert_eq!(reply.next, Expect::Close);
     }
     bench.world.config.tcp = TcpAccess::ReadOnly;
-    let refused = bench.json(REMOTE, "kernel.exit", json!({}));
+    let refused = bench.json(REMOTE, "kernel.exit", &json!({}));
     assert_eq!(refused, code("denied"));
 }
 
@@ -570,7 +566,7 @@ fn an_upgrade_is_left_to_the_owner_with_the_id_to_answer() {
         panic!("{answer:?}");
     };
     assert!(op.dry_run && id.is_some());
-    let refused = bench.json(ONE, "kernel.upgrade", json!({"x": 1}));
+    let refused = bench.json(ONE, "kernel.upgrade", &json!({"x": 1}));
     assert_eq!(refused, code("invalid"));
 }
 

@@ -96,10 +96,10 @@ pub(crate) mod tests {
     }
 
     /// The same caller after its claim to the namespaces in `lost` was taken over.
-    pub(crate) fn that_lost(caller: Caller, lost: &HashSet<Name>) -> Caller {
+    pub(crate) fn that_lost(caller: &Caller, lost: &HashSet<Name>) -> Caller {
         Caller {
             lost: lost.clone(),
-            ..caller
+            ..caller.clone()
         }
     }
 

@@ -1,14 +1,13 @@
-//! What exists, as records in a memory file that outlives this process.
+//! The journal: records of what exists, in a memory file that outlives this process.
 //!
-//! Owns the file's layout: a header page, then records one after another,
-//! each `length, checksum, JSON`. Knows nothing of what the records mean.
-//! A reply is sent only after its record is in. Compaction writes the whole
-//! image before the records, or further along the same sparse file where there
-//! is no room, and then moves `start` by one aligned store; the others are
-//! given back.
+//! Owns the file's layout: a header page, then records one after another, each `length, checksum,
+//! JSON`. Knows nothing of what the records mean. A reply is sent only after its record is in the
+//! journal. Compaction writes the whole image before the records, or after them in the same sparse
+//! file if there is no room, and then moves `start` by one aligned store; the old records are given
+//! back.
 //!
 //! Invariant: from `start` on, every record up to the first bad checksum was
-//! appended whole. Bytes behind that were never answered for.
+//! appended whole. No reply was sent for the bytes after that.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -34,7 +33,7 @@ const FIRST: u64 = 4096;
 const PREFIX: usize = 8;
 /// Set in the length of a record that is left out from now on.
 const LEFT_OUT: u32 = 1 << 31;
-/// Longest record; above every limit of the wire, below any surprise.
+/// Longest record, in bytes: more than any request of the wire can lead to.
 pub const MAX_RECORD_BYTES: usize = 32 * 1024 * 1024;
 /// The journal is rewritten when it is this many bytes …
 const COMPACT_MIN_BYTES: u64 = 256 * 1024;
@@ -73,7 +72,7 @@ pub enum JournalError {
     System(Errno),
 }
 
-// Not a source: its text is in ours.
+// Not marked as a source, since its text is part of this error's.
 impl From<Errno> for JournalError {
     fn from(errno: Errno) -> Self {
         Self::System(errno)
@@ -94,7 +93,7 @@ pub struct Journal {
     retry_at: u64,
 }
 
-/// A journal as found, record by record.
+/// A journal that is read record by record.
 #[derive(Debug)]
 pub struct Replay {
     journal: Journal,
@@ -167,8 +166,8 @@ impl Journal {
         })
     }
 
-    /// Looks at the records without being the one that recovers: nothing is
-    /// marked, nothing cut off. The journal may grow meanwhile.
+    /// Reads the records without recovering: nothing is marked and nothing cut off. The journal may
+    /// grow meanwhile.
     ///
     /// # Errors
     /// As [`Self::replay`].
@@ -199,8 +198,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Says that recovery has survived. What lies behind the last good record
-    /// is cut off.
+    /// Notes that recovery has survived, and cuts off what follows the last good record.
     ///
     /// # Errors
     /// What the system said.
@@ -349,7 +347,7 @@ impl Journal {
         self.end - self.start
     }
 
-    /// Has every further record fail, as if the system had no memory.
+    /// Makes every further record fail, as if the system had no memory.
     #[cfg(test)]
     pub(crate) fn break_file(&mut self) {
         self.file = memfd::reopen_read_only(self.as_fd()).unwrap();
@@ -365,10 +363,10 @@ impl Replay {
     pub fn next_record(&mut self) -> Result<Option<Vec<u8>>, JournalError> {
         loop {
             let file = &self.journal.file;
-            // Until the next record is handed out, nothing is to blame.
+            // No record is to blame until the next one is handed out.
             set_word(file, ATTEMPT, 0)?;
             if self.suspect.take().is_some() {
-                // It was come past: whoever died there was killed by chance.
+                // Recovery got past this record, so the last death was by chance.
                 set_word(file, DEATHS, 0)?;
                 set_word(file, SUSPECT, 0)?;
             }

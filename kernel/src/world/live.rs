@@ -1,8 +1,6 @@
-//! The descriptors of one process and how its output stands.
+//! What the running kernel holds for one process: pidfd, pipes, reel, and who reads.
 //!
-//! The table says what exists; this is what the running kernel holds for it:
-//! handle, pipes, reel, and who reads. Everything here can be rebuilt from
-//! the keeper's descriptors.
+//! The table says what exists; everything here can be rebuilt from the keeper's descriptors.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -23,7 +21,7 @@ pub enum Source {
     Pidfd(u64),
     /// One of its streams has something or is at its end.
     Pipe(u64, Stream),
-    /// The keeper said something or has gone.
+    /// The keeper has sent a message or is gone.
     Keeper,
     /// A signal arrived.
     Signal,
@@ -35,8 +33,8 @@ const KEEPER_TOKEN: u64 = u64::MAX;
 const SIGNAL_TOKEN: u64 = u64::MAX - 1;
 const ALARM_TOKEN: u64 = u64::MAX - 2;
 
-/// All descriptors of all processes behind one: a process costs no task and
-/// no entry in the runtime's own poll.
+/// Watches the descriptors of all processes through one, so that a process costs no task and no
+/// entry in the runtime's own poll.
 pub type Poller = poller::Poller<Source>;
 
 impl poller::Token for Source {
@@ -84,7 +82,7 @@ pub enum Waits {
 /// What the kernel holds for one process.
 #[derive(Debug)]
 pub struct Live {
-    /// Its handle, until the exit is known.
+    /// Its pidfd, until the exit is known.
     pub pidfd: Option<OwnedFd>,
     /// Read end of its standard output, until that ends.
     pub out: Option<OwnedFd>,
@@ -94,11 +92,11 @@ pub struct Live {
     pub ends: Ends,
     /// Its output; none if nothing is captured.
     pub reel: Option<Reel>,
-    /// This process is the parent, so it is the one to wait.
+    /// This process is the parent, so it has to wait for the child.
     pub own_child: bool,
-    /// The keeper is the parent and will tell of the exit.
+    /// The keeper is the parent and will report the exit.
     pub adopted: bool,
-    /// Since when it is being found out how it ended.
+    /// Since when the kernel has been trying to find out how it ended.
     pub lookup_since: Option<Instant>,
     /// One of the pipes was made larger.
     pub large_pipe: bool,
@@ -117,8 +115,8 @@ pub struct Live {
     pub readers: Vec<Reader>,
     /// The one who acknowledges, where there is one.
     pub consumer: Option<Reader>,
-    /// When a consumer last acknowledged or said that it is at work, became
-    /// one, or may have had to do with a kernel before this one.
+    /// When a consumer last acknowledged, said that it is at work, or became the consumer. After a
+    /// recovery: when that was, since the consumer may be on its way back.
     pub last_ack: Option<Instant>,
     /// When the reel was found full with the pipes unread.
     pub full_since: Option<Instant>,

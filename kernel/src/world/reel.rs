@@ -1,18 +1,16 @@
-//! One process's captured, unacknowledged output, in a memory file.
+//! The reel: one process's captured, unacknowledged output in a memory file.
 //!
-//! Owns the bytes between pipe and reader; knows nothing of processes or
-//! clients. The file is linear and sparse: the byte at position p lies at
-//! its data's offset + p, the file's size is the commit, and what has been
-//! acknowledged or dropped is given back as holes. It is filled by splice,
-//! because a process killed between a read and its store would lose what it
-//! had read; the intent word says which stream a splice not yet indexed
-//! belongs to. An index (end, stream, stamp) lies before the data, a ring
-//! that begins anew whenever nothing is left unacknowledged.
+//! Owns the bytes between pipe and reader; knows nothing of processes or clients. The file is
+//! linear and sparse: the byte at position p lies p bytes after the data's offset, the file's size
+//! is the commit, and what has been acknowledged or dropped is given back as holes. `splice` fills
+//! the file, because a process killed between a read and a write would lose what it had read. The
+//! intent word says which stream a splice belongs to that is not indexed yet. The index (end,
+//! stream, stamp) lies before the data; it is a ring that begins anew whenever nothing is left
+//! unacknowledged.
 //!
-//! Where the size of files is limited the data is a ring as well. A splice
-//! ends in the landing behind it, where the file's size is the commit as
-//! before; from there the bytes are copied into the ring, one store in the
-//! header says that they are in it, and the landing is cut off.
+//! If the size of files is limited, the data is a ring as well. A splice writes into the landing
+//! after it, where the file's size is the commit as before. From there the bytes are copied into
+//! the ring, one store in the header says that they are in it, and the landing is cut off.
 //!
 //! | module | holds |
 //! |---|---|
@@ -20,7 +18,7 @@
 //!
 //! Invariant: `start <= committed`, records are contiguous from `start` to
 //! `committed`, and all of it can be read back from the file alone.
-//! Source: design "Output"; probes `crash.c`, `small.c`.
+//! Source: `splice(2)`, `fallocate(2)` (`FALLOC_FL_PUNCH_HOLE`).
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,47 +39,46 @@ use layout::{
 };
 pub use layout::{FIRST_DATA_OFFSET, LINEAR_FILE_BYTES, MIN_FILE_BYTES, largest_reel};
 
-/// A process does not write so much in its life: what says so is damaged.
+/// Largest plausible position: no process writes that much, so a larger one is damage.
 const MAX_POSITION: u64 = 1 << 62;
 /// Header words.
 const INTENT_AT: u64 = 8;
-/// The word `start`; it is moved before anything below it is given back.
+/// The word `start`; it is moved before what lies before it is given back.
 pub const START_AT: u64 = 16;
 
-/// Most bytes taken from a pipe in one go, so that one loud process does not
-/// starve the others.
+/// Most bytes taken from a pipe at once, so that one loud process does not starve the others.
 const MAX_SPLICE: usize = 1 << 20;
-/// Parts in which a reel is filled.
+/// A reel is filled in this many parts.
 const FILLING_STEPS: u64 = 4;
 /// … but not smaller than this many bytes.
 const MIN_FILLING_STEP: u64 = 64 * 1024;
-/// Steps in which a full reel turns over.
+/// A full reel drops its oldest output in this many parts.
 const DROPPING_STEPS: u64 = 8;
 /// … but not smaller than this many bytes.
 const MIN_DROPPING_STEP: u64 = 4096;
-/// A record grows instead of a new one being made while it is shorter than
-/// this and …
+/// A record grows, instead of a new one being made, while it is shorter than this many bytes …
 const JOIN_BYTES: u64 = 4096;
-/// … younger than this, so that a process that writes byte by byte costs no
-/// index entry per byte.
+/// … and younger than this, so that a process that writes byte by byte does not cost an index entry
+/// per byte.
 const JOIN_US: u64 = 1_000;
 /// Acknowledged bytes are given back in steps of this many.
 const PUNCH_STEP: u64 = 256 * 1024;
-/// A step back of the clock up to this is held; a larger one is followed.
+/// When the clock steps back by no more than this, stamps stay as they are; a larger step is
+/// followed.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
-/// What came of looking at a pipe.
+/// The result of reading a pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capture {
     /// This many bytes were taken.
     Bytes(usize),
-    /// Nothing is there now.
+    /// The pipe is empty now.
     Empty,
     /// Every writer has closed it.
     End,
 }
 
-/// A way to lay out a reel's file, for which a version is made or not.
+/// The layouts of a reel's file; not every version reads all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ReelKind {
     /// Every version reads it.
@@ -115,7 +112,7 @@ pub struct Reel {
     last_stamp: u64,
     /// The file refuses splices; bytes are read and written instead.
     copying: bool,
-    /// The last so many bytes of a ring are in its landing.
+    /// Bytes of a ring that are still in its landing.
     landed: u64,
     /// The landing is to be cut off before anything is taken.
     landing_used: bool,
@@ -318,17 +315,17 @@ impl Reel {
         Ok(reel)
     }
 
-    /// Does what whoever had the reel before may have been killed before:
-    /// gives back what is before the start, and indexes what was taken.
+    /// Finishes what a kernel may have been killed before doing: gives back what lies before the
+    /// start, and indexes what was taken.
     pub fn settle(&mut self) {
-        // What there is no memory for is brought in before more is taken.
+        // If there is no memory for this, it is done before more is taken.
         let _ = self.bring_in();
         self.give_back();
-        // What there is no memory for is written before the intent changes.
+        // If there is no memory for this, it is done before the intent changes.
         let _ = self.write_index();
     }
 
-    /// Which versions can read it.
+    /// Its layout, which decides which versions can read it.
     #[must_use]
     pub fn kind(&self) -> ReelKind {
         if self.layout.ring.is_some() {
@@ -340,7 +337,7 @@ impl Reel {
         }
     }
 
-    /// Looks whether `file` is a reel this version reads, changing nothing.
+    /// Checks that `file` is a reel this version reads, and changes nothing.
     ///
     /// # Errors
     /// `EBADMSG` for anything else.
@@ -382,7 +379,7 @@ impl Reel {
                 .min(LANDING_BYTES)
                 .min(ring.bytes.saturating_sub(self.committed - self.start));
             if most == 0 {
-                // Whoever captures makes room before.
+                // The caller makes room before.
                 return Err(Errno::ENOSPC);
             }
         }
@@ -406,7 +403,7 @@ impl Reel {
                 if self.layout.ring.is_some() {
                     self.landed = bytes as u64;
                     self.landing_used = true;
-                    // What fails now is done before anything else is taken.
+                    // If this fails, it is done before anything else is taken.
                     let _ = self.bring_in();
                 }
                 self.add_record(stream, self.committed, now_us);
@@ -443,7 +440,7 @@ impl Reel {
         Ok(())
     }
 
-    /// Puts on record whose bytes a splice takes that is not yet indexed.
+    /// Records which stream the bytes belong to that a splice takes before they are indexed.
     fn set_intent(&mut self, stream: Stream) -> Result<(), Errno> {
         // What still lacks an entry belongs to the stream before.
         self.write_index()?;
@@ -459,7 +456,7 @@ impl Reel {
     fn copy(&self, pipe: impl AsFd, offset: u64, most: usize) -> Result<usize, Errno> {
         let there = waiting_bytes(pipe.as_fd())?.clamp(1, 64 * 1024);
         let mut buffer = vec![0u8; most.min(there)];
-        // What is read is gone from the pipe, so there is room for it before.
+        // Bytes that are read are gone from the pipe, so room is made for them first.
         memfd::reserve(&self.file, offset, buffer.len() as u64)?;
         let length = nix::unistd::read(pipe.as_fd(), &mut buffer)?;
         if let Err(errno) = memfd::write_at(&self.file, &buffer[..length], offset) {
@@ -494,8 +491,8 @@ impl Reel {
                 && stamp_us.abs_diff(last.stamp_us) < JOIN_US
         };
         match self.records.back_mut() {
-            // Whoever captures stops before the ring is full; should it not,
-            // a wrong stream is better than a first record written over.
+            // The caller stops before the ring is full. If it does not, a wrong stream is better
+            // than overwriting the first record.
             Some(last) if joins(last) || count as u64 >= self.layout.max_records() => {
                 last.end = end;
                 self.indexed = self.indexed.min(count - 1);
@@ -529,8 +526,8 @@ impl Reel {
         room.min((self.limit / FILLING_STEPS).max(MIN_FILLING_STEP))
     }
 
-    /// Bytes to take at a time where the oldest goes: a part of the whole, so
-    /// that what goes for it is no more than a part either.
+    /// Bytes to take at a time while the oldest output is dropped: a part of the whole, so that no
+    /// more than a part is dropped for it.
     #[must_use]
     pub fn dropping_step(&self) -> u64 {
         (self.limit / DROPPING_STEPS).max(MIN_DROPPING_STEP)
@@ -726,8 +723,8 @@ impl Reel {
         self.dropped
     }
 
-    /// File offset of position 0, if the byte at each position p lies p behind
-    /// it; not so in a ring, which nobody else can read.
+    /// File offset of position 0, if the byte at each position p lies p bytes after it. None for a
+    /// ring, which only this process can read.
     #[must_use]
     pub fn data_offset(&self) -> Option<u64> {
         self.layout

@@ -1,9 +1,8 @@
 //! What exists: values, sockets, processes, held descriptors, claims.
 //!
-//! A plain value changed in one way only: [`Table::apply`] with an [`Entry`].
-//! The running kernel appends the entry to the journal and applies it;
-//! recovery reads the journal and applies the same entries. Knows nothing of
-//! descriptors, sessions or the clock.
+//! A plain value that only [`Table::apply`] changes, with an [`Entry`]. The running kernel appends
+//! the entry to the journal and applies it; recovery reads the journal and applies the same
+//! entries. The table knows nothing of descriptors, sessions or the clock.
 //! Invariant: applying `image()` to an empty table gives this table.
 
 mod entry;
@@ -45,7 +44,7 @@ pub struct ProcessRow {
     pub uid: Option<u32>,
     /// The group it runs as, resolved.
     pub gid: Option<u32>,
-    /// When it was started, in microseconds.
+    /// When it was started, in microseconds since the epoch.
     pub started_us: u64,
     /// Its number; 0 until it is known.
     #[serde(default)]
@@ -56,7 +55,7 @@ pub struct ProcessRow {
     /// Its consumer knows how it ended.
     #[serde(default)]
     pub exit_known: bool,
-    /// Nobody wants its output.
+    /// Its output was given up.
     #[serde(default)]
     pub removing: bool,
 }
@@ -98,7 +97,7 @@ pub struct ClaimRow {
 pub struct Table {
     /// How many kernels have started on this journal.
     pub incarnation: u64,
-    /// When the first did, in microseconds.
+    /// When the first of them started, in microseconds since the epoch.
     pub first_started_us: u64,
     /// The next process's serial.
     pub next_serial: u64,

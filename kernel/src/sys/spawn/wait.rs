@@ -56,7 +56,7 @@ impl Starting {
     /// again.
     ///
     /// # Errors
-    /// As [`start`].
+    /// As [`start`](super::start).
     pub fn look(&mut self) -> Option<Result<Started, Failure>> {
         let memory = self.memory.as_ref()?;
         if memory.frame.lives.load(Ordering::Acquire) != 0 {
@@ -98,7 +98,7 @@ impl Starting {
     /// descriptors of ours, which takes no file system, and then `patience`.
     ///
     /// # Errors
-    /// As [`start`].
+    /// As [`start`](super::start).
     pub fn wait(&mut self, patience: Duration) -> Option<Result<Started, Failure>> {
         let until = Instant::now() + patience;
         loop {

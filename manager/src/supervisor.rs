@@ -8,10 +8,14 @@
 //! | part | what it owns |
 //! |---|---|
 //! | `watchers` | every watcher, and which of them there may be something to do for |
+//! | `connection` | the connection to the kernel, and what is known of that |
+//! | `sockets` | which sockets are missing or being made again |
 //! | `dead` | workers that have ended, until the kernel has forgotten them |
 //! | `undrained` | watchers that are gone, while their output is still on its way |
 //! | `signals` | signals on their way to workers |
-//! | `saves` | what the kernel is to keep, and which exits it may forget |
+//! | `start_order` | whose turn to start has not come |
+//! | `output` | the log thread |
+//! | `outbox` | what the kernel is to keep, and the answers that wait for that |
 //! | `probes` | questions to workers that are open |
 //! | `change` | the change of the configuration under way |
 //!
@@ -20,15 +24,14 @@
 //! Invariant: state changes only here; nothing here waits, so a slow stop of one watcher delays no
 //! other and no request.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use papa_client::Address;
-use papa_logs::thread::{LogReport, LogThread};
-use papa_protocol::json::status::HelloReply;
-use tokio::sync::{mpsc, oneshot, watch};
+use papa_logs::thread::LogReport;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, WatcherConfig};
 use crate::control::events::{EventKind, EventLog};
@@ -49,6 +52,7 @@ mod announce;
 mod back;
 mod change;
 mod compare;
+mod connection;
 mod console;
 mod dead;
 pub(crate) mod doctor;
@@ -64,6 +68,8 @@ mod lost;
 mod membership;
 mod noting;
 mod orphans;
+mod outbox;
+mod output;
 mod plan;
 mod probes;
 mod queries;
@@ -74,6 +80,7 @@ mod saves;
 mod shown_options;
 mod signals;
 mod sockets;
+mod start_order;
 mod tasks;
 #[cfg(test)]
 mod testing;
@@ -83,13 +90,16 @@ mod upgrade;
 mod watchers;
 
 use change::Change;
+use connection::Connection;
 use dead::Dead;
 pub use event::{Event, Outcome, Setup, WatcherId};
-use keeping::Answer;
+use outbox::Outbox;
+use output::Output;
 pub use probes::Finding;
 use probes::Probes;
-use saves::Saves;
 use signals::Signals;
+use sockets::Sockets;
+use start_order::StartOrder;
 use tasks::Order;
 use tickets::Ticket;
 use undrained::Undrained;
@@ -141,11 +151,9 @@ pub struct Supervisor {
     /// Their numbers by lower-case name.
     keys: HashMap<String, WatcherId>,
     next_id: u32,
-    /// Watchers whose turn to start has not come, in order.
-    queue: VecDeque<WatcherId>,
-    next_release: Option<Instant>,
-    link: Option<KernelLink>,
-    logs: Option<LogThread>,
+    start_order: StartOrder,
+    connection: Connection,
+    output: Output,
     phase: Phase,
     tickets: Vec<Ticket>,
     /// When it was last judged who has shown that they stay: what comes after that is a deadline,
@@ -161,12 +169,6 @@ pub struct Supervisor {
     discards: Vec<Gate>,
     /// What the gates of all watchers were last set by.
     gated_by: gates::World,
-    /// Highest serial known when the list under way was asked for.
-    known_until: u64,
-    /// The kernel we speak to, or spoke to last.
-    kernel: Option<Arc<HelloReply>>,
-    /// Since when there has been no connection to a kernel; none: there is one.
-    lost_since: Option<Instant>,
     /// What earlier kernels left running.
     orphans_of_kernels: orphans::Orphans,
     /// The same and the workers, in a file for the next manager.
@@ -175,28 +177,9 @@ pub struct Supervisor {
     dead: Dead,
     /// Looks for workers' processes and ends them; none before the first question.
     trees: Option<TreeThread>,
-    /// Until then workers wait for their output to have a consumer: what they write before could be
-    /// dropped if we were killed.
-    logs_due: Option<Instant>,
-    kernel_trouble: Option<String>,
-    /// Sockets that cannot be made, and what is in their way, for people.
-    socket_troubles: BTreeMap<String, String>,
+    sockets: Sockets,
     /// Signals on their way to workers.
     signals: Signals,
-    /// They are being tried again.
-    sockets_retried: bool,
-    /// A fresh kernel has not been asked for all sockets yet: no worker that uses one is started.
-    sockets_unmade: bool,
-    /// Unix sockets that are being bound anew.
-    binding: BTreeSet<String>,
-    /// The files at the paths of unix sockets that are known to be those sockets, by device and
-    /// inode.
-    own_files: BTreeMap<String, (u64, u64)>,
-    /// Unix sockets and their paths, for the task that looks whether these are there.
-    paths: watch::Sender<Vec<(String, std::path::PathBuf)>>,
-    /// The configuration they are from.
-    paths_of: Option<Arc<Config>>,
-    log_troubles: Vec<String>,
     /// Looks into `/proc`; none before the first question.
     statistics: Option<Statistics>,
     /// What happened, for whoever listens.
@@ -205,24 +188,12 @@ pub struct Supervisor {
     announced: HashMap<WatcherId, announce::Announced>,
     events: mpsc::Sender<Event>,
     receiver: mpsc::Receiver<Event>,
-    /// What was last given to the kernel to keep.
-    saved: HashMap<WatcherId, Kept>,
-    /// Serial of the newest end kept of each watcher.
-    saved_ends: HashMap<WatcherId, u64>,
     /// Watchers that are gone and whose ended workers the kernel still lists.
     undrained: Undrained,
     /// Where watchers that went lately wrote, and how their workers ended.
     gone: VecDeque<WatcherLogs>,
-    /// What the kernel is to keep, and which exits it may forget.
-    saves: Saves,
-    /// Answers that wait until what they tell of is kept.
-    answers: Vec<Answer>,
-    /// All was given back: whatever is kept from here on would stay for ever.
-    given_back: bool,
-    /// The kernel is back and has not told yet what it has.
-    listing: bool,
-    /// Reconnections to a kernel so far; what was listed after an earlier one is out of date.
-    reconnections: u64,
+    /// What the kernel is to keep, and the answers that wait for that.
+    outbox: Outbox,
     started: f64,
     jitter: RandomState,
     failure: Option<ManagerError>,
@@ -251,10 +222,9 @@ impl Supervisor {
             watchers: Watchers::default(),
             keys: HashMap::new(),
             next_id: 0,
-            queue: VecDeque::new(),
-            next_release: None,
-            link: None,
-            logs: None,
+            start_order: StartOrder::default(),
+            connection: Connection::new(Instant::now()),
+            output: Output::default(),
             phase: Phase::Attaching,
             tickets: Vec::new(),
             judged_at: Instant::now(),
@@ -264,35 +234,17 @@ impl Supervisor {
             probes: Probes::default(),
             discards: Vec::new(),
             gated_by: gates::World::default(),
-            known_until: 0,
-            kernel: None,
-            lost_since: Some(Instant::now()),
             orphans_of_kernels: orphans::Orphans::default(),
             noting: noting::Noting::new(Notes::new(setup.directory, &config.namespace)),
             dead: Dead::default(),
             trees: None,
-            logs_due: None,
-            kernel_trouble: Some("the kernel is not connected yet".to_owned()),
-            socket_troubles: BTreeMap::new(),
+            sockets: Sockets::default(),
             signals: Signals::default(),
-            sockets_retried: false,
-            sockets_unmade: false,
-            binding: BTreeSet::new(),
-            own_files: BTreeMap::new(),
-            paths: watch::Sender::default(),
-            paths_of: None,
-            log_troubles: Vec::new(),
             events,
             receiver,
-            saved: HashMap::new(),
-            saved_ends: HashMap::new(),
             undrained: Undrained::default(),
             gone: VecDeque::new(),
-            saves: Saves::default(),
-            answers: Vec::new(),
-            listing: false,
-            reconnections: 0,
-            given_back: false,
+            outbox: Outbox::default(),
             started: epoch_seconds(),
             jitter: RandomState::new(),
             failure: None,
@@ -336,7 +288,7 @@ impl Supervisor {
     }
 
     /// Every watcher, higher priority first, then by name.
-    fn start_order(&self) -> Vec<WatcherId> {
+    fn by_priority(&self) -> Vec<WatcherId> {
         let mut order: Vec<WatcherId> = self.watchers.keys().copied().collect();
         order.sort_by_key(|id| {
             self.watchers.get(id).map(|watcher| {
@@ -359,7 +311,7 @@ impl Supervisor {
     /// The namespace belongs to somebody else.
     pub async fn run(mut self) -> Result<Outcome, ManagerError> {
         self.orphans_of_kernels.recall(self.noting.read());
-        tasks::watch_paths(self.events.clone(), self.paths.subscribe());
+        tasks::watch_paths(self.events.clone(), self.sockets.watch_paths());
         tasks::attach(
             self.config.clone(),
             self.addresses.clone(),
@@ -388,7 +340,7 @@ impl Supervisor {
         self.probes.clear();
         let outcome = self.outcome;
         if self.failure.is_none()
-            && let Some(link) = &self.link
+            && let Some(link) = self.connection.link()
         {
             if outcome != Outcome::Again {
                 tasks::remove_own_sockets(link, &self.config).await;
@@ -404,8 +356,8 @@ impl Supervisor {
         if self.failure.is_none() {
             self.note_known_last().await;
         }
-        self.pass_answers(Instant::now());
-        if let Some(logs) = self.logs.take() {
+        self.outbox.pass_answers(Instant::now());
+        if let Some(logs) = self.output.take() {
             // It ends within a bound of its own; the loop has nothing else to do any more.
             let _ = tokio::task::spawn_blocking(move || logs.finish()).await;
         }
@@ -418,9 +370,9 @@ impl Supervisor {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Attached(link, inventory) => self.attached(*link, inventory),
-            Event::Trouble(trouble) => self.kernel_trouble = trouble,
+            Event::Trouble(trouble) => self.connection.set_trouble(trouble),
             Event::Sockets(troubles) => {
-                self.sockets_unmade = false;
+                self.sockets.made();
                 self.sockets_told(troubles);
             }
             Event::SocketsAgain { tried, failed } => self.sockets_tried(&tried, failed),
@@ -445,20 +397,13 @@ impl Supervisor {
                 }
             }
             Event::Logs(LogReport::Troubles(troubles)) => {
-                if troubles.is_empty() {
-                    self.logs_due = None;
-                }
-                self.log_troubles = troubles;
+                self.output.told(troubles);
             }
             Event::Asked(asked) => self.asked(asked),
             Event::Quit => self.quit_on_signal(),
             Event::Stop => self.stop_on_signal(),
             Event::Shown(serial) => self.shown(serial),
-            Event::ReopenLogs => {
-                if let Some(logs) = &self.logs {
-                    logs.reopen();
-                }
-            }
+            Event::ReopenLogs => self.output.reopen(),
             Event::Fatal(error) => {
                 // Not ours any more: not even workers that should go with us may be touched.
                 self.failure = Some(error);
@@ -504,7 +449,7 @@ impl Supervisor {
         // What a change of the configuration does next gives watchers something to do, and the
         // other way round.
         loop {
-            if let Some(link) = self.link.clone() {
+            if let Some(link) = self.connection.link().cloned() {
                 self.turn(&link, now);
             }
             self.announce();
@@ -513,7 +458,7 @@ impl Supervisor {
             }
         }
         self.settle_tickets();
-        self.pass_answers(now);
+        self.outbox.pass_answers(now);
         self.stop_once_connected(now);
         self.note_known(now);
         match &self.phase {
@@ -533,6 +478,7 @@ impl Supervisor {
         self.tell_paths();
         self.tell_console(now);
         self.set_gates();
+        self.update_logs();
         self.release(now);
         self.watchers.touch_due(now);
         for _ in 0..PASSES_PER_TURN {
@@ -548,6 +494,7 @@ impl Supervisor {
         let touched = self.watchers.take(Look::Tend);
         self.tell_freed(&touched);
         self.drop_removed(&touched);
+        self.update_logs();
         self.tend_probes(&touched, link);
         self.save();
         #[cfg(debug_assertions)]
@@ -601,8 +548,12 @@ impl Supervisor {
                 assert_eq!(copy.kept(), watcher.kept(), "{name} has something to keep");
                 assert_eq!(copy.outline(), watcher.outline(), "{name} has changed");
             }
-            if !self.is_cleaning_up() {
-                assert_eq!(self.saved.get(&id), Some(watcher.kept()), "{name} is saved");
+            if !self.outbox.is_closed() {
+                assert_eq!(
+                    self.outbox.told_of(id),
+                    Some(watcher.kept()),
+                    "{name} is saved"
+                );
             }
         }
     }
@@ -626,7 +577,7 @@ impl Supervisor {
                 let watcher = self.watchers.get(&id);
                 let failed = watcher.and_then(|watcher| watcher.kept().failed_release.clone());
                 let signals = self.signals.take_stops(id);
-                let kept = self.saves.pass();
+                let kept = self.outbox.pass();
                 tasks::start(
                     link.clone(),
                     config,
@@ -678,7 +629,7 @@ impl Supervisor {
             signal,
             reach,
             noted,
-            self.saves.pass(),
+            self.outbox.pass(),
             self.events.clone(),
         );
         self.signals.stop(id, sent);
@@ -687,18 +638,16 @@ impl Supervisor {
     /// Lets watchers start in the order of their priority, each when the one before has been
     /// started.
     fn release(&mut self, now: Instant) {
-        let waits = |until: Option<Instant>| until.is_some_and(|at| now < at);
-        let unready = waits(self.next_release) || waits(self.logs_due);
-        if self.link.is_none() || unready || !self.orphans_of_kernels.is_known() {
+        let unready = self.start_order.is_paused(now) || self.output.is_awaited(now);
+        if self.connection.link().is_none() || unready || !self.orphans_of_kernels.is_known() {
             return;
         }
-        self.next_release = None;
-        self.logs_due = None;
-        let link = self.link.clone();
-        while let Some(id) = self.queue.front().copied() {
+        self.output.stop_waiting();
+        let link = self.connection.link().cloned();
+        while let Some(id) = self.start_order.first() {
             let (Some(watcher), Some(link)) = (self.watchers.get_mut(&id), &link) else {
                 // It was removed meanwhile.
-                self.queue.pop_front();
+                self.start_order.pop();
                 continue;
             };
             let idle = watcher.is_launched();
@@ -707,23 +656,13 @@ impl Supervisor {
             if !self.watchers.get(&id).is_none_or(Watcher::is_launched) {
                 return;
             }
-            self.queue.pop_front();
+            self.start_order.pop();
             // A watcher that was there already, or is not to run, holds nobody up.
             if !idle && !self.config.warmup_delay.is_zero() {
-                self.next_release = Some(now + self.config.warmup_delay);
+                self.start_order.pause(now + self.config.warmup_delay);
                 return;
             }
         }
-    }
-
-    /// Whether a kernel is connected.
-    fn connected(&self) -> bool {
-        self.link.is_some() && self.lost_since.is_none()
-    }
-
-    /// All is given back, or was: nothing is kept any more.
-    fn is_cleaning_up(&self) -> bool {
-        self.given_back
     }
 
     fn deadline(&mut self) -> Option<Instant> {
@@ -735,8 +674,11 @@ impl Supervisor {
             } => *drained_by,
             _ => None,
         };
-        let saves = self.saves.deadline().filter(|_| self.connected());
-        let watchers = if self.link.is_none() {
+        let saves = self
+            .outbox
+            .sends_at()
+            .filter(|_| self.connection.is_connected());
+        let watchers = if self.connection.link().is_none() {
             None
         } else if self.watchers.is_touched(Look::Step) || self.watchers.is_touched(Look::Gate) {
             Some(Instant::now())
@@ -745,13 +687,13 @@ impl Supervisor {
         };
         watchers
             .into_iter()
-            .chain(self.next_release)
-            .chain(self.logs_due)
+            .chain(self.start_order.deadline())
+            .chain(self.output.deadline())
             .chain(drained)
             .chain(self.orphans_of_kernels.deadline())
             .chain(self.noting.deadline(Instant::now()))
             .chain(self.late_deadline())
-            .chain(self.answers_deadline())
+            .chain(self.outbox.answers_at())
             .chain(saves)
             .chain(self.proof_deadline())
             .chain(self.stop_by)

@@ -11,14 +11,12 @@ use crate::state::{self, Added};
 use crate::supervisor::Supervisor;
 
 impl Supervisor {
-    /// The kernel that is back has told what it has, after the reconnection with this number. A
-    /// list of an earlier connection may lack workers that were started since.
+    /// The kernel that is back has told what it has, after the reconnection with this number.
     pub(super) fn listed(&mut self, reconnection: u64, inventory: Inventory) {
-        if reconnection != self.reconnections {
+        if !self.connection.listed(reconnection) {
             tracing::debug!("the list of an earlier connection comes too late; passing it over");
             return;
         }
-        self.listing = false;
         self.keep_again(&inventory);
         self.settle_umask(inventory.umask);
         self.dead.set_words(inventory.words);
@@ -37,7 +35,7 @@ impl Supervisor {
             let name = state::umask_value(&self.config.namespace);
             self.keep(name, Some(format!("{mask:03o}")));
         }
-        if let Some(link) = &mut self.link {
+        if let Some(link) = self.connection.link_mut() {
             link.set_umask(self.umask);
         }
     }

@@ -176,7 +176,7 @@ impl Supervisor {
             let reason = format!("nothing was changed: {why}");
             return self.end_change(change, &Err(RequestError::new(Errno::Command, reason)));
         }
-        if self.link.is_none() {
+        if self.connection.link().is_none() {
             return self.end_change(change, &Err(not_connected()));
         }
         tracing::info!(plan = %next.plan, "applying the configuration");
@@ -225,7 +225,7 @@ impl Supervisor {
         lost: BTreeMap<String, String>,
     ) {
         // Their watchers wait instead of failing, and they are tried again.
-        self.socket_troubles.extend(lost);
+        self.sockets.lost(lost);
         let Some(mut change) = self.change.take() else {
             return;
         };
@@ -405,7 +405,7 @@ impl Supervisor {
             return;
         };
         if let Stage::Leaving { sockets, .. } = std::mem::replace(&mut change.stage, Stage::Closing)
-            && let Some(link) = &self.link
+            && let Some(link) = self.connection.link()
             && !sockets.is_empty()
         {
             tasks::remove_sockets(link.clone(), sockets, self.events.clone());
@@ -489,7 +489,7 @@ impl Supervisor {
             })
             .collect();
         let undoing = change.undoing.is_some();
-        let link = self.link.clone();
+        let link = self.connection.link().cloned();
         match link {
             Some(link) if !(added.is_empty() && recreated.is_empty()) => {
                 change.stage = Stage::Sockets(Box::new(next));
@@ -499,7 +499,7 @@ impl Supervisor {
                     replaced: recreated,
                     undoing,
                 };
-                let (kept, events) = (self.saves.pass(), self.events.clone());
+                let (kept, events) = (self.outbox.pass(), self.events.clone());
                 tasks::change_sockets(link, exchange, kept, events);
             }
             _ => self.change_watchers(change, next),
@@ -606,7 +606,7 @@ impl Supervisor {
             let watcher = Arc::new(watcher);
             waiting.extend(self.change_watcher(watcher, overrides, apply, &change));
         }
-        self.update_logs();
+        self.output.outdate();
         change.stage = Stage::Watchers {
             waiting,
             open: 0,
@@ -642,7 +642,7 @@ impl Supervisor {
         let Some(id) = self.keys.get(&config.key).copied() else {
             let autostart = config.autostart;
             let id = self.insert(config, Kept::default());
-            self.queue.push_back(id);
+            self.start_order.push(id);
             return autostart.then_some((id, Goal::Up));
         };
         let watcher = self.watchers.get_mut(&id)?;

@@ -115,7 +115,7 @@ impl Supervisor {
     fn effective(&self) -> Config {
         let mut config = self.config.as_ref().clone();
         config.watchers = self
-            .start_order()
+            .by_priority()
             .iter()
             .filter_map(|id| self.watchers.get(id))
             .filter(|watcher| !watcher.is_removed())

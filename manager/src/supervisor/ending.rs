@@ -35,7 +35,7 @@ impl Supervisor {
         match self.phase {
             Phase::Attaching | Phase::Managing => {}
             // Without a kernel nothing may ever be stopped.
-            Phase::Quitting | Phase::ShuttingDown { .. } if self.kernel_trouble.is_some() => {
+            Phase::Quitting | Phase::ShuttingDown { .. } if self.connection.trouble().is_some() => {
                 tracing::warn!(
                     "asked again to quit, and the kernel is in trouble; what is left runs on"
                 );
@@ -55,14 +55,14 @@ impl Supervisor {
         {
             watcher.halt();
         }
-        self.queue.clear();
+        self.start_order.clear();
         self.give_up_change("the manager is ending");
         self.phase = Phase::Quitting;
     }
 
     /// TERM where everything ends with us. The second one kills what the first has asked to stop.
     pub(super) fn stop_on_signal(&mut self) {
-        if matches!(self.phase, Phase::ShuttingDown { .. }) && self.connected() {
+        if matches!(self.phase, Phase::ShuttingDown { .. }) && self.connection.is_connected() {
             return self.hurry();
         }
         match self.phase {
@@ -82,7 +82,7 @@ impl Supervisor {
         let Some(stop_by) = self.stop_by else {
             return;
         };
-        if self.connected() {
+        if self.connection.is_connected() {
             self.stop_by = None;
             self.outcome = Outcome::Stopped;
             self.stop_everything(Vec::new());
@@ -94,14 +94,14 @@ impl Supervisor {
     fn give_up_stopping(&mut self) {
         self.stop_by = None;
         self.failure = Some(ManagerError::NotStopped {
-            reason: self.kernel_trouble.clone().unwrap_or_default(),
+            reason: self.connection.trouble().unwrap_or_default().to_owned(),
         });
         self.phase = Phase::Done;
     }
 
     /// Ends the patience with everybody who was asked to stop.
     fn hurry(&mut self) {
-        let Some(link) = self.link.clone() else {
+        let Some(link) = self.connection.link().cloned() else {
             return;
         };
         tracing::warn!("asked again to stop; killing what is left");
@@ -131,7 +131,7 @@ impl Supervisor {
         for watcher in self.watchers.values_mut() {
             watcher.halt();
         }
-        self.queue.clear();
+        self.start_order.clear();
         self.give_up_change("the manager is ending");
         self.phase = Phase::ShuttingDown {
             answer,
@@ -163,13 +163,11 @@ impl Supervisor {
             return;
         }
         // A value that is on its way would be there again after everything was forgotten.
-        self.saves.clear();
-        if self.saves.is_sending() {
+        if !self.outbox.close() {
             return;
         }
         *cleaning = true;
-        self.given_back = true;
-        match self.link.clone() {
+        match self.connection.link().cloned() {
             Some(link) => {
                 let left = self.dead.draining().iter().copied().collect();
                 tasks::clean_up(link, self.config.clone(), left, self.events.clone());

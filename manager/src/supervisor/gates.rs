@@ -4,18 +4,18 @@
 //! when those that depend on it have stopped. A dependency that goes away later takes nobody with
 //! it. Leaves to others: the start and the stop themselves (`watcher`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::config::OrphanPolicy;
+use crate::supervisor::sockets::Missing;
 use crate::supervisor::{Look, Supervisor, WatcherId};
 use crate::watcher::{Gate, Watcher};
 
 /// What may keep any watcher from starting, as it was when gates were last set.
 #[derive(Debug, Default)]
 pub(super) struct World {
-    socket_troubles: BTreeMap<String, String>,
-    sockets_unmade: bool,
+    missing_sockets: Missing,
     orphans_known: bool,
     /// Number of the look that found the orphans.
     orphans_found: u64,
@@ -26,14 +26,12 @@ impl Supervisor {
     /// or all of them where sockets or orphans are others than before. Whose gate is another than
     /// before is touched.
     pub(super) fn set_gates(&mut self) {
-        let same_world = self.gated_by.socket_troubles == self.socket_troubles
-            && self.gated_by.sockets_unmade == self.sockets_unmade
+        let same_world = self.gated_by.missing_sockets == *self.sockets.missing()
             && self.gated_by.orphans_known == self.orphans_of_kernels.is_known()
             && self.gated_by.orphans_found == self.orphans_of_kernels.looks_done();
         if !same_world {
             self.gated_by = World {
-                socket_troubles: self.socket_troubles.clone(),
-                sockets_unmade: self.sockets_unmade,
+                missing_sockets: self.sockets.missing().clone(),
                 orphans_known: self.orphans_of_kernels.is_known(),
                 orphans_found: self.orphans_of_kernels.looks_done(),
             };
@@ -81,19 +79,11 @@ impl Supervisor {
 
     /// The first socket of a watcher that cannot be made, with what is in its way.
     fn missing_socket(&self, watcher: &Watcher) -> Option<String> {
-        if self.socket_troubles.is_empty() && !self.sockets_unmade {
+        let missing = self.sockets.missing();
+        if missing.is_empty() {
             return None;
         }
-        let needed = watcher.config().needed_sockets();
-        if self.sockets_unmade {
-            let name = needed.iter().next()?;
-            return Some(format!("socket {name}: it is not made yet"));
-        }
-        let (name, reason) = self
-            .socket_troubles
-            .iter()
-            .find(|(name, _)| needed.contains(*name))?;
-        Some(format!("socket {name}: {reason}"))
+        missing.first_of(&watcher.config().needed_sockets())
     }
 
     fn dependencies(&self, watcher: &Watcher) -> impl Iterator<Item = &Watcher> {

@@ -25,7 +25,7 @@ const NOT_CONNECTED: &str = "the kernel is not connected";
 impl Supervisor {
     /// Answers with the sockets of our namespace.
     pub(super) fn list_sockets(&self, request: Request, reply: oneshot::Sender<Reply>) {
-        let Some(link) = self.link.clone().filter(|_| self.kernel_trouble.is_none()) else {
+        let Some(link) = self.connection.sound_link().cloned() else {
             let error = RequestError::new(Errno::Os, NOT_CONNECTED);
             return answer::<()>(request, reply, Err(&error));
         };
@@ -50,7 +50,7 @@ impl Supervisor {
         let sockets = self.config.sockets.iter();
         sockets
             .filter_map(|socket| {
-                let trouble = self.socket_troubles.get(&socket.name)?.clone();
+                let trouble = self.sockets.troubles().get(&socket.name)?.clone();
                 Some(SocketEntry {
                     fd: None,
                     name: socket.name.clone(),
@@ -135,14 +135,14 @@ impl Supervisor {
     pub(super) fn examine(&self, request: Request, reply: oneshot::Sender<Reply>) {
         let seen = Seen {
             config: self.config.clone(),
-            kernel_trouble: self.kernel_trouble.clone(),
-            log_troubles: self.log_troubles.clone(),
-            saves_trouble: self.saves.trouble(Instant::now()),
-            socket_troubles: self.socket_troubles.clone(),
+            kernel_trouble: self.connection.trouble().map(str::to_owned),
+            log_troubles: self.output.troubles().to_vec(),
+            saves_trouble: self.outbox.trouble(Instant::now()),
+            socket_troubles: self.sockets.troubles().clone(),
             orphans: self.orphans_of_kernels.all().cloned().collect(),
             watchers: self.watchers.values().map(seen).collect(),
         };
-        let link = self.link.clone().filter(|_| self.kernel_trouble.is_none());
+        let link = self.connection.sound_link().cloned();
         tokio::spawn(async move {
             let report = doctor::examine(seen, link).await;
             answer(request, reply, Ok(&report));

@@ -27,12 +27,8 @@ use crate::supervisor::{Event, Look, Phase, Supervisor, WatcherId, tasks};
 use crate::watcher::{Ended, Moment, StartFailure, Unseen};
 use crate::worker::{Running, State};
 
-/// How long the first workers wait for the log thread; it needs a few round trips.
-const LOGS_READY: Duration = Duration::from_secs(2);
-
 impl Supervisor {
     pub(super) fn attached(&mut self, link: KernelLink, mut inventory: Inventory) {
-        self.kernel_trouble = None;
         let change = inventory.change.take();
         let resumed = change
             .as_ref()
@@ -47,11 +43,8 @@ impl Supervisor {
         }
         self.pin_releases(&mut inventory);
         self.insert_all(&mut inventory.kept, &inventory.processes, resumed.as_ref());
-        self.kernel = Some(link.client().hello());
-        self.lost_since = None;
-        self.listing = false;
         self.orphans_of_kernels.look_anew(Instant::now());
-        self.link = Some(link);
+        self.connection.attached(link);
         self.settle_umask(inventory.umask);
         self.retry_sockets();
         self.take_over(inventory.added, inventory.kept);
@@ -64,7 +57,7 @@ impl Supervisor {
         self.reconcile(inventory.processes);
         self.dead.forget_words();
         failpoint::reach("adopt.reconciled");
-        self.queue = self.start_order().into();
+        self.start_order.set(self.by_priority());
         if matches!(self.phase, Phase::Attaching) {
             self.phase = Phase::Managing;
         }
@@ -87,12 +80,11 @@ impl Supervisor {
         let report = move |report| events.try_send(Event::Logs(report)).is_ok();
         match LogThread::start(settings, report) {
             Ok(thread) => {
-                self.logs = Some(thread);
-                self.logs_due = any.then(|| Instant::now() + LOGS_READY);
+                self.output.started(thread, any, Instant::now());
             }
             Err(error) => {
                 tracing::error!(%error, "cannot start the log thread; output stays in the kernel");
-                self.log_troubles = vec![format!("logs: {error}")];
+                self.output.told(vec![format!("logs: {error}")]);
             }
         }
     }
@@ -100,7 +92,7 @@ impl Supervisor {
     /// Compares what there is with what we know: after a start of ours, or of the kernel.
     pub(super) fn reconcile(&mut self, processes: Vec<Process>) {
         let listed: HashSet<u64> = processes.iter().map(|process| process.serial.0).collect();
-        let known_until = self.known_until;
+        let known_until = self.connection.known_until();
         let at = self.moment();
         for watcher in self.watchers.values_mut() {
             let gone: Vec<u64> = watcher
@@ -221,18 +213,12 @@ impl Supervisor {
             Push::Event(event) => self.kernel_event(*event),
             Push::Disconnected { reason } => {
                 tracing::warn!(reason, "the kernel is gone; waiting for it");
-                self.kernel_trouble = Some(format!("the kernel is not connected: {reason}"));
-                self.lost_since.get_or_insert(Instant::now());
+                self.connection.lost(&reason, Instant::now());
             }
             Push::Reconnected(new) => {
                 tracing::info!(incarnation = new.hello.incarnation, "the kernel is back");
-                self.kernel_trouble = None;
-                self.lost_since = None;
-                self.listing = true;
-                self.reconnections += 1;
                 self.orphans_of_kernels.look(Instant::now());
-                let before = self.kernel.replace(new.hello.clone());
-                if before.is_some_and(|before| !new.hello.continues(&before)) {
+                if !self.connection.back(new.hello.clone()) {
                     self.forget_kernel();
                 }
                 let workers = self
@@ -240,18 +226,18 @@ impl Supervisor {
                     .values()
                     .flat_map(|known| known.workers().values());
                 let serials = workers.filter_map(|worker| Some(worker.process()?.serial));
-                self.known_until = serials.max().unwrap_or(0);
+                let known_until = serials.max().unwrap_or(0);
+                self.connection.ask_list(known_until);
                 // Should this be another kernel, it keeps nothing yet.
-                self.saved.clear();
-                self.saved_ends.clear();
+                self.outbox.tell_all_again();
                 self.watchers.touch_all_for(Look::Save);
-                if let Some(link) = &self.link {
+                if let Some(link) = self.connection.link() {
                     // Refused perhaps because of our own old connection, which the kernel still
                     // takes for alive.
                     let claim = !new.claims_refused.is_empty();
                     let subscribe = !new.subscriptions_refused.is_empty();
                     tasks::list_again(
-                        self.reconnections,
+                        self.connection.reconnections(),
                         link.clone(),
                         self.config.clone(),
                         claim,
@@ -343,7 +329,7 @@ impl Supervisor {
         );
         self.orphans_of_kernels.lose_workers();
         self.orphans_of_kernels.look_anew(Instant::now());
-        self.sockets_unmade = true;
+        self.sockets.lose();
         for watcher in self.watchers.values_mut() {
             watcher.forget_kernel();
         }
@@ -351,7 +337,7 @@ impl Supervisor {
         self.console.forget_all();
         let done = self.undrained.retain(&HashSet::new());
         self.drained(&done);
-        self.saves.forget_exits();
+        self.outbox.forget_exits();
         self.probes.clear();
     }
 
@@ -461,7 +447,7 @@ impl Supervisor {
             {
                 continue;
             }
-            self.saves.acknowledge(serial, discard);
+            self.outbox.acknowledge(serial, discard);
         }
     }
 
@@ -470,7 +456,7 @@ impl Supervisor {
     pub(super) fn forget_shown(&mut self, id: WatcherId, serial: u64) {
         let watcher = self.watchers.get(&id);
         let discard = watcher.is_none_or(|watcher| !watcher.config().is_logged());
-        self.saves.acknowledge(serial, discard);
+        self.outbox.acknowledge(serial, discard);
     }
 }
 

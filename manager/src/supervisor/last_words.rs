@@ -33,7 +33,7 @@ impl Supervisor {
             let mut workers = watcher.workers().values();
             workers.any(|worker| worker.ends_by_itself() && is_of(worker, serial))
         });
-        let Some(link) = self.link.clone().filter(|_| known) else {
+        let Some(link) = self.connection.link().cloned().filter(|_| known) else {
             return false;
         };
         let Some(permits) = self.dead.hear(serial, exit.clone()) else {
@@ -90,10 +90,10 @@ impl Supervisor {
         let Some(newest) = watcher.last_ends().back().map(|end| end.serial) else {
             return;
         };
-        if self.saved_ends.insert(id, newest) != Some(newest) {
+        if self.outbox.tell_end(id, newest) {
             let name = state::ends_value(&self.config.namespace, &watcher.config().key);
             let value = serde_json::to_string(watcher.last_ends()).unwrap_or_default();
-            self.saves.keep(name, Some(value));
+            self.outbox.keep(name, Some(value));
         }
     }
 
@@ -104,8 +104,9 @@ impl Supervisor {
             if let Some(id) = id
                 && let Some(watcher) = self.watchers.get_mut(&id)
             {
-                self.saved_ends
-                    .extend(ends.back().map(|end| (id, end.serial)));
+                if let Some(end) = ends.back() {
+                    self.outbox.tell_end(id, end.serial);
+                }
                 watcher.resume_ends(ends);
             }
         }

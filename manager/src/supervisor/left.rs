@@ -41,7 +41,7 @@ impl Supervisor {
 
     /// Its readiness descriptor is of no use any more.
     pub(super) fn discard_gate(&mut self, id: WatcherId, wid: u32) {
-        if let (Some(link), Some(watcher)) = (&self.link, self.watchers.get(&id))
+        if let (Some(link), Some(watcher)) = (self.connection.link(), self.watchers.get(&id))
             && held_gate(watcher.config())
         {
             self.discards.push(gate(link, watcher.config(), wid));
@@ -92,7 +92,7 @@ impl Supervisor {
                 continue;
             }
             let action = watcher.found_left(serial, &answer.members, &at);
-            if let (Some(action), Some(link)) = (action, self.link.clone()) {
+            if let (Some(action), Some(link)) = (action, self.connection.link().cloned()) {
                 self.perform(id, action, &link);
             }
             // From here on it is kept what it left, or nothing is.
@@ -153,7 +153,7 @@ impl Supervisor {
     }
 
     fn order(&mut self, target: Target, worker: Option<(String, u32)>, deed: Deed) {
-        let (Some(trees), Some(link)) = (self.trees(), self.link.clone()) else {
+        let (Some(trees), Some(link)) = (self.trees(), self.connection.link().cloned()) else {
             return;
         };
         tasks::order_tree(trees, link, target, worker, deed);
@@ -202,7 +202,7 @@ impl Supervisor {
         else {
             return;
         };
-        if let Some(link) = self.link.clone() {
+        if let Some(link) = self.connection.link().cloned() {
             tasks::kill(link, trees, target, worker, process);
         }
     }
@@ -238,7 +238,7 @@ impl Supervisor {
                 cgroup: None,
                 mark: Vec::new(),
             };
-            if let (Some(trees), Some(link)) = (self.trees(), self.link.clone()) {
+            if let (Some(trees), Some(link)) = (self.trees(), self.connection.link().cloned()) {
                 tokio::spawn(async move {
                     tokio::time::sleep(time).await;
                     tasks::order_tree(trees, link, target, None, Deed::Kill(None));

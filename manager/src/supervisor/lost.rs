@@ -12,7 +12,7 @@ use crate::supervisor::Supervisor;
 impl Supervisor {
     /// Whether everything that still waits to be written waits for a log file that cannot be.
     pub(super) fn only_waits_for_broken_logs(&self) -> bool {
-        if self.log_troubles.is_empty() {
+        if self.output.troubles().is_empty() {
             return false;
         }
         let mut waiting = self.dead.draining().clone();

@@ -168,7 +168,7 @@ impl Supervisor {
             watcher.set_count(count);
         }
         let wanted = watcher.is_wanted();
-        self.update_logs();
+        self.output.outdate();
         for option in values.options.into_keys() {
             self.publish(id, &EventKind::Updated { option });
         }
@@ -186,8 +186,8 @@ impl Supervisor {
         self.config = Arc::new(all);
         let (config, kept) = with_what_was_set(&self.config, &Arc::new(config), kept);
         let id = self.insert(config, kept);
-        self.queue.push_back(id);
-        self.update_logs();
+        self.start_order.push(id);
+        self.output.outdate();
         id
     }
 
@@ -257,10 +257,9 @@ impl Supervisor {
         if self.keys.get(&key) == Some(&id) {
             self.keys.remove(&key);
         }
-        self.saved.remove(&id);
-        self.saved_ends.remove(&id);
+        self.outbox.forget_watcher(id);
         self.signals.forget(id);
-        self.queue.retain(|queued| *queued != id);
+        self.start_order.forget(id);
         self.note_gone(&watcher);
         let ended = watcher.kept().ended.clone();
         if watcher.is_removed() && !ended.is_empty() {
@@ -269,13 +268,14 @@ impl Supervisor {
         } else {
             self.forget_kept(&key);
         }
-        self.update_logs();
+        self.output.outdate();
     }
 
     /// Tells the log thread who there is.
     pub(super) fn update_logs(&mut self) {
-        if let Some(logs) = &self.logs {
-            logs.update(self.logged());
+        if self.output.is_outdated() {
+            let logged = self.logged();
+            self.output.update(logged);
         }
     }
 }

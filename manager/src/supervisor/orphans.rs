@@ -262,7 +262,7 @@ impl Supervisor {
             return;
         }
         self.orphans_of_kernels.look_at = None;
-        if !self.connected() {
+        if !self.connection.is_connected() {
             return;
         }
         let Some(lineage) = self.lineage() else {
@@ -397,7 +397,7 @@ impl Supervisor {
 
     /// Kernel and keeper.
     fn kernel_pids(&self) -> Vec<i32> {
-        let hello = self.kernel.iter();
+        let hello = self.connection.hello().into_iter();
         hello
             .flat_map(|hello| [hello.pid, hello.keeper])
             .filter_map(|pid| i32::try_from(pid).ok())
@@ -442,7 +442,7 @@ impl Supervisor {
     }
 
     fn lineage(&self) -> Option<Lineage> {
-        let hello = self.kernel.as_ref().filter(|hello| hello.lineage != 0)?;
+        let hello = self.connection.hello().filter(|hello| hello.lineage != 0)?;
         Some(Lineage {
             started_us: hello.lineage,
             place: hello.place.clone(),

@@ -237,7 +237,7 @@ impl Supervisor {
         match finding {
             Finding::Ready => {
                 watcher.ready(serial);
-                if let Some(link) = &self.link
+                if let Some(link) = self.connection.link()
                     && held_gate(watcher.config())
                 {
                     let gate = gate(link, watcher.config(), wid);
@@ -269,7 +269,7 @@ impl Supervisor {
     }
 
     fn stop_now(&mut self, id: WatcherId, process: Option<Running>) {
-        if let (Some(process), Some(link)) = (process, self.link.clone()) {
+        if let (Some(process), Some(link)) = (process, self.connection.link().cloned()) {
             self.perform(id, Action::Stop(process), &link);
         }
     }

@@ -111,7 +111,7 @@ impl Supervisor {
             Ok(status) => status,
             Err(error) => return answer::<()>(request, reply, Err(&error)),
         };
-        let connected = self.link.clone().filter(|_| self.kernel_trouble.is_none());
+        let connected = self.connection.sound_link().cloned();
         let Some(link) = connected else {
             return answer(request, reply, Ok(&status));
         };
@@ -157,7 +157,7 @@ impl Supervisor {
             .map(|watcher| watcher.status(Instant::now()))
             .collect();
         for status in &mut watchers {
-            if !self.connected() && status.state != WatcherState::Stopped {
+            if !self.connection.is_connected() && status.state != WatcherState::Stopped {
                 status.state = WatcherState::Starting;
             }
             for worker in &mut status.workers {
@@ -172,7 +172,7 @@ impl Supervisor {
                 let hindered = hindered.filter(|_| policy == OrphanPolicy::Leave);
                 let hindered = hindered.map_or(String::new(), |message| message + "; ");
                 status.message = Some(hindered + &orphans);
-            } else if status.message.is_none() || !self.connected() {
+            } else if status.message.is_none() || !self.connection.is_connected() {
                 status.message = self.trouble_of(&status.name);
             }
         }
@@ -195,8 +195,8 @@ impl Supervisor {
 
     /// What hinders a watcher besides its own workers: the kernel, or one of its log files.
     fn trouble_of(&self, name: &str) -> Option<String> {
-        if self.kernel_trouble.is_some() {
-            return self.kernel_trouble.clone();
+        if let Some(trouble) = self.connection.trouble() {
+            return Some(trouble.to_owned());
         }
         self.log_trouble_of(self.named(name).ok()?.config())
     }
@@ -216,7 +216,7 @@ impl Supervisor {
             };
             general || files.iter().any(about)
         };
-        self.log_troubles.iter().find(concerns).cloned()
+        self.output.troubles().iter().find(concerns).cloned()
     }
 
     /// Troubles by the log files they are about.
@@ -226,7 +226,7 @@ impl Supervisor {
             let (path, _) = path.split_once(" cannot be written: ")?;
             Some((path.to_owned(), trouble.clone()))
         };
-        self.log_troubles.iter().filter_map(about).collect()
+        self.output.troubles().iter().filter_map(about).collect()
     }
 
     fn manager_status(&self) -> ManagerStatus {

@@ -34,8 +34,9 @@ const LOST_PATIENCE: Duration = Duration::from_secs(3);
 impl Supervisor {
     pub(super) fn asked(&mut self, asked: Asked) {
         let kernel_needed = acts(&asked.request.command)
-            || (self.lost_since.is_some() && needs_kernel(&asked.request.command));
-        let unready = matches!(self.phase, Phase::Attaching) || self.lost_since.is_some();
+            || (self.connection.lost_since().is_some() && needs_kernel(&asked.request.command));
+        let unready =
+            matches!(self.phase, Phase::Attaching) || self.connection.lost_since().is_some();
         if unready && kernel_needed {
             // What the kernel keeps comes first: this is asked of what there was.
             if self.early.len() < MAX_EARLY {
@@ -47,7 +48,7 @@ impl Supervisor {
         }
         let Asked { request, mut reply } = asked;
         if acts(&request.command) {
-            reply = self.when_kept(reply);
+            reply = self.outbox.when_kept(reply);
         }
         let command = request.command.clone();
         match command {
@@ -97,7 +98,7 @@ impl Supervisor {
                 done(request, reply);
                 self.quit();
             }
-            Command::Shutdown if self.link.is_none() => {
+            Command::Shutdown if self.connection.link().is_none() => {
                 let reason = "the kernel is not connected, so its workers cannot be stopped; `quit` ends the manager";
                 refuse(request, reply, &RequestError::new(Errno::Command, reason));
             }
@@ -107,9 +108,7 @@ impl Supervisor {
                 Err(error) => refuse(request, reply, &error),
             },
             Command::ReopenLogs => {
-                if let Some(logs) = &self.logs {
-                    logs.reopen();
-                }
+                self.output.reopen();
                 done(request, reply);
             }
             Command::Listen(listen) => self.events_log.fetch(&listen, &request, reply, now()),
@@ -308,7 +307,7 @@ impl Supervisor {
                     .collect();
                 watcher.refreshed();
                 let mut sent = Vec::new();
-                if let Some(link) = &self.link {
+                if let Some(link) = self.connection.link() {
                     for process in running {
                         sent.push(tasks::signal(
                             link.clone(),
@@ -369,7 +368,7 @@ impl Supervisor {
             Ok(id) => id,
             Err(error) => return refuse(request, reply, &error),
         };
-        let Some(link) = self.link.clone() else {
+        let Some(link) = self.connection.link().cloned() else {
             return refuse(request, reply, &not_connected());
         };
         let meant = self.processes(id, signal.pid);
@@ -412,7 +411,7 @@ impl Supervisor {
             Ok(id) => id,
             Err(error) => return refuse(request, reply, &error),
         };
-        let Some(link) = self.link.clone() else {
+        let Some(link) = self.connection.link().cloned() else {
             return refuse(request, reply, &not_connected());
         };
         let at = self.moment();
@@ -479,7 +478,7 @@ impl Supervisor {
 
     /// When whoever asked before the kernel was lost is told that it is; none while it is there.
     fn lost_for_good(&self) -> Option<Instant> {
-        Some(self.lost_since? + LOST_PATIENCE)
+        Some(self.connection.lost_since()? + LOST_PATIENCE)
     }
 
     /// Everybody who waits for something that cannot be done without the kernel.

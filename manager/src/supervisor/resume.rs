@@ -122,17 +122,17 @@ impl Supervisor {
             return;
         }
         change.kept = true;
-        self.keep_then();
+        self.outbox.then();
         self.keep(state::change_value(&self.config.namespace), Some(text));
-        self.keep_then();
+        self.outbox.then();
     }
 
     /// It is over.
     pub(super) fn forget_change(&mut self, change: &Change) {
         if change.kept {
-            self.keep_then();
+            self.outbox.then();
             self.keep(state::change_value(&self.config.namespace), None);
-            self.keep_then();
+            self.outbox.then();
         }
     }
 
@@ -233,7 +233,7 @@ impl Supervisor {
             }
             None => self.insert(config, now),
         };
-        self.saved.insert(id, kept);
+        self.outbox.tell(id, &kept);
         id
     }
 

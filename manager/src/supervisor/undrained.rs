@@ -100,7 +100,7 @@ impl Supervisor {
         self.drained(&done);
         for (serial, config) in self.undrained.workers() {
             // Their exits may have been acknowledged to a kernel that died.
-            self.saves.acknowledge(serial, !config.is_logged());
+            self.outbox.acknowledge(serial, !config.is_logged());
         }
     }
 
@@ -112,7 +112,7 @@ impl Supervisor {
             }
         }
         if !done.is_empty() {
-            self.update_logs();
+            self.output.outdate();
         }
     }
 }

@@ -36,6 +36,8 @@ use crate::mark::{Lineage, Mark};
 use crate::probe::ready::Means;
 use crate::state;
 
+mod process;
+
 /// Output kept of a worker nobody logs: enough to see how it ended.
 const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;
 
@@ -119,6 +121,7 @@ pub struct KernelLink {
     umask: Option<u32>,
     /// Serials of the sockets there are, by their names in the file; an older kernel gives none.
     sockets: Arc<Mutex<BTreeMap<String, Option<u64>>>>,
+    process: Arc<process::Shared>,
 }
 
 impl KernelLink {
@@ -131,7 +134,22 @@ impl KernelLink {
             namespace,
             umask: None,
             sockets: Arc::default(),
+            process: Arc::default(),
         }
+    }
+
+    /// The kernel's process id: after an upgrade it may be another than the one that was connected
+    /// to. If the kernel does not answer within `patience`, the one it said last.
+    pub async fn process_now(&self, patience: Duration) -> i32 {
+        let ask = async || {
+            let asked = tokio::time::timeout(patience, self.client.call(ops::Status {})).await;
+            let pid = match asked {
+                Ok(Ok(status)) => status.pid,
+                _ => self.client.hello().pid,
+            };
+            i32::try_from(pid).unwrap_or(0)
+        };
+        self.process.get(ask).await
     }
 
     /// Sets the file mode mask of workers whose watcher names none.

@@ -142,9 +142,11 @@ pub(super) fn hunt<'a>(
             let Some(stat) = scan::stat(pid).filter(|stat| !stat.is_zombie()) else {
                 continue;
             };
+            // Read once, however many trees there are.
+            let marks = snapshot.marks_of(&stat, pid);
             let ours = trees.iter().find(|(target, memory)| {
                 pid != target.leader
-                    && (memory.has_session(stat.session) || snapshot.is_marked(&stat, pid, target))
+                    && (memory.has_session(stat.session) || !marks.with(&target.mark).is_empty())
             });
             if let Some((target, _)) = ours
                 && !met(target, pid, &stat)

@@ -27,8 +27,14 @@ impl Memory {
         }
     }
 
-    pub(super) fn knows(&self, pid: i32, stat: &Stat) -> bool {
-        self.known.contains(&(pid, stat.started))
+    /// Processes that were seen before.
+    pub(super) fn known(&self) -> impl Iterator<Item = &Identity> {
+        self.known.iter()
+    }
+
+    /// Sessions whose members belong to the worker.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = &i32> {
+        self.sessions.iter()
     }
 
     pub(super) fn has_session(&self, session: i32) -> bool {
@@ -38,19 +44,21 @@ impl Memory {
     /// A session's number cannot be taken while it has members: one whose leader is a stranger is
     /// not ours, nor one that nobody is in any more. (In the worker's own there may be somebody who
     /// was missed.)
-    pub(super) fn drop_reused_sessions(&mut self, target: &Target, all: &BTreeMap<i32, Stat>) {
-        let used: BTreeSet<i32> = all
-            .values()
-            .filter(|stat| !stat.is_zombie())
-            .map(|stat| stat.session)
-            .collect();
+    ///
+    /// `is_used` says whether somebody alive is in a session.
+    pub(super) fn drop_reused_sessions(
+        &mut self,
+        target: &Target,
+        all: &BTreeMap<i32, Stat>,
+        is_used: impl Fn(i32) -> bool,
+    ) {
         let known = &self.known;
         self.sessions.retain(|session| {
             let own = *session == target.leader;
             let stranger = all.get(session).is_some_and(|leader| {
                 !leader.is_zombie() && !known.contains(&(*session, leader.started))
             });
-            (own && target.leads) || ((own || used.contains(session)) && !stranger)
+            (own && target.leads) || ((own || is_used(*session)) && !stranger)
         });
     }
 

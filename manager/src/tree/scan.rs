@@ -5,11 +5,13 @@
 //! reading that one's memory could wait with it.
 //! Source: `proc_pid_stat(5)`, `proc_pid_environ(5)`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 
+use crate::mark;
 use crate::tree::memory::Memory;
-use crate::tree::{Member, Target, cgroup};
+use crate::tree::{Identity, Member, Target, cgroup};
 
 /// How often what was started while we looked is looked at too.
 const CATCH_UP_ROUNDS: usize = 8;
@@ -52,6 +54,10 @@ impl Stat {
 pub(super) struct Snapshot {
     all: BTreeMap<i32, Stat>,
     children: BTreeMap<i32, Vec<i32>>,
+    /// By session: who lives in it.
+    sessions: HashMap<i32, Vec<i32>>,
+    /// Who carries which mark; read when that is first asked.
+    marks: OnceCell<Marks>,
     /// Never to be signalled, nor followed to their children.
     protected: BTreeSet<i32>,
     /// Who adopts what has lost its parent, and nobody but descendants of the kernel's: the keeper,
@@ -69,8 +75,12 @@ impl Snapshot {
         let mut all = processes();
         let moved = catch_up(before, &mut all);
         let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        let mut sessions: HashMap<i32, Vec<i32>> = HashMap::new();
         for (pid, stat) in &all {
             children.entry(stat.parent).or_default().push(*pid);
+            if !stat.is_zombie() {
+                sessions.entry(stat.session).or_default().push(*pid);
+            }
         }
         let mut adopters = BTreeSet::new();
         let mut protected = BTreeSet::from([1, nix::unistd::getpid().as_raw()]);
@@ -86,6 +96,8 @@ impl Snapshot {
         Self {
             all,
             children,
+            sessions,
+            marks: OnceCell::new(),
             protected,
             adopters,
             moved,
@@ -104,7 +116,8 @@ impl Snapshot {
     /// Everybody alive that belongs to `target`, but its leader; what was seen before is looked up
     /// and renewed.
     pub(super) fn members(&self, target: &Target, memory: &mut Memory) -> BTreeMap<i32, Stat> {
-        memory.drop_reused_sessions(target, &self.all);
+        let is_used = |session: i32| self.sessions.contains_key(&session);
+        memory.drop_reused_sessions(target, &self.all, is_used);
         let mut found: BTreeMap<i32, Stat> = BTreeMap::new();
         let mut waiting: Vec<i32> = Vec::new();
         if target.leads {
@@ -126,11 +139,8 @@ impl Snapshot {
                 waiting.extend(self.children.get(&pid).into_iter().flatten());
             }
         }
-        for (pid, stat) in &self.all {
-            if *pid != target.leader && self.is_root(*pid, stat, target, memory) {
-                waiting.push(*pid);
-            }
-        }
+        let roots = self.roots(target, memory);
+        waiting.extend(roots.filter(|pid| *pid != target.leader));
         while let Some(pid) = waiting.pop() {
             let Some(stat) = self.all.get(&pid) else {
                 continue;
@@ -149,24 +159,55 @@ impl Snapshot {
         found
     }
 
-    fn is_root(&self, pid: i32, stat: &Stat, target: &Target, memory: &Memory) -> bool {
-        if stat.is_zombie() {
-            return false;
-        }
-        memory.knows(pid, stat)
-            || memory.has_session(stat.session)
-            || self.is_marked(stat, pid, target)
+    /// Everybody alive that belongs to `target` whoever its parent is: those seen before, those in
+    /// its sessions, and those that carry its mark. Looked up, so that asking for every worker
+    /// takes a time in proportion to the number of processes.
+    fn roots(&self, target: &Target, memory: &Memory) -> impl Iterator<Item = i32> {
+        let lives = |(pid, started): &Identity| {
+            let stat = self.all.get(pid)?;
+            (stat.started == *started && !stat.is_zombie()).then_some(*pid)
+        };
+        let known: Vec<i32> = memory.known().filter_map(lives).collect();
+        let sessions = memory.sessions();
+        let sessions = sessions.filter_map(|session| self.sessions.get(session));
+        let sessions: Vec<i32> = sessions.flatten().copied().collect();
+        let marked = match target.mark.is_empty() {
+            true => Vec::new(),
+            false => self.marks().with(&target.mark),
+        };
+        known.into_iter().chain(sessions).chain(marked)
     }
 
-    /// Whether it carries the target's mark and has lost its parent. Only descendants of the
-    /// kernel's processes come to have the kernel or its keeper for a parent; anybody else's mark
-    /// counts for nothing, since everybody can write what they like into an environment, and
-    /// another kernel's workers may have the same names.
-    pub(super) fn is_marked(&self, stat: &Stat, pid: i32, target: &Target) -> bool {
-        !target.mark.is_empty()
-            && stat.state != b'D'
-            && self.adopters.contains(&stat.parent)
-            && has_entries(pid, &target.mark)
+    fn marks(&self) -> &Marks {
+        self.marks.get_or_init(|| {
+            let adopted = self.adopters.iter();
+            let adopted = adopted.filter_map(|adopter| self.children.get(adopter));
+            let mut marks = Marks::default();
+            for pid in adopted.flatten() {
+                let stat = self.all.get(pid);
+                if stat.is_some_and(|stat| self.may_be_marked(stat)) {
+                    marks.read(*pid);
+                }
+            }
+            marks
+        })
+    }
+
+    /// Whether a mark that it carries counts, and may be read.
+    fn may_be_marked(&self, stat: &Stat) -> bool {
+        !stat.is_zombie() && stat.state != b'D' && self.adopters.contains(&stat.parent)
+    }
+
+    /// What the mark of a process says, if it counts: only of one that has lost its parent. Only
+    /// descendants of the kernel's processes come to have the kernel or its keeper for a parent;
+    /// anybody else's mark counts for nothing, since everybody can write what they like into an
+    /// environment, and another kernel's workers may have the same names.
+    pub(super) fn marks_of(&self, stat: &Stat, pid: i32) -> Marks {
+        let mut marks = Marks::default();
+        if self.may_be_marked(stat) {
+            marks.read(pid);
+        }
+        marks
     }
 
     pub(super) fn is_protected(&self, pid: i32) -> bool {
@@ -174,12 +215,43 @@ impl Snapshot {
     }
 }
 
-fn has_entries(pid: i32, entries: &[Vec<u8>]) -> bool {
-    let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else {
-        return false;
-    };
-    let there: BTreeSet<&[u8]> = environ.split(|byte| *byte == 0).collect();
-    entries.iter().all(|entry| there.contains(entry.as_slice()))
+/// What the environments of processes say of whose they are.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    /// By entry (`NAME=value`): who has it.
+    by_entry: HashMap<Vec<u8>, BTreeSet<i32>>,
+}
+
+impl Marks {
+    /// Adds what the environment of a process says.
+    fn read(&mut self, pid: i32) {
+        if let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) {
+            self.add(pid, &environ);
+        }
+    }
+
+    fn add(&mut self, pid: i32, environ: &[u8]) {
+        for entry in environ.split(|byte| *byte == 0) {
+            let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
+            if mark::VARIABLES.iter().any(|known| known.as_bytes() == name) {
+                self.by_entry.entry(entry.to_vec()).or_default().insert(pid);
+            }
+        }
+    }
+
+    /// Those that have all these entries.
+    pub(super) fn with(&self, entries: &[Vec<u8>]) -> Vec<i32> {
+        let having: Option<Vec<_>> = entries
+            .iter()
+            .map(|entry| self.by_entry.get(entry))
+            .collect();
+        let having = having.unwrap_or_default();
+        let Some(fewest) = having.iter().min_by_key(|having| having.len()) else {
+            return Vec::new();
+        };
+        let all = |pid: &&i32| having.iter().all(|having| having.contains(*pid));
+        fewest.iter().filter(all).copied().collect()
+    }
 }
 
 /// The process number that was given away last in our namespace.
@@ -273,6 +345,23 @@ fn parse_stat(bytes: &[u8]) -> Option<Stat> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_all_of_its_entries() {
+        let mut marks = Marks::default();
+        marks.add(10, b"PATH=/bin\0PAPA_NAMESPACE=a\0PAPA_WATCHER=web\0");
+        marks.add(11, b"PAPA_NAMESPACE=a\0PAPA_WATCHER=db\0");
+        marks.add(12, b"PAPA_NAMESPACE=b\0PAPA_WATCHER=web\0");
+        let with = |entries: &[&str]| {
+            let entries = entries.iter().map(|entry| entry.as_bytes().to_vec());
+            marks.with(&entries.collect::<Vec<_>>())
+        };
+        assert_eq!(with(&["PAPA_NAMESPACE=a"]), [10, 11]);
+        assert_eq!(with(&["PAPA_NAMESPACE=a", "PAPA_WATCHER=web"]), [10]);
+        assert_eq!(with(&["PAPA_NAMESPACE=c", "PAPA_WATCHER=web"]), [0; 0]);
+        assert_eq!(with(&["PATH=/bin"]), [0; 0], "no part of a mark");
+        assert_eq!(with(&[]), [0; 0]);
+    }
 
     #[test]
     fn a_command_name_cannot_forge_fields() {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use papa_client::ClientError;
 use papa_protocol::json::reply::ErrorCode;
-use papa_protocol::json::request as ops;
 use papa_test_hooks::failpoint;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
@@ -227,7 +226,7 @@ pub(in crate::supervisor) fn order_tree(
         let groups = &link.client().hello().cgroups;
         let serial = target.id.serial.to_string();
         target.cgroup = groups.as_ref().map(|path| Path::new(path).join(serial));
-        let kernel = Some(kernel_now(&link).await);
+        let kernel = Some(link.process_now(STATUS_PATIENCE).await);
         trees.order(tree::Order {
             target,
             deed,
@@ -245,16 +244,6 @@ async fn mark(link: &KernelLink, (key, wid): &(String, u32)) -> Vec<Vec<u8>> {
     };
     let entry = |(name, value)| format!("{name}={value}").into_bytes();
     mark.variables().into_iter().map(entry).collect()
-}
-
-/// The kernel's process: after its upgrade it may be another than the one that was connected to.
-async fn kernel_now(link: &KernelLink) -> i32 {
-    let asked = tokio::time::timeout(STATUS_PATIENCE, link.client().call(ops::Status {})).await;
-    let pid = match asked {
-        Ok(Ok(status)) => status.pid,
-        _ => link.client().hello().pid,
-    };
-    i32::try_from(pid).unwrap_or(0)
 }
 
 /// Sends a signal to one process, or to others of its tree. What it answers is told when the signal
@@ -289,7 +278,7 @@ pub(in crate::supervisor) fn kill(
 ) {
     tokio::spawn(async move {
         target.mark = mark(&link, &worker).await;
-        let kernel = Some(kernel_now(&link).await);
+        let kernel = Some(link.process_now(STATUS_PATIENCE).await);
         let _ = send(&link, process, |leader| {
             trees.order(tree::Order {
                 target: target.clone(),

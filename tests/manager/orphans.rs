@@ -560,6 +560,7 @@ fn workers_without_a_mark_ran_on_when_the_manager_was_lost_as_well() {
     site.done("up site.ini --no-wait");
     let after = *site.wait_pids("bare", 1).first().unwrap();
     assert!(!procfs::alive(bare), "{bare} runs beside {after}");
+    site.wait_pids("parent", 1);
     assert!(!procfs::alive(child), "{child} outlived its worker");
     assert_waits(&site, waited);
 

@@ -177,11 +177,15 @@ fn work_for_several_watchers_ended_with_the_reader_of_the_first_answer() {
         assert_eq!(statuses["worker"], "stopped", "{output:?}: {said}");
         site.done("start --no-wait");
     }
-    // The verdict does not depend on who reads.
-    site.done("stop worker");
-    site.done("add --no-wait --start dies false");
-    wait_until("it was given up", || {
-        site.papactl("status --check").status.code() == Some(3)
+}
+
+#[test]
+fn a_verdict_depended_on_whether_somebody_read_it() {
+    let site = Site::new("[watcher:dies]\ncmd = false\ncopy_env = true\n");
+    let (status, said) = run(&site, "papactl", &["up", "site.ini"], Output::ReaderGone);
+    assert_eq!(status.code(), Some(1), "{said}");
+    wait_until("it keeps failing", || {
+        site.papactl("doctor").status.code() == Some(1)
     });
     for (line, code) in [("status --check", 3), ("doctor", 1)] {
         let words: Vec<&str> = line.split(' ').collect();

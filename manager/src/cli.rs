@@ -462,6 +462,15 @@ mod tests {
     }
 
     #[test]
+    fn a_negative_number_was_taken_for_an_option() {
+        for line in [&["logs", "-n", "-1"][..], &["scale", "web", "-1"]] {
+            let words = ["papactl"].iter().chain(line);
+            let error = Papactl::try_parse_from(words).unwrap_err().to_string();
+            assert!(error.contains("expected a "), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
     fn a_timeout_is_a_positive_number() {
         assert_eq!(parse_timeout("2.5"), Ok(Duration::from_millis(2500)));
         for text in ["0", "-1", "nan", "inf", "1e300", "x", ""] {

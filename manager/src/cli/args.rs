@@ -134,7 +134,11 @@ pub struct ReloadConfigArgs {
 #[derive(Debug, Args)]
 pub struct CountArgs {
     /// Watchers, then how many each if not one
-    #[arg(value_name = "NAME [N]", required = true)]
+    #[arg(
+        value_name = "NAME [N]",
+        required = true,
+        allow_negative_numbers = true
+    )]
     pub words: Vec<String>,
 }
 
@@ -144,7 +148,7 @@ pub struct ScaleArgs {
     /// The watcher, a pattern or `all`; NAME=N is taken as well
     pub name: String,
     /// How many workers it is to have
-    #[arg(value_name = "N", value_parser = parse_count)]
+    #[arg(value_name = "N", value_parser = parse_count, allow_negative_numbers = true)]
     pub count: Option<u32>,
 }
 
@@ -328,7 +332,7 @@ pub struct LogsArgs {
     pub names: Vec<String>,
     /// How many of the last lines to print, of each file, or of each watcher without
     /// one; `all` for all of them [default: 10, with --since all]
-    #[arg(short = 'n', long, value_name = "N", value_parser = parse_lines)]
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_lines, allow_negative_numbers = true)]
     pub lines: Option<Lines>,
     /// Go on printing what is added, across rotation
     #[arg(short, long)]

@@ -10,7 +10,9 @@ use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use papa_harness::{Scratch, binary, private_command, procfs, wait_for, wait_until};
+use papa_harness::{
+    Scratch, binary, is_root, private_command, procfs, skipped, wait_for, wait_until,
+};
 
 /// An installation whose kernel has a socket of its own.
 struct Site {
@@ -208,6 +210,43 @@ fn as_process_1_it_reaps_what_it_adopts_and_starts_a_manager_that_was_killed() {
     procfs::signal(first, Signal::SIGTERM);
     assert_eq!(up.wait().unwrap().code(), Some(0));
     assert!(!procfs::alive(worker));
+}
+
+#[test]
+fn a_manager_used_the_kernel_of_another_process_namespace_and_could_stop_nothing() {
+    if !is_root() {
+        return skipped("a process namespace takes root");
+    }
+    let site = Site::new("[watcher:web]\ncmd = sleep 1000\n");
+    assert!(site.papactl("up site.ini").status.success());
+    let workers = site.wait_workers(1);
+    assert!(site.papactl("quit").status.success());
+    let inside = |words: &[&str]| {
+        private_command("unshare".as_ref(), site.scratch.directory())
+            .current_dir(site.scratch.directory())
+            .args(["-p", "-f", "--mount-proc", "--kill-child"])
+            .arg(binary(words[0]))
+            .args(&words[1..])
+            .output()
+            .unwrap()
+    };
+    for words in [
+        &["papa-manager", "site.ini"][..],
+        &["papactl", "up", "site.ini"],
+        &["papactl", "up", "--foreground", "site.ini"],
+    ] {
+        let output = inside(words);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+        for part in ["k.sock", "another process namespace", "papa_endpoint"] {
+            assert!(said.contains(part), "{words:?}, {part}: {said}");
+        }
+    }
+    assert!(workers.iter().all(|pid| procfs::alive(*pid)));
+    // Where it belongs, a manager goes on with them.
+    assert!(site.papactl("up site.ini").status.success());
+    assert_eq!(site.workers(), workers);
+    site.papactl("down");
 }
 
 #[test]

@@ -5,9 +5,11 @@
 //! `papa_client`'s.
 //! Source: manager/docs/papactl.md.
 
-use std::io;
+use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use nix::unistd::Uid;
 use papa_client::{Address, Client, ClientError, Options};
@@ -357,6 +359,21 @@ async fn describe(address: &Address, client: &Client) -> Result<Kernel, KernelEr
         running: status.counts.running,
     })
 }
+
+/// Whether the kernel that calls itself `pid` is in another process namespace: a process of this
+/// number does not exist here, or is no kernel. Where the system does not tell, it is not. A kernel
+/// that was killed since it said its number is not there either.
+pub(crate) fn is_elsewhere(pid: impl Display) -> bool {
+    match fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(title) => !title.starts_with(TITLE),
+        Err(error) => {
+            error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self/cmdline").exists()
+        }
+    }
+}
+
+/// How the titles of keepers and kernels begin.
+const TITLE: &[u8] = b"papa: ";
 
 /// Whether nobody listens, as opposed to somebody who answers wrongly. Any user may take any
 /// abstract name: a stranger there means that the kernel is not.

@@ -159,13 +159,25 @@ fn explain(
     result
 }
 
-/// A namespace has one manager. One that runs with another runtime directory (under sudo, su, cron)
+/// A manager can use a kernel of its own process namespace alone, whose process numbers mean the
+/// same to both. A namespace has one manager. One that runs with another runtime directory (under sudo, su, cron)
 /// has its socket where nobody looks here; the kernel knows of it.
 fn refuse_second(
     kernel: &Kernel,
     directory: &RuntimeDir,
     config: &Config,
 ) -> Result<(), CommandError> {
+    // A kernel that was killed this moment has a successor here.
+    if kernel::is_elsewhere(kernel.pid)
+        && let Some(kernel) = kernel::find(std::slice::from_ref(&kernel.address))?
+        && kernel::is_elsewhere(kernel.pid)
+    {
+        let error = crate::error::ManagerError::Elsewhere {
+            address: kernel.address.to_string(),
+            pid: kernel.pid.into(),
+        };
+        return Err(CommandError::Failed(error.to_string()));
+    }
     let until = Instant::now() + CLAIM_PATIENCE;
     loop {
         let Some(holder) = kernel::holder_of(&kernel.address, &config.namespace)? else {

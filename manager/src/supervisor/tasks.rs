@@ -21,6 +21,7 @@ use papa_test_hooks::failpoint;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
+use crate::commands::kernel::is_elsewhere;
 use crate::config::{Config, SocketConfig, SocketType};
 use crate::error::ManagerError;
 use crate::holder::{self, Sought};
@@ -42,6 +43,9 @@ pub(super) use workers::{Order, kill, order_tree, signal, start, stop, stop_reac
 const CONNECT_AGAIN_MIN: Duration = Duration::from_millis(50);
 /// Longest pause: a person who starts a kernel does not wait longer for us.
 const CONNECT_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// How often a kernel is found whose process is not, before it counts as one of another process
+/// namespace.
+const MAX_ELSEWHERE: u32 = 4;
 /// A predecessor that was killed may still seem alive to the kernel for so long.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between attempts at what somebody else has to make possible: a port in use, a directory
@@ -61,7 +65,13 @@ const PATHS_AGAIN: Duration = Duration::from_secs(2);
 /// kernel says.
 pub(super) fn attach(config: Arc<Config>, addresses: Vec<Address>, events: mpsc::Sender<Event>) {
     tokio::spawn(async move {
-        let (link, mut pushes) = connect(&config, &addresses, &events).await;
+        let (link, mut pushes) = match connect(&config, &addresses, &events).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                let _ = events.send(Event::Fatal(error)).await;
+                return;
+            }
+        };
         if let Err(error) = claim(&link, &config).await {
             let _ = events.send(Event::Fatal(error)).await;
             return;
@@ -105,23 +115,33 @@ async fn connect(
     config: &Config,
     addresses: &[Address],
     events: &mpsc::Sender<Event>,
-) -> (KernelLink, Pushes) {
+) -> Result<(KernelLink, Pushes), ManagerError> {
     let mut pause = CONNECT_AGAIN_MIN;
     let mut waiting = false;
+    let mut elsewhere = 0;
     loop {
         let options = Options {
             client: holder(config),
             ..Options::default()
         };
         match Client::connect(addresses.to_vec(), options).await {
+            // One that was killed since it said its number is not there either.
+            Ok((client, _)) if is_elsewhere(client.hello().pid) => {
+                elsewhere += 1;
+                if elsewhere >= MAX_ELSEWHERE {
+                    return Err(ManagerError::Elsewhere {
+                        address: waiting::place(addresses),
+                        pid: client.hello().pid.into(),
+                    });
+                }
+            }
             Ok((client, pushes)) => {
                 if waiting {
                     tracing::info!(pid = client.hello().pid, "connected to the kernel");
                 }
-                return (
-                    KernelLink::new(client, addresses.to_vec(), config.namespace.clone()),
-                    pushes,
-                );
+                let namespace = config.namespace.clone();
+                let link = KernelLink::new(client, addresses.to_vec(), namespace);
+                return Ok((link, pushes));
             }
             Err(error) => {
                 tracing::debug!(%error, "no kernel yet");

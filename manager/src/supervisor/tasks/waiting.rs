@@ -36,7 +36,7 @@ pub(super) fn command(addresses: &[Address]) -> String {
 }
 
 /// The place that stands for all of `addresses`: those before the last are other ways to it.
-fn place(addresses: &[Address]) -> String {
+pub(super) fn place(addresses: &[Address]) -> String {
     match addresses.last() {
         Some(Address::Tcp(address)) if address.ip().is_loopback() => {
             format!("port {}", address.port())

@@ -71,8 +71,11 @@ impl Connection {
     pub(super) fn back(&mut self, hello: Arc<HelloReply>) -> bool {
         self.listing = true;
         self.reconnections += 1;
-        let before = self.connected(hello.clone());
-        before.is_none_or(|before| hello.continues(&before))
+        let before = self.connected(hello);
+        let (Some(before), Some(now)) = (before, &self.hello) else {
+            return true;
+        };
+        now.continues(&before)
     }
 
     /// The kernel is asked what it has; `known_until` is the highest serial of a worker known now.
@@ -192,7 +195,9 @@ mod tests {
         assert_eq!(connection.known_until(), 7);
         let latest = connection.reconnections();
         assert!(!connection.listed(latest - 1), "it may lack workers");
-        assert!(connection.listing && connection.listed(latest) && !connection.listing);
+        assert!(connection.listing);
+        assert!(connection.listed(latest));
+        assert!(!connection.listing);
         assert!(!connection.back(hello(2, 1)));
     }
 }

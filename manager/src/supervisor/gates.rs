@@ -138,6 +138,8 @@ impl Supervisor {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::supervisor::{Event, testing};
 
@@ -152,7 +154,7 @@ mod tests {
             supervisor.watchers.get(&id).unwrap().gate().socket.clone()
         };
         assert_eq!(waits_for(&mut supervisor), None);
-        supervisor.sockets_unmade = true;
+        supervisor.sockets.lose();
         let socket = waits_for(&mut supervisor);
         assert_eq!(socket.as_deref(), Some("socket web: it is not made yet"));
         // Nothing else happens that concerns the watcher.

@@ -353,6 +353,13 @@ impl KernelLink {
         }
     }
 
+    /// The kernel is another one, and has none of the sockets.
+    pub fn forget_sockets(&self) {
+        if let Ok(mut known) = self.sockets.lock() {
+            known.clear();
+        }
+    }
+
     fn is_there(&self, socket: &SocketConfig, info: &SocketInfo) {
         if let Ok(mut known) = self.sockets.lock() {
             known.insert(socket.name.clone(), info.serial);

@@ -112,6 +112,7 @@ impl Search {
                 .get(&known.pid)
                 .is_some_and(|stat| stat.started == known.started && may_be(&known.pid, stat));
             if same
+                && self.is_here(&known.mark.lineage)
                 && !self.is_current(&known.mark.lineage)
                 && !is_below_kernel(&all, known.pid, &known.mark.lineage.place)
             {
@@ -188,6 +189,12 @@ impl Search {
         if !self.known.iter().any(is) {
             self.known.push(orphan.into());
         }
+    }
+
+    /// Whether a kernel of this line serves the place that is asked about. Workers that were noted
+    /// under a kernel at another place may be that one's still, whoever their parent is.
+    fn is_here(&self, lineage: &Lineage) -> bool {
+        lineage.place == self.lineage.place || lineage.is_at(&self.lineage)
     }
 
     /// Whether the manager speaks to a kernel of this line: what such a kernel has started is no
@@ -525,6 +532,10 @@ mod tests {
         search.known = vec![known(&namespace, pid, started + 1)];
         let reused = search.run();
         search.known = vec![known(&namespace, pid, started)];
+        // A kernel at another place may have it still.
+        let place = std::mem::replace(&mut search.lineage.place, "2".to_owned());
+        let elsewhere = search.run();
+        search.lineage.place = place;
         let found = search.run();
         // It is found after its parent is gone, too.
         for orphan in &found {
@@ -542,6 +553,7 @@ mod tests {
         }
         let left = search.run();
         assert_eq!((unknown, reused), (Vec::new(), Vec::new()));
+        assert_eq!(elsewhere, Vec::new());
         let pids = |found: &[Orphan]| {
             let pids = found.iter().map(|orphan| (orphan.pid, orphan.top));
             pids.collect::<BTreeSet<_>>()

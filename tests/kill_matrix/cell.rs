@@ -30,6 +30,8 @@ const BURST_LINES: usize = 3000;
 
 /// The path of a unix socket, below the scratch directory.
 const SOCKET: &str = "matrix.sock";
+/// Has `web` use it: its workers are replaced when the socket is bound anew.
+const USES_SOCKET: &str = "also=$(circus.sockets.matrix)";
 
 /// The watcher whose worker is told to end, and a socket whose path is removed; the other watchers
 /// are `Whole`'s own.
@@ -96,6 +98,7 @@ impl Bench {
         let whole = Whole::builder()
             .environment(Failpoints::VARIABLE, path)
             .ini(MORTAL)
+            .web_word(USES_SOCKET)
             .start();
         Self { whole, failpoints }
     }

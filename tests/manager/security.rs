@@ -320,6 +320,9 @@ fn does_not_reach_the_manager(stranger: &[&str]) {
     let stack = Stack::start("[watcher:w]\ncmd = sleep 600\n");
     let socket = stack.kernel.runtime_dir().join("circus.manager.sock");
     assert_eq!(fs::metadata(&socket).expect("there").mode() & 0o777, 0o600);
+    // The manager closes its directory again when it notes its worker.
+    let notes = stack.kernel.runtime_dir().join("circus.workers.json");
+    wait_until("the worker is noted", || notes.exists());
     // Even where somebody has opened the way to it.
     for path in [stack.kernel.directory(), &stack.kernel.runtime_dir()] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("ours");

@@ -85,15 +85,17 @@ impl Kernel {
     }
 
     /// When it has to be looked at next; `recovery_limit` is how long it may take until it serves.
-    pub(super) fn deadline(&self, recovery_limit: Duration) -> Instant {
-        let until = if self.serving {
+    /// None once it is killed and has closed its line: SIGCHLD reports its end.
+    pub(super) fn deadline(&self, recovery_limit: Duration) -> Option<Instant> {
+        if let Some(since) = self.silent_since {
+            return (!self.late).then_some(since + REPLACED_AFTER);
+        }
+        Some(if self.serving {
             let stuck = self.asked.map(|asked| asked + scaled(KERNEL_STUCK));
             stuck.map_or(self.next_ping, |stuck| stuck.min(self.next_ping))
         } else {
             self.started + recovery_limit
-        };
-        let replaced = self.silent_since.map(|since| since + REPLACED_AFTER);
-        replaced.map_or(until, |replaced| replaced.min(until))
+        })
     }
 }
 
@@ -192,7 +194,9 @@ impl Keeper {
             kernel.started = now;
             return;
         }
-        if !kernel.succeeds && has_title(kernel.pid.as_raw(), TITLE, arguments) {
+        let pid = kernel.pid.as_raw();
+        // A child that has not come to its exec shows this keeper's own title.
+        if !kernel.succeeds && process::has_executed(pid) && has_title(pid, TITLE, arguments) {
             // It has taken this keeper's place, and its stand-in still holds the line: `is_replaced`
             // decides.
             kernel.silent_since = Some(now);
@@ -308,4 +312,24 @@ fn environment_for_kernel() -> Vec<CString> {
                 .any(|name| entry.as_bytes().starts_with(name.as_bytes()))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECOVERY: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_killed_kernel_that_did_not_end_kept_its_keeper_awake() {
+        let now = Instant::now();
+        let (ours, _theirs) = message::seqpacket_pair().unwrap();
+        let mut kernel = Kernel::new(Pid::from_raw(1), ours, now);
+        assert_eq!(kernel.deadline(RECOVERY), Some(now + RECOVERY));
+        // Its line is closed: nothing else counts.
+        kernel.silent_since = Some(now);
+        assert_eq!(kernel.deadline(RECOVERY), Some(now + REPLACED_AFTER));
+        kernel.late = true;
+        assert_eq!(kernel.deadline(RECOVERY), None);
+    }
 }

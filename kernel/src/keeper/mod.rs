@@ -278,7 +278,7 @@ impl Keeper {
             }
         };
         if let Some(kernel) = &self.kernel {
-            by(Some(kernel.deadline(self.recovery_limit())));
+            by(kernel.deadline(self.recovery_limit()));
             by(self
                 .mute_until
                 .filter(|until| kernel.serving || *until > now));

@@ -418,6 +418,16 @@ pub fn flags_of(pid: i32) -> Option<u64> {
     rest.split_whitespace().nth(6)?.parse().ok()
 }
 
+/// Whether a process runs a program that it has executed itself, and not the copy of its parent's
+/// that it was forked with.
+///
+/// Source: `proc_pid_stat(5)`, the ninth field; `PF_FORKNOEXEC` of the system's `linux/sched.h`.
+#[must_use]
+pub fn has_executed(pid: i32) -> bool {
+    const FORKED_AND_NOT_EXECUTED: u64 = 0x40;
+    flags_of(pid).is_some_and(|flags| flags & FORKED_AND_NOT_EXECUTED == 0)
+}
+
 /// The number of the parent of `pid`, if the process exists.
 #[must_use]
 pub fn parent_of(pid: i32) -> Option<i32> {
@@ -527,6 +537,22 @@ mod tests {
         assert_eq!(parent_of(own), Some(nix::unistd::getppid().as_raw()));
         assert!(!is_traced(Pid::from_raw(own)) || std::env::var_os("UNDER_DEBUGGER").is_some());
     }
+
+    #[test]
+    fn a_child_before_its_exec_was_taken_for_the_program_whose_title_it_has() {
+        assert!(has_executed(std::process::id().cast_signed()));
+        let child = match fork().unwrap() {
+            ForkResult::Parent { child } => child,
+            ForkResult::Child => loop {
+                nix::unistd::pause();
+            },
+        };
+        let executed = has_executed(child.as_raw());
+        nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::wait::waitpid(child, None).unwrap();
+        assert!(!executed);
+    }
+
     #[test]
     fn children_have_no_short_slices() {
         // The attributes are a thread's.

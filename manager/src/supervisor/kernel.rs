@@ -330,6 +330,9 @@ impl Supervisor {
         self.orphans_of_kernels.lose_workers();
         self.orphans_of_kernels.look_anew(Instant::now());
         self.sockets.lose();
+        if let Some(link) = self.connection.link() {
+            link.forget_sockets();
+        }
         for watcher in self.watchers.values_mut() {
             watcher.forget_kernel();
         }

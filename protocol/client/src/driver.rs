@@ -204,13 +204,18 @@ impl Driver {
                 },
                 () = &mut answers, if !self.pending.is_empty() => {
                     let now = Instant::now();
-                    let due = self.answer_due().unwrap_or(now + self.answer_timeout);
-                    let oldest = self.pending.first_key_value().map(|(id, _)| *id);
-                    let overdue = oldest.filter(|_| due <= now);
-                    if reads && overdue.is_some() && overdue == late {
-                        return Ended::Lost(self.unanswered());
+                    if reads && late.is_some() && self.overdue(now) == late {
+                        // The answer may have come while this process stood still.
+                        if let Err(error) = self.read(connection) {
+                            return Ended::Lost(error);
+                        }
+                        if self.overdue(now) == late {
+                            return Ended::Lost(self.unanswered());
+                        }
                     }
-                    late = overdue;
+                    // While nothing is read, the delay is not the kernel's.
+                    late = self.overdue(now).filter(|_| reads);
+                    let due = self.answer_due().unwrap_or(now + self.answer_timeout);
                     answers.as_mut().reset(due.max(now + LATE_ANSWER));
                 }
             }
@@ -222,6 +227,12 @@ impl Driver {
     fn answer_due(&self) -> Option<Instant> {
         let (_, oldest) = self.pending.first_key_value()?;
         Some(oldest.asked.max(self.answered) + self.answer_timeout)
+    }
+
+    /// The oldest request, if its answer is late.
+    fn overdue(&self, now: Instant) -> Option<u64> {
+        let due = self.answer_due().filter(|due| *due <= now);
+        due.and(self.pending.first_key_value().map(|(id, _)| *id))
     }
 
     /// Why a connection is given up on which no answer comes any more.

@@ -199,10 +199,9 @@ fn reader_stays(patience: PollTimeout) -> bool {
     )];
     // A failure here says nothing about the reader.
     let gone = poll(&mut wanted, patience).is_ok_and(|count| count > 0)
-        && wanted
-            .iter()
-            .filter_map(PollFd::revents)
-            .any(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL));
+        && wanted.iter().filter_map(PollFd::revents).any(|events| {
+            events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL)
+        });
     !gone
 }
 

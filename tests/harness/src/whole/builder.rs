@@ -17,7 +17,7 @@ port = 0
 blocking = no
 
 [watcher:web]
-cmd = WORKER web listen=$(circus.sockets.web)
+cmd = WORKER web listen=$(circus.sockets.web) WEB_WORDS
 copy_env = true
 use_sockets = true
 numprocesses = 2
@@ -46,6 +46,7 @@ stderr_stream.filename = DIR/logs/steady.log
 pub struct WholeBuilder {
     kernel: KernelBuilder,
     ini: String,
+    web_words: String,
     without_watchers: bool,
     environment: Vec<(String, String)>,
     manager_wrapper: Vec<String>,
@@ -65,6 +66,14 @@ impl WholeBuilder {
     #[must_use]
     pub fn ini(mut self, ini: &str) -> Self {
         self.ini.push_str(ini);
+        self
+    }
+
+    /// One more word of `web`'s command, which ignores options that it does not know.
+    #[must_use]
+    pub fn web_word(mut self, word: &str) -> Self {
+        self.web_words.push(' ');
+        self.web_words.push_str(word);
         self
     }
 
@@ -118,6 +127,7 @@ impl WholeBuilder {
             fs::create_dir(kernel.directory().join(name)).expect("the scratch directory is empty");
         }
         let watchers = if self.without_watchers { "" } else { WATCHERS };
+        let watchers = watchers.replace(" WEB_WORDS", &self.web_words);
         let mut logs = self.logs;
         logs.push(kernel.directory().join("logs"));
         let side = self

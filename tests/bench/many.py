@@ -3,8 +3,8 @@
 
     tests/bench/many.py [--bin target/release] [COUNT...]
 
-The counts are 1000, 2000 and 4000 unless others are named; the times are to grow as the counts do.
-Each run has a runtime directory of its own. Nothing else may use papa's port meanwhile.
+The counts are 1000, 2000 and 4000 unless others are named; the times should grow as the counts do.
+A worker needs some four descriptors of the kernel's. Each run has a runtime directory of its own. Nothing else may use papa's port meanwhile.
 """
 
 import argparse

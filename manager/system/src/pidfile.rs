@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use papa_system::walk::Anchored;
+use crate::walk::Anchored;
 
 /// Everybody may know a pid.
 const MODE: u32 = 0o644;

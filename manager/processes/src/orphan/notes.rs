@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mark::Mark;
 use crate::orphan::Known;
-use crate::runtime_dir::RuntimeDir;
+use papa_system::runtime_dir::RuntimeDir;
 
 /// Largest file that is read, in bytes: 100,000 processes have room in it.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;

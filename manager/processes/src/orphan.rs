@@ -16,10 +16,10 @@ use std::time::Duration;
 use nix::libc;
 use papa_test_hooks::failpoint;
 
-use crate::config::Identity;
 use crate::mark::{Lineage, Mark};
 use crate::tree::{Stat, processes};
 use crate::{pidfd, tree};
+use papa_config::Identity;
 
 pub use notes::Notes;
 

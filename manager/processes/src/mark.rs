@@ -18,7 +18,7 @@ pub const NAMESPACE: &str = "PAPA_NAMESPACE";
 /// The watcher's name, in lower case.
 pub const WATCHER: &str = "PAPA_WATCHER";
 /// The number of the worker.
-pub const WID: &str = crate::config::NUMBER_VARIABLE;
+pub const WID: &str = papa_config::NUMBER_VARIABLE;
 /// The line of kernels.
 pub const LINEAGE: &str = "PAPA_LINEAGE";
 

@@ -1,4 +1,4 @@
-//! One parcel of the queue of saves, to the kernel and back.
+//! Sends one parcel of values and acknowledgements to the kernel.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use crate::kernel_link::{KernelLink, LinkError};
 use crate::supervisor::Event;
 use crate::supervisor::saves::{Fate, Key, Parcel, What};
 
-/// Sends what is to be kept, and tells what became of each entry.
+/// Sends a parcel; `Event::Saved` tells what became of each entry.
 pub(in crate::supervisor) fn send_saves(
     link: KernelLink,
     parcel: Parcel,
@@ -54,14 +54,14 @@ async fn send(link: &KernelLink, key: &Key, what: What) -> Result<(), LinkError>
 fn fate(result: Result<(), LinkError>) -> Fate {
     match result {
         Ok(()) => Fate::Done,
-        // There is nothing to be forgotten any more.
+        // The value or process to be removed does not exist.
         Err(error) if error.code() == Some(ErrorCode::NotFound) => Fate::Done,
         Err(LinkError::Client(ClientError::Lost | ClientError::Closed)) => Fate::Lost,
         Err(error) => Fate::Refused(error.to_string()),
     }
 }
 
-/// Waits for all of them. They are begun in their order, so the requests go out in it.
+/// Waits for all of them. Requests go out in the order of `futures`, which are polled in that order.
 async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut waiting: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
     let mut results: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();

@@ -1,12 +1,12 @@
-//! What a manager that waits for a kernel says: what it waits for, why, and how to start it.
+//! Messages of a manager that waits for a kernel: where it looks, why that fails, how to start one.
 
 use papa_client::{Address, ClientError};
 
 use crate::commands::kernel::is_absent;
 use crate::runtime_dir::DEFAULT_KERNEL_PORT;
 
-/// Why there is no connection to a kernel, in one clause. Where nobody answers at any address it
-/// names one place, otherwise the first address with another error.
+/// Why there is no connection to a kernel, in one clause: no kernel runs at any address, or the first
+/// address with another error.
 pub(super) fn reason(addresses: &[Address], error: &ClientError) -> String {
     let attempts = match error {
         ClientError::Connect(attempts) => attempts.as_slice(),
@@ -22,7 +22,7 @@ pub(super) fn reason(addresses: &[Address], error: &ClientError) -> String {
     }
 }
 
-/// The command that starts a kernel, and nothing else, at one of these addresses.
+/// The command that starts a kernel at one of these addresses.
 pub(super) fn command(addresses: &[Address]) -> String {
     match addresses.last() {
         Some(Address::Tcp(address)) if address.port() != DEFAULT_KERNEL_PORT => {
@@ -35,7 +35,7 @@ pub(super) fn command(addresses: &[Address]) -> String {
     }
 }
 
-/// The place that stands for all of `addresses`: those before the last are other ways to it.
+/// The place that `addresses` lead to: the last one; the others are further ways to it.
 pub(super) fn place(addresses: &[Address]) -> String {
     match addresses.last() {
         Some(Address::Tcp(address)) if address.ip().is_loopback() => {

@@ -1,4 +1,4 @@
-//! Requests about single workers: start, signal, kill, and who belongs to one.
+//! Single workers: start, stop, signal, kill, and the search for the processes that belong to one.
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use papa_client::ClientError;
 use papa_protocol::json::reply::ErrorCode;
+use papa_protocol::process::Process;
 use papa_test_hooks::failpoint;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::sleep;
 
-use super::CONNECT_AGAIN_MIN;
+use super::{KEPT_PATIENCE, KERNEL_AGAIN};
 use crate::config::{Place, Release, WatcherConfig, inspect};
 use crate::kernel_link::{KernelLink, LinkError};
 use crate::pidfd::{self, Whom};
@@ -24,24 +25,18 @@ use crate::watcher::StartFailure;
 use crate::worker::Running;
 use papa_system::sys;
 
-/// How long a stop signal waits until it is noted who belongs to the worker.
+/// How long a stop signal waits until the processes of the worker are noted.
 const NOTE_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the kernel gets to say which process it is.
+/// How long the kernel may take to tell its process id.
 const STATUS_PATIENCE: Duration = Duration::from_millis(500);
-/// How long a start or a stop waits until what it follows from is kept; more than something refused
-/// is waited for.
-const KEPT_PATIENCE: Duration = Duration::from_secs(5);
-/// A signal whose way was cut by a dying kernel is sent again, so often.
+/// Attempts to send a signal while the kernel does not answer.
 const SIGNAL_ATTEMPTS: usize = 5;
-
-/// How long the file system may take to say whether a release is there; one that hangs is left to
-/// the kernel.
+/// How long the file system may take to say whether a release exists.
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Signals sent at once; each takes a descriptor for a moment.
+/// Signals sent at once; each needs a descriptor while it is sent.
 const MAX_SIGNALS_AT_ONCE: usize = 64;
 
-/// Which worker is to be started, and for whom.
+/// The worker to be started.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::supervisor) struct Order {
     pub(in crate::supervisor) watcher: WatcherId,
@@ -49,11 +44,8 @@ pub(in crate::supervisor) struct Order {
     pub(in crate::supervisor) generation: u64,
 }
 
-/// Starts one worker.
-///
-/// First the stop signals in `signals` go out: a reload would otherwise have one more worker there
-/// than it may. And first `kept` is over: until then the name may belong to a worker that has
-/// ended.
+/// Starts one worker, once the stop signals in `signals` are sent and `kept` is over: a reload never
+/// has more workers than it may, and until `kept` is over an ended worker may still have the name.
 pub(in crate::supervisor) fn start(
     link: KernelLink,
     config: Arc<WatcherConfig>,
@@ -64,81 +56,15 @@ pub(in crate::supervisor) fn start(
     events: mpsc::Sender<Event>,
 ) {
     tokio::spawn(async move {
-        let sent = async {
-            for signal in signals {
-                // An error means that the task has ended, which is as good.
-                let _ = signal.await;
-            }
+        await_signals(signals).await;
+        let (moved, result) = match place(&config, failed).await {
+            Ok(placed) => (
+                moved(&config, &placed, order.wid),
+                launch(&link, &config, &placed, order, kept).await,
+            ),
+            Err(failure) => (None, Err(failure)),
         };
-        let _ = tokio::time::timeout(NOTE_PATIENCE, sent).await;
-        let Order {
-            watcher,
-            wid,
-            generation,
-        } = order;
-        let looked = {
-            let config = config.clone();
-            tokio::task::spawn_blocking(move || config.place(failed.as_ref()))
-        };
-        let looked = tokio::time::timeout(LOOK_PATIENCE, looked).await;
-        let placed = match looked {
-            Ok(Ok(Place::Moved(placed))) => Arc::new(*placed),
-            Ok(Ok(Place::Nowhere(reason))) => {
-                let started = Event::Started {
-                    watcher,
-                    wid,
-                    moved: None,
-                    result: Err(StartFailure::NoRelease(reason)),
-                };
-                let _ = events.send(started).await;
-                return;
-            }
-            // Without an answer the kernel's has to do.
-            Ok(Ok(Place::Own) | Err(_)) | Err(_) => config.clone(),
-        };
-        let moved = (*placed != *config).then(|| placed.release()).flatten();
-        if let Some(release) = &moved {
-            let (watcher, release) = (&config.name, release.describe());
-            tracing::warn!(
-                watcher,
-                wid,
-                release,
-                "starting a worker in another release: its own was deleted"
-            );
-        }
-        let prepared = if kept.wait(KEPT_PATIENCE).await {
-            prepare(&link, &config, wid).await
-        } else {
-            // Nothing was asked; the watcher asks again.
-            Err(StartFailure::Unanswered)
-        };
-        let result = match prepared {
-            Ok(means) => link
-                .start(&config, &placed, wid, generation, means)
-                .await
-                .map_err(|error| {
-                    if error.is_unanswered() {
-                        StartFailure::Unanswered
-                    } else {
-                        StartFailure::Refused(error.to_string())
-                    }
-                }),
-            Err(failure) => Err(failure),
-        };
-        let result = match result {
-            Err(StartFailure::Refused(reason)) => {
-                let namespace = link.namespace().to_owned();
-                let hint = tokio::task::spawn_blocking(move || {
-                    inspect::missing_interpreter(&config, &namespace)
-                });
-                Err(StartFailure::Refused(match hint.await {
-                    Ok(Some(hint)) => format!("{reason}; {hint}"),
-                    _ => reason,
-                }))
-            }
-            result => result,
-        };
-        failpoint::reach("spawn.answered");
+        let Order { watcher, wid, .. } = order;
         let started = Event::Started {
             watcher,
             wid,
@@ -149,7 +75,91 @@ pub(in crate::supervisor) fn start(
     });
 }
 
-/// What the worker needs to say that it is ready.
+/// Waits until these signals are sent, for [`NOTE_PATIENCE`].
+async fn await_signals(signals: Vec<oneshot::Receiver<()>>) {
+    let sent = async {
+        for signal in signals {
+            // A task that has ended sends nothing any more.
+            let _ = signal.await;
+        }
+    };
+    let _ = tokio::time::timeout(NOTE_PATIENCE, sent).await;
+}
+
+/// The settings of a worker with the release it starts in: its own, or another if that was deleted.
+async fn place(
+    config: &Arc<WatcherConfig>,
+    failed: Option<Release>,
+) -> Result<Arc<WatcherConfig>, StartFailure> {
+    let own = config.clone();
+    let looked = tokio::task::spawn_blocking(move || own.place(failed.as_ref()));
+    match tokio::time::timeout(LOOK_PATIENCE, looked).await {
+        Ok(Ok(Place::Moved(placed))) => Ok(Arc::new(*placed)),
+        Ok(Ok(Place::Nowhere(reason))) => Err(StartFailure::NoRelease(reason)),
+        // Where the file system does not answer, the kernel finds out.
+        Ok(Ok(Place::Own) | Err(_)) | Err(_) => Ok(config.clone()),
+    }
+}
+
+/// The release that a worker starts in instead of its own.
+fn moved(config: &WatcherConfig, placed: &WatcherConfig, wid: u32) -> Option<Release> {
+    let release = placed.release().filter(|_| placed != config)?;
+    tracing::warn!(
+        watcher = config.name,
+        wid,
+        release = release.describe(),
+        "starting a worker in another release: its own was deleted"
+    );
+    Some(release)
+}
+
+/// Has the kernel start a worker as soon as `kept` is over.
+async fn launch(
+    link: &KernelLink,
+    config: &Arc<WatcherConfig>,
+    placed: &WatcherConfig,
+    order: Order,
+    kept: Pass,
+) -> Result<Process, StartFailure> {
+    let Order {
+        wid, generation, ..
+    } = order;
+    let prepared = if kept.wait(KEPT_PATIENCE).await {
+        prepare(link, config, wid).await
+    } else {
+        // The kernel was not asked; the watcher starts the worker again.
+        Err(StartFailure::Unanswered)
+    };
+    let result = match prepared {
+        Ok(means) => {
+            let started = link.start(config, placed, wid, generation, means).await;
+            started.map_err(|error| match error.is_unanswered() {
+                true => StartFailure::Unanswered,
+                false => StartFailure::Refused(error.to_string()),
+            })
+        }
+        Err(failure) => Err(failure),
+    };
+    let result = match result {
+        Err(StartFailure::Refused(reason)) => Err(explained(link, config, reason).await),
+        result => result,
+    };
+    failpoint::reach("spawn.answered");
+    result
+}
+
+/// A refused start, with the interpreter that the program lacks if that is the reason.
+async fn explained(link: &KernelLink, config: &Arc<WatcherConfig>, reason: String) -> StartFailure {
+    let (config, namespace) = (config.clone(), link.namespace().to_owned());
+    let hint =
+        tokio::task::spawn_blocking(move || inspect::missing_interpreter(&config, &namespace));
+    StartFailure::Refused(match hint.await {
+        Ok(Some(hint)) => format!("{reason}; {hint}"),
+        _ => reason,
+    })
+}
+
+/// What the worker is given to report that it is ready.
 async fn prepare(
     link: &KernelLink,
     config: &WatcherConfig,
@@ -171,7 +181,7 @@ async fn prepare(
     }
 }
 
-/// Who gets the stop signal.
+/// The processes that get the stop signal.
 pub(in crate::supervisor) fn stop_reach(stop_children: bool) -> Whom {
     if stop_children {
         Whom::WorkerAndChildren
@@ -180,8 +190,8 @@ pub(in crate::supervisor) fn stop_reach(stop_children: bool) -> Whom {
     }
 }
 
-/// Asks a worker to end, once it is noted who belongs to it and kept that it is to end. What it
-/// answers is told when the signal is out.
+/// Sends a stop signal, once the processes of the worker are noted and it is kept that it is to end.
+/// The receiver answers when the signal is sent.
 pub(in crate::supervisor) fn stop(
     link: KernelLink,
     process: Running,
@@ -194,12 +204,12 @@ pub(in crate::supervisor) fn stop(
     let (sent, receiver) = oneshot::channel();
     tokio::spawn(async move {
         if let Some(noted) = noted {
-            // Who cannot be told in time is recognised by parent, session and mark afterwards.
+            // Processes that are not noted in time are found later by parent, session and mark.
             let _ = tokio::time::timeout(NOTE_PATIENCE, noted).await;
         }
-        // A stop is not refused because nothing can be kept.
+        // A worker is stopped even if nothing can be kept.
         kept.wait(KEPT_PATIENCE).await;
-        // What goes wrong is logged; whoever is still there is killed in the end.
+        // Errors are logged; a worker that gets no signal is killed after its grace period.
         let _ = send(&link, process, |fd| {
             pidfd::signal(fd, process.pid, signal, whom)
         })
@@ -211,7 +221,7 @@ pub(in crate::supervisor) fn stop(
     receiver
 }
 
-/// Has processes looked for and dealt with.
+/// Has the thread for process trees look for the processes of a worker, and act on them.
 pub(in crate::supervisor) fn order_tree(
     trees: TreeThread,
     link: KernelLink,
@@ -235,8 +245,7 @@ pub(in crate::supervisor) fn order_tree(
     });
 }
 
-/// What a worker's environment has and nobody else's; nothing where the kernel does not say which
-/// it is.
+/// The environment entries that mark a worker's processes; empty if the kernel does not answer.
 async fn mark(link: &KernelLink, (key, wid): &(String, u32)) -> Vec<Vec<u8>> {
     let asked = tokio::time::timeout(STATUS_PATIENCE, link.mark(key, *wid)).await;
     let Ok(Ok(mark)) = asked else {
@@ -246,8 +255,8 @@ async fn mark(link: &KernelLink, (key, wid): &(String, u32)) -> Vec<Vec<u8>> {
     mark.variables().into_iter().map(entry).collect()
 }
 
-/// Sends a signal to one process, or to others of its tree. What it answers is told when the signal
-/// is out, or why it is not.
+/// Sends a signal to one process, or to others of its tree. The receiver answers when the signal is
+/// sent, or why it is not.
 pub(in crate::supervisor) fn signal(
     link: KernelLink,
     process: Running,
@@ -291,8 +300,7 @@ pub(in crate::supervisor) fn kill(
     });
 }
 
-/// Has something done with the pidfd of a process, unless that has ended. What goes wrong is
-/// logged, and told to people.
+/// Acts on the pidfd of a process, unless that has ended. The error is logged, and is for people.
 async fn send(
     link: &KernelLink,
     process: Running,
@@ -301,7 +309,7 @@ async fn send(
     static AT_ONCE: LazyLock<Semaphore> = LazyLock::new(|| {
         Semaphore::new((sys::descriptor_limit() / 16).clamp(1, MAX_SIGNALS_AT_ONCE))
     });
-    // A descriptor that arrives where there is no number left for it costs the connection.
+    // A descriptor that arrives when the process has no number left for it breaks the connection.
     let _turn = AT_ONCE.acquire().await;
     for _ in 0..SIGNAL_ATTEMPTS {
         let sent = match link.pidfd(process.serial, process.pid).await {
@@ -310,9 +318,9 @@ async fn send(
         };
         match sent {
             Ok(()) => return Ok(()),
-            // Its exit is on the way to us.
+            // It has ended; its exit is under way.
             Err(error) if error.code() == Some(ErrorCode::NotFound) => return Ok(()),
-            Err(error) if error.is_unanswered() => sleep(CONNECT_AGAIN_MIN).await,
+            Err(error) if error.is_unanswered() => sleep(KERNEL_AGAIN).await,
             Err(error) => {
                 tracing::warn!(pid = process.pid, %error, "cannot signal a worker");
                 return Err(format!("pid {} cannot be signalled: {error}", process.pid));
@@ -321,7 +329,7 @@ async fn send(
     }
     tracing::warn!(
         pid = process.pid,
-        "a worker cannot be signalled: the kernel does not answer"
+        "cannot signal a worker: the kernel does not answer"
     );
     Err(format!(
         "pid {} cannot be signalled: the kernel does not answer",

@@ -1,10 +1,8 @@
-//! The kernel's process id, asked for by many at once.
+//! The kernel's process id, shared by many callers.
 //!
-//! `status` takes the kernel a time in proportion to the number of its processes, and each worker
-//! that is stopped needs the answer a few times. Those who ask at the same moment share one
-//! question.
-//! Invariant: an answer is to a question that was sent after it was asked for, so that it is not
-//! older than the event that it is needed for.
+//! `status` costs the kernel time in proportion to its processes, and each worker that is stopped
+//! needs the answer a few times. Callers that wait at the same moment share one request.
+//! Invariant: a caller's answer comes from a request that was sent after the call.
 
 use std::time::Instant;
 
@@ -22,8 +20,7 @@ struct Told {
 }
 
 impl Shared {
-    /// The process id; `ask` is called if no question was sent since this was called. Whoever gets
-    /// the answer of another waits for that one.
+    /// The process id. `ask` is called unless another caller sends a request after this call.
     pub(super) async fn get(&self, ask: impl AsyncFnOnce() -> i32) -> i32 {
         let wanted = Instant::now();
         let mut told = self.0.lock().await;

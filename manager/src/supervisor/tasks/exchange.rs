@@ -1,0 +1,202 @@
+//! The sockets of a change of the configuration: made and replaced together, or not at all.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use papa_protocol::json::reply::ErrorCode;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::KEPT_PATIENCE;
+use super::sockets::hindrance;
+use crate::config::SocketConfig;
+use crate::kernel_link::{KernelLink, LinkError};
+use crate::supervisor::Event;
+use crate::supervisor::saves::Pass;
+
+/// How long an address may stay taken after its socket was closed: the keeper closes its copy after
+/// the kernel, and a worker as it ends.
+const BIND_PATIENCE: Duration = Duration::from_secs(1);
+/// Pause between two attempts to bind such an address.
+const BIND_AGAIN: Duration = Duration::from_millis(20);
+
+/// A socket that is closed and made again with other parameters.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Replacement {
+    pub(in crate::supervisor) before: SocketConfig,
+    pub(in crate::supervisor) after: SocketConfig,
+    /// Watchers whose workers have it: their copies keep the address taken.
+    pub(in crate::supervisor) held_by: Vec<String>,
+}
+
+/// What a change asks of the sockets.
+#[derive(Debug)]
+pub(in crate::supervisor) struct Exchange {
+    pub(in crate::supervisor) added: Vec<SocketConfig>,
+    pub(in crate::supervisor) replaced: Vec<Replacement>,
+    /// The change is rolled back: sockets that cannot be made are tried again later.
+    pub(in crate::supervisor) undoing: bool,
+}
+
+/// Makes and replaces sockets. If one fails, it takes the others back and reports why.
+pub(in crate::supervisor) fn change_sockets(
+    link: KernelLink,
+    exchange: Exchange,
+    kept: Pass,
+    events: mpsc::Sender<Event>,
+) {
+    tokio::spawn(async move {
+        // The previous configuration is kept before the first socket changes.
+        kept.wait(KEPT_PATIENCE).await;
+        let mut lost = BTreeMap::new();
+        let result = match remaining(&link, &exchange.replaced).await {
+            Err(reason) => Err(reason),
+            Ok(replaced) if exchange.undoing => {
+                restore(&link, &exchange.added, &replaced, &mut lost).await
+            }
+            Ok(replaced) => exchange_all(&link, &exchange.added, &replaced, &mut lost).await,
+        };
+        let _ = events.send(Event::SocketsChanged { result, lost }).await;
+    });
+}
+
+/// The replacements that an earlier manager has not made yet.
+async fn remaining<'a>(
+    link: &KernelLink,
+    replaced: &'a [Replacement],
+) -> Result<Vec<&'a Replacement>, String> {
+    let mut remaining = Vec::new();
+    for replacement in replaced {
+        let after = &replacement.after;
+        match link.has_socket(after).await {
+            Ok(true) => {}
+            Ok(false) => remaining.push(replacement),
+            Err(error) => return Err(format!("socket {}: {error}", after.name)),
+        }
+    }
+    Ok(remaining)
+}
+
+/// Restores the previous sockets. One whose address is taken by now is `lost` until it can be bound;
+/// its replacement is closed all the same.
+async fn restore(
+    link: &KernelLink,
+    added: &[SocketConfig],
+    replaced: &[&Replacement],
+    lost: &mut BTreeMap<String, String>,
+) -> Result<(), String> {
+    for socket in added {
+        if let Err(error) = link.make_socket(socket).await {
+            lost.insert(socket.name.clone(), hindrance(socket, &error).await);
+        }
+    }
+    for Replacement { before, after, .. } in replaced {
+        if let Err(error) = remake(link, before, after).await {
+            lost.insert(after.name.clone(), hindrance(after, &error).await);
+        }
+    }
+    let told = lost.iter();
+    let told: Vec<_> = told
+        .map(|(name, reason)| format!("socket {name}: {reason}; it is bound as soon as it can be"))
+        .collect();
+    if told.is_empty() {
+        Ok(())
+    } else {
+        Err(told.join("; "))
+    }
+}
+
+/// Makes and replaces all of them, or none.
+async fn exchange_all(
+    link: &KernelLink,
+    added: &[SocketConfig],
+    replaced: &[&Replacement],
+    lost: &mut BTreeMap<String, String>,
+) -> Result<(), String> {
+    // A socket that workers have cannot be made again once it is closed, so all replacements are
+    // tried before the first is closed.
+    for replacement in replaced {
+        try_out(link, replacement).await?;
+    }
+    let mut made: Vec<&SocketConfig> = Vec::new();
+    let mut closed: Vec<&Replacement> = Vec::new();
+    let mut result = Ok(());
+    for socket in added {
+        match link.make_socket(socket).await {
+            Ok(()) => made.push(socket),
+            Err(error) => {
+                let reason = hindrance(socket, &error).await;
+                result = Err(format!("socket {}: {reason}", socket.name));
+                break;
+            }
+        }
+    }
+    if result.is_ok() {
+        for replacement in replaced {
+            closed.push(replacement);
+            if let Err(error) = remake(link, &replacement.before, &replacement.after).await {
+                let reason = hindrance(&replacement.after, &error).await;
+                result = Err(format!("socket {}: {reason}", replacement.after.name));
+                break;
+            }
+        }
+    }
+    if result.is_err() {
+        for socket in made {
+            if let Err(error) = link.remove_socket(socket).await {
+                tracing::error!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
+            }
+        }
+        for Replacement { before, after, .. } in closed {
+            if let Err(error) = remake(link, after, before).await {
+                tracing::error!(socket = before.name, %error, "cannot restore the socket");
+                lost.insert(before.name.clone(), hindrance(before, &error).await);
+            }
+        }
+    }
+    result
+}
+
+/// Checks that the new socket can be made while workers have the old one.
+async fn try_out(link: &KernelLink, replacement: &Replacement) -> Result<(), String> {
+    let Replacement {
+        before,
+        after,
+        held_by,
+    } = replacement;
+    if held_by.is_empty() {
+        return Ok(());
+    }
+    let tried = if after.path.is_some() && after.path == before.path {
+        Err("its path stays the same".to_owned())
+    } else {
+        link.try_socket(after)
+            .await
+            .map_err(|error| error.to_string())
+    };
+    tried.map_err(|reason| {
+        format!(
+            "socket {}: {reason}; as long as workers of {} have it, it can be opened anew only at a free address: stop them first",
+            after.name,
+            held_by.join(", ")
+        )
+    })
+}
+
+/// Closes one socket and makes the other, which may need the same address.
+async fn remake(
+    link: &KernelLink,
+    before: &SocketConfig,
+    after: &SocketConfig,
+) -> Result<(), LinkError> {
+    link.remove_socket(before).await?;
+    let until = Instant::now() + BIND_PATIENCE;
+    loop {
+        match link.make_socket(after).await {
+            Err(error) if error.code() == Some(ErrorCode::BindFailed) && Instant::now() < until => {
+                sleep(BIND_AGAIN).await;
+            }
+            result => return result,
+        }
+    }
+}

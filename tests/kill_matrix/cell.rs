@@ -2,34 +2,22 @@
 //! again.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::drive::{Driven, STATUS};
 use crate::places::{Drive, Place};
 use papa_harness::whole::{Life, RECOVERY, Role, Whole};
-use papa_harness::{Failpoints, Hit, Json, procfs};
+use papa_harness::{Failpoints, Hit, procfs};
 
 /// How long it may take until the place is reached.
 const REACHED: Duration = Duration::from_secs(30);
 /// Pause between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// What the worker that is to end says.
-const STATUS: i64 = 7;
-/// Values set until the journal is rewritten: many times what that takes.
-const VALUES: usize = 120;
-/// Bytes of such a value.
-const VALUE_BYTES: usize = 20_000;
-/// Lines of a burst: more than a log file's limit.
-const BURST_LINES: usize = 3000;
-
-/// The path of a unix socket, below the scratch directory.
-const SOCKET: &str = "matrix.sock";
 /// Has `web` use it: its workers are replaced when the socket is bound anew.
 const USES_SOCKET: &str = "also=$(circus.sockets.matrix)";
 
@@ -87,7 +75,7 @@ impl std::fmt::Display for Victim {
 #[derive(Debug)]
 pub(crate) struct Bench {
     pub(crate) whole: Whole,
-    failpoints: Failpoints,
+    pub(crate) failpoints: Failpoints,
 }
 
 impl Bench {
@@ -109,13 +97,13 @@ impl Bench {
     /// Everything that is not as it must be.
     pub(crate) fn cell(&mut self, place: &Place, victim: Victim) -> Result<(), Vec<String>> {
         let one = |text: String| vec![text];
-        self.prepare(place.drive).map_err(one)?;
+        let mut driven = self.prepare(place.drive).map_err(one)?;
         let before = self.whole.lives();
         let mut idle = outlives(place, victim).then(|| self.whole.kernel.json());
         self.failpoints
             .arm(place.name, place.time, &place.role.to_string());
-        let driven = self.drive(place.drive).map_err(one)?;
-        let hit = self.wait_hit(place);
+        self.drive(place.drive, &mut driven).map_err(one)?;
+        let hit = self.wait_hit(place.name);
         let killed = hit.and_then(|hit| self.kill(place, &hit, victim));
         self.failpoints.clear();
         killed.map_err(one)?;
@@ -133,129 +121,10 @@ impl Bench {
         self.check_ends(place, victim, &driven.ending, &before)
     }
 
-    /// Has the worker that is to end be the child of whom it must be.
-    fn prepare(&mut self, drive: Drive) -> Result<(), String> {
-        if !matches!(
-            drive,
-            Drive::End | Drive::EndLeaving | Drive::EndAdopted | Drive::EndOrphaned
-        ) {
-            return Ok(());
-        }
-        let mortal = self.mortal()?;
-        let parent = procfs::stat(mortal.pid).map(|stat| stat.parent);
-        let is = |role| parent == Some(self.whole.pid(role));
-        let (own, adopted) = (is(Role::Kernel), is(Role::Keeper));
-        let right = match drive {
-            Drive::EndAdopted => adopted,
-            Drive::EndOrphaned => !own && !adopted,
-            _ => own,
-        };
-        if right {
-            return Ok(());
-        }
-        if !own {
-            self.end(&mortal)?;
-            self.wait_successor(&mortal)?;
-            self.whole.restore()?;
-        }
-        // Whoever it is the child of from now on.
-        let deaths: &[Role] = match drive {
-            Drive::EndAdopted => &[Role::Kernel],
-            Drive::EndOrphaned => &[Role::Kernel, Role::Keeper],
-            _ => &[],
-        };
-        for role in deaths {
-            self.die(*role)?;
-        }
-        Ok(())
-    }
-
-    /// Kills one and waits for its successor.
-    fn die(&mut self, role: Role) -> Result<(), String> {
-        let before = self.whole.pid(role);
-        self.whole.kill(role);
-        wait(&format!("the {role} has ended"), || {
-            (!procfs::alive(before)).then_some(())
-        })?;
-        self.whole.restore()
-    }
-
-    fn mortal(&self) -> Result<Life, String> {
-        let mut living = self.whole.living("mortal");
-        living.retain(Life::is_there);
-        living.pop().ok_or_else(|| "no mortal worker".to_owned())
-    }
-
-    fn end(&self, life: &Life) -> Result<(), String> {
-        life.order(self.whole.kernel.directory(), &format!("exit {STATUS}"))
-            .map(drop)
-            .ok_or_else(|| format!("{} takes no orders", life.source()))
-    }
-
-    /// Does what has the place reached, or has it done by somebody who may have to wait.
-    fn drive(&mut self, drive: Drive) -> Result<Driven, String> {
-        let mut driven = Driven::default();
-        match drive {
-            Drive::Write => {}
-            Drive::Burst => {
-                let directory = self.whole.kernel.directory().to_owned();
-                let mortal = self.mortal()?;
-                driven.asked = Some(std::thread::spawn(move || {
-                    let _ = mortal.order(&directory, &format!("burst out {BURST_LINES} 80 0"));
-                }));
-            }
-            Drive::End | Drive::EndLeaving | Drive::EndAdopted | Drive::EndOrphaned => {
-                let mortal = self.mortal()?;
-                if drive == Drive::EndLeaving {
-                    mortal
-                        .order(self.whole.kernel.directory(), "leave")
-                        .ok_or_else(|| format!("{} takes no orders", mortal.source()))?;
-                }
-                self.end(&mortal)?;
-                driven.ending = Some(mortal);
-            }
-            Drive::Values => {
-                let socket = self.whole.kernel.socket_path();
-                driven.asked = Some(std::thread::spawn(move || set_values(&socket)));
-            }
-            Drive::KernelDies => self.whole.kill(Role::Kernel),
-            Drive::ManagerDies => {
-                let manager = self.whole.pid(Role::Manager);
-                self.whole.kill(Role::Manager);
-                // Gone is more than ended: its first thread may end before the others.
-                wait("another manager is started", || {
-                    let started = self.whole.start_manager();
-                    let gone = procfs::stat(manager).is_none();
-                    gone.then_some(started)
-                })??;
-            }
-            Drive::KeeperDies => self.whole.kill(Role::Keeper),
-            Drive::Upgrade | Drive::UpgradeBoth => {
-                let socket = self.whole.kernel.socket_path();
-                let request = json!({"keeper": drive == Drive::UpgradeBoth});
-                driven.asked = Some(std::thread::spawn(move || {
-                    let session = Json::unix(&socket);
-                    let _ = session.map(|mut session| session.call("kernel.upgrade", request));
-                }));
-            }
-            Drive::UpgradeManager => self.whole.signal(Role::Manager, Signal::SIGUSR2),
-            Drive::PathGone => {
-                let path = self.whole.kernel.directory().join(SOCKET);
-                std::fs::remove_file(&path).map_err(|error| error.to_string())?;
-                driven.lost = Some((path, self.whole.living("web")));
-            }
-            Drive::Reload => {
-                let path = self.whole.kernel.runtime_dir().join("circus.manager.sock");
-                driven.asked = Some(std::thread::spawn(move || reload(&path)));
-            }
-        }
-        Ok(driven)
-    }
-
-    fn wait_hit(&self, place: &Place) -> Result<Hit, String> {
+    pub(crate) fn wait_hit(&self, place: &str) -> Result<Hit, String> {
         let deadline = Instant::now() + REACHED;
         loop {
-            if let Some(hit) = self.failpoints.hit(place.name)
+            if let Some(hit) = self.failpoints.hit(place)
                 && !stopped(&hit).is_empty()
             {
                 return Ok(hit);
@@ -329,7 +198,7 @@ impl Bench {
         self.whole.restore()
     }
 
-    fn wait_successor(&self, before: &Life) -> Result<(), String> {
+    pub(crate) fn wait_successor(&self, before: &Life) -> Result<(), String> {
         wait("another mortal worker lives", || {
             let living = self.whole.living("mortal");
             living
@@ -389,17 +258,6 @@ fn outlives(place: &Place, victim: Victim) -> bool {
     }
 }
 
-/// What goes on because of a drive.
-#[derive(Debug, Default)]
-struct Driven {
-    /// The worker that ends.
-    ending: Option<Life>,
-    /// Who waits for an answer.
-    asked: Option<JoinHandle<()>>,
-    /// Where a unix socket is to be again, and the workers that have the old one.
-    lost: Option<(PathBuf, Vec<Life>)>,
-}
-
 fn is_in(life: &Life, others: &[Life]) -> bool {
     others
         .iter()
@@ -414,7 +272,7 @@ fn stopped(hit: &Hit) -> Vec<i32> {
     found
 }
 
-fn wait<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> Result<T, String> {
+pub(crate) fn wait<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> Result<T, String> {
     let deadline = Instant::now() + RECOVERY;
     loop {
         if let Some(found) = get() {
@@ -424,32 +282,5 @@ fn wait<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> Result<T, String> 
             return Err(format!("waited {RECOVERY:?} in vain until {what}"));
         }
         std::thread::sleep(LOOK_AGAIN);
-    }
-}
-
-/// Until the kernel is killed or all are set.
-fn set_values(socket: &Path) {
-    let Ok(mut session) = Json::unix(socket) else {
-        return;
-    };
-    for number in 0..VALUES {
-        let value = format!("{number}{}", "v".repeat(VALUE_BYTES));
-        let request = json!({"name": "matrix.filler", "value": value});
-        if !matches!(session.call("value.set", request), Ok(Ok(_))) {
-            return;
-        }
-    }
-}
-
-/// Asks for a reload and waits for its answer, or for the end of the connection.
-fn reload(socket: &Path) {
-    let Ok(mut stream) = UnixStream::connect(socket) else {
-        return;
-    };
-    let _ = stream.set_read_timeout(Some(RECOVERY));
-    let request =
-        json!({"id": 1, "command": "reload", "properties": {"name": "web", "waiting": true}});
-    if writeln!(stream, "{request}").is_ok() {
-        let _ = BufReader::new(stream).read_line(&mut String::new());
     }
 }

@@ -14,6 +14,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cell;
+mod drive;
 mod places;
 mod table;
 

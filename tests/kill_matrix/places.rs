@@ -32,6 +32,16 @@ pub(crate) enum Drive {
     Write,
     /// Workers write so much that files are turned.
     Burst,
+    /// A log file takes only the beginning of a write.
+    CutWrite,
+    /// The same; then there is room again.
+    CutResumed,
+    /// The same; then the manager is killed, so that another one finishes the write.
+    CutKilled,
+    /// A worker ends, and the kernel refuses once to keep what follows from that.
+    SaveRefused,
+    /// The same, and the manager tries again.
+    SaveRetried,
     /// A worker the kernel started itself ends, and is started anew.
     End,
     /// A worker ends whose child ignores SIGTERM and stays; it is started anew when that is killed.
@@ -66,6 +76,11 @@ impl std::fmt::Display for Drive {
         f.write_str(match self {
             Self::Write => "writing",
             Self::Burst => "much writing",
+            Self::CutWrite => "a disk that becomes full",
+            Self::CutResumed => "a full disk has room again",
+            Self::CutKilled => "the manager was killed while a disk was full",
+            Self::SaveRefused => "the kernel refuses to keep a value",
+            Self::SaveRetried => "a refused value is sent again",
             Self::End => "a worker ends",
             Self::EndLeaving => "a worker ends and leaves a child",
             Self::EndAdopted => "an adopted worker ends",
@@ -408,6 +423,84 @@ pub(crate) const PLACES: &[Place] = &[
         Role::Manager,
         Drive::Write,
         "recorded, not acknowledged",
+    ),
+    place(
+        "log.cut",
+        Role::Manager,
+        Drive::CutWrite,
+        "the beginning of a write is in the file, and the record does not say how much",
+    ),
+    place(
+        "log.cut_noted",
+        Role::Manager,
+        Drive::CutWrite,
+        "the record says how much, and the rest waits",
+    ),
+    place(
+        "log.before_rest",
+        Role::Manager,
+        Drive::CutResumed,
+        "the rest is about to be written",
+    ),
+    place(
+        "log.in_rest",
+        Role::Manager,
+        Drive::CutResumed,
+        "half of the rest is in the file",
+    ),
+    place(
+        "log.after_rest",
+        Role::Manager,
+        Drive::CutResumed,
+        "all of it, and the record does not say so",
+    ),
+    place(
+        "log.before_rest",
+        Role::Manager,
+        Drive::CutKilled,
+        "the next manager is about to write the rest",
+    ),
+    place(
+        "log.in_rest",
+        Role::Manager,
+        Drive::CutKilled,
+        "half of the rest is in the file",
+    ),
+    place(
+        "log.after_rest",
+        Role::Manager,
+        Drive::CutKilled,
+        "all of it, and the record does not say so",
+    ),
+    place(
+        "save.refused",
+        Role::Manager,
+        Drive::SaveRefused,
+        "the manager was told, and has not tried again",
+    ),
+    place(
+        "save.again",
+        Role::Manager,
+        Drive::SaveRetried,
+        "it is about to be sent again",
+    ),
+    place(
+        "value.asked",
+        Role::Kernel,
+        Drive::SaveRetried,
+        "the kernel has it, and not in its journal",
+    ),
+    place(
+        "value.recorded",
+        Role::Kernel,
+        Drive::SaveRetried,
+        "it is in the journal, nobody was answered",
+    ),
+    place(
+        "save.taken",
+        Role::Manager,
+        Drive::SaveRetried,
+        "the manager was told, and has not noted that",
     ),
     place(
         "log.rotating",

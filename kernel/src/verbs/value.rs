@@ -3,6 +3,7 @@
 use papa_protocol::limits::{MAX_VALUES, MAX_VALUES_BYTES};
 use papa_protocol::name::{Name, NamePattern};
 use papa_protocol::text::ByteString;
+use papa_test_hooks::failpoint;
 
 use super::claim::may_change;
 use super::{VerbError, limit, not_recorded};
@@ -28,7 +29,10 @@ pub(crate) fn set(
             if old.is_none() && world.table.values.len() >= MAX_VALUES {
                 return Err(limit("values", MAX_VALUES));
             }
-            if world.table.values_bytes + value.len() > MAX_VALUES_BYTES + old.unwrap_or(0) {
+            // A test has the kernel refuse one value.
+            let refused = failpoint::take("value.full");
+            let room = MAX_VALUES_BYTES + old.unwrap_or(0);
+            if refused || world.table.values_bytes + value.len() > room {
                 return Err(limit("bytes in values", MAX_VALUES_BYTES));
             }
             Entry::Value { name, value }
@@ -36,7 +40,10 @@ pub(crate) fn set(
         None if world.table.values.contains_key(&name) => Entry::Unvalue { name },
         None => return Ok(()),
     };
-    world.commit(entry).map_err(|error| not_recorded(&error))
+    failpoint::reach("value.asked");
+    let recorded = world.commit(entry);
+    failpoint::reach("value.recorded");
+    recorded.map_err(|error| not_recorded(&error))
 }
 
 /// Values that match, by name; no pattern means all.

@@ -438,7 +438,7 @@ impl LogFile {
             return Err(io::ErrorKind::NotFound.into());
         };
         let parts = [self.pending.bytes.as_slice(), more];
-        write::write(&handle.file, handle.regular, parts, written)?;
+        write::write(&handle.file, handle.regular, parts, written, "log.in_write")?;
         failpoint::reach("log.after_write");
         store.finish_write(slot, &self.pending.deltas)?;
         handle.size += *written as u64;
@@ -474,9 +474,11 @@ impl LogFile {
             mut bytes, deltas, ..
         } = std::mem::take(&mut self.pending);
         bytes.extend_from_slice(more);
+        failpoint::reach("log.cut");
         if let Err(error) = store.note_written(slot, written) {
             tracing::warn!(path = %self.path.display(), %error, "cannot record the progress of a write in the log state");
         }
+        failpoint::reach("log.cut_noted");
         let attempt = Attempt {
             slot,
             id: handle.id,
@@ -492,6 +494,7 @@ impl LogFile {
 
     /// Carries a write that had failed, or a predecessor's, to its end, or suspends the file.
     fn finish(&mut self, store: &mut Store, mut attempt: Attempt, now: Now) {
+        failpoint::reach("log.before_rest");
         if let Err(error) = attempt.proceed() {
             if attempt.written > 0 {
                 if let Err(error) = store.note_written(attempt.slot, attempt.written) {
@@ -502,7 +505,7 @@ impl LogFile {
             let released = store.release(attempt.slot);
             return self.suspend(&released.err().unwrap_or(error), now, None);
         }
-        failpoint::reach("log.after_write");
+        failpoint::reach("log.after_rest");
         if let Err(error) = store.finish_write(attempt.slot, &attempt.deltas) {
             return self.suspend(&error, now, Some(Stuck::Write(attempt)));
         }

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use papa_test_hooks::failpoint;
 use tokio::sync::{oneshot, watch};
 
 /// First pause before something refused is sent again.
@@ -236,11 +237,16 @@ impl Saves {
         if let Some(step) = self.steps.front().filter(|_| due(self.again)) {
             let entries = step.entries.iter().take(MAX_PARCEL);
             let entries = entries.map(|(key, what)| (key.clone(), what.clone()));
+            let entries: Vec<_> = entries.collect();
             self.under_way = Some(true);
             self.again = None;
-            return Some(Parcel {
-                entries: entries.collect(),
-            });
+            if entries
+                .iter()
+                .any(|(key, _)| self.troubles.contains_key(key))
+            {
+                failpoint::reach("save.again");
+            }
+            return Some(Parcel { entries });
         }
         if self.aside_again.is_none() || !due(self.aside_again) {
             return None;
@@ -299,6 +305,9 @@ impl Saves {
                 ),
             });
         }
+        if refused {
+            failpoint::reach("save.refused");
+        }
         if of_step && refused {
             self.again = Some(now + self.pause);
             self.pause = (self.pause * 2).min(AGAIN_MAX);
@@ -317,6 +326,9 @@ impl Saves {
     }
 
     fn done(&mut self, key: &Key, of_step: bool) {
+        if self.troubles.contains_key(key) {
+            failpoint::reach("save.taken");
+        }
         if of_step && let Some(step) = self.steps.front_mut() {
             step.entries.remove(key);
         }

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papa_test_hooks::failpoint;
 
@@ -115,16 +116,19 @@ impl Attempt {
             self.regular,
             [&self.bytes, &[]],
             &mut self.written,
+            "log.in_rest",
         )
     }
 }
 
-/// Writes what is left of `parts` once `written` bytes of them are in the file.
+/// Writes what is left of `parts` once `written` bytes of them are in the file. A test that arms
+/// the failpoint `place` has half of it written first.
 pub(super) fn write(
     mut file: &File,
     regular: bool,
     parts: [&[u8]; 2],
     written: &mut usize,
+    place: &str,
 ) -> io::Result<()> {
     loop {
         let [first, second] = parts;
@@ -137,7 +141,12 @@ pub(super) fn write(
         }
         pulse::step();
         let half = next.get(..next.len() / 2).unwrap_or_default();
-        let result = match (regular, failpoint::is_armed("log.in_write")) {
+        if regular && !half.is_empty() && failpoint::take("log.full") {
+            // A test has the disk become full in the middle of a write.
+            *written += file.write(half)?;
+            return Err(Errno::ENOSPC.into());
+        }
+        let result = match (regular, failpoint::is_armed(place)) {
             // Ours is not the only hand on it: never more than there is room for.
             (false, _) => {
                 writable_now(file)?;
@@ -150,7 +159,7 @@ pub(super) fn write(
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => {
                 *written += count;
-                failpoint::reach("log.in_write");
+                failpoint::reach(place);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

@@ -9,12 +9,13 @@
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
 //! | `probe` | readiness, health checks, starts on demand |
 //! | `procinfo` | what processes use of the machine |
-//! | `control` | the socket `papactl` speaks to |
+//! | `control` | the socket `papactl` speaks to; the protocol is the crate `papa-control` |
 //! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
 //! | `own_log` | the manager's log |
 #![forbid(unsafe_code)]
 
 pub use papa_config as config;
+pub use papa_control::last_words;
 pub use papa_processes::{mark, orphan, pidfd, tree};
 pub use papa_system::{holder, pidfile, runtime_dir};
 
@@ -25,7 +26,6 @@ pub mod commands;
 pub mod control;
 pub mod error;
 pub mod kernel_link;
-pub mod last_words;
 pub mod life;
 pub mod own_log;
 pub mod probe;

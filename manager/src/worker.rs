@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use papa_control::last_words::End;
+use papa_protocol::process::Exit;
 use papa_test_hooks::failpoint;
 
 use crate::config::SignalNumber;
@@ -32,6 +34,25 @@ pub struct Running {
     pub started_us: u64,
     /// The same on our clock, as well as it can be told.
     pub started: Instant,
+}
+
+impl Running {
+    /// The record of its end, as worker `wid`.
+    #[must_use]
+    pub fn end(&self, wid: u32, exit: Option<&Exit>, asked: bool, lines: Vec<String>) -> End {
+        End {
+            wid,
+            pid: self.pid.unsigned_abs(),
+            serial: self.serial,
+            at_ms: exit.map_or(0, |exit| exit.stamp_us / 1000),
+            ran_ms: exit.map(|exit| exit.stamp_us.saturating_sub(self.started_us) / 1000),
+            code: exit.and_then(|exit| exit.code),
+            signal: exit.and_then(|exit| exit.signal),
+            core: exit.is_some_and(|exit| exit.core),
+            asked,
+            lines,
+        }
+    }
 }
 
 /// One worker.

@@ -4,8 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 
-use papa_manager::control::reply::Reply;
-use papa_manager::control::request::Request;
+use papa_control::reply::Reply;
+use papa_control::request::Request;
 
 fuzz_target!(|line: &[u8]| {
     match Request::parse(line) {

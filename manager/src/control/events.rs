@@ -12,13 +12,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use crate::control::reply::Reply;
 use crate::control::request::{Listen, Request, Since};
 use crate::last_words::End;
+use papa_control::message::EventsReply;
 
 /// Events kept for those who come back: minutes of a busy manager, some 10 MiB at the very most.
 const RING_EVENTS: usize = 4096;
@@ -166,19 +166,6 @@ fn shortened(text: &str) -> &str {
         end -= 1;
     }
     &text[..end]
-}
-
-/// Answer to one fetch of a listener.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct EventsReply {
-    /// Which manager's life the numbers belong to.
-    pub incarnation: String,
-    /// Number of the last event looked at: where to go on.
-    pub seq: u64,
-    /// Events that are lost to this listener; none when their number is not known.
-    pub missed: Option<u64>,
-    /// In order.
-    pub events: Vec<Map<String, Value>>,
 }
 
 #[derive(Debug)]

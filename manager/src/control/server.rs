@@ -26,7 +26,7 @@ use crate::control::message::{
     Command, Errno, EventsReply, Listen, MAX_REQUEST_BYTES, Reply, Request, RequestError, Since,
 };
 use crate::control::sessions::{MAX_LISTENERS, Session, Sessions};
-use crate::control::stuck::{Found, end_if_stuck};
+use crate::control::stuck::{Found, end_if_stuck, holder, lock_path};
 use crate::error::ManagerError;
 use crate::runtime_dir::RuntimeDir;
 
@@ -168,15 +168,6 @@ fn listen_again(path: &Path) -> io::Result<Option<(UnixListener, Bound)>> {
         _lock: lock,
     };
     Ok(Some((listener, bound)))
-}
-
-/// Who wrote itself into the lock.
-pub(super) fn holder(socket: &Path) -> Option<i32> {
-    fs::read_to_string(lock_path(socket)).ok()?.parse().ok()
-}
-
-fn lock_path(socket: &Path) -> PathBuf {
-    socket.with_extension("lock")
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {

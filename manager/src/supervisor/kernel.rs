@@ -20,7 +20,6 @@ use crate::config::{Config, Release, WatcherConfig};
 use crate::control::events::EventKind;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, settings};
-use crate::last_words::End;
 use crate::state::{self, Kept};
 use crate::supervisor::resume::Resumed;
 use crate::supervisor::{Event, Look, Phase, Supervisor, WatcherId, tasks};
@@ -192,7 +191,7 @@ impl Supervisor {
             };
             if !watcher.knows_end(running.serial) {
                 let lines = self.dead.take_words(running.serial);
-                let end = End::of(wid, &running, exit, false, lines);
+                let end = running.end(wid, exit, false, lines);
                 watcher.note_last_words(end);
             }
             let unseen = Unseen {

@@ -72,7 +72,7 @@ impl Supervisor {
         let (wid, worker) = (*wid, *worker);
         let asked = !worker.ends_by_itself();
         let lines = self.dead.take_words(serial);
-        let end = End::of(wid, worker.process()?, exit, asked, lines);
+        let end = worker.process()?.end(wid, exit, asked, lines);
         if !asked
             && exit.is_some()
             && let Some(watcher) = self.watchers.get_mut(&id)

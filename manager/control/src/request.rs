@@ -12,11 +12,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::SignalNumber;
-use crate::control::options::OptionValues;
-use crate::control::properties as wire;
-use crate::control::reply::{Errno, RequestError, line_of};
-use crate::control::selection::Selection;
+use crate::options::OptionValues;
+use crate::properties as wire;
+use crate::reply::{Errno, RequestError, line_of};
+use crate::selection::Selection;
+use papa_config::SignalNumber;
 
 #[cfg(test)]
 mod tests;
@@ -102,7 +102,7 @@ macro_rules! commands {
 
         /// Word, names of the properties and first lines of documentation of every command.
         #[cfg(test)]
-        pub(super) fn described() -> Vec<(&'static str, Vec<&'static str>, String)> {
+        pub(crate) fn described() -> Vec<(&'static str, Vec<&'static str>, String)> {
             vec![$((
                 $word,
                 names_of_properties!(

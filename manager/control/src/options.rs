@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::known::{self, Form};
-use crate::config::scalar;
-use crate::control::reply::{Errno, RequestError};
+use crate::reply::{Errno, RequestError};
+use papa_config::known::{self, Form};
+use papa_config::scalar;
 
 /// Most options in one request.
 const MAX_OPTIONS: usize = 1024;
@@ -212,7 +212,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config;
+    use papa_config as config;
 
     fn parse(value: &Value) -> Result<OptionValues, RequestError> {
         OptionValues::parse(value.as_object().unwrap())
@@ -378,7 +378,7 @@ mod tests {
     fn words_survive_quoting() {
         for word in ["", "a b", "it's", "\"x\"", "$(circus.wid)", "a\nb", "\\"] {
             assert_eq!(
-                crate::config::words::split(&quote(word)).unwrap(),
+                papa_config::words::split(&quote(word)).unwrap(),
                 [word],
                 "{word}"
             );

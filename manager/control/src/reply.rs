@@ -195,7 +195,7 @@ impl Errno {
     }
 }
 
-pub(super) fn line_of(value: &Value) -> Vec<u8> {
+pub(crate) fn line_of(value: &Value) -> Vec<u8> {
     let mut line = value.to_string().into_bytes();
     line.push(b'\n');
     line
@@ -206,7 +206,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::control::body::StatusReply;
+    use crate::body::StatusReply;
 
     #[test]
     fn replies_have_circus_shape() {

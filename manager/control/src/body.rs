@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use papa_logs::form::LineForm;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::config::{StreamConfig, WatcherConfig};
 use crate::last_words::End;
+use papa_config::{StreamConfig, WatcherConfig};
 
 /// Answer to `status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +28,19 @@ pub struct StatusReply {
     /// The manager itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manager: Option<ManagerStatus>,
+}
+
+/// Answer to one fetch of a listener.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EventsReply {
+    /// Which manager's life the numbers belong to.
+    pub incarnation: String,
+    /// Number of the last event looked at: where to go on.
+    pub seq: u64,
+    /// Events that are lost to this listener; none when their number is not known.
+    pub missed: Option<u64>,
+    /// In order.
+    pub events: Vec<Map<String, Value>>,
 }
 
 /// Answer to `shutdown`, when everything has ended.

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::control::selection::Matching;
+use crate::selection::Matching;
 
 fn parse(text: &str) -> Result<Request, (Value, RequestError)> {
     Request::parse(text.as_bytes())
@@ -276,7 +276,7 @@ fn wrong_properties_say_what_is_expected() {
 }
 
 /// The fields that serde's derive knows of a type, by asking the derive for them.
-pub(super) fn fields_of<T: DeserializeOwned>() -> Vec<&'static str> {
+pub(crate) fn fields_of<T: DeserializeOwned>() -> Vec<&'static str> {
     struct Asking<'a>(&'a mut Vec<&'static str>);
 
     impl<'de> serde::Deserializer<'de> for Asking<'_> {
@@ -326,7 +326,7 @@ fn the_page_names_every_command_and_its_properties() {
         ));
     }
     table.push('\n');
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/control.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/control.md");
     let page = std::fs::read_to_string(path).unwrap();
     let begin = "<!-- commands, written by UPDATE_README=1 cargo test -->\n";
     let from = page.find(begin).expect("the page has the marker") + begin.len();

@@ -8,10 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use papa_protocol::process::Exit;
 use serde::{Deserialize, Serialize};
-
-use crate::worker::Running;
 
 /// Ends kept of one watcher.
 pub const MAX_ENDS: usize = 3;
@@ -60,29 +57,6 @@ pub struct End {
 pub type Ends = VecDeque<End>;
 
 impl End {
-    /// The record of a worker's end.
-    #[must_use]
-    pub fn of(
-        wid: u32,
-        process: &Running,
-        exit: Option<&Exit>,
-        asked: bool,
-        lines: Vec<String>,
-    ) -> Self {
-        Self {
-            wid,
-            pid: process.pid.unsigned_abs(),
-            serial: process.serial,
-            at_ms: exit.map_or(0, |exit| exit.stamp_us / 1000),
-            ran_ms: exit.map(|exit| exit.stamp_us.saturating_sub(process.started_us) / 1000),
-            code: exit.and_then(|exit| exit.code),
-            signal: exit.and_then(|exit| exit.signal),
-            core: exit.is_some_and(|exit| exit.core),
-            asked,
-            lines,
-        }
-    }
-
     /// `exited with 1`, `signal 11 (core dumped)`.
     #[must_use]
     pub fn how(&self) -> String {

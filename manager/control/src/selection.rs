@@ -7,7 +7,7 @@
 use regex_lite::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::control::reply::{Errno, RequestError};
+use crate::reply::{Errno, RequestError};
 
 /// Longest regular expression, in bytes: names are far shorter.
 const MAX_REGEX_BYTES: usize = 1024;
@@ -76,7 +76,7 @@ impl Matcher {
             Self::All => true,
             Self::Simple(name) => name == key,
             // A watcher may be called `a[1]`: its own name always matches.
-            Self::Glob(name) => name == key || crate::config::fnmatch::matches(name, key),
+            Self::Glob(name) => name == key || papa_config::fnmatch::matches(name, key),
             Self::Regex(regex) => regex.is_match(key),
             Self::Any(matchers) => matchers.iter().any(|matcher| matcher.matches(key)),
             Self::Nothing => false,

@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::SignalNumber;
-use crate::control::options::OptionValues;
-use crate::control::reply::{Errno, RequestError};
-use crate::control::request::{self as typed, Reach, ReloadHow, Since};
-use crate::control::selection::{Matching, Selection};
+use crate::options::OptionValues;
+use crate::reply::{Errno, RequestError};
+use crate::request::{self as typed, Reach, ReloadHow, Since};
+use crate::selection::{Matching, Selection};
+use papa_config::SignalNumber;
 
 /// Longest grace period that can be asked for, in seconds: a year, far from any overflow of the
 /// clock.
@@ -23,18 +23,18 @@ const MAX_GRACE_SECONDS: f64 = 366.0 * 24.0 * 3600.0;
 const MAX_TOPICS: usize = 256;
 
 /// How many workers `incr` and `decr` mean.
-pub(super) fn one() -> u32 {
+pub(crate) fn one() -> u32 {
     1
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Set {
+pub(crate) struct Set {
     name: String,
     options: Map<String, Value>,
 }
 
 impl Set {
-    pub(super) fn into_parts(self) -> Result<(String, OptionValues), RequestError> {
+    pub(crate) fn into_parts(self) -> Result<(String, OptionValues), RequestError> {
         Ok((self.name, OptionValues::parse(&self.options)?))
     }
 
@@ -42,7 +42,7 @@ impl Set {
         clippy::needless_pass_by_value,
         reason = "the table of commands hands over every property"
     )]
-    pub(super) fn from_parts(name: String, options: OptionValues) -> Self {
+    pub(crate) fn from_parts(name: String, options: OptionValues) -> Self {
         Self {
             name,
             options: object(options.to_value()),
@@ -51,18 +51,18 @@ impl Set {
 }
 
 impl Selection {
-    pub(super) fn into_parts(self) -> Result<Self, RequestError> {
+    pub(crate) fn into_parts(self) -> Result<Self, RequestError> {
         self.check()?;
         Ok(self)
     }
 
-    pub(super) fn from_parts(selection: Self) -> Self {
+    pub(crate) fn from_parts(selection: Self) -> Self {
         selection
     }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Add {
+pub(crate) struct Add {
     name: String,
     cmd: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,7 +74,7 @@ pub(super) struct Add {
 }
 
 impl Add {
-    pub(super) fn into_parts(self) -> Result<typed::Add, RequestError> {
+    pub(crate) fn into_parts(self) -> Result<typed::Add, RequestError> {
         let Self {
             name,
             cmd,
@@ -96,7 +96,7 @@ impl Add {
         })
     }
 
-    pub(super) fn from_parts(add: typed::Add) -> Self {
+    pub(crate) fn from_parts(add: typed::Add) -> Self {
         let mut options = object(add.options.to_value());
         let cmd = options.remove("cmd");
         Self {
@@ -114,7 +114,7 @@ impl Add {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Reload {
+pub(crate) struct Reload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -132,7 +132,7 @@ fn yes() -> bool {
 }
 
 impl Reload {
-    pub(super) fn into_parts(self) -> Result<(Selection, ReloadHow), RequestError> {
+    pub(crate) fn into_parts(self) -> Result<(Selection, ReloadHow), RequestError> {
         let how = match (self.graceful, self.sequential) {
             (false, _) => ReloadHow::Terminate,
             (true, true) => ReloadHow::Sequential,
@@ -146,7 +146,7 @@ impl Reload {
         Ok((selection.into_parts()?, how))
     }
 
-    pub(super) fn from_parts(selection: Selection, how: ReloadHow) -> Self {
+    pub(crate) fn from_parts(selection: Selection, how: ReloadHow) -> Self {
         Self {
             name: selection.name,
             names: selection.names,
@@ -210,7 +210,7 @@ fn pid(value: Option<&Lenient>, property: &str) -> Result<Option<u32>, RequestEr
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Stats {
+pub(crate) struct Stats {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,7 +220,7 @@ pub(super) struct Stats {
 }
 
 impl Stats {
-    pub(super) fn into_parts(self) -> Result<(Option<String>, Option<u32>, bool), RequestError> {
+    pub(crate) fn into_parts(self) -> Result<(Option<String>, Option<u32>, bool), RequestError> {
         let process = pid(self.process.as_ref(), "process")?;
         if process.is_some() && self.name.is_none() {
             return Err(wrong("\"process\": needs the \"name\" of its watcher"));
@@ -228,7 +228,7 @@ impl Stats {
         Ok((self.name, process, self.extended))
     }
 
-    pub(super) fn from_parts(name: Option<String>, process: Option<u32>, extended: bool) -> Self {
+    pub(crate) fn from_parts(name: Option<String>, process: Option<u32>, extended: bool) -> Self {
         Self {
             name,
             process: process.map(Lenient::whole),
@@ -238,7 +238,7 @@ impl Stats {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Signal {
+pub(crate) struct Signal {
     name: String,
     signum: Lenient,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -253,7 +253,7 @@ pub(super) struct Signal {
 }
 
 impl Signal {
-    pub(super) fn into_parts(self) -> Result<typed::Signal, RequestError> {
+    pub(crate) fn into_parts(self) -> Result<typed::Signal, RequestError> {
         let pid_given = pid(self.pid.as_ref(), "pid")?;
         let child = pid(self.childpid.as_ref(), "childpid")?;
         if child.is_some() && pid_given.is_none() {
@@ -273,7 +273,7 @@ impl Signal {
         })
     }
 
-    pub(super) fn from_parts(signal: typed::Signal) -> Self {
+    pub(crate) fn from_parts(signal: typed::Signal) -> Self {
         Self {
             name: signal.name,
             signum: Lenient::whole(signal.signal.number()),
@@ -289,7 +289,7 @@ impl Signal {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Kill {
+pub(crate) struct Kill {
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pid: Option<Lenient>,
@@ -300,7 +300,7 @@ pub(super) struct Kill {
 }
 
 impl Kill {
-    pub(super) fn into_parts(self) -> Result<typed::Kill, RequestError> {
+    pub(crate) fn into_parts(self) -> Result<typed::Kill, RequestError> {
         let grace = self.graceful_timeout.as_ref();
         let signum = self.signum.as_ref();
         Ok(typed::Kill {
@@ -313,7 +313,7 @@ impl Kill {
         })
     }
 
-    pub(super) fn from_parts(kill: typed::Kill) -> Self {
+    pub(crate) fn from_parts(kill: typed::Kill) -> Self {
         Self {
             name: kill.name,
             pid: kill.pid.map(Lenient::whole),
@@ -327,7 +327,7 @@ impl Kill {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Listen {
+pub(crate) struct Listen {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     topics: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -335,7 +335,7 @@ pub(super) struct Listen {
 }
 
 impl Listen {
-    pub(super) fn into_parts(self) -> Result<typed::Listen, RequestError> {
+    pub(crate) fn into_parts(self) -> Result<typed::Listen, RequestError> {
         if self.topics.len() > MAX_TOPICS {
             return Err(wrong(format!(
                 "\"topics\": expected at most {MAX_TOPICS} of them"
@@ -358,7 +358,7 @@ impl Listen {
         })
     }
 
-    pub(super) fn from_parts(listen: typed::Listen) -> Self {
+    pub(crate) fn from_parts(listen: typed::Listen) -> Self {
         Self {
             topics: listen.topics,
             since: listen.since.map(|since| Lenient::Text(since.to_string())),
@@ -392,7 +392,7 @@ impl std::fmt::Display for Since {
 }
 
 /// The `waiting` property, which every command may have.
-pub(super) fn waiting(properties: &Map<String, Value>) -> Result<bool, RequestError> {
+pub(crate) fn waiting(properties: &Map<String, Value>) -> Result<bool, RequestError> {
     match properties.get("waiting") {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(waiting)) => Ok(*waiting),
@@ -403,14 +403,14 @@ pub(super) fn waiting(properties: &Map<String, Value>) -> Result<bool, RequestEr
 }
 
 /// Properties as an object; one that is not given is left out.
-pub(super) fn write(value: &impl Serialize) -> Map<String, Value> {
+pub(crate) fn write(value: &impl Serialize) -> Map<String, Value> {
     let mut properties = object(serde_json::to_value(value).unwrap_or_default());
     properties.retain(|_, value| !value.is_null());
     properties
 }
 
 /// The object that a value is; nothing else is one.
-pub(super) fn object(value: Value) -> Map<String, Value> {
+pub(crate) fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(object) => object,
         _ => Map::new(),

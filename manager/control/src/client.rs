@@ -14,8 +14,8 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 use serde::de::DeserializeOwned;
 
-use crate::control::message::{MAX_REPLY_BYTES, Reply, ReplyError, Request, RequestError};
-use crate::runtime_dir::{self, RuntimeDir, RuntimeDirError};
+use crate::message::{MAX_REPLY_BYTES, Reply, ReplyError, Request, RequestError};
+use papa_system::runtime_dir::{self, RuntimeDir, RuntimeDirError};
 
 /// How much is read at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -219,7 +219,7 @@ mod tests {
     use serde_json::{Map, Value};
 
     use super::*;
-    use crate::control::message::{Command, Errno};
+    use crate::message::{Command, Errno};
 
     const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 use papa_test_hooks::patience::scaled;
 
-use crate::control::message::{Command, Request};
-use crate::control::server::holder;
+use crate::message::{Command, Request};
 use papa_system::sys;
 
 /// How long a manager may leave a question unanswered; it does nothing in its loop that takes time.
@@ -36,7 +35,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Who was found at a control socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
+pub enum Found {
     /// Nobody listens.
     Nobody,
     /// A manager that answers, or that is to be left alone.
@@ -45,11 +44,23 @@ pub(crate) enum Found {
     Ended(i32),
 }
 
+/// The file whose lock a manager holds for as long as it lives, beside its control socket.
+#[must_use]
+pub fn lock_path(socket: &Path) -> PathBuf {
+    socket.with_extension("lock")
+}
+
+/// Process id of the manager that wrote itself into the lock last.
+#[must_use]
+pub fn holder(socket: &Path) -> Option<i32> {
+    fs::read_to_string(lock_path(socket)).ok()?.parse().ok()
+}
+
 /// Asks who is at the socket, and ends a manager that does not answer for [`MANAGER_STUCK`].
 ///
 /// # Errors
 /// The socket cannot be used, or the manager does not end.
-pub(crate) fn end_if_stuck(path: &Path) -> io::Result<Found> {
+pub fn end_if_stuck(path: &Path) -> io::Result<Found> {
     let deadline = Instant::now() + scaled(MANAGER_STUCK);
     let mut listens = None;
     while Instant::now() < deadline {

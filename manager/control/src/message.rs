@@ -6,14 +6,11 @@
 //! additions.
 //! Source: manager/docs/control.md.
 
-pub use crate::control::body::*;
-pub use crate::control::events::EventsReply;
-pub use crate::control::options::OptionValues;
-pub use crate::control::reply::{Errno, Reply, ReplyError, RequestError};
-pub use crate::control::request::{
-    Add, Command, Kill, Listen, Reach, ReloadHow, Request, Signal, Since,
-};
-pub use crate::control::selection::{Matcher, Matching, Selection};
+pub use crate::body::*;
+pub use crate::options::OptionValues;
+pub use crate::reply::{Errno, Reply, ReplyError, RequestError};
+pub use crate::request::{Add, Command, Kill, Listen, Reach, ReloadHow, Request, Signal, Since};
+pub use crate::selection::{Matcher, Matching, Selection};
 
 /// Longest request line the manager reads, in bytes: names and options are short.
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;

@@ -28,6 +28,7 @@ pub mod render;
 pub mod resolve;
 pub mod scalar;
 pub mod signal;
+mod surroundings;
 pub mod target;
 pub mod types;
 mod values;
@@ -40,8 +41,9 @@ pub use release::{Place, Release};
 pub use render::{
     NUMBER_VARIABLE, WorkerInput, WorkerOutput, WorkerSpec, render_text, render_worker,
 };
-pub use resolve::{Surroundings, load, load_kept};
+pub use resolve::{load, load_kept};
 pub use signal::SignalNumber;
+pub use surroundings::Surroundings;
 pub use types::{
     BackoffConfig, Config, FancyConfig, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe,
     HookConfig, Identity, KernelEndpoint, LogOutput, OrphanPolicy, PluginConfig, Readiness,

@@ -13,7 +13,7 @@ mod identity;
 mod keys;
 mod probe;
 mod python;
-pub mod restarts;
+mod restarts;
 mod socket;
 mod stream;
 mod watcher;
@@ -21,94 +21,27 @@ mod watcher;
 pub use crate::values::circus::namespace;
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::environment::{self, Environment, Lookup, Variables};
+use crate::environment::{self, Lookup, Variables};
 use crate::fields::{Around, Fields};
 use crate::include::{self, Loaded};
 use crate::kept::KeptDocument;
 use crate::known;
 use crate::problem::{ConfigErrors, Findings, Origin};
 use crate::raw::{RawConfig, RawSection};
-use crate::resolve::restarts::FlappingDefaults;
 use crate::scalar;
+use crate::surroundings::Surroundings;
 use crate::types::{
-    Base, Config, DEFAULT_NAMESPACE, HookConfig, PluginConfig, SocketConfig, WatcherConfig,
+    Base, Config, DEFAULT_NAMESPACE, FlappingDefaults, HookConfig, PluginConfig, SocketConfig,
+    WatcherConfig,
 };
 
 /// Longest name the kernel takes, in bytes.
 pub const MAX_KERNEL_NAME_BYTES: usize = 255;
-
-/// What a configuration depends on besides its files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Surroundings {
-    /// The environment: `$(circus.env.X)`, `copy_env`.
-    pub environment: Environment,
-    /// Where relative paths in the file begin, absolute: the manager's working directory, as in
-    /// Circus.
-    pub directory: PathBuf,
-}
-
-impl Surroundings {
-    /// Those of this process. The directory is the one whoever started us went into, through links:
-    /// a release directory's link leads somewhere else tomorrow.
-    ///
-    /// # Errors
-    /// The working directory is gone or cannot be entered, and `PWD` does not say where it was.
-    pub fn current() -> io::Result<Self> {
-        let logical = env::var_os("PWD").map(PathBuf::from);
-        Ok(Self {
-            environment: env::vars_os().collect(),
-            directory: directory(logical, env::current_dir())?,
-        })
-    }
-
-    /// Has a program start where we were started, by that name; wherever it is if that is gone.
-    pub fn enter(&self, command: &mut Command) {
-        if self.directory.is_dir() {
-            command
-                .current_dir(&self.directory)
-                .env("PWD", &self.directory);
-        }
-    }
-
-    /// The same directory with this process's environment, wherever its working directory is by
-    /// now.
-    #[must_use]
-    pub fn again(&self) -> Self {
-        Self {
-            environment: env::vars_os().collect(),
-            directory: self.directory.clone(),
-        }
-    }
-}
-
-/// The working directory by its logical name, if that leads there still. A working directory that
-/// is gone has only that name.
-fn directory(logical: Option<PathBuf>, physical: io::Result<PathBuf>) -> io::Result<PathBuf> {
-    let logical = logical.filter(|path| path.is_absolute());
-    let physical = match (physical, logical.as_ref()) {
-        (Ok(physical), _) => physical,
-        (Err(_), Some(logical)) => return Ok(logical.clone()),
-        (Err(error), None) => return Err(error),
-    };
-    let place = |path: &Path| {
-        fs::metadata(path)
-            .map(|found| (found.dev(), found.ino()))
-            .ok()
-    };
-    let here = place(&physical);
-    Ok(logical
-        .filter(|logical| here.is_some() && place(logical) == here)
-        .unwrap_or(physical))
-}
 
 /// Where `path` is now, links followed; as it is written if nobody can say.
 pub(super) fn resolved(path: &Path) -> PathBuf {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::environment::Environment;
 use crate::fields::Fields;
-use crate::resolve::Surroundings;
+use crate::surroundings::Surroundings;
 
 /// Largest `.pth` file that is read, in bytes; real ones are a few lines.
 const MAX_PTH_BYTES: u64 = 64 * 1024;

@@ -6,21 +6,13 @@
 
 use crate::fields::{Around, Fields};
 use crate::known;
-use crate::types::{BackoffConfig, FlappingConfig};
+use crate::types::{BackoffConfig, FlappingConfig, FlappingDefaults};
 
 /// The plugin's class, and as older files have it.
 const FLAPPING_CLASSES: [&str; 2] = [
     "circus.plugins.flapping.Flapping",
     "circus.plugins.Flapping",
 ];
-
-/// What holds for watchers without `flapping.*` keys of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlappingDefaults {
-    /// Watchers without such keys are judged too.
-    active: bool,
-    values: FlappingConfig,
-}
 
 /// Whether a plugin's section means the flapping plugin.
 pub(super) fn is_flapping_plugin(fields: &Fields<'_>) -> bool {

@@ -14,8 +14,9 @@ use crate::fields::{Around, Fields};
 use crate::known;
 use crate::problem::Findings;
 use crate::raw::RawSection;
-use crate::resolve::{MAX_KERNEL_NAME_BYTES, Surroundings, keys, name_fault};
+use crate::resolve::{MAX_KERNEL_NAME_BYTES, keys, name_fault};
 use crate::scalar;
+use crate::surroundings::Surroundings;
 use crate::types::{SocketConfig, SocketFamily, SocketType};
 
 /// Circus's default mask for a unix socket, 8: everybody may connect, the group may not look. It is

@@ -12,13 +12,13 @@ use crate::fields::{Around, Fields};
 use crate::known;
 use crate::problem::Findings;
 use crate::raw::RawSection;
-use crate::resolve::restarts::FlappingDefaults;
 use crate::resolve::{
-    Surroundings, command, hooks, identity, keys, name_fault, probe, python, resolved,
-    resolved_program, restarts, stream,
+    command, hooks, identity, keys, name_fault, probe, python, resolved, resolved_program,
+    restarts, stream,
 };
 use crate::scalar;
-use crate::types::{RlimitValue, SocketConfig, WatcherConfig};
+use crate::surroundings::Surroundings;
+use crate::types::{FlappingDefaults, RlimitValue, SocketConfig, WatcherConfig};
 
 /// Bytes of a kernel name left for the longest namespace, `.manager.ready-end.`, and a dot and the
 /// worker's number.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use papa_manager::config::types::{RlimitValue, SocketConfig, SocketFamily, SocketType};
+use papa_manager::config::types::{SocketConfig, SocketFamily, SocketType};
 use papa_manager::config::{
     Config, ConfigErrors, Problem, Surroundings, WatcherConfig, include, load, problem,
     render_worker, words,
@@ -376,9 +376,11 @@ fn typed_values(watcher: &WatcherConfig) -> Vec<(&'static str, Value)> {
     let rlimits: BTreeMap<String, i64> = watcher
         .rlimits
         .iter()
-        .map(|(name, limit)| match limit {
-            RlimitValue::Limit(limit) => (name.clone(), i64::try_from(*limit).unwrap_or(i64::MAX)),
-            RlimitValue::Infinity => (name.clone(), -1),
+        .map(|(name, limit)| {
+            let number = limit
+                .soft
+                .map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
+            (name.clone(), number)
         })
         .collect();
     let hooks: Map<String, Value> = watcher

@@ -19,9 +19,10 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::User;
+use papa_protocol::process::Account;
 
 use crate::problem::{Origin, Problem};
-use crate::types::{Config, Identity, LogOutput, SocketConfig, StreamConfig, WatcherConfig};
+use crate::types::{Config, LogOutput, SocketConfig, StreamConfig, WatcherConfig};
 use crate::{render_worker, variables};
 
 /// Where the kernel looks for programs when the worker's environment has no `PATH`.
@@ -53,7 +54,7 @@ pub fn missing(config: &Config) -> Vec<Problem> {
         else if let Some(text) = program_fault(config, watcher) {
             report(program_key(watcher), text);
         }
-        if let (Some(Identity::Number(number)), None) = (&watcher.uid, &watcher.gid)
+        if let (Some(Account::Id(number)), None) = (&watcher.uid, &watcher.gid)
             && matches!(User::from_uid((*number).into()), Ok(None))
         {
             report(

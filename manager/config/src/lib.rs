@@ -38,16 +38,14 @@ mod worker_name;
 
 pub use problem::{ConfigErrors, Origin, Problem};
 pub use release::{Place, Release};
-pub use render::{
-    NUMBER_VARIABLE, WorkerInput, WorkerOutput, WorkerSpec, render_text, render_worker,
-};
+pub use render::{NUMBER_VARIABLE, WorkerSpec, render_text, render_worker};
 pub use resolve::{load, load_kept};
 pub use signal::SignalNumber;
 pub use surroundings::Surroundings;
 pub use types::{
     BackoffConfig, Config, FancyConfig, FileStreamConfig, FlappingConfig, HealthCheck, HealthProbe,
-    HookConfig, Identity, KernelEndpoint, LogOutput, OrphanPolicy, PluginConfig, Readiness,
-    RlimitValue, RotateWhen, RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig,
-    SyslogAddress, SyslogConfig, WatcherConfig, socket_name,
+    HookConfig, KernelEndpoint, LogOutput, OrphanPolicy, PluginConfig, Readiness, RotateWhen,
+    RotationConfig, SocketConfig, SocketFamily, SocketType, StreamConfig, SyslogAddress,
+    SyslogConfig, WatcherConfig, socket_name,
 };
 pub use worker_name::worker_of;

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::types::{Identity, RlimitValue, StreamConfig, WatcherConfig, socket_name};
+use papa_protocol::process::{Account, Rlimit, Stderr, Stdout};
+
+use crate::types::{StreamConfig, WatcherConfig, socket_name};
 use crate::variables;
 
 /// The variable that tells a worker its number; what the environment had under this name was
@@ -30,52 +32,21 @@ pub struct WorkerSpec {
     /// Absolute.
     pub working_dir: PathBuf,
     /// User, or the kernel's.
-    pub uid: Option<Identity>,
+    pub uid: Option<Account>,
     /// Group, or the user's.
-    pub gid: Option<Identity>,
+    pub gid: Option<Account>,
     /// File mode mask, or the kernel's default.
     pub umask: Option<u32>,
     /// By lower-case name.
-    pub rlimits: BTreeMap<String, RlimitValue>,
+    pub rlimits: BTreeMap<String, Rlimit>,
     /// Names in the kernel of the sockets the worker inherits.
     pub sockets: Vec<String>,
-    /// Standard input.
-    pub stdin: WorkerInput,
+    /// Name in the kernel of the socket that becomes standard input; none: `/dev/null`.
+    pub stdin_socket: Option<String>,
     /// Standard output.
-    pub stdout: WorkerOutput,
+    pub stdout: Stdout,
     /// Standard error.
-    pub stderr: WorkerOutput,
-}
-
-/// A worker's standard input.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WorkerInput {
-    /// `/dev/null`.
-    Null,
-    /// A socket, by its name in the kernel.
-    Socket(String),
-}
-
-/// One of a worker's output streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WorkerOutput {
-    /// Captured by the kernel.
-    Pipe,
-    /// `/dev/null`.
-    Null,
-}
-
-impl WorkerOutput {
-    fn of(stream: &StreamConfig) -> Self {
-        match stream {
-            StreamConfig::Null => Self::Null,
-            StreamConfig::Unset
-            | StreamConfig::Stdout
-            | StreamConfig::Fancy(_)
-            | StreamConfig::Syslog(_)
-            | StreamConfig::File(_) => Self::Pipe,
-        }
-    }
+    pub stderr: Stderr,
 }
 
 /// Replaces `$(circus.wid)` in a text of `ready` or `health` for worker number `wid` (from 1).
@@ -123,11 +94,17 @@ pub fn render_worker(watcher: &WatcherConfig, namespace: &str, wid: u32) -> Work
             .iter()
             .map(|name| socket_name(namespace, name))
             .collect(),
-        stdin: match &watcher.stdin_socket {
-            Some(name) => WorkerInput::Socket(socket_name(namespace, name)),
-            None => WorkerInput::Null,
+        stdin_socket: watcher
+            .stdin_socket
+            .as_ref()
+            .map(|name| socket_name(namespace, name)),
+        stdout: match watcher.stdout {
+            StreamConfig::Null => Stdout::Null,
+            _ => Stdout::Pipe,
         },
-        stdout: WorkerOutput::of(&watcher.stdout),
-        stderr: WorkerOutput::of(&watcher.stderr),
+        stderr: match watcher.stderr {
+            StreamConfig::Null => Stderr::Null,
+            _ => Stderr::Pipe,
+        },
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use chrono::format::{Item, StrftimeItems};
 
-use crate::types::RlimitValue;
+use papa_protocol::process::Rlimit;
 
 /// Longest duration a file can ask for: a century is for ever and far from any overflow.
 const MAX_SECONDS: f64 = 100.0 * 366.0 * 24.0 * 3600.0;
@@ -108,13 +108,13 @@ pub fn octal_mask(text: &str) -> Result<u32, String> {
 ///
 /// # Errors
 /// Anything else.
-pub fn rlimit(text: &str) -> Result<RlimitValue, String> {
+pub fn rlimit(text: &str) -> Result<Rlimit, String> {
     match text.trim().to_lowercase().as_str() {
-        "" | "-1" | "unlimited" | "infinity" => Ok(RlimitValue::Infinity),
+        "" | "-1" | "unlimited" | "infinity" => Ok(Rlimit::both(None)),
         number => number
             .replace('_', "")
             .parse()
-            .map(RlimitValue::Limit)
+            .map(|limit| Rlimit::both(Some(limit)))
             .map_err(|_| "expected a whole number, or nothing for no limit".to_owned()),
     }
 }
@@ -185,8 +185,8 @@ mod tests {
         for text in ["", "8", "1000", "-1"] {
             assert!(octal_mask(text).is_err(), "{text}");
         }
-        assert_eq!(rlimit(""), Ok(RlimitValue::Infinity));
-        assert_eq!(rlimit("4096"), Ok(RlimitValue::Limit(4096)));
+        assert_eq!(rlimit(""), Ok(Rlimit::both(None)));
+        assert_eq!(rlimit("4096"), Ok(Rlimit::both(Some(4096))));
         assert!(rlimit("many").is_err());
     }
 

@@ -14,12 +14,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::libc;
+use papa_protocol::process::Account;
 use papa_test_hooks::failpoint;
 
 use crate::mark::{Lineage, Mark};
 use crate::tree::{Stat, processes};
 use crate::{pidfd, tree};
-use papa_config::Identity;
 
 pub use notes::Notes;
 
@@ -303,14 +303,14 @@ fn mark_of(pid: i32, seen: &Stat) -> Option<(Mark, u32)> {
 /// Users whose processes may be orphans, besides our own those of these watchers: anybody can write
 /// our mark into the environment of their own.
 #[must_use]
-pub fn users<'a>(identities: impl Iterator<Item = &'a Identity>) -> BTreeSet<u32> {
+pub fn users<'a>(identities: impl Iterator<Item = &'a Account>) -> BTreeSet<u32> {
     let mut users = BTreeSet::from([nix::unistd::geteuid().as_raw()]);
     for identity in identities {
         match identity {
-            Identity::Number(uid) => {
+            Account::Id(uid) => {
                 users.insert(*uid);
             }
-            Identity::Name(name) => {
+            Account::Name(name) => {
                 let user = nix::unistd::User::from_name(name).ok().flatten();
                 users.extend(user.map(|user| user.uid.as_raw()));
             }

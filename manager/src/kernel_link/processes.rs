@@ -10,9 +10,7 @@ use papa_client::ClientError;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::{Name, NameError, NamePattern};
-use papa_protocol::process::{
-    Account, Environment, Input, Overflow, Process, Rlimit, Sockets, Stderr, Stdout,
-};
+use papa_protocol::process::{Environment, Input, Overflow, Process, Sockets};
 use papa_protocol::record::Serial;
 use papa_protocol::size::ByteSize;
 use papa_protocol::socket::Umask;
@@ -21,10 +19,7 @@ use papa_system::sys;
 
 use super::{KernelLink, LinkError};
 use crate::adopt::Note;
-use crate::config::{
-    Identity, RlimitValue, WatcherConfig, WorkerInput, WorkerOutput, WorkerSpec, render_worker,
-    scalar,
-};
+use crate::config::{WatcherConfig, WorkerSpec, render_worker, scalar};
 use crate::probe::ready::Means;
 
 /// Output kept of a worker without a log: enough to see how it ended.
@@ -206,46 +201,23 @@ fn process_request(
             .collect(),
     );
     request.working_dir = Some(ByteString::from(spec.working_dir.into_os_string()));
-    request.uid = spec.uid.map(account);
-    request.gid = spec.gid.map(account);
+    request.uid = spec.uid;
+    request.gid = spec.gid;
     request.umask = spec.umask.and_then(|bits| Umask::new(bits.into()));
-    request.rlimits = spec
-        .rlimits
-        .into_iter()
-        .map(|(name, value)| {
-            let limit = match value {
-                RlimitValue::Limit(limit) => Some(limit),
-                RlimitValue::Infinity => None,
-            };
-            (name, Rlimit::both(limit))
-        })
-        .collect();
+    request.rlimits = spec.rlimits;
     let sockets: Result<Vec<Name>, NameError> =
         spec.sockets.iter().map(|name| Name::new(name)).collect();
     request.sockets = Sockets::Named(sockets?);
-    request.stdin = match spec.stdin {
-        WorkerInput::Null => Input::Null,
-        WorkerInput::Socket(name) => Input::Socket(Name::new(&name)?),
+    request.stdin = match spec.stdin_socket {
+        None => Input::Null,
+        Some(name) => Input::Socket(Name::new(&name)?),
     };
-    request.stdout = match spec.stdout {
-        WorkerOutput::Pipe => Stdout::Pipe,
-        WorkerOutput::Null => Stdout::Null,
-    };
-    request.stderr = match spec.stderr {
-        WorkerOutput::Pipe => Stderr::Pipe,
-        WorkerOutput::Null => Stderr::Null,
-    };
+    request.stdout = spec.stdout;
+    request.stderr = spec.stderr;
     request.verbatim = spec.verbatim;
     if !watcher.is_logged() {
         request.overflow = Overflow::DropOldest;
         request.reel_bytes = Some(ByteSize(UNLOGGED_REEL_BYTES));
     }
     Ok(request)
-}
-
-fn account(identity: Identity) -> Account {
-    match identity {
-        Identity::Name(name) => Account::Name(name),
-        Identity::Number(number) => Account::Id(number),
-    }
 }

@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Group as UnixGroup, Pid, User};
+use papa_protocol::process::Account;
 use tokio::io::AsyncReadExt as _;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 
 use super::{ProbeError, in_time, shown};
-use crate::config::{Identity, WatcherConfig};
+use crate::config::WatcherConfig;
 use papa_system::sys;
 
 /// What is kept of its output, for the error.
@@ -89,8 +90,8 @@ struct Prepared {
     argv: Vec<String>,
     env: Vec<(std::ffi::OsString, std::ffi::OsString)>,
     working_dir: std::path::PathBuf,
-    uid: Option<Identity>,
-    gid: Option<Identity>,
+    uid: Option<Account>,
+    gid: Option<Account>,
 }
 
 impl Prepared {
@@ -123,10 +124,7 @@ impl Prepared {
 }
 
 /// The numbers of user and group; without a group that of the user, as for the workers.
-fn account(
-    uid: Option<&Identity>,
-    gid: Option<&Identity>,
-) -> io::Result<(Option<u32>, Option<u32>)> {
+fn account(uid: Option<&Account>, gid: Option<&Account>) -> io::Result<(Option<u32>, Option<u32>)> {
     let unknown = |kind: &str, name: &dyn std::fmt::Display| {
         io::Error::new(
             io::ErrorKind::NotFound,
@@ -135,19 +133,19 @@ fn account(
     };
     let user = match uid {
         None => None,
-        Some(Identity::Name(name)) => {
+        Some(Account::Name(name)) => {
             let user = User::from_name(name)?.ok_or_else(|| unknown("user", name))?;
             Some((user.uid.as_raw(), Some(user.gid.as_raw())))
         }
-        Some(Identity::Number(number)) => {
+        Some(Account::Id(number)) => {
             let user = User::from_uid((*number).into())?;
             Some((*number, user.map(|user| user.gid.as_raw())))
         }
     };
     let group = match gid {
         None => user.and_then(|(_, group)| group),
-        Some(Identity::Number(number)) => Some(*number),
-        Some(Identity::Name(name)) => Some(
+        Some(Account::Id(number)) => Some(*number),
+        Some(Account::Name(name)) => Some(
             UnixGroup::from_name(name)?
                 .ok_or_else(|| unknown("group", name))?
                 .gid

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::User;
+use papa_protocol::process::Account;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::config::{HealthCheck, Identity, Readiness, WatcherConfig, socket_name};
+use crate::config::{HealthCheck, Readiness, WatcherConfig, socket_name};
 use crate::kernel_link::KernelLink;
 use crate::probe::ready::Gate;
 use crate::probe::{ProbeError, demand, health};
@@ -372,8 +373,8 @@ impl Worker {
     /// Who the worker runs as, if that was asked for. Looking a name up may take its time.
     async fn uid(&self) -> Option<u32> {
         match self.config.uid.clone()? {
-            Identity::Number(uid) => Some(uid),
-            Identity::Name(name) => {
+            Account::Id(uid) => Some(uid),
+            Account::Name(name) => {
                 let found = tokio::task::spawn_blocking(move || User::from_name(&name)).await;
                 found.ok()?.ok()?.map(|user| user.uid.as_raw())
             }

@@ -1,9 +1,11 @@
 //! `[watcher:NAME]`.
 
+use papa_protocol::process::Account;
+
 use super::key::{self, Apply, Change, Form, Key, MAX_WHOLE, Written};
 use super::{Inactive, MASK, NEVER_READ, PATH, TEXT, WORDS};
 use crate::scalar;
-use crate::types::{Identity, Readiness, StreamConfig, WatcherConfig};
+use crate::types::{Readiness, StreamConfig, WatcherConfig};
 use crate::values::watcher::{age, age_text, names, orphans, signal};
 use crate::values::{identity, probe};
 use crate::words;
@@ -53,7 +55,7 @@ fn socket_named(written: Written<'_>) -> Result<String, String> {
     ))
 }
 
-fn identity_text(identity: &Option<Identity>) -> String {
+fn identity_text(identity: &Option<Account>) -> String {
     identity.as_ref().map_or(String::new(), ToString::to_string)
 }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use nix::unistd::{Uid, User};
+use papa_protocol::process::Account;
 
 use crate::environment::Environment;
-use crate::types::Identity;
 
 /// Variables that tell a program who it runs as.
 const ACCOUNT_VARIABLES: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
@@ -15,13 +15,13 @@ const ACCOUNT_VARIABLES: [&str; 4] = ["HOME", "USER", "LOGNAME", "SHELL"];
 /// answers which. Of a number without an account nothing is known: the variables are removed,
 /// because those of whoever started the manager would name a stranger's home.
 pub(super) fn set_account(
-    user: Option<&Identity>,
+    user: Option<&Account>,
     written: &BTreeSet<OsString>,
     environment: &mut Environment,
 ) -> Vec<&'static str> {
     let account = match user {
-        Some(Identity::Name(name)) => User::from_name(name),
-        Some(Identity::Number(number)) => User::from_uid(Uid::from_raw(*number)),
+        Some(Account::Name(name)) => User::from_name(name),
+        Some(Account::Id(number)) => User::from_uid(Uid::from_raw(*number)),
         None => return Vec::new(),
     };
     let own = |name: &&str| !written.contains(std::ffi::OsStr::new(name));

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::fs;
 
 use super::*;
-use crate::render::{WorkerInput, WorkerOutput, render_worker};
-use crate::types::{
-    HealthProbe, Identity, Readiness, RlimitValue, SocketFamily, SocketType, StreamConfig,
-};
+use papa_protocol::process::{Account, Rlimit, Stdout};
+
+use crate::render::render_worker;
+use crate::types::{HealthProbe, Readiness, SocketFamily, SocketType, StreamConfig};
 use crate::{KernelEndpoint, LogOutput};
 
 mod beyond;
@@ -91,10 +91,7 @@ fn a_watcher_has_circus_defaults() {
     assert_eq!(spec.argv, ["sleep", "9"]);
     assert_eq!(spec.working_dir, Path::new("/srv"));
     assert!(spec.verbatim && spec.sockets.is_empty());
-    assert_eq!(
-        (spec.stdin, spec.stdout),
-        (WorkerInput::Null, WorkerOutput::Pipe)
-    );
+    assert_eq!((spec.stdin_socket, spec.stdout), (None, Stdout::Pipe));
     assert_eq!(config.watcher("WEB"), Some(watcher));
 }
 
@@ -120,10 +117,10 @@ fn every_watcher_key_arrives() {
     let w = &config.watchers[0];
     assert_eq!((w.numprocesses, w.priority, w.max_retry), (4, -3, None));
     assert_eq!(w.working_dir, Path::new("/srv/sub"));
-    assert_eq!(w.uid, Some(Identity::Number(12)));
-    assert_eq!(w.gid, Some(Identity::Name("root".into())));
-    assert_eq!(w.rlimits["nofile"], RlimitValue::Limit(4096));
-    assert_eq!(w.rlimits["core"], RlimitValue::Infinity);
+    assert_eq!(w.uid, Some(Account::Id(12)));
+    assert_eq!(w.gid, Some(Account::Name("root".into())));
+    assert_eq!(w.rlimits["nofile"], Rlimit::both(Some(4096)));
+    assert_eq!(w.rlimits["core"], Rlimit::both(None));
     assert_eq!(w.stop_signal.number(), 3);
     assert_eq!(w.graceful_timeout, Duration::from_millis(2500));
     assert_eq!(w.warmup_delay, Duration::from_secs(1));

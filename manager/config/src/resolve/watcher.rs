@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use papa_protocol::process::Rlimit;
+
 use crate::environment::{Variables, WatcherVariables};
 use crate::fields::{Around, Fields};
 use crate::known;
@@ -18,7 +20,7 @@ use crate::resolve::{
 };
 use crate::scalar;
 use crate::surroundings::Surroundings;
-use crate::types::{FlappingDefaults, RlimitValue, SocketConfig, WatcherConfig};
+use crate::types::{FlappingDefaults, SocketConfig, WatcherConfig};
 
 /// Bytes of a kernel name left for the longest namespace, `.manager.ready-end.`, and a dot and the
 /// worker's number.
@@ -185,7 +187,7 @@ fn report_differences(fields: &mut Fields<'_>) {
     }
 }
 
-fn rlimits(fields: &mut Fields<'_>) -> BTreeMap<String, RlimitValue> {
+fn rlimits(fields: &mut Fields<'_>) -> BTreeMap<String, Rlimit> {
     let mut limits = BTreeMap::new();
     for entry in fields.entries() {
         let Some(name) = entry.key.strip_prefix("rlimit_") else {

@@ -17,7 +17,7 @@ pub use stream::{
     FancyConfig, FileStreamConfig, RotateWhen, RotationConfig, StreamConfig, SyslogAddress,
     SyslogConfig,
 };
-pub use watcher::{HookConfig, Identity, OrphanPolicy, RlimitValue, WatcherConfig};
+pub use watcher::{HookConfig, OrphanPolicy, WatcherConfig};
 
 use std::collections::BTreeMap;
 use std::fmt;

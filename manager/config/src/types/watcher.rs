@@ -1,10 +1,11 @@
-//! One `[watcher:NAME]`, and what its keys say of users, limits, hooks and orphans.
+//! One `[watcher:NAME]`, and what its keys say of hooks and orphans.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use papa_protocol::process::{Account, Rlimit};
 
 use crate::ini::Entry;
 use crate::problem::Origin;
@@ -44,12 +45,12 @@ pub struct WatcherConfig {
     pub account_env: Vec<&'static str>,
     /// Variables given at run time in place of those of the file's sections.
     pub env_given: Option<BTreeMap<String, String>>,
-    /// User of the workers; none means the kernel's.
-    pub uid: Option<Identity>,
+    /// User of the workers, looked up by the kernel; none means the kernel's.
+    pub uid: Option<Account>,
     /// Group of the workers; none means the user's primary group, or the kernel's.
-    pub gid: Option<Identity>,
-    /// By lower-case name: `nofile`, `core` …
-    pub rlimits: BTreeMap<String, RlimitValue>,
+    pub gid: Option<Account>,
+    /// By lower-case name: `nofile`, `core` …; soft and hard alike.
+    pub rlimits: BTreeMap<String, Rlimit>,
     /// File mode mask, when given in `[circus]`.
     pub umask: Option<u32>,
     /// What asks a worker to end.
@@ -164,33 +165,6 @@ impl WatcherConfig {
         let (watcher, number) = worker_of(namespace, kernel_name)?;
         (watcher == self.key).then_some(number)
     }
-}
-
-/// A user or group as written: the kernel resolves names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
-    /// By name.
-    Name(String),
-    /// By number.
-    Number(u32),
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => f.write_str(name),
-            Self::Number(number) => write!(f, "{number}"),
-        }
-    }
-}
-
-/// A resource limit, soft and hard alike.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RlimitValue {
-    /// In the limit's own unit.
-    Limit(u64),
-    /// No limit.
-    Infinity,
 }
 
 /// `hooks.NAME = target[, ignore failure]`.

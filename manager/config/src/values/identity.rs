@@ -5,18 +5,17 @@
 //! Source: Circus's `to_uid` and `to_gid`.
 
 use nix::unistd::{Group, User};
-
-use crate::types::Identity;
+use papa_protocol::process::Account;
 
 /// A user.
-pub(crate) fn user(text: &str) -> Result<Option<Identity>, String> {
+pub(crate) fn user(text: &str) -> Result<Option<Account>, String> {
     identity(text, "user", |name| {
         matches!(User::from_name(name), Ok(Some(_)))
     })
 }
 
 /// A group.
-pub(crate) fn group(text: &str) -> Result<Option<Identity>, String> {
+pub(crate) fn group(text: &str) -> Result<Option<Account>, String> {
     identity(text, "group", |name| {
         matches!(Group::from_name(name), Ok(Some(_)))
     })
@@ -26,7 +25,7 @@ fn identity(
     text: &str,
     kind: &str,
     exists: impl Fn(&str) -> bool,
-) -> Result<Option<Identity>, String> {
+) -> Result<Option<Account>, String> {
     let text = text.trim();
     let identity = if text.is_empty() {
         return Ok(None);
@@ -35,14 +34,14 @@ fn identity(
             .ok()
             // The highest number means "nobody in particular" to the system calls.
             .filter(|number| *number != u32::MAX)
-            .map(Identity::Number)
+            .map(Account::Id)
             .ok_or_else(|| format!("expected a {kind}'s name or number"))?
     } else if exists(text) {
-        Identity::Name(text.to_owned())
+        Account::Name(text.to_owned())
     } else {
         return Err(format!(
             "expected the name or number of a {kind} of this system"
         ));
     };
-    Ok(Some(identity).filter(|identity| *identity != Identity::Number(0)))
+    Ok(Some(identity).filter(|identity| *identity != Account::Id(0)))
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use papa_protocol::process::Rlimit;
+
 use crate::scalar;
 use crate::signal::{SignalNumber, UnknownSignal};
-use crate::types::{OrphanPolicy, RlimitValue};
+use crate::types::OrphanPolicy;
 
 /// Names of watchers, lower case, each once.
 pub(crate) fn names(text: &str) -> Vec<String> {
@@ -40,9 +42,9 @@ pub(crate) fn age_text(age: &Option<Duration>) -> String {
 }
 
 /// The text of a limit.
-pub(crate) fn rlimit_text(limit: &RlimitValue) -> String {
-    match limit {
-        RlimitValue::Limit(limit) => limit.to_string(),
-        RlimitValue::Infinity => "unlimited".to_owned(),
+pub(crate) fn rlimit_text(limit: &Rlimit) -> String {
+    match limit.soft {
+        Some(limit) => limit.to_string(),
+        None => "unlimited".to_owned(),
     }
 }

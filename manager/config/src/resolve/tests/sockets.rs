@@ -20,7 +20,7 @@ fn sockets_are_left_to_the_kernel() {
     );
     assert!(!spec.verbatim);
     assert_eq!(spec.sockets, ["circus.web"]);
-    assert_eq!(spec.stdin, WorkerInput::Socket("circus.web".into()));
+    assert_eq!(spec.stdin_socket.as_deref(), Some("circus.web"));
 }
 
 #[test]

@@ -16,296 +16,315 @@ use crate::size::ByteSize;
 use crate::socket::{Family, SocketType, Umask};
 use crate::text::ByteString;
 
-/// `hello`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Hello {
-    /// Who the client says it is, for the log.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub client: Option<String>,
+/// Declares the structs of ops. A field behind `[default]` may be absent, and is not written at its
+/// default; one with `= "function"` is read by that function, which bounds it.
+macro_rules! ops {
+    ($(
+        $(#[$about:meta])*
+        $op:ident {$(
+            $(#[$note:meta])*
+            $([$optional:ident])? $field:ident: $form:ty $(= $read:literal)?
+        ),* $(,)?}
+    )*) => {$(
+        $(#[$about])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $op {$(
+            $(#[$note])*
+            $(#[serde($optional, skip_serializing_if = "is_default")])?
+            $(#[serde(deserialize_with = $read)])?
+            pub $field: $form,
+        )*}
+    )*};
 }
 
-/// `status`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Status {}
+ops! {
+    /// `hello`.
+    #[derive(Default)]
+    Hello {
+        /// Who the client says it is, for the log.
+        [default] client: Option<String>,
+    }
 
-/// `value.set`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ValueSet {
-    /// Name to keep it under.
-    pub name: Name,
-    /// Any bytes, at most [`crate::limits::MAX_VALUE_BYTES`].
-    pub value: ByteString,
-}
+    /// `status`.
+    #[derive(Default)]
+    Status {}
 
-/// `value.get`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ValueGet {
-    /// Name it is kept under.
-    pub name: Name,
-}
+    /// `value.set`.
+    ValueSet {
+        /// Name to keep it under.
+        name: Name,
+        /// Any bytes, at most [`crate::limits::MAX_VALUE_BYTES`].
+        value: ByteString,
+    }
 
-/// `value.list`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ValueList {
-    /// Which; none means all.
-    #[serde(
-        default,
-        deserialize_with = "bounded::patterns",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub names: Vec<NamePattern>,
-}
+    /// `value.get`.
+    ValueGet {
+        /// Name it is kept under.
+        name: Name,
+    }
 
-/// `value.remove`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ValueRemove {
-    /// Which; at least one.
-    #[serde(deserialize_with = "bounded::patterns")]
-    pub names: Vec<NamePattern>,
-}
+    /// `value.list`.
+    #[derive(Default)]
+    ValueList {
+        /// Which; none means all.
+        [default] names: Vec<NamePattern> = "bounded::patterns",
+    }
 
-/// `socket.make`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SocketMake {
-    /// Its name.
-    pub name: Name,
-    /// Unix when a path is given, otherwise inet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub family: Option<Family>,
-    /// A stream unless said otherwise.
-    #[serde(default, rename = "type")]
-    pub socket_type: SocketType,
-    /// Length of the accept queue, 5 unless said otherwise.
-    #[serde(
-        default,
-        deserialize_with = "bounded::backlog",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub backlog: Option<u32>,
-    /// Absolute path of a unix socket.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<ByteString>,
-    /// Umask to make the path under; the kernel's own otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub umask: Option<Umask>,
-    /// Address or host name to bind.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<String>,
-    /// Port to bind; 0 or none lets the system choose.
-    #[serde(
-        default,
-        deserialize_with = "bounded::port",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub port: Option<u16>,
-    /// The only interface to accept from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interface: Option<String>,
-    /// Give each process a socket of its own bound to the same port.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub reuseport: bool,
-    /// Make the socket non-blocking, for everyone who inherits it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub nonblocking: bool,
-    /// Take the path over from whoever serves it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub replace: bool,
-    /// Whether an inet6 socket leaves IPv4 to others; the system's setting otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub v6only: Option<bool>,
-    /// Act in a namespace somebody else has claimed.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub force: bool,
-}
+    /// `value.remove`.
+    ValueRemove {
+        /// Which; at least one.
+        names: Vec<NamePattern> = "bounded::patterns",
+    }
 
-/// `socket.list`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SocketList {
-    /// Which; none means all.
-    #[serde(
-        default,
-        deserialize_with = "bounded::patterns",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub names: Vec<NamePattern>,
-}
+    /// `socket.make`.
+    SocketMake {
+        /// Its name.
+        name: Name,
+        /// Unix when a path is given, otherwise inet.
+        [default] family: Option<Family>,
+        /// A stream unless said otherwise.
+        #[serde(default, rename = "type")]
+        socket_type: SocketType,
+        /// Length of the accept queue, 5 unless said otherwise.
+        [default] backlog: Option<u32> = "bounded::backlog",
+        /// Absolute path of a unix socket.
+        [default] path: Option<ByteString>,
+        /// Umask to make the path under; the kernel's own otherwise.
+        [default] umask: Option<Umask>,
+        /// Address or host name to bind.
+        [default] host: Option<String>,
+        /// Port to bind; 0 or none lets the system choose.
+        [default] port: Option<u16> = "bounded::port",
+        /// The only interface to accept from.
+        [default] interface: Option<String>,
+        /// Give each process a socket of its own bound to the same port.
+        [default] reuseport: bool,
+        /// Make the socket non-blocking, for everyone who inherits it.
+        [default] nonblocking: bool,
+        /// Take the path over from whoever serves it.
+        [default] replace: bool,
+        /// Whether an inet6 socket leaves IPv4 to others; the system's setting otherwise.
+        [default] v6only: Option<bool>,
+        /// Act in a namespace somebody else has claimed.
+        [default] force: bool,
+    }
 
-/// `socket.remove`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SocketRemove {
-    /// Which; at least one.
-    #[serde(deserialize_with = "bounded::patterns")]
-    pub names: Vec<NamePattern>,
-    /// Act in a namespace somebody else has claimed.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub force: bool,
-}
+    /// `socket.list`.
+    #[derive(Default)]
+    SocketList {
+        /// Which; none means all.
+        [default] names: Vec<NamePattern> = "bounded::patterns",
+    }
 
-/// `socket.fetch`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SocketFetch {
-    /// Which.
-    pub name: Name,
-}
+    /// `socket.remove`.
+    SocketRemove {
+        /// Which; at least one.
+        names: Vec<NamePattern> = "bounded::patterns",
+        /// Act in a namespace somebody else has claimed.
+        [default] force: bool,
+    }
 
-/// `process.make`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProcessMake {
-    /// Its name.
-    pub name: Name,
-    /// Command and arguments. Only a classic request may come without any; it has no command, and
-    /// the kernel says so once it has looked for a process of that name.
-    #[serde(deserialize_with = "bounded::arguments")]
-    pub argv: Vec<ByteString>,
-    /// Environment variables.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub env: Environment,
-    /// Add `env` to the kernel's own environment instead of starting from nothing.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub env_inherit: bool,
-    /// Directory to start in; the kernel's own otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub working_dir: Option<ByteString>,
-    /// Run the command line by `/bin/sh -c`, further arguments being the script's.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub shell: bool,
-    /// User to run as.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<Account>,
-    /// Group to run as; the user's own otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gid: Option<Account>,
-    /// Supplementary groups; the user's own otherwise.
-    #[serde(
-        default,
-        deserialize_with = "bounded::groups",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub groups: Option<Vec<Account>>,
-    /// File mode mask; the kernel's own otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub umask: Option<Umask>,
-    /// Scheduling priority from -20 to 19.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nice: Option<i32>,
-    /// How readily it is killed when memory runs out, from -1000 to 1000.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom_score_adj: Option<i32>,
-    /// Resource limits by name as typed, such as `nofile`; the kernel knows which exist.
-    #[serde(
-        default,
-        deserialize_with = "bounded::rlimits",
-        skip_serializing_if = "is_default"
-    )]
-    pub rlimits: BTreeMap<String, Rlimit>,
-    /// Sockets to inherit at their own numbers.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub sockets: Sockets,
-    /// Sockets to pass as systemd does, from number 3, in this order.
-    #[serde(
-        default,
-        deserialize_with = "bounded::socket_names",
-        skip_serializing_if = "is_default"
-    )]
-    pub listen_fds: Vec<Name>,
-    /// Held descriptors to place at these numbers.
-    #[serde(
-        default,
-        deserialize_with = "bounded::descriptors",
-        skip_serializing_if = "is_default"
-    )]
-    pub descriptors: BTreeMap<u32, Name>,
-    /// What it reads from.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub stdin: Input,
-    /// Where its standard output goes.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub stdout: Stdout,
-    /// Where its standard error goes.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub stderr: Stderr,
-    /// What happens when the reel is full.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub overflow: Overflow,
-    /// How much unacknowledged output is kept, [`crate::limits::REEL_BYTES`] unless said otherwise;
-    /// 0 captures nothing.
-    #[serde(
-        default,
-        deserialize_with = "bounded::reel_bytes",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub reel_bytes: Option<ByteSize>,
-    /// Leave `$(socket.NAME.fileno)` in the arguments as it is.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub verbatim: bool,
-    /// Any JSON to keep with the process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tag: Option<Tag>,
-    /// Act in a namespace somebody else has claimed.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub force: bool,
-}
+    /// `socket.fetch`.
+    SocketFetch {
+        /// Which.
+        name: Name,
+    }
 
-/// `process.list`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProcessList {
-    /// Which by name; none here and in `serials` means all.
-    #[serde(
-        default,
-        deserialize_with = "bounded::patterns",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub names: Vec<NamePattern>,
-    /// Which by serial.
-    #[serde(
-        default,
-        deserialize_with = "bounded::serials",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub serials: Vec<Serial>,
-}
+    /// `process.make`.
+    ProcessMake {
+        /// Its name.
+        name: Name,
+        /// Command and arguments. Only a classic request may come without any; it has no command, and
+        /// the kernel says so once it has looked for a process of that name.
+        argv: Vec<ByteString> = "bounded::arguments",
+        /// Environment variables.
+        [default] env: Environment,
+        /// Add `env` to the kernel's own environment instead of starting from nothing.
+        [default] env_inherit: bool,
+        /// Directory to start in; the kernel's own otherwise.
+        [default] working_dir: Option<ByteString>,
+        /// Run the command line by `/bin/sh -c`, further arguments being the script's.
+        [default] shell: bool,
+        /// User to run as.
+        [default] uid: Option<Account>,
+        /// Group to run as; the user's own otherwise.
+        [default] gid: Option<Account>,
+        /// Supplementary groups; the user's own otherwise.
+        [default] groups: Option<Vec<Account>> = "bounded::groups",
+        /// File mode mask; the kernel's own otherwise.
+        [default] umask: Option<Umask>,
+        /// Scheduling priority from -20 to 19.
+        [default] nice: Option<i32>,
+        /// How readily it is killed when memory runs out, from -1000 to 1000.
+        [default] oom_score_adj: Option<i32>,
+        /// Resource limits by name as typed, such as `nofile`; the kernel knows which exist.
+        [default] rlimits: BTreeMap<String, Rlimit> = "bounded::rlimits",
+        /// Sockets to inherit at their own numbers.
+        [default] sockets: Sockets,
+        /// Sockets to pass as systemd does, from number 3, in this order.
+        [default] listen_fds: Vec<Name> = "bounded::socket_names",
+        /// Held descriptors to place at these numbers.
+        [default] descriptors: BTreeMap<u32, Name> = "bounded::descriptors",
+        /// What it reads from.
+        [default] stdin: Input,
+        /// Where its standard output goes.
+        [default] stdout: Stdout,
+        /// Where its standard error goes.
+        [default] stderr: Stderr,
+        /// What happens when the reel is full.
+        [default] overflow: Overflow,
+        /// How much unacknowledged output is kept, [`crate::limits::REEL_BYTES`] unless said otherwise;
+        /// 0 captures nothing.
+        [default] reel_bytes: Option<ByteSize> = "bounded::reel_bytes",
+        /// Leave `$(socket.NAME.fileno)` in the arguments as it is.
+        [default] verbatim: bool,
+        /// Any JSON to keep with the process.
+        [default] tag: Option<Tag>,
+        /// Act in a namespace somebody else has claimed.
+        [default] force: bool,
+    }
 
-/// `process.remove`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProcessRemove {
-    /// Which by name.
-    #[serde(
-        default,
-        deserialize_with = "bounded::patterns",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub names: Vec<NamePattern>,
-    /// Which by serial; at least one here or in `names`.
-    #[serde(
-        default,
-        deserialize_with = "bounded::serials",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub serials: Vec<Serial>,
-    /// Act in a namespace somebody else has claimed.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub force: bool,
-}
+    /// `process.list`.
+    #[derive(Default)]
+    ProcessList {
+        /// Which by name; none here and in `serials` means all.
+        [default] names: Vec<NamePattern> = "bounded::patterns",
+        /// Which by serial.
+        [default] serials: Vec<Serial> = "bounded::serials",
+    }
 
-/// `process.pidfd`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProcessPidfd {
-    /// Which.
-    pub serial: Serial,
+    /// `process.remove`.
+    #[derive(Default)]
+    ProcessRemove {
+        /// Which by name.
+        [default] names: Vec<NamePattern> = "bounded::patterns",
+        /// Which by serial; at least one here or in `names`.
+        [default] serials: Vec<Serial> = "bounded::serials",
+        /// Act in a namespace somebody else has claimed.
+        [default] force: bool,
+    }
+
+    /// `process.pidfd`.
+    ProcessPidfd {
+        /// Which.
+        serial: Serial,
+    }
+
+    /// `output.consume`.
+    OutputConsume {
+        /// Whose output; processes made later that match are included.
+        names: Vec<NamePattern> = "bounded::patterns",
+        /// How the bytes come.
+        [default] bytes: Delivery,
+        /// Take over from the consumer there is.
+        [default] force: bool,
+    }
+
+    /// `output.follow`.
+    OutputFollow {
+        /// Whose output; processes made later that match are included.
+        names: Vec<NamePattern> = "bounded::patterns",
+        /// Where to start.
+        [default] from: FollowFrom,
+    }
+
+    /// `output.stop`.
+    OutputStop {
+        /// Which subscription, from `output.consume`, `output.follow` or `subscribe`.
+        sub: u64,
+    }
+
+    /// `output.reel`.
+    OutputReel {
+        /// Whose.
+        serial: Serial,
+    }
+
+    /// `output.ack`.
+    #[derive(Default)]
+    OutputAck {
+        /// For each process the position up to which, exclusively, its output may go. None at all is a
+        /// sign of life.
+        acks: BTreeMap<Serial, u64> = "bounded::positions",
+    }
+
+    /// `exit.ack`.
+    #[derive(Default)]
+    ExitAck {
+        /// Whose exits are known.
+        serials: Vec<Serial> = "bounded::serials",
+    }
+
+    /// `hold`.
+    Hold {
+        /// Name to hold the descriptor under; one held under it already is replaced.
+        name: Name,
+    }
+
+    /// `fetch`.
+    Fetch {
+        /// Name it is held under.
+        name: Name,
+    }
+
+    /// `hold.list`.
+    #[derive(Default)]
+    HoldList {
+        /// Which; none means all.
+        [default] names: Vec<NamePattern> = "bounded::patterns",
+    }
+
+    /// `hold.drop`.
+    HoldDrop {
+        /// Which; at least one.
+        names: Vec<NamePattern> = "bounded::patterns",
+    }
+
+    /// `claim`.
+    Claim {
+        /// The namespace: names that start with it and a dot.
+        namespace: Name,
+        /// Who claims it, for those who are refused.
+        holder: String,
+        /// Take it from the session that holds it.
+        [default] force: bool,
+    }
+
+    /// `claim.release`.
+    ClaimRelease {
+        /// The namespace.
+        namespace: Name,
+    }
+
+    /// `claim.list`.
+    #[derive(Default)]
+    ClaimList {}
+
+    /// `subscribe`.
+    #[derive(Default)]
+    Subscribe {
+        /// Events about which names; none means all.
+        [default] names: Vec<NamePattern> = "bounded::patterns",
+    }
+
+    /// `kernel.exit`.
+    #[derive(Default)]
+    KernelExit {}
+
+    /// `kernel.upgrade`.
+    #[derive(Default)]
+    KernelUpgrade {
+        /// Absolute path of the program to change to; without one, what is now where the running
+        /// program was started from.
+        [default] binary: Option<ByteString>,
+        /// Replace the keeper too.
+        [default] keeper: bool,
+        /// Change even if the program's dry run finds fault, or it knows none.
+        [default] force: bool,
+        /// Only try whether the program would take everything over.
+        [default] dry_run: bool,
+    }
 }
 
 /// How a consumer gets the bytes.
@@ -321,21 +340,6 @@ pub enum Delivery {
     Auto,
 }
 
-/// `output.consume`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OutputConsume {
-    /// Whose output; processes made later that match are included.
-    #[serde(deserialize_with = "bounded::patterns")]
-    pub names: Vec<NamePattern>,
-    /// How the bytes come.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub bytes: Delivery,
-    /// Take over from the consumer there is.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub force: bool,
-}
-
 /// Where a follower starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -345,154 +349,6 @@ pub enum FollowFrom {
     Now,
     /// With the oldest output kept.
     Start,
-}
-
-/// `output.follow`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OutputFollow {
-    /// Whose output; processes made later that match are included.
-    #[serde(deserialize_with = "bounded::patterns")]
-    pub names: Vec<NamePattern>,
-    /// Where to start.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub from: FollowFrom,
-}
-
-/// `output.stop`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OutputStop {
-    /// Which subscription, from `output.consume`, `output.follow` or `subscribe`.
-    pub sub: u64,
-}
-
-/// `output.reel`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OutputReel {
-    /// Whose.
-    pub serial: Serial,
-}
-
-/// `output.ack`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OutputAck {
-    /// For each process the position up to which, exclusively, its output may go. None at all is a
-    /// sign of life.
-    #[serde(deserialize_with = "bounded::positions")]
-    pub acks: BTreeMap<Serial, u64>,
-}
-
-/// `exit.ack`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExitAck {
-    /// Whose exits are known.
-    #[serde(deserialize_with = "bounded::serials")]
-    pub serials: Vec<Serial>,
-}
-
-/// `hold`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Hold {
-    /// Name to hold the descriptor under; one held under it already is replaced.
-    pub name: Name,
-}
-
-/// `fetch`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Fetch {
-    /// Name it is held under.
-    pub name: Name,
-}
-
-/// `hold.list`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HoldList {
-    /// Which; none means all.
-    #[serde(
-        default,
-        deserialize_with = "bounded::patterns",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub names: Vec<NamePattern>,
-}
-
-/// `hold.drop`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HoldDrop {
-    /// Which; at least one.
-    #[serde(deserialize_with = "bounded::patterns")]
-    pub names: Vec<NamePattern>,
-}
-
-/// `claim`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Claim {
-    /// The namespace: names that start with it and a dot.
-    pub namespace: Name,
-    /// Who claims it, for those who are refused.
-    pub holder: String,
-    /// Take it from the session that holds it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub force: bool,
-}
-
-/// `claim.release`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClaimRelease {
-    /// The namespace.
-    pub namespace: Name,
-}
-
-/// `claim.list`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClaimList {}
-
-/// `subscribe`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Subscribe {
-    /// Events about which names; none means all.
-    #[serde(
-        default,
-        deserialize_with = "bounded::patterns",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    pub names: Vec<NamePattern>,
-}
-
-/// `kernel.exit`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KernelExit {}
-
-/// `kernel.upgrade`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KernelUpgrade {
-    /// Absolute path of the program to change to; without one, what is now where the running
-    /// program was started from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub binary: Option<ByteString>,
-    /// Replace the keeper too.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub keeper: bool,
-    /// Change even if the program's dry run finds fault, or it knows none.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub force: bool,
-    /// Only try whether the program would take everything over.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub dry_run: bool,
 }
 
 impl SocketMake {

@@ -13,10 +13,9 @@ use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::Name;
 
+use crate::exchange::{LogSettings, Reports, SessionError, TRY_AGAIN};
 use crate::schedule::Now;
-use crate::session::{SessionError, TRY_AGAIN};
 use crate::store::Store;
-use crate::thread::{LogSettings, Reports};
 use crate::writer::LogWriter;
 
 /// Name the log state's memfd is held under.

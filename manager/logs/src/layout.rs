@@ -6,6 +6,7 @@
 //! Invariant: everything one system call must not tear lies within one page; decoding foreign bytes
 //! gives `None`, never a panic.
 
+use std::io;
 use std::path::PathBuf;
 
 use crate::file_id::FileId;
@@ -315,4 +316,15 @@ pub(super) fn read_word(bytes: &[u8], offset: usize) -> u64 {
         word.copy_from_slice(found);
     }
     u64::from_le_bytes(word)
+}
+
+/// The error for a state that a later version left: its lines must not be lost or repeated, so it
+/// stays as it is.
+pub(super) fn of_a_later_version(what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!(
+            "the log state was left by a later version ({what}), whose manager must be started again; output waits in the kernel"
+        ),
+    )
 }

@@ -12,6 +12,7 @@
 //! | `writer`, `book` | all files and all processes: output in, positions to acknowledge out |
 //! | `route`, `routes` | where a stream's lines go; the configuration: whose lines go where |
 //! | `session`, `held`, `thread` | the connection to the kernel that feeds the writer, on a thread of its own |
+//! | `exchange` | what that thread is told and what it reports |
 //! | `reels` | output read from the kernel's memory files, being too much to be sent |
 //! | `pulse` | tells the kernel that the thread is at work while a slow disk holds it up |
 //! | `own_output` | the file that the manager's own standard output leads to, which must not grow without bound |
@@ -23,6 +24,7 @@
 
 mod book;
 mod disk;
+mod exchange;
 pub mod file;
 pub mod file_id;
 pub mod form;

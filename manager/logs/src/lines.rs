@@ -5,7 +5,6 @@
 //! Invariant: every byte at or beyond the position it started from is emitted once and in order, or
 //! is in the tail; the tail is never longer than the limit. Chunking does not change what is
 //! emitted, but for lines longer than the limit.
-//! Source: design.md, "Whole lines whatever the chunking".
 
 /// Longest line written in one piece; also the most a stream may leave unacknowledged in the kernel
 /// for want of a newline.

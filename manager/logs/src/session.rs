@@ -10,11 +10,10 @@
 mod processes;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use papa_client::{Client, ClientError, Options, Push, Pushes};
+use papa_client::{Client, Options, Push, Pushes};
 use papa_config::WatcherConfig;
 use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request as ops;
@@ -23,13 +22,13 @@ use papa_protocol::record::{Record as KernelRecord, Serial, Stream};
 use papa_test_hooks::failpoint;
 use tokio::sync::watch;
 
+use crate::exchange::{FAREWELL, LogSettings, Reports, SessionError, TRY_AGAIN, Wanted};
 use crate::held::open_state;
 use crate::layout::Kind;
 use crate::pulse::Pulse;
 use crate::reels::Reels;
 use crate::routes::{Table, Verdict};
 use crate::schedule::Now;
-use crate::thread::{LogSettings, Reports, Wanted};
 use crate::writer::{LogWriter, Record};
 
 /// Batches read ahead of the writing: enough to keep the kernel busy, few enough to stay small in
@@ -43,12 +42,6 @@ const FLUSH_AFTER_BYTES: usize = 1024 * 1024;
 const FLUSH_FOR: Duration = Duration::from_millis(100);
 /// Acknowledgements per request.
 const ACKS_PER_REQUEST: usize = 1024;
-/// Pause between attempts at what should work soon: the kernel is restarting, a predecessor is
-/// dying.
-pub(super) const TRY_AGAIN: Duration = Duration::from_millis(100);
-/// How long the last acknowledgements may take when the manager ends.
-pub(super) const FAREWELL: Duration = Duration::from_secs(2);
-
 /// One connection to the kernel, with all that hangs on it.
 pub(super) struct Session<'a> {
     settings: &'a LogSettings,
@@ -439,16 +432,4 @@ async fn sleep_until(moment: Option<Instant>) {
         Some(moment) => tokio::time::sleep_until(moment.into()).await,
         None => std::future::pending().await,
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SessionError {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Name(String),
-    #[error("the kernel does not say where a reel begins")]
-    ReelWithoutStart,
 }

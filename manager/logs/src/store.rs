@@ -13,7 +13,7 @@
 //! therefore leaves a state from which the rest can be done, never repeated. The memfd is read and
 //! written with pread and pwrite, never mapped: no unsafe code, and a fault cannot kill the
 //! manager.
-//! Source: design.md, "Logs exactly once".
+//! Source: "The way of a line of output" in ARCHITECTURE.md.
 
 mod positions;
 
@@ -33,7 +33,7 @@ use crate::layout::{
     BUFFER_OFFSET, Cut, DELTA_BYTES, DELTAS_OFFSET, Delta, Kind, MAGIC, MAGIC_FAMILY,
     MAX_BATCH_BYTES, MAX_DELTAS, MAX_PATH_BYTES, MAX_SLOTS, PATH_OFFSET, Phase, RECORD_BYTES,
     RECORD_OFFSETS, Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot, Source, Unfinished,
-    Work, read_word,
+    Work, of_a_later_version, read_word,
 };
 use crate::rotate::{Plan, join_suffix, split_suffix};
 use crate::store::positions::{Positions, read_count, write_count};
@@ -413,16 +413,6 @@ impl Store {
             written: record.written,
         }))
     }
-}
-
-/// Its lines must not be lost or repeated, so it stays as it is.
-fn of_a_later_version(what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        format!(
-            "the log state was left by a later version ({what}), whose manager must be started again; output waits in the kernel"
-        ),
-    )
 }
 
 /// Gives pages back; a file system that cannot do it only costs memory.

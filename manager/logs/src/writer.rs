@@ -13,18 +13,17 @@ mod spare;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::book::{Book, Desk, Stream};
+use crate::book::{Book, Desk, Stream, Target};
 use crate::file::LogFile;
 use crate::format::Author;
 use crate::gzip::Compressor;
 use crate::layout::{Delta, Kind, Source, Unfinished};
-use crate::lines::Assembler;
+use crate::lines::{Assembler, MAX_LINE_BYTES};
 use crate::rotate::next_plain;
 use crate::route::Routes;
 use crate::schedule::Now;
 use crate::sink::{Address, Sink};
 use crate::store::Store;
-use crate::writer::routing::limit;
 
 /// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest
 /// is for what comes after. More than the kernel takes of the other stream at once (a pipe of 256
@@ -545,4 +544,10 @@ fn touch(book: &mut Book, touched: &mut Vec<u64>, serial: u64) {
         book.touched = true;
         touched.push(serial);
     }
+}
+
+/// Longest line of a stream.
+fn limit(tail_limit: usize, target: Option<&Target>) -> usize {
+    let format = target.map_or(MAX_LINE_BYTES, |target| target.format.max_line_bytes());
+    tail_limit.min(format)
 }

@@ -12,9 +12,8 @@ use std::os::unix::fs::FileExt;
 
 use crate::layout::{
     DONE_ENTRY_BYTES, DONE_OFFSET, Delta, ENTRIES_USED_OFFSET, Kind, MAX_DONE_ENTRIES, PAGE,
-    PAGE_BYTES, Source, read_word,
+    PAGE_BYTES, Source, of_a_later_version, read_word,
 };
-use crate::store::of_a_later_version;
 
 /// The table.
 #[derive(Debug, Default)]

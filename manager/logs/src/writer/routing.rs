@@ -14,12 +14,11 @@ use papa_system::walk;
 use crate::book::Target;
 use crate::format::Format;
 use crate::layout::{Kind, Source};
-use crate::lines::MAX_LINE_BYTES;
 use crate::own_output::OWN_STDOUT;
 use crate::route::{Route, Routes};
 use crate::schedule::Now;
 use crate::sink::{Address, Sink};
-use crate::writer::LogWriter;
+use crate::writer::{LogWriter, limit};
 
 impl LogWriter {
     /// The routes that come now replace what was said before of each file.
@@ -119,12 +118,6 @@ impl LogWriter {
             format: Format::new(&route.style, watcher),
         }
     }
-}
-
-/// Longest line of a stream.
-pub(super) fn limit(tail_limit: usize, target: Option<&Target>) -> usize {
-    let format = target.map_or(MAX_LINE_BYTES, |target| target.format.max_line_bytes());
-    tail_limit.min(format)
 }
 
 /// The path with its directory resolved: two spellings of one file must not get two writers.

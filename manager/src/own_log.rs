@@ -9,9 +9,7 @@ mod repeats;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -22,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papa_logs::own_output::{
     Kept, Leads, NEW_FILE_MODE, keep_output, reopen_output, write_to_output,
 };
+use papa_logs::syslog_socket::{SyslogSocket, rfc3164_header};
 use papa_system::walk::{check_append, open_append};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
@@ -29,7 +28,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{LogOutput, SyslogAddress, SyslogConfig};
+use crate::config::{LogOutput, SyslogConfig};
 use crate::own_log::repeats::Repeats;
 
 /// Most bytes of one line on standard error: what a pipe that says it has room has room for.
@@ -68,8 +67,7 @@ enum Sink {
         path: PathBuf,
         kept: Kept,
     },
-    Unix(UnixDatagram, u8),
-    Udp(UdpSocket, u8),
+    Syslog(SyslogSocket, u8),
 }
 
 impl OwnLog {
@@ -168,25 +166,7 @@ pub fn check(output: Option<&LogOutput>) -> anyhow::Result<()> {
 }
 
 fn connect(syslog: &SyslogConfig) -> io::Result<Sink> {
-    Ok(match &syslog.address {
-        SyslogAddress::Unix(path) => {
-            let socket = UnixDatagram::unbound()?;
-            socket.connect(path)?;
-            socket.set_nonblocking(true)?;
-            Sink::Unix(socket, syslog.facility)
-        }
-        SyslogAddress::Udp(host, port) => {
-            let any = if host.contains(':') {
-                "[::]:0"
-            } else {
-                "0.0.0.0:0"
-            };
-            let socket = UdpSocket::bind(any)?;
-            socket.connect((host.as_str(), *port))?;
-            socket.set_nonblocking(true)?;
-            Sink::Udp(socket, syslog.facility)
-        }
-    })
+    SyslogSocket::connect(&syslog.address).map(|socket| Sink::Syslog(socket, syslog.facility))
 }
 
 /// What `loglevel` lets through; the tracing crate has no level above error.
@@ -226,8 +206,8 @@ pub struct Line {
 }
 
 impl Write for Line {
-    /// Never fails: a line that cannot be written (full disk, closed terminal, a reader that went)
-    /// is lost, and nothing else.
+    /// Never fails: a line that cannot be written (full disk, closed terminal, a reader that is
+    /// gone) is lost.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let sent = match &mut *self.sink.lock().unwrap_or_else(PoisonError::into_inner) {
             Sink::File { file, kept, .. } => {
@@ -239,8 +219,7 @@ impl Write for Line {
             }
             Sink::Output if write_to_output(bytes) => return Ok(bytes.len()),
             Sink::Output | Sink::StandardError => Err(io::ErrorKind::NotConnected.into()),
-            Sink::Unix(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
-            Sink::Udp(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
+            Sink::Syslog(socket, facility) => socket.send(&message(*facility, self.level, bytes)),
         };
         if sent.is_err() {
             to_standard_error(bytes);
@@ -272,20 +251,20 @@ fn message(facility: u8, level: Level, line: &[u8]) -> Vec<u8> {
         Level::INFO => 6,
         _ => 7,
     };
-    let head = format!(
-        "<{}>{} papa-manager[{}]: ",
-        u32::from(facility) * 8 + severity,
-        Local::now().format("%b %e %H:%M:%S"),
-        std::process::id()
-    );
-    let mut message = head.into_bytes();
+    let priority = facility * 8 + severity;
+    let pid = std::process::id();
+    let header = rfc3164_header(priority, &Local::now(), "papa-manager", pid);
+    let mut message = header.into_bytes();
     message.extend_from_slice(line.trim_ascii_end());
     message
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
+    use crate::config::SyslogAddress;
 
     #[test]
     fn a_line_becomes_one_message_and_none_is_lost_when_nobody_listens() {

@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::layout::{Kind, MAX_BATCH_BYTES};
 use crate::lines::MAX_LINE_BYTES;
 use crate::prefix::{MAX_PREFIX_BYTES, Prefix};
+use crate::syslog_socket::rfc3164_header;
 
 /// Longest line that fits one JSON object whatever it is: each byte may become six characters, and
 /// again a third more in base64.
@@ -93,19 +94,41 @@ impl Part {
 pub(super) enum Format {
     Raw,
     Stamped(Prefix),
-    Fancy {
-        color: u8,
-        prefix: Prefix,
-    },
-    Json {
-        max_line_bytes: usize,
-    },
-    Syslog {
-        facility: u8,
-        rfc5424: bool,
-        remote: bool,
-        host: String,
-    },
+    Fancy { color: u8, prefix: Prefix },
+    Json { max_line_bytes: usize },
+    Syslog(Syslog),
+}
+
+/// How a syslog message begins.
+#[derive(Debug)]
+pub(super) struct Syslog {
+    facility: u8,
+    rfc5424: bool,
+    /// The daemon is on another host.
+    remote: bool,
+    /// Our name.
+    host: String,
+}
+
+impl Syslog {
+    fn header(&self, author: &Author, kind: Kind, stamp_us: i64) -> String {
+        let severity = if kind == Kind::Err {
+            ERROR
+        } else {
+            INFORMATIONAL
+        };
+        let priority = self.facility * 8 + severity;
+        let time = civil::local(stamp_us);
+        let (host, tag, pid) = (&self.host, tag(&author.watcher), author.pid);
+        if self.rfc5424 {
+            let time = time.to_rfc3339_opts(SecondsFormat::Micros, true);
+            format!("<{priority}>1 {time} {host} {tag} {pid} - - ")
+        } else if self.remote {
+            rfc3164_header(priority, &time, &format!("{host} {tag}"), pid)
+        } else {
+            rfc3164_header(priority, &time, &tag, pid)
+        }
+    }
 }
 
 impl Format {
@@ -124,12 +147,12 @@ impl Format {
                 facility,
                 rfc5424,
                 remote,
-            } => Self::Syslog {
+            } => Self::Syslog(Syslog {
                 facility: *facility,
                 rfc5424: *rfc5424,
                 remote: *remote,
                 host: host(),
-            },
+            }),
         }
     }
 
@@ -143,8 +166,8 @@ impl Format {
         match self {
             Self::Raw | Self::Stamped(_) | Self::Fancy { .. } => MAX_LINE_BYTES,
             Self::Json { max_line_bytes } => *max_line_bytes,
-            Self::Syslog { remote: false, .. } => MAX_LOCAL_MESSAGE_BYTES,
-            Self::Syslog { remote: true, .. } => MAX_REMOTE_MESSAGE_BYTES,
+            Self::Syslog(Syslog { remote: false, .. }) => MAX_LOCAL_MESSAGE_BYTES,
+            Self::Syslog(Syslog { remote: true, .. }) => MAX_REMOTE_MESSAGE_BYTES,
         }
     }
 
@@ -169,7 +192,7 @@ impl Format {
         match self {
             Self::Stamped(_) => Some(b"\n"),
             Self::Fancy { .. } => Some(b"\x1b[0m\n"),
-            Self::Raw | Self::Json { .. } | Self::Syslog { .. } => None,
+            Self::Raw | Self::Json { .. } | Self::Syslog(_) => None,
         }
     }
 
@@ -212,41 +235,10 @@ impl Format {
                 }
             }
             Self::Json { .. } => json_line(out, author, kind, stamp_us, line, part),
-            Self::Syslog {
-                facility,
-                rfc5424,
-                remote,
-                host,
-            } => {
-                // An empty message says nothing, and some daemons refuse it.
-                if line.is_empty() {
-                    return;
-                }
-                let severity = if kind == Kind::Err {
-                    ERROR
-                } else {
-                    INFORMATIONAL
-                };
-                let priority = *facility * 8 + severity;
-                let time = civil::local(stamp_us);
-                let Author { watcher, pid, .. } = author;
-                let tag = tag(watcher);
-                let header = if *rfc5424 {
-                    let time = time.to_rfc3339_opts(SecondsFormat::Micros, true);
-                    format!("<{priority}>1 {time} {host} {tag} {pid} - - ")
-                } else {
-                    // A local daemon adds the host itself, as glibc's syslog() leaves it to it.
-                    let host = if *remote {
-                        format!("{host} ")
-                    } else {
-                        String::new()
-                    };
-                    format!(
-                        "<{priority}>{} {host}{tag}[{pid}]: ",
-                        time.format("%b %e %H:%M:%S")
-                    )
-                };
-                out.extend_from_slice(header.as_bytes());
+            // An empty message says nothing, and some daemons refuse it.
+            Self::Syslog(_) if line.is_empty() => {}
+            Self::Syslog(syslog) => {
+                out.extend_from_slice(syslog.header(author, kind, stamp_us).as_bytes());
                 out.extend_from_slice(line);
             }
         }

@@ -6,7 +6,7 @@
 //! | `sink` | a file or a syslog daemon |
 //! | `file`, `disk`, `file_id` | one log file: open, append under a record, finish what a predecessor began |
 //! | `rotate`, `schedule`, `gzip` | turning a file: names, moments, compression aside |
-//! | `syslog` | datagrams to a daemon |
+//! | `syslog`, `syslog_socket` | datagrams to a daemon |
 //! | `lines` | chunks to whole lines |
 //! | `format`, `prefix` | what a line looks like |
 //! | `writer`, `book` | all files and all processes: output in, positions to acknowledge out |
@@ -46,6 +46,7 @@ mod session;
 pub mod sink;
 pub mod store;
 mod syslog;
+pub mod syslog_socket;
 pub mod thread;
 pub mod writer;
 

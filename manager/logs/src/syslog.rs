@@ -8,8 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
-use std::os::unix::net::UnixDatagram;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use crate::file::Suspended;
 use crate::layout::{Delta, Source};
 use crate::schedule::Now;
 use crate::store::Store;
+use crate::syslog_socket::SyslogSocket;
 
 /// Messages that wait for the daemon to take them.
 const MAX_QUEUE_BYTES: usize = 1024 * 1024;
@@ -53,8 +53,7 @@ enum Connection {
     Closed,
     /// A name is being looked up, which may take long.
     Resolving(mpsc::Receiver<io::Result<SocketAddr>>),
-    Unix(UnixDatagram),
-    Udp(UdpSocket),
+    Open(SyslogSocket),
 }
 
 impl Syslog {
@@ -165,14 +164,12 @@ impl Syslog {
             };
             let delta = *delta;
             if !message.is_empty() {
-                match self.connect().and_then(|ready| {
-                    if ready {
-                        Ok(())
-                    } else {
-                        Err(io::ErrorKind::NotConnected.into())
+                match self.connect() {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        result = Err(io::ErrorKind::NotConnected.into());
+                        break;
                     }
-                }) {
-                    Ok(()) => {}
                     Err(error) => {
                         result = Err(error);
                         break;
@@ -212,8 +209,7 @@ impl Syslog {
 
     fn send(&self, message: &[u8]) -> io::Result<()> {
         let send = |message: &[u8]| match &self.socket {
-            Connection::Unix(socket) => socket.send(message),
-            Connection::Udp(socket) => socket.send(message),
+            Connection::Open(socket) => socket.send(message),
             Connection::Closed | Connection::Resolving(_) => {
                 Err(io::ErrorKind::NotConnected.into())
             }
@@ -221,25 +217,14 @@ impl Syslog {
         match send(message) {
             Err(error) if error.raw_os_error() == Some(nix::libc::EMSGSIZE) => {
                 let short = message.get(..SHORTENED_BYTES).unwrap_or(message);
-                send(short).map(drop)
+                send(short)
             }
-            other => other.map(drop),
+            other => other,
         }
     }
 
     /// True when there is a connection; false while an address is being looked up.
     fn connect(&mut self) -> io::Result<bool> {
-        let udp = |address: SocketAddr| -> io::Result<Connection> {
-            let any: SocketAddr = if address.is_ipv4() {
-                ([0, 0, 0, 0], 0).into()
-            } else {
-                ([0u16; 8], 0).into()
-            };
-            let socket = UdpSocket::bind(any)?;
-            socket.set_nonblocking(true)?;
-            socket.connect(address)?;
-            Ok(Connection::Udp(socket))
-        };
         if let Connection::Resolving(answer) = &self.socket {
             let address = match answer.try_recv() {
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
@@ -248,22 +233,20 @@ impl Syslog {
                 Err(mpsc::TryRecvError::Disconnected) => Err(io::Error::other("the thread died")),
             };
             self.socket = Connection::Closed;
-            self.socket = udp(address?)?;
+            self.socket = Connection::Open(SyslogSocket::udp(address?)?);
         }
         if !matches!(self.socket, Connection::Closed) {
             return Ok(true);
         }
         match &self.config.address {
             SyslogAddress::Unix(path) => {
-                let socket = UnixDatagram::unbound()?;
-                socket.set_nonblocking(true)?;
-                socket.connect(path)?;
-                self.socket = Connection::Unix(socket);
+                self.socket = Connection::Open(SyslogSocket::unix(path)?);
                 Ok(true)
             }
             SyslogAddress::Udp(host, port) => {
                 if let Ok(address) = host.parse() {
-                    self.socket = udp(SocketAddr::new(address, *port))?;
+                    let socket = SyslogSocket::udp(SocketAddr::new(address, *port))?;
+                    self.socket = Connection::Open(socket);
                     return Ok(true);
                 }
                 let (sender, receiver) = mpsc::channel();

@@ -9,6 +9,7 @@
 //! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
 //! | `probe` | readiness, health checks, starts on demand |
 //! | `procinfo` | what processes use of the machine |
+//! | `console` | output that is in no file, on standard output |
 //! | `control` | the socket `papactl` speaks to; the protocol is the crate `papa-control` |
 //! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
 //! | `own_log` | the manager's log |
@@ -23,6 +24,7 @@ pub mod adopt;
 pub mod backoff;
 pub mod cli;
 pub mod commands;
+pub mod console;
 pub mod control;
 pub mod error;
 pub mod kernel_link;

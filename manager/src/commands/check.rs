@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::io::IsTerminal;
 
+use papa_system::printable::printable;
 use serde_json::{Value, json};
 
 use crate::cli::Common;
@@ -75,7 +76,7 @@ fn print_findings(errors: &[Problem], warnings: &[Problem]) {
 /// One finding on standard error, broken to the width of a terminal.
 pub(super) fn note_finding(text: &str) {
     let columns = std::io::stderr().is_terminal().then_some(table::COLUMNS);
-    note(&wrapped(&table::printable(text), columns));
+    note(&wrapped(&printable(text), columns));
 }
 
 /// Every mistake of a file that was to be used, on standard error; then how many.
@@ -86,7 +87,7 @@ pub(super) fn print_errors(errors: &ConfigErrors) {
     note(&format!(
         "papactl: {} in {}; nothing was done",
         count(errors.errors.len(), "mistake"),
-        table::printable(&errors.path.to_string_lossy()),
+        printable(&errors.path.to_string_lossy()),
     ));
 }
 
@@ -144,7 +145,7 @@ pub(super) fn print_warnings(warnings: &[Problem], most: usize) {
 fn summary(config: &Config) -> String {
     let mut text = format!(
         "{}: {}; {}, {}\n",
-        table::printable(&config.path.to_string_lossy()),
+        printable(&config.path.to_string_lossy()),
         match config.warnings.len() {
             0 => "no mistakes".to_owned(),
             number => format!("no mistakes, {}", count(number, "warning")),
@@ -160,9 +161,9 @@ fn summary(config: &Config) -> String {
     for watcher in &config.watchers {
         let line = format!(
             "  {:width$}  {:>3} x {}",
-            table::printable(&watcher.name),
+            printable(&watcher.name),
             watcher.numprocesses,
-            table::printable(&watcher.argv_template.join(" ")),
+            printable(&watcher.argv_template.join(" ")),
             width = width.unwrap_or(0),
         );
         let _ = writeln!(text, "{}", table::shortened(&line));

@@ -1,5 +1,7 @@
 //! `papactl doctor`: everything that is not as it should be, and what was looked at.
 
+use papa_system::printable::printable;
+
 use crate::cli::Common;
 use crate::cli::args::DoctorArgs;
 use crate::commands::kernel::{self, Examined};
@@ -105,7 +107,7 @@ fn judge_alone(kernel: &Examined, namespace: &str, elsewhere: bool, findings: &m
 fn rendered(findings: &[Finding]) -> String {
     let about: Vec<String> = findings
         .iter()
-        .map(|finding| table::printable(&finding.about))
+        .map(|finding| printable(&finding.about))
         .collect();
     let width = about
         .iter()
@@ -116,7 +118,7 @@ fn rendered(findings: &[Finding]) -> String {
     let mut text = String::new();
     for (finding, about) in findings.iter().zip(&about) {
         let start = format!("{:7}  {about:width$}", finding.level.as_str());
-        let said = table::printable(&finding.text);
+        let said = printable(&finding.text);
         text.push_str(&table::wrapped(&start, &said));
     }
     text

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use nix::unistd::Uid;
 use papa_protocol::json::request::ops;
+use papa_system::printable::printable;
 
 use crate::cli::Common;
 use crate::commands::kernel::{self, account, block_on};
-use crate::commands::{CommandError, loaded, namespace as namespace_of, table};
+use crate::commands::{CommandError, loaded, namespace as namespace_of};
 use crate::config::KernelEndpoint;
 use crate::control::client::ManagerError;
 use crate::holder::{self, Holder, Sought};
@@ -53,7 +54,7 @@ pub(super) fn explain(common: &Common, error: ManagerError) -> CommandError {
         ),
         other => other.to_string(),
     };
-    CommandError::Elsewhere(format!("{cause}; {}", table::printable(&found)))
+    CommandError::Elsewhere(format!("{cause}; {}", printable(&found)))
 }
 
 /// The manager that holds a namespace in a kernel of ours.

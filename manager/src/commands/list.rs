@@ -1,12 +1,11 @@
 //! `papactl list`: the watchers' names, or the pids of some, as Circus prints them.
 
+use papa_system::printable::printable;
 use serde_json::json;
 
 use crate::cli::Common;
 use crate::cli::args::NamesArg;
-use crate::commands::{
-    CommandError, connect, meant, print, print_json, status_of_all, table, with_ok,
-};
+use crate::commands::{CommandError, connect, meant, print, print_json, status_of_all, with_ok};
 use crate::control::message::{Command, ListReply, Request};
 
 /// Runs the verb.
@@ -28,7 +27,7 @@ pub(super) fn run(common: &Common, args: &NamesArg) -> Result<(), CommandError> 
         if watchers.is_empty() {
             return print("no watchers\n");
         }
-        return print(&format!("{}\n", table::printable(&watchers.join(","))));
+        return print(&format!("{}\n", printable(&watchers.join(","))));
     }
     let targets = meant::targets(common, &mut client, &args.names)?;
     let status = status_of_all(common, &mut client)?;
@@ -53,7 +52,7 @@ pub(super) fn run(common: &Common, args: &NamesArg) -> Result<(), CommandError> 
         }
         let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
         let name = if several {
-            format!("{}: ", table::printable(&target.watcher))
+            format!("{}: ", printable(&target.watcher))
         } else {
             String::new()
         };

@@ -1,7 +1,9 @@
 //! `papactl listsockets`: the sockets held for the workers, as circusctl printed them.
 
+use papa_system::printable::printable;
+
 use crate::cli::Common;
-use crate::commands::{CommandError, connect, print, print_json, table, with_ok};
+use crate::commands::{CommandError, connect, print, print_json, with_ok};
 use crate::control::message::{Command, Request, SocketsReply};
 
 /// Runs the verb.
@@ -26,7 +28,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             Some(trouble) => format!("  not there: {trouble}"),
             None => String::new(),
         };
-        text.push_str(&table::printable(&format!(
+        text.push_str(&printable(&format!(
             "{fd}:socket '{}' at {place}{trouble}",
             socket.name
         )));

@@ -6,12 +6,9 @@
 //! log: files are only read, and the kernel is asked as a follower.
 //! Source: manager/docs/papactl.md.
 
-mod console;
 pub(super) mod ended;
-mod live;
 pub(super) mod screen;
 pub(crate) mod since;
-mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -21,18 +18,18 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Local, Utc};
 use papa_logs::reader::{Shown, Stamps, Tail, Wanted, merged};
+use papa_system::printable::printable;
 
 use crate::cli::Common;
 use crate::cli::args::{Lines, LogsArgs};
-use crate::commands::{CommandError, connect, kernel, namespace, note, table};
+use crate::commands::{CommandError, connect, kernel, namespace, note};
 use crate::config::{self, Surroundings};
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, LogsReply, Request, RequestError, Selection, log_files};
+use papa_control::live::{self, Line, News, QUEUED_NEWS};
+use papa_control::sources::{FileSource, LiveSource, Sources};
 
-pub use console::Console;
-use live::{Line, News};
 use screen::{Printer, Style};
-use sources::{FileSource, LiveSource, Sources};
 
 /// How many lines are shown unless told otherwise.
 const DEFAULT_LINES: usize = 10;
@@ -44,8 +41,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of kept lines put in order before they are shown; the oldest go first.
 const MAX_KEPT_BYTES: usize = 32 * 1024 * 1024;
-/// Batches waiting to be shown; a full queue leaves output in the kernel.
-const QUEUED_NEWS: usize = 4;
 
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &LogsArgs) -> Result<(), CommandError> {
@@ -181,7 +176,7 @@ impl View<'_> {
         if let Some(trouble) = self.troubles.get(&path.display().to_string()) {
             note(&format!(
                 "papactl: {}; what is shown of it was written before that",
-                table::printable(trouble)
+                printable(trouble)
             ));
         }
         let (tail, begun) =
@@ -206,7 +201,7 @@ impl View<'_> {
             ));
         }
         for failure in begun.failures {
-            note(&format!("papactl: log {}", table::printable(&failure)));
+            note(&format!("papactl: log {}", printable(&failure)));
         }
         if let Some(pile) = pile {
             pile.files.push(Shown {
@@ -345,7 +340,7 @@ impl View<'_> {
                     Ok(News::Caught | News::Ended(_)) => {}
                     Ok(News::Gap(bytes, name)) => note(&format!(
                         "papactl: {bytes} bytes of {} went by unseen",
-                        table::printable(&name)
+                        printable(&name)
                     )),
                     Ok(News::Failed(error)) => {
                         let message = format!("output that is in no file cannot be shown: {error}");

@@ -7,8 +7,10 @@
 
 use std::collections::HashSet;
 
+use papa_system::printable::printable;
+
 use crate::cli::Common;
-use crate::commands::{CommandError, status_of_all, table};
+use crate::commands::{CommandError, status_of_all};
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{Matching, RequestError, Selection, StatusReply, WatcherStatus};
 
@@ -124,7 +126,7 @@ pub(super) fn names_and_pid(words: &[String]) -> (&[String], Option<u32>) {
 }
 
 fn one_worker(verb: &str, watcher: &str, worker: Worker) -> String {
-    let (watcher, wid) = (table::printable(watcher), worker.wid);
+    let (watcher, wid) = (printable(watcher), worker.wid);
     format!(
         "{watcher}:{wid} is one worker of {watcher}, and {verb} is for whole watchers; `papactl kill {watcher}:{wid}` ends it and starts \
          another in its place, `papactl decr {watcher}` runs one fewer"

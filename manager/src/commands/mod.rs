@@ -9,7 +9,6 @@ mod check;
 mod circus;
 mod completions;
 mod decr;
-mod departing;
 mod doctor;
 mod down;
 mod elsewhere;
@@ -53,6 +52,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use papa_system::printable::printable;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -63,8 +63,6 @@ use crate::config::{self, Config, ConfigErrors, Surroundings};
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{Command, Errno, Request, Selection, StatusReply};
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
-
-pub use logs::Console;
 
 use kernel::KernelError;
 use meant::Target;
@@ -225,7 +223,7 @@ fn report(common: &Common, error: &CommandError) {
             text.push_str("; `papactl list` prints the names there are");
         }
         for line in text.lines() {
-            note(&format!("papactl: {}", table::printable(line)));
+            note(&format!("papactl: {}", printable(line)));
         }
     }
 }
@@ -456,7 +454,7 @@ fn each_watcher(
     if let Some(target) = targets.iter().find(|target| target.worker.is_some()) {
         return Err(CommandError::Usage(format!(
             "{verb}: expected whole watchers, and {} was given with the number of one worker",
-            table::printable(&target.watcher)
+            printable(&target.watcher)
         )));
     }
     let several = targets.len() > 1;
@@ -476,7 +474,7 @@ fn each_watcher(
                     replies.insert(target.watcher, refused);
                 } else {
                     let text = format!("{}: {error}", target.watcher);
-                    note(&format!("papactl: {}", table::printable(&text)));
+                    note(&format!("papactl: {}", printable(&text)));
                 }
                 continue;
             }
@@ -484,7 +482,7 @@ fn each_watcher(
         };
         if !common.json {
             let name = if several {
-                format!("{}: ", table::printable(&target.watcher))
+                format!("{}: ", printable(&target.watcher))
             } else {
                 String::new()
             };

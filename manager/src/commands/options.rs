@@ -1,11 +1,12 @@
 //! `papactl options`: all options of watchers, or of `[circus]`, as `KEY: VALUE` lines. Values that
 //! look like secrets are masked.
 
+use papa_system::printable::printable;
 use serde_json::Value;
 
 use crate::cli::Common;
 use crate::cli::args::OptionsArgs;
-use crate::commands::{CommandError, connect, meant, print, print_json, table, with_ok};
+use crate::commands::{CommandError, connect, meant, print, print_json, with_ok};
 use crate::control::client::ManagerClient;
 use crate::control::message::{Command, OptionsReply, Request};
 
@@ -45,7 +46,7 @@ pub(super) fn run(common: &Common, args: &OptionsArgs) -> Result<(), CommandErro
             continue;
         }
         if several {
-            print(&format!("[{}]\n", table::printable(&target.watcher)))?;
+            print(&format!("[{}]\n", printable(&target.watcher)))?;
         }
         show(common, reply, args.reveal)?;
     }
@@ -85,7 +86,7 @@ fn show(common: &Common, reply: OptionsReply, reveal: bool) -> Result<(), Comman
     let mut text = String::new();
     for (key, value) in &reply.options {
         let line = format!("{key}: {}", shown(value));
-        text.push_str(table::printable(&line).trim_end());
+        text.push_str(printable(&line).trim_end());
         text.push('\n');
     }
     print(&text)

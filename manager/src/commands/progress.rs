@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use papa_system::printable::printable;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -86,7 +87,7 @@ pub(super) fn missing(status: &StatusReply, selection: &Selection) -> String {
         .map(|watcher| {
             format!(
                 "{} {} {}/{}",
-                table::printable(&watcher.name),
+                printable(&watcher.name),
                 word(watcher),
                 watcher.workers.len(),
                 watcher.numprocesses

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::cli::Common;
-use crate::commands::departing::Departing;
 use crate::commands::{
     CommandError, connect, namespace, print, print_json, progress, status_of_all,
 };
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{Command, Request, Selection, ShutdownReply, StatusReply};
 use crate::runtime_dir::RuntimeDir;
+use papa_processes::departing::Departing;
 
 /// How often to look whether the manager is gone.
 const POLL: Duration = Duration::from_millis(10);

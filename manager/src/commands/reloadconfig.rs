@@ -1,10 +1,12 @@
 //! `papactl reloadconfig`: applies what has changed in the file, or with `--plan` only says what
 //! that is.
 
+use papa_system::printable::printable;
+
 use crate::cli::Common;
 use crate::cli::args::ReloadConfigArgs;
 use crate::commands::{
-    CommandError, check, connect, note, print, print_json, table, wait_or_explain, with_ok,
+    CommandError, check, connect, note, print, print_json, wait_or_explain, with_ok,
 };
 use crate::control::message::{Command, PlanReply, PlanStep, Selection};
 
@@ -35,7 +37,7 @@ pub(super) fn run(common: &Common, args: &ReloadConfigArgs) -> Result<(), Comman
         .needs_acceptance
         .filter(|_| args.plan && !args.accept_removal)
     {
-        note(&format!("papactl: {}", table::printable(&why)));
+        note(&format!("papactl: {}", printable(&why)));
     }
     Ok(())
 }
@@ -44,20 +46,20 @@ pub(super) fn run(common: &Common, args: &ReloadConfigArgs) -> Result<(), Comman
 fn rendered(plan: &[PlanStep]) -> String {
     let width = plan
         .iter()
-        .map(|step| table::printable(&step.what).chars().count())
+        .map(|step| printable(&step.what).chars().count())
         .max()
         .unwrap_or(0);
     let mut text = String::new();
     for step in plan {
-        let (action, what) = (step.action.as_str(), table::printable(&step.what));
+        let (action, what) = (step.action.as_str(), printable(&step.what));
         let start = format!("{action:7}  {what:width$}");
         let mut reasons = step.why.iter();
-        let first = reasons.next().map(|why| table::printable(why));
+        let first = reasons.next().map(|why| printable(why));
         text.push_str(format!("{start}  {}", first.unwrap_or_default()).trim_end());
         text.push('\n');
         let indent = start.chars().count() + 2;
         for why in reasons {
-            text.push_str(&format!("{:indent$}{}\n", "", table::printable(why)));
+            text.push_str(&format!("{:indent$}{}\n", "", printable(why)));
         }
     }
     text

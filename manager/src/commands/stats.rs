@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use papa_system::printable::printable;
 use serde_json::{Map, Value, json};
 
 use crate::cli::Common;
@@ -96,7 +97,7 @@ fn table_of(watchers: &Map<String, Value>) -> String {
 }
 
 fn group(text: &mut String, name: &str, processes: &Value) {
-    let _ = writeln!(text, "{}:", table::printable(name));
+    let _ = writeln!(text, "{}:", printable(name));
     let mut numbered: Vec<(u64, &String, &Value)> = processes
         .as_object()
         .into_iter()
@@ -131,7 +132,7 @@ fn process(text: &mut String, pid: &str, info: &Value, depth: usize) {
         let _ = writeln!(text, "{}", table::fitted(line.trim_end()));
     } else {
         // A process that went meanwhile is a text.
-        let _ = writeln!(text, "{:8} {}", table::printable(pid), plain(info));
+        let _ = writeln!(text, "{:8} {}", printable(pid), plain(info));
     }
     for child in info["children"].as_array().into_iter().flatten() {
         process(text, "?", child, depth + 1);
@@ -140,7 +141,7 @@ fn process(text: &mut String, pid: &str, info: &Value, depth: usize) {
 
 fn plain(value: &Value) -> String {
     match value {
-        Value::String(text) => table::printable(text),
+        Value::String(text) => printable(text),
         Value::Null => "N/A".to_owned(),
         other => other.to_string(),
     }

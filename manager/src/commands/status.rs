@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
+use papa_system::printable::printable;
+
 use crate::cli::Common;
 use crate::cli::args::StatusArgs;
 use crate::commands::meant::Target;
-use crate::commands::{
-    CommandError, connect, meant, note, print_targets, status_with_kernel, table,
-};
+use crate::commands::{CommandError, connect, meant, note, print_targets, status_with_kernel};
 use crate::control::message::{WatcherState, WatcherStatus};
 
 /// Runs the verb.
@@ -27,7 +27,7 @@ pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), CommandError
             note(&format!(
                 "papactl: no kernel answers the manager (pid {}), so it cannot say what runs; `papactl up {}` starts one",
                 manager.pid,
-                table::printable(&manager.config)
+                printable(&manager.config)
             ));
             Err(CommandError::Reported)
         }
@@ -53,6 +53,6 @@ fn not_as_wanted(watchers: &[WatcherStatus], targets: &[Target]) -> Vec<String> 
         .iter()
         .filter(|watcher| meant.contains(watcher.name.as_str()))
         .filter(|watcher| watcher.failing || short(watcher))
-        .map(|watcher| table::printable(&watcher.name))
+        .map(|watcher| printable(&watcher.name))
         .collect()
 }

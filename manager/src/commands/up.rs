@@ -12,6 +12,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use papa_system::printable::printable;
 use serde_json::json;
 
 use crate::cli::Common;
@@ -189,9 +190,9 @@ fn refuse_second(
             return Err(CommandError::Failed(format!(
                 "a manager already runs for namespace {:?}: {}; here the runtime directory is {}{}, or choose another namespace in [circus]",
                 config.namespace,
-                table::printable(&holder),
+                printable(&holder),
                 directory.path().display(),
-                table::printable(&elsewhere::reach(&holder)),
+                printable(&elsewhere::reach(&holder)),
             )));
         }
         thread::sleep(POLL);
@@ -512,7 +513,7 @@ fn finish(
         .watchers
         .iter()
         .filter(|watcher| is_down(watcher))
-        .map(|watcher| table::printable(&watcher.name))
+        .map(|watcher| printable(&watcher.name))
         .collect();
     if common.json {
         print_json(&json!({

@@ -4,11 +4,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use papa_system::printable::printable;
 use serde_json::{Map, Value, json};
 
 use crate::cli::Common;
 use crate::commands::{
-    CommandError, connect, namespace, print, print_json, progress, status_of_all, table,
+    CommandError, connect, namespace, print, print_json, progress, status_of_all,
 };
 use crate::control::client::{ManagerClient, ManagerError};
 use crate::control::message::{Command, ManagerStatus, Request};
@@ -41,7 +42,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
     }
     let version = |manager: &Option<ManagerStatus>| {
         let version = manager.as_ref().map(|manager| manager.version.as_str());
-        table::printable(version.unwrap_or("?"))
+        printable(version.unwrap_or("?"))
     };
     let pid = after.as_ref().map_or(0, |after| after.pid);
     print(&format!(

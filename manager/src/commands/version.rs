@@ -1,9 +1,10 @@
 //! `papactl version`: the versions of papactl, the manager and the kernel.
 
+use papa_system::printable::printable;
 use serde_json::json;
 
 use crate::cli::Common;
-use crate::commands::{CommandError, connect, kernel, note, print, print_json, table};
+use crate::commands::{CommandError, connect, kernel, note, print, print_json};
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, Request, StatusReply};
 
@@ -15,10 +16,7 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             error,
             CommandError::Manager(ManagerError::NotRunning { .. })
         ) {
-            note(&format!(
-                "papactl: {}",
-                table::printable(&error.to_string())
-            ));
+            note(&format!("papactl: {}", printable(&error.to_string())));
         }
     });
     let manager = connected.ok().and_then(|mut client| {
@@ -35,9 +33,8 @@ pub(super) fn run(common: &Common) -> Result<(), CommandError> {
             "kernel": kernel,
         }));
     }
-    let shown = |version: Option<String>| {
-        version.map_or("not running".to_owned(), |text| table::printable(&text))
-    };
+    let shown =
+        |version: Option<String>| version.map_or("not running".to_owned(), |text| printable(&text));
     print(&format!(
         "papactl  {}\nmanager  {}\nkernel   {}\n",
         env!("CARGO_PKG_VERSION"),

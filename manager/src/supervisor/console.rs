@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::commands::Console;
+use crate::console::Console;
 use crate::supervisor::{Event, Supervisor, WatcherId};
 use crate::watcher::Watcher;
 

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use papa_client::Address;
 use papa_protocol::json::status::{Program, StatusReply, Upgraded};
+use papa_system::printable::printable;
 
 use super::verbs::ask_status;
 use crate::cli::args::KernelUpgradeArgs;
 use crate::commands::progress::ProgressLine;
-use crate::commands::table;
 
 /// How long the kernel may be away: a program that fails is left for the one before within the
 /// keeper's limit, 20 s, and another start.
@@ -85,7 +85,7 @@ impl Expected {
                     Ok((_, status)) => format!(
                         "the connection to the kernel was lost during the request; version {} serves on, pid {}, and nothing was changed \
                          within {} s; ask again",
-                        table::printable(&status.version),
+                        printable(&status.version),
                         status.pid,
                         PATIENCE.as_secs()
                     ),
@@ -102,7 +102,7 @@ impl Expected {
     }
 
     fn judge(&self, now: Running, args: &KernelUpgradeArgs) -> Result<Upgraded, String> {
-        let version = table::printable(&now.status.version);
+        let version = printable(&now.status.version);
         let (pid, path) = (now.status.pid, &now.path);
         let (Some(file), Some(wanted)) = (now.file, self.wanted) else {
             return Err(format!(
@@ -171,10 +171,7 @@ fn identity(path: &Path) -> Option<FileId> {
 }
 
 fn shown(path: Option<&Path>) -> String {
-    path.map_or_else(
-        || "?".to_owned(),
-        |path| table::printable(&path.to_string_lossy()),
-    )
+    path.map_or_else(|| "?".to_owned(), |path| printable(&path.to_string_lossy()))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request::ops;
 use papa_protocol::json::status::{Program, StatusReply, UpgradeCheck, Upgraded};
 use papa_protocol::text::ByteString;
+use papa_system::printable::printable;
 use serde_json::json;
 
 use super::outcome::Expected;
@@ -26,7 +27,7 @@ use super::{KernelError, block_on, connect_for};
 use crate::cli::Common;
 use crate::cli::args::KernelUpgradeArgs;
 use crate::commands::progress::ProgressLine;
-use crate::commands::{CommandError, print, print_json, table};
+use crate::commands::{CommandError, print, print_json};
 
 /// How often to look whether an older kernel has started anew, and to draw how long it takes.
 const POLL: Duration = Duration::from_millis(20);
@@ -116,13 +117,13 @@ fn ask(
 /// Why not, what holds now, and what can be done.
 fn refusal(before: &StatusReply, reason: &str, args: &KernelUpgradeArgs) -> String {
     let program = match &args.binary {
-        Some(path) => format!("{}: ", table::printable(&path.to_string_lossy())),
+        Some(path) => format!("{}: ", printable(&path.to_string_lossy())),
         None => String::new(),
     };
     let mut text = format!(
         "{program}{}\nversion {} serves on, with everything it had",
-        table::printable(reason),
-        table::printable(&before.version)
+        printable(reason),
+        printable(&before.version)
     );
     if !args.force && !args.dry_run {
         text.push_str("; `--dry-run` tries a program and changes nothing, `--force` changes to it whatever that finds, unless output would be lost");
@@ -141,7 +142,7 @@ fn told(upgraded: &Upgraded, before: &StatusReply, after: Option<&StatusReply>) 
     } else {
         let version = |program: &Program| {
             let version = program.version.as_deref().unwrap_or("?");
-            table::printable(version)
+            printable(version)
         };
         let running = after.map_or_else(String::new, |after| {
             format!(
@@ -156,10 +157,7 @@ fn told(upgraded: &Upgraded, before: &StatusReply, after: Option<&StatusReply>) 
             upgraded.pid,
             upgraded.keeper,
         ));
-        text.push_str(&format!(
-            "program: {}\n",
-            table::printable(&upgraded.after.path)
-        ));
+        text.push_str(&format!("program: {}\n", printable(&upgraded.after.path)));
     }
     match &upgraded.check {
         Some(check) => text.push_str(&format!("check:   {}\n", checked(check))),
@@ -172,8 +170,8 @@ fn program(program: &Program) -> String {
     let version = program.version.as_deref().unwrap_or("?");
     format!(
         "version {} ({})",
-        table::printable(version),
-        table::printable(&program.path)
+        printable(version),
+        printable(&program.path)
     )
 }
 
@@ -208,7 +206,7 @@ fn signalled(
         return Err(CommandError::Failed(format!(
             "the kernel, version {}, can only start anew as the program at the path it was started from; install the new one there, \
              and `papactl kernel upgrade` without options changes to it",
-            table::printable(&before.version)
+            printable(&before.version)
         )));
     }
     let deadline = Instant::now() + common.timeout();

@@ -17,10 +17,11 @@ use nix::fcntl::OFlag;
 use papa_logs::form::LineForm;
 use papa_logs::reader::Wanted;
 use papa_system::civil;
+use papa_system::printable::{printable, printable_bytes};
 use serde_json::{Value, json};
 
 use crate::cli::Common;
-use crate::commands::{note, table};
+use crate::commands::note;
 use crate::control::client::ManagerClient;
 use crate::control::message::{Command, LogsReply, Request, WatcherLogs};
 use crate::last_words::End;
@@ -81,7 +82,7 @@ pub(super) fn shown(
         out.push(b'\n');
         for line in lines {
             let line = if style.terminal {
-                table::printable_bytes(line.as_bytes())
+                printable_bytes(line.as_bytes())
             } else {
                 line.clone()
             };
@@ -106,7 +107,7 @@ fn heading(name: &str, end: &End) -> String {
 fn title(name: &str, end: &End) -> String {
     format!(
         "--- {}.{}, pid {}, {}, {}",
-        table::printable(name),
+        printable(name),
         end.wid,
         end.pid,
         end.how_and_ran(),
@@ -165,12 +166,12 @@ pub(in crate::commands) fn explain(
         }
         let skipped = end.lines.len().saturating_sub(MAX_FAILURE_LINES);
         for line in end.lines.iter().skip(skipped) {
-            note(&table::printable_bytes(line.as_bytes()));
+            note(&printable_bytes(line.as_bytes()));
         }
         if skipped > 0 {
             note(&format!(
                 "--- {skipped} lines before these: papactl logs -n all {}",
-                table::printable(&logs.name)
+                printable(&logs.name)
             ));
         }
         for path in files {
@@ -205,12 +206,12 @@ fn files(logs: &WatcherLogs) -> Vec<&str> {
 
 /// The last lines of a log file, if anything was written to it since then.
 fn note_file(path: &str, begun_ms: u64) {
-    let shown = table::printable(path);
+    let shown = printable(path);
     match last_lines(Path::new(path), begun_ms) {
         Ok(Some(lines)) => {
             note(&format!("--- its log {shown} ends with:"));
             for line in lines {
-                note(&table::printable_bytes(&line));
+                note(&printable_bytes(&line));
             }
         }
         Ok(None) => note(&format!("--- it wrote nothing to its log {shown}")),

@@ -13,14 +13,11 @@ use chrono::SecondsFormat;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papa_logs::form::LineForm;
 use papa_system::civil;
+use papa_system::printable::{printable, printable_bytes};
 use serde_json::{Value, json};
 
-use crate::commands::logs::live::Line;
-use crate::commands::logs::sources::FileSource;
-use crate::commands::table;
-
-/// Longest line held back until its end comes, in bytes.
-pub(super) const MAX_LINE_BYTES: usize = 1024 * 1024;
+use papa_control::live::{Line, MAX_LINE_BYTES};
+use papa_control::sources::FileSource;
 
 /// How lines are shown.
 #[derive(Debug, Clone, Copy)]
@@ -43,11 +40,11 @@ impl Style {
 
     fn text(self, label: &str, line: &[u8], out: &mut Vec<u8>) {
         if let Some(width) = self.label_width {
-            let label = table::printable(label);
+            let label = printable(label);
             out.extend_from_slice(format!("{label:width$} | ").as_bytes());
         }
         if self.terminal {
-            out.extend_from_slice(table::printable_bytes(line).as_bytes());
+            out.extend_from_slice(printable_bytes(line).as_bytes());
         } else {
             out.extend_from_slice(line);
         }
@@ -210,8 +207,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    use crate::commands::logs::sources::Sources;
     use crate::control::message::{LogsReply, WatcherLogs};
+    use papa_control::sources::Sources;
 
     fn rendered(style: Style, form: LineForm, line: &[u8]) -> Vec<u8> {
         let logs = WatcherLogs {

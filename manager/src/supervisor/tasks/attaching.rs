@@ -10,12 +10,12 @@ use tokio::time::{Instant, sleep};
 
 use super::sockets::make_sockets;
 use super::{KERNEL_AGAIN, KERNEL_PATIENCE, waiting};
-use crate::commands::kernel::is_elsewhere;
 use crate::config::Config;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
 use crate::runtime_dir::RuntimeDir;
 use crate::supervisor::Event;
+use papa_control::kernel_search::is_elsewhere;
 
 /// Longest pause between attempts to connect: somebody who starts a kernel waits no longer.
 const CONNECT_AGAIN_MAX: Duration = Duration::from_secs(1);

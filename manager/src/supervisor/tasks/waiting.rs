@@ -2,8 +2,8 @@
 
 use papa_client::{Address, ClientError};
 
-use crate::commands::kernel::is_absent;
 use crate::runtime_dir::DEFAULT_KERNEL_PORT;
+use papa_control::kernel_search::is_absent;
 
 /// Why there is no connection to a kernel, in one clause: no kernel runs at any address, or the first
 /// address with another error.

@@ -22,10 +22,13 @@ use papa_protocol::process::Process;
 use papa_protocol::record::{Serial, Stream};
 use tokio::time::timeout;
 
-use crate::commands::kernel;
-use crate::commands::logs::screen::MAX_LINE_BYTES;
-use crate::commands::logs::sources::LiveSource;
+use crate::kernel_search::block_on;
+use crate::sources::LiveSource;
 
+/// Longest line held back until its end comes, in bytes.
+pub const MAX_LINE_BYTES: usize = 1024 * 1024;
+/// Batches waiting to be shown; a full queue leaves output in the kernel.
+pub const QUEUED_NEWS: usize = 4;
 /// Pushes taken from the connection ahead of what was shown; the others stay in the kernel.
 const QUEUED_PUSHES: usize = 4;
 /// Longest wait for what the kernel keeps, and for its answers.
@@ -35,7 +38,7 @@ const QUIET: Duration = Duration::from_millis(50);
 
 /// What the thread has to say.
 #[derive(Debug)]
-pub(super) enum News {
+pub enum News {
     /// Lines, in the order of each worker's stream.
     Lines(Vec<Line>),
     /// Everything that the kernel had kept has come.
@@ -50,23 +53,23 @@ pub(super) enum News {
 
 /// One line.
 #[derive(Debug)]
-pub(super) struct Line {
+pub struct Line {
     /// Lower-case name of the watcher.
-    pub(super) watcher: String,
-    pub(super) wid: u32,
-    pub(super) pid: u32,
-    pub(super) stream: Stream,
+    pub watcher: String,
+    pub wid: u32,
+    pub pid: u32,
+    pub stream: Stream,
     /// When the kernel read its beginning, in microseconds since the epoch.
-    pub(super) stamp_us: i64,
+    pub stamp_us: i64,
     /// Without its newline.
-    pub(super) text: Vec<u8>,
+    pub text: Vec<u8>,
     /// Whether the kernel had it when following began.
-    pub(super) kept: bool,
+    pub kept: bool,
 }
 
 impl Line {
     /// As files name the streams.
-    pub(super) fn stream_name(&self) -> &'static str {
+    pub fn stream_name(&self) -> &'static str {
         match self.stream {
             Stream::Out => "stdout",
             Stream::Err => "stderr",
@@ -76,21 +79,21 @@ impl Line {
 
 /// Whose output.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
-    pub(super) addresses: Vec<Address>,
-    pub(super) namespace: String,
-    pub(super) watchers: BTreeMap<String, LiveSource>,
+pub struct Wanted {
+    pub addresses: Vec<Address>,
+    pub namespace: String,
+    pub watchers: BTreeMap<String, LiveSource>,
     /// Go on after what was kept.
-    pub(super) follow: bool,
+    pub follow: bool,
 }
 
 /// Starts looking, on a thread of its own.
-pub(super) fn start(wanted: Wanted, news: SyncSender<News>) {
+pub fn start(wanted: Wanted, news: SyncSender<News>) {
     let sender = news.clone();
     let spawned = thread::Builder::new()
         .name("live".to_owned())
         .spawn(move || {
-            let failed = match kernel::block_on(run(wanted, &news)) {
+            let failed = match block_on(run(wanted, &news)) {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use papa_logs::form::LineForm;
 
-use crate::control::message::{LogsReply, WatcherLogs};
+use crate::message::{LogsReply, WatcherLogs};
 
 /// Names before a label says "and more".
 const MAX_LABEL_NAMES: usize = 3;
@@ -17,39 +17,39 @@ const MAX_LABEL_COLUMNS: usize = 24;
 
 /// What is to be shown.
 #[derive(Debug, Default)]
-pub(super) struct Sources {
-    pub(super) files: Vec<FileSource>,
+pub struct Sources {
+    pub files: Vec<FileSource>,
     /// By the lower-case name, as the kernel has it.
-    pub(super) live: BTreeMap<String, LiveSource>,
+    pub live: BTreeMap<String, LiveSource>,
 }
 
 /// One file and who writes it.
 #[derive(Debug, Clone)]
-pub(super) struct FileSource {
-    pub(super) path: PathBuf,
-    pub(super) watchers: Vec<String>,
+pub struct FileSource {
+    pub path: PathBuf,
+    pub watchers: Vec<String>,
     /// None where both write to it.
-    pub(super) stream: Option<&'static str>,
-    pub(super) form: Option<LineForm>,
+    pub stream: Option<&'static str>,
+    pub form: Option<LineForm>,
     /// Whether its watcher's other stream goes elsewhere.
     divided: bool,
     /// Only one worker's lines are wanted; the file does not tell them apart.
-    pub(super) of_one_worker: bool,
+    pub of_one_worker: bool,
 }
 
 /// A watcher with output in no file.
 #[derive(Debug, Clone)]
-pub(super) struct LiveSource {
-    pub(super) name: String,
-    pub(super) stdout: bool,
-    pub(super) stderr: bool,
+pub struct LiveSource {
+    pub name: String,
+    pub stdout: bool,
+    pub stderr: bool,
     /// Only these workers; empty: all.
-    pub(super) wids: BTreeSet<u32>,
+    pub wids: BTreeSet<u32>,
 }
 
 impl Sources {
     /// Of these watchers.
-    pub(super) fn of(reply: &LogsReply) -> Self {
+    pub fn of(reply: &LogsReply) -> Self {
         let mut sources = Self::default();
         for logs in &reply.logs {
             let streams = [
@@ -105,7 +105,7 @@ impl Sources {
     }
 
     /// Leaves of these watchers, by lower-case name, only these workers.
-    pub(super) fn only(&mut self, wids: &BTreeMap<String, BTreeSet<u32>>) {
+    pub fn only(&mut self, wids: &BTreeMap<String, BTreeSet<u32>>) {
         for (name, wids) in wids {
             if let Some(live) = self.live.get_mut(name) {
                 live.wids.clone_from(wids);
@@ -118,7 +118,7 @@ impl Sources {
     }
 
     /// Width of the widest label, in columns, as far as labels are lined up.
-    pub(super) fn label_width(&self) -> usize {
+    pub fn label_width(&self) -> usize {
         let files = self.files.iter().map(|file| file.label().chars().count());
         // Behind the name come a dot and the worker's number.
         let live = self.live.values().map(|live| live.name.chars().count() + 2);
@@ -126,12 +126,12 @@ impl Sources {
     }
 
     /// Whether lines come from nowhere.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.live.is_empty()
     }
 
     /// Whether lines come from more than a watcher and its file.
-    pub(super) fn are_several(&self) -> bool {
+    pub fn are_several(&self) -> bool {
         let in_files = self.files.iter().flat_map(|file| &file.watchers);
         let mut names: Vec<&String> = in_files
             .chain(self.live.values().map(|live| &live.name))
@@ -149,7 +149,7 @@ fn is_live(path: Option<&String>, form: Option<&LineForm>) -> bool {
 
 impl FileSource {
     /// Shown before each line when there are several places.
-    pub(super) fn label(&self) -> String {
+    pub fn label(&self) -> String {
         let mut label = self
             .watchers
             .iter()

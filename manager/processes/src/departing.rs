@@ -20,11 +20,13 @@ use crate::tree;
 const NAME: &str = "papa";
 
 /// Processes that are about to end.
-pub(super) struct Departing(Vec<(u32, OwnedFd)>);
+#[derive(Debug)]
+pub struct Departing(Vec<(u32, OwnedFd)>);
 
 impl Departing {
     /// Those of `pids` that run here.
-    pub(super) fn of(pids: impl IntoIterator<Item = u32>) -> Self {
+    #[must_use]
+    pub fn of(pids: impl IntoIterator<Item = u32>) -> Self {
         let open = |pid: u32| {
             let number = i32::try_from(pid).ok().filter(|number| *number > 0)?;
             let pidfd = sys::pidfd_open(number).ok()?;
@@ -35,7 +37,8 @@ impl Departing {
     }
 
     /// Waits until all have ended, at most until `deadline`. Answers the first that still runs.
-    pub(super) fn wait(&self, deadline: Instant) -> Option<u32> {
+    #[must_use]
+    pub fn wait(&self, deadline: Instant) -> Option<u32> {
         let lives = |(_, pidfd): &&(u32, OwnedFd)| !has_ended(pidfd, deadline);
         self.0.iter().find(lives).map(|(pid, _)| *pid)
     }

@@ -16,13 +16,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papa_client::Address;
+use papa_control::live::{self, Line, News, QUEUED_NEWS};
+use papa_control::message::log_files;
+use papa_control::sources::{LiveSource, Sources};
+use papa_system::printable::{printable, printable_bytes};
 
-use crate::commands::logs::QUEUED_NEWS;
-use crate::commands::logs::live::{self, Line, News};
-use crate::commands::logs::sources::{LiveSource, Sources};
-use crate::commands::table;
 use crate::config::WatcherConfig;
-use crate::control::message::log_files;
 
 /// Times that watchers are added to what is followed; each costs two connections to the kernel and
 /// a thread.
@@ -187,17 +186,17 @@ impl Printer {
 const MAX_LABEL_COLUMNS: usize = 24;
 
 fn render(name: &str, wid: u32, text: &[u8], width: usize, out: &mut Vec<u8>) {
-    let label = table::printable(&format!("{name}:{wid}"));
+    let label = printable(&format!("{name}:{wid}"));
     out.extend_from_slice(format!("{label:width$} | ").as_bytes());
     let text = text.strip_suffix(b"\r").unwrap_or(text);
-    out.extend_from_slice(table::printable_bytes(text).as_bytes());
+    out.extend_from_slice(printable_bytes(text).as_bytes());
     out.push(b'\n');
 }
 
 /// Says how much nobody will see. The kernel knows bytes, not lines: it has dropped them without
 /// looking.
 fn gap(bytes: u64, process: &str, out: &mut Vec<u8>) {
-    let name = table::printable(process);
+    let name = printable(process);
     out.extend_from_slice(
         format!("papa-manager | {bytes} bytes of {name} are left out: standard output is read too slowly\n")
             .as_bytes(),

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use nix::unistd::{Uid, User};
 use papa_client::{Address, ClientError};
 
-use crate::holder::{self, Sought};
+use papa_system::holder::{self, Sought};
 
 /// How the kernel of another user begins what it tells us.
 const ANOTHER_USERS: &str = "papa: this kernel belongs to ";
@@ -74,7 +74,7 @@ fn free_port_after(port: u16) -> u16 {
 }
 
 /// A user for people: name and number, or the number alone.
-pub(in crate::commands) fn account(uid: u32) -> String {
+pub fn account(uid: u32) -> String {
     match User::from_uid(Uid::from_raw(uid)) {
         Ok(Some(user)) => format!("user {} (uid {uid})", user.name.escape_debug()),
         _ => format!("uid {uid}"),

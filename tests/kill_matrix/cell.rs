@@ -167,7 +167,7 @@ impl Bench {
     }
 
     /// Waits until a kernel other than this one serves; answers its keeper.
-    fn wait_serving(&self, before: i32) -> Result<i32, String> {
+    pub(crate) fn wait_serving(&self, before: i32) -> Result<i32, String> {
         let number = |value: &serde_json::Value| i32::try_from(value.as_i64()?).ok();
         wait("another kernel serves", || {
             let status = self.whole.kernel.try_status()?;

@@ -142,7 +142,8 @@ impl Bench {
     /// Does what has the place reached, or has it done by somebody who may have to wait.
     pub(crate) fn drive(&mut self, drive: Drive, driven: &mut Driven) -> Result<(), String> {
         match drive {
-            Drive::Write => {}
+            // The second one has cells of its own.
+            Drive::Write | Drive::BothDie => {}
             Drive::Burst => driven.asked = Some(self.burst("out")?),
             Drive::CutWrite => driven.asked = Some(self.cut_write()?),
             Drive::CutResumed | Drive::SaveRetried => {

@@ -15,6 +15,7 @@
 
 mod cell;
 mod drive;
+mod lost;
 mod places;
 mod table;
 
@@ -24,7 +25,7 @@ use std::time::Instant;
 
 use cell::{Bench, Victim};
 use papa_harness::whole::Role;
-use places::PLACES;
+use places::{Drive, PLACES};
 use table::Outcome;
 
 /// Cells that are tried at the same time, each in an installation of its own: most of a cell is
@@ -91,6 +92,7 @@ fn a_kill_at_any_place_costs_nothing() {
 
 fn work(queue: &Mutex<impl Iterator<Item = Cell>>, outcomes: &Mutex<BTreeMap<Cell, Outcome>>) {
     let directory = tempfile::tempdir().unwrap();
+    let lost_directory = tempfile::tempdir().unwrap();
     let mut bench: Option<Bench> = None;
     loop {
         let Some((row, column)) = queue.lock().unwrap().next() else {
@@ -98,15 +100,18 @@ fn work(queue: &Mutex<impl Iterator<Item = Cell>>, outcomes: &Mutex<BTreeMap<Cel
         };
         let (place, victim) = (&PLACES[row], Victim::ALL[column]);
         let begun = Instant::now();
-        let there = bench.get_or_insert_with(|| Bench::start(directory.path()));
-        let outcome = match there.cell(place, victim) {
-            Ok(()) => Outcome::Held,
-            Err(mut wrong) => {
+        let result = if place.drive == Drive::BothDie {
+            lost::cell(lost_directory.path(), place, victim)
+        } else {
+            let there = bench.get_or_insert_with(|| Bench::start(directory.path()));
+            let mut result = there.cell(place, victim);
+            if let Err(wrong) = &mut result {
                 wrong.push(format!("kept in {}", there.whole.keep().display()));
                 bench = None;
-                Outcome::Failed(wrong)
             }
+            result
         };
+        let outcome = result.map_or_else(Outcome::Failed, |()| Outcome::Held);
         println!(
             "{place}/{victim}: {} in {:?}",
             match &outcome {

@@ -67,6 +67,8 @@ pub(crate) enum Drive {
     UpgradeBoth,
     /// The manager is asked to become its program anew.
     UpgradeManager,
+    /// Keeper and kernel are killed at once, so that the next kernel's manager ends their workers.
+    BothDie,
     /// The path of a unix socket is removed, so that it is bound anew.
     PathGone,
 }
@@ -93,6 +95,7 @@ impl std::fmt::Display for Drive {
             Self::Upgrade => "`kernel.upgrade`",
             Self::UpgradeBoth => "`kernel.upgrade` with `keeper`",
             Self::UpgradeManager => "SIGUSR2 to the manager",
+            Self::BothDie => "keeper and kernel were killed at once",
             Self::PathGone => "the path of a unix socket was removed",
         })
     }
@@ -756,5 +759,29 @@ pub(crate) const PLACES: &[Place] = &[
         Role::Kernel,
         Drive::KeeperDies,
         "the sessions are taken, and not gone on with",
+    ),
+    place(
+        "orphan.found",
+        Role::Manager,
+        Drive::BothDie,
+        "the orphans are found, none was asked to end",
+    ),
+    place(
+        "orphan.asked",
+        Role::Manager,
+        Drive::BothDie,
+        "they were asked to end",
+    ),
+    place(
+        "orphan.killed",
+        Role::Manager,
+        Drive::BothDie,
+        "it was killed",
+    ),
+    place(
+        "orphan.gone",
+        Role::Manager,
+        Drive::BothDie,
+        "all are gone, no worker is started in their place",
     ),
 ];

@@ -323,6 +323,9 @@ impl Supervisor {
             orphans.lost.clear();
         }
         orphans.changed |= orphans.found != found;
+        if found.is_empty() && !orphans.found.is_empty() {
+            failpoint::reach("orphan.gone");
+        }
         orphans.found = found;
         orphans.looks_done += 1;
         orphans.asked = orphans

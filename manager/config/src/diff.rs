@@ -9,16 +9,12 @@
 //! started with differs.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use serde::Serialize;
 
 use crate::facets::{self, Facet};
 pub use crate::known::Apply;
 use crate::types::{Config, SocketConfig, WatcherConfig};
-
-/// Longest value shown in a line for people, in characters.
-const MAX_SHOWN: usize = 32;
 
 /// The difference.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -28,14 +24,14 @@ pub struct Plan {
     /// Keys of `[circus]` that hold at once.
     pub settings: Vec<KeyChange>,
     /// `[socket:NAME]`.
-    pub sockets: Sockets,
+    pub sockets: SocketChanges,
     /// `[watcher:NAME]`.
-    pub watchers: Watchers,
+    pub watchers: WatcherChanges,
 }
 
 /// What happens to sockets, by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct Sockets {
+pub struct SocketChanges {
     /// Opened.
     pub added: Vec<String>,
     /// Closed.
@@ -46,7 +42,7 @@ pub struct Sockets {
 
 /// What happens to watchers, by name as written.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct Watchers {
+pub struct WatcherChanges {
     /// Made, and started if they start with the manager.
     pub added: Vec<String>,
     /// Stopped and forgotten.
@@ -126,7 +122,7 @@ pub fn diff(old: &Config, new: &Config) -> Plan {
     Plan {
         manager: keys(&facets::of_manager(old), &facets::of_manager(new)),
         settings: keys(&facets::of_settings(old), &facets::of_settings(new)),
-        watchers: Watchers {
+        watchers: WatcherChanges {
             added: added.map(|watcher| watcher.name.clone()).collect(),
             removed: removed.map(|watcher| watcher.name.clone()).collect(),
             changed: changed.collect(),
@@ -139,10 +135,10 @@ pub fn diff(old: &Config, new: &Config) -> Plan {
 /// differs. For what is set at run time.
 #[must_use]
 pub fn diff_watcher(old: &WatcherConfig, new: &WatcherConfig) -> Option<WatcherChange> {
-    changed_watcher(old, new, &Sockets::default())
+    changed_watcher(old, new, &SocketChanges::default())
 }
 
-fn sockets(old: &[SocketConfig], new: &[SocketConfig]) -> Sockets {
+fn sockets(old: &[SocketConfig], new: &[SocketConfig]) -> SocketChanges {
     let find =
         |all: &[SocketConfig], name: &str| all.iter().find(|socket| socket.name == name).cloned();
     let names = |some: &[SocketConfig], others: &[SocketConfig]| {
@@ -161,7 +157,7 @@ fn sockets(old: &[SocketConfig], new: &[SocketConfig]) -> Sockets {
             keys: changed,
         })
     });
-    Sockets {
+    SocketChanges {
         added: names(new, old),
         removed: names(old, new),
         changed: changed.collect(),
@@ -171,7 +167,7 @@ fn sockets(old: &[SocketConfig], new: &[SocketConfig]) -> Sockets {
 fn changed_watcher(
     old: &WatcherConfig,
     new: &WatcherConfig,
-    sockets: &Sockets,
+    sockets: &SocketChanges,
 ) -> Option<WatcherChange> {
     let (before, after) = (facets::of_watcher(old), facets::of_watcher(new));
     let mut keys = keys(&before, &after);
@@ -198,7 +194,11 @@ fn changed_watcher(
 /// The sockets whose change reaches the workers. One that is closed here stays open as long as a
 /// worker has it, and its connections would wait for nobody; one that is new matters only to who
 /// serves it.
-fn touched_sockets(old: &WatcherConfig, new: &WatcherConfig, sockets: &Sockets) -> Vec<String> {
+fn touched_sockets(
+    old: &WatcherConfig,
+    new: &WatcherConfig,
+    sockets: &SocketChanges,
+) -> Vec<String> {
     let held: BTreeSet<&String> = old.sockets.iter().chain(&old.stdin_socket).collect();
     let gone = sockets.removed.iter().chain(
         sockets
@@ -264,95 +264,6 @@ fn pairs<'a>(old: &'a [Facet], new: &'a [Facet]) -> impl Iterator<Item = Pair<'a
     old.iter()
         .map(move |facet| (Some(facet), find(new, &facet.key)))
         .chain(only_new.map(|facet| (None, Some(facet))))
-}
-
-/// For people: one line for each thing that happens.
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for name in &self.sockets.removed {
-            writeln!(f, "socket {name}: closed")?;
-        }
-        for change in &self.sockets.changed {
-            let how = if change.recreated {
-                "closed and opened again"
-            } else {
-                "changed in place"
-            };
-            writeln!(
-                f,
-                "socket {}: {how} ({})",
-                change.name,
-                Reasons(&change.keys, &[])
-            )?;
-        }
-        for name in &self.sockets.added {
-            writeln!(f, "socket {name}: opened")?;
-        }
-        for name in &self.watchers.removed {
-            writeln!(f, "{name}: removed")?;
-        }
-        for change in &self.watchers.changed {
-            writeln!(f, "{change}")?;
-        }
-        for name in &self.watchers.added {
-            writeln!(f, "{name}: added")?;
-        }
-        for change in &self.settings {
-            writeln!(
-                f,
-                "[circus]: {}",
-                Reasons(std::slice::from_ref(change), &[])
-            )?;
-        }
-        for change in &self.manager {
-            let reasons = Reasons(std::slice::from_ref(change), &[]);
-            writeln!(
-                f,
-                "[circus]: {reasons}: needs `papactl quit` and `papactl up`"
-            )?;
-        }
-        if self.is_empty() {
-            writeln!(f, "nothing is different")?;
-        }
-        Ok(())
-    }
-}
-
-/// `web: rolled (cmd changed)`.
-impl fmt::Display for WatcherChange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let how = match self.apply {
-            Apply::InPlace => "changed in place",
-            Apply::Roll => "rolled",
-            Apply::Restart => "restarted, as a singleton cannot roll",
-        };
-        let reasons = Reasons(&self.keys, &self.sockets);
-        write!(f, "{}: {how} ({reasons})", self.name)
-    }
-}
-
-/// Keys and sockets, for people.
-struct Reasons<'a>(&'a [KeyChange], &'a [String]);
-
-impl fmt::Display for Reasons<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let short = |value: &str| {
-            !value.is_empty()
-                && value.chars().count() <= MAX_SHOWN
-                && !value.contains(char::is_control)
-        };
-        let keys = self
-            .0
-            .iter()
-            .map(|change| match (&change.old, &change.new) {
-                (Some(old), Some(new)) if short(old) && short(new) => {
-                    format!("{} {old} -> {new}", change.key)
-                }
-                _ => format!("{} changed", change.key),
-            });
-        let sockets = self.1.iter().map(|name| format!("socket {name} changed"));
-        f.write_str(&keys.chain(sockets).collect::<Vec<_>>().join(", "))
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! by it; this module adds what has no key of its own. `diff` compares.
 //! Invariant: two values of one key are equal exactly if their texts are.
 
-use crate::known::{self, Apply, Change, Initial, Key};
+use crate::known::{self, Apply, Initial, Key, OnChange};
 use crate::types::{Config, SocketConfig, StreamConfig, WatcherConfig};
 use crate::values::watcher::rlimit_text;
 
@@ -63,7 +63,7 @@ pub fn of_settings(config: &Config) -> Vec<Facet> {
 
 fn circus_keys(at_start: bool) -> Vec<Key<Config>> {
     let keys = known::CIRCUS.iter().copied();
-    keys.filter(|key| matches!(key.change, Change::Restart) == at_start)
+    keys.filter(|key| matches!(key.change, OnChange::Restart) == at_start)
         .collect()
 }
 

@@ -179,7 +179,10 @@ impl Supervisor {
         if self.connection.link().is_none() {
             return self.end_change(change, &Err(not_connected()));
         }
-        tracing::info!(plan = %next.plan, "applying the configuration");
+        tracing::info!(
+            plan = plan::in_one_line(&next.plan),
+            "applying the configuration"
+        );
         if change
             .asker
             .as_ref()
@@ -382,7 +385,10 @@ impl Supervisor {
                 let next = self.compare(change.before.as_ref().clone());
                 change.rolls = self.rolls(&next.plan);
                 self.keep_change(&mut change);
-                tracing::info!(plan = %next.plan, "steps to restore the previous configuration");
+                tracing::info!(
+                    plan = plan::in_one_line(&next.plan),
+                    "steps to restore the previous configuration"
+                );
                 return self.change_sockets(change, next);
             }
             tracing::error!(reason, "cannot restore part of the previous configuration");

@@ -149,6 +149,20 @@ pub(super) fn steps(plan: &Plan, drift: &[PlanStep]) -> Vec<PlanStep> {
     steps
 }
 
+/// The steps in one line, for the log.
+pub(super) fn in_one_line(plan: &Plan) -> String {
+    let steps = steps(plan, &[]);
+    let steps = steps.iter().map(|step| {
+        let start = format!("{} {}", step.action.as_str(), step.what);
+        if step.why.is_empty() {
+            start
+        } else {
+            format!("{start} ({})", step.why.join(", "))
+        }
+    });
+    steps.collect::<Vec<_>>().join("; ")
+}
+
 fn reasons(keys: &[KeyChange]) -> Vec<String> {
     let side = |value: &Option<String>| value.as_ref().map(|value| format!("{value:?}"));
     keys.iter()

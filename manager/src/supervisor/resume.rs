@@ -263,7 +263,11 @@ impl Supervisor {
         let mut next = self.compare(to.as_ref().clone());
         next.plan.sockets = whole.sockets;
         next.from = from.clone();
-        tracing::warn!(plan = %next.plan, undoing, "resuming an interrupted reloadconfig");
+        tracing::warn!(
+            plan = plan::in_one_line(&next.plan),
+            undoing,
+            "resuming an interrupted reloadconfig"
+        );
         let change = Change {
             asker: None,
             restart: false,

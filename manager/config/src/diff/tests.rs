@@ -21,7 +21,66 @@ fn plan(old: &str, new: &str) -> Plan {
 }
 
 fn shown(old: &str, new: &str) -> String {
-    plan(old, new).to_string()
+    lines(&plan(old, new))
+}
+
+/// One line for each thing that happens.
+fn lines(plan: &Plan) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut say = |line: String| lines.push(line);
+    for name in &plan.sockets.removed {
+        say(format!("socket {name}: closed"));
+    }
+    for change in &plan.sockets.changed {
+        let how = if change.recreated {
+            "closed and opened again"
+        } else {
+            "changed in place"
+        };
+        let reasons = reasons(&change.keys, &[]);
+        say(format!("socket {}: {how} ({reasons})", change.name));
+    }
+    for name in &plan.sockets.added {
+        say(format!("socket {name}: opened"));
+    }
+    for name in &plan.watchers.removed {
+        say(format!("{name}: removed"));
+    }
+    for change in &plan.watchers.changed {
+        let how = match change.apply {
+            Apply::InPlace => "changed in place",
+            Apply::Roll => "rolled",
+            Apply::Restart => "restarted, as a singleton cannot roll",
+        };
+        let reasons = reasons(&change.keys, &change.sockets);
+        say(format!("{}: {how} ({reasons})", change.name));
+    }
+    for name in &plan.watchers.added {
+        say(format!("{name}: added"));
+    }
+    for change in &plan.settings {
+        say(format!(
+            "[circus]: {}",
+            reasons(std::slice::from_ref(change), &[])
+        ));
+    }
+    for change in &plan.manager {
+        let reasons = reasons(std::slice::from_ref(change), &[]);
+        say(format!("[circus], after a restart: {reasons}"));
+    }
+    lines.into_iter().map(|line| line + "\n").collect()
+}
+
+fn reasons(keys: &[KeyChange], sockets: &[String]) -> String {
+    let shown = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    let keys = keys
+        .iter()
+        .map(|change| match (shown(&change.old), shown(&change.new)) {
+            (Some(old), Some(new)) => format!("{} {old} -> {new}", change.key),
+            _ => format!("{} changed", change.key),
+        });
+    let sockets = sockets.iter().map(|name| format!("socket {name} changed"));
+    keys.chain(sockets).collect::<Vec<_>>().join(", ")
 }
 
 /// With the lines in the watcher's section before and after.
@@ -33,10 +92,10 @@ fn watcher(old: &str, new: &str) -> String {
 fn equal_configurations_differ_in_nothing() {
     let plan = plan(BASE, BASE);
     assert!(plan.is_empty());
-    assert_eq!(plan.to_string(), "nothing is different\n");
+    assert_eq!(lines(&plan), "");
     assert_eq!(
         watcher("", "numprocesses = 1\nstop_signal = 15\n# note\n"),
-        "nothing is different\n"
+        ""
     );
 }
 
@@ -118,7 +177,7 @@ fn a_singleton_restarts() {
 fn values_of_variables_are_never_shown() {
     let text = |secret: &str| format!("[env]\nTOKEN = {secret}\nOTHER = 1\n{BASE}");
     let plan = plan(&text("before"), &text("after"));
-    assert_eq!(plan.to_string(), "web: rolled (env.TOKEN changed)\n");
+    assert_eq!(lines(&plan), "web: rolled (env.TOKEN changed)\n");
     let json = serde_json::to_string(&plan).unwrap();
     assert!(
         !json.contains("before") && !json.contains("after"),
@@ -170,6 +229,6 @@ fn the_managers_own_keys_say_what_they_need() {
             BASE,
             &format!("[circus]\nnamespace = prod\nwarmup_delay = 2\n{BASE}")
         ),
-        "[circus]: warmup_delay 0 -> 2\n[circus]: namespace circus -> prod: needs `papactl quit` and `papactl up`\n"
+        "[circus]: warmup_delay 0 -> 2\n[circus], after a restart: namespace circus -> prod\n"
     );
 }

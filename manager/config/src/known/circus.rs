@@ -1,6 +1,6 @@
 //! `[circus]`, `[plugin:NAME]` and the options of the flapping plugin.
 
-use super::key::{self, Change, Form, Key, MAX_WHOLE};
+use super::key::{self, Form, Key, MAX_WHOLE, OnChange};
 use super::{BYTES, Inactive, MASK, NEVER_READ, NOT_YET, Needless, PATH, TEXT, ZMQ};
 use crate::scalar;
 use crate::types::{Config, DEFAULT_NAMESPACE};
@@ -17,7 +17,7 @@ pub const CIRCUS: &[Key<Config>] = &[
         circus::kernel_endpoint,
         ToString::to_string
     )
-    .change(Change::Restart)
+    .change(OnChange::Restart)
     .without("the usual places")
     .meaning("the kernel to use")
     .example("ipc:/run/papa/20202.sock"),
@@ -28,7 +28,7 @@ pub const CIRCUS: &[Key<Config>] = &[
         circus::namespace,
         Clone::clone
     )
-    .change(Change::Restart)
+    .change(OnChange::Restart)
     .default(DEFAULT_NAMESPACE)
     .meaning(
         "first part of every name in the kernel; two managers on one kernel need two \
@@ -45,7 +45,7 @@ pub const CIRCUS: &[Key<Config>] = &[
             Ok(())
         })
         .or_blank()
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .without("that of who ran `up`")
         .meaning("file mode mask of every worker whose watcher has none")
         .example("027"),
@@ -53,14 +53,14 @@ pub const CIRCUS: &[Key<Config>] = &[
         "include",
         Form::Text("file patterns, separated by white space"),
     )
-    .change(Change::Never)
+    .change(OnChange::Never)
     .meaning("more files, read after this one; relative to it")
     .example("conf.d/*.ini"),
     Key::new(
         "include_dir",
         Form::Text("directory patterns, separated by white space"),
     )
-    .change(Change::Never)
+    .change(OnChange::Never)
     .meaning("directories whose `*.ini` are read like `include`")
     .example("conf.d"),
     value!(
@@ -70,7 +70,7 @@ pub const CIRCUS: &[Key<Config>] = &[
         circus::log_level,
         Clone::clone
     )
-    .change(Change::Restart)
+    .change(OnChange::Restart)
     .default("info")
     .meaning("what the manager itself logs")
     .example("debug"),
@@ -81,7 +81,7 @@ pub const CIRCUS: &[Key<Config>] = &[
             }
             Ok(())
         })
-        .change(Change::Restart)
+        .change(OnChange::Restart)
         .default("no")
         .meaning("the same as `loglevel = debug`")
         .example("yes"),
@@ -104,7 +104,7 @@ pub const CIRCUS: &[Key<Config>] = &[
         },
     )
     .or_blank()
-    .change(Change::Restart)
+    .change(OnChange::Restart)
     .without("standard error")
     .meaning("where the manager's own log goes; `--log-file` wins")
     .example("/var/log/papa-manager.log"),
@@ -116,7 +116,7 @@ pub const CIRCUS: &[Key<Config>] = &[
             },
             |config| Some(config.log_max_bytes.to_string()),
         )
-        .change(Change::Restart)
+        .change(OnChange::Restart)
         .default("4194304")
         .meaning(
             "put a log file of the manager's own aside as FILE.1 when it is this large, \
@@ -124,14 +124,14 @@ pub const CIRCUS: &[Key<Config>] = &[
         )
         .example("10000000"),
     path!("pidfile", pidfile)
-        .change(Change::Restart)
+        .change(OnChange::Restart)
         .meaning(
             "the manager writes its pid there; refused while another living manager is \
              named in it",
         )
         .example("/run/papa-manager.pid"),
     Key::new("circus_warnings", Form::YesNo)
-        .change(Change::Never)
+        .change(OnChange::Never)
         .default("yes")
         .meaning(
             "no: say nothing of keys without effect here and of values that mean something \
@@ -226,7 +226,7 @@ pub const CIRCUS: &[Key<Config>] = &[
 /// Keys of `[plugin:NAME]` besides the plugin's own.
 pub const PLUGIN: &[Key<()>] = &[
     Key::new("use", Form::Text("dotted Python class"))
-        .change(Change::Never)
+        .change(OnChange::Never)
         .without("required")
         .meaning(
             "which plugin; `circus.plugins.flapping.Flapping` is built in, others are not \
@@ -234,7 +234,7 @@ pub const PLUGIN: &[Key<()>] = &[
         )
         .example("circus.plugins.flapping.Flapping"),
     Key::new("active", Form::YesNo)
-        .change(Change::Never)
+        .change(OnChange::Never)
         .default("yes")
         .meaning("no: as if the section were not there")
         .example("no"),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::scalar;
-use crate::types::SocketConfig;
+use crate::types::{SocketConfig, StreamClass};
 
 /// How a difference comes into force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -44,7 +44,7 @@ pub struct Key<S: 'static> {
     /// Whether it is obeyed.
     pub effect: Effect,
     /// How a changed value comes into force.
-    pub change: Change<S>,
+    pub change: OnChange<S>,
     /// Stores a value in its field. None: code of its own reads the key.
     pub read: Option<Read<S>>,
     /// The field's value as text. None: it is shown with another key, or not at all.
@@ -54,7 +54,7 @@ pub struct Key<S: 'static> {
     /// A watcher's command may refer to it as `$(circus.KEY)`.
     pub in_commands: bool,
     /// Classes of a stream that read the key; empty where a section has no classes.
-    pub classes: &'static [&'static str],
+    pub classes: &'static [StreamClass],
 }
 
 /// Stores a value in its field, or says what is expected.
@@ -132,7 +132,7 @@ pub enum Effect {
 }
 
 /// How a changed value comes into force.
-pub enum Change<S: 'static> {
+pub enum OnChange<S: 'static> {
     /// No worker is replaced.
     InPlace,
     /// By replacing the workers.
@@ -147,7 +147,7 @@ pub enum Change<S: 'static> {
     Never,
 }
 
-impl<S> Change<S> {
+impl<S> OnChange<S> {
     /// The words of the reference page.
     #[must_use]
     pub fn words(&self) -> &'static str {
@@ -172,13 +172,13 @@ impl<S> Change<S> {
     }
 }
 
-impl<S> Clone for Change<S> {
+impl<S> Clone for OnChange<S> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<S> Copy for Change<S> {}
+impl<S> Copy for OnChange<S> {}
 
 impl<S> fmt::Debug for Key<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -186,7 +186,7 @@ impl<S> fmt::Debug for Key<S> {
     }
 }
 
-impl<S> fmt::Debug for Change<S> {
+impl<S> fmt::Debug for OnChange<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.words())
     }
@@ -210,7 +210,7 @@ impl<S> Key<S> {
             meaning: "",
             example: "",
             effect: Effect::Active,
-            change: Change::InPlace,
+            change: OnChange::InPlace,
             read: None,
             show: None,
             may_be_blank: false,
@@ -223,7 +223,7 @@ impl<S> Key<S> {
     pub(super) const fn inert(name: &'static str, form: Form, effect: Effect) -> Self {
         Self {
             effect,
-            change: Change::Never,
+            change: OnChange::Never,
             ..Self::new(name, form)
         }
     }
@@ -277,7 +277,7 @@ impl<S> Key<S> {
         Self { example, ..self }
     }
 
-    pub(super) const fn change(self, change: Change<S>) -> Self {
+    pub(super) const fn change(self, change: OnChange<S>) -> Self {
         Self { change, ..self }
     }
 
@@ -298,7 +298,7 @@ impl<S> Key<S> {
     }
 
     /// Only these classes of a stream read it.
-    pub(super) const fn of_classes(self, classes: &'static [&'static str]) -> Self {
+    pub(super) const fn of_classes(self, classes: &'static [StreamClass]) -> Self {
         Self { classes, ..self }
     }
 

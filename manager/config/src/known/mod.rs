@@ -19,7 +19,7 @@ mod watcher;
 
 pub use circus::{CIRCUS, PLUGIN};
 pub use flapping::FLAPPING;
-pub use key::{Apply, Change, Effect, Form, Initial, Key, Read, Show, Written, yes_no};
+pub use key::{Apply, Effect, Form, Initial, Key, OnChange, Read, Show, Written, yes_no};
 pub use socket::SOCKET;
 pub use stream::STREAM;
 pub use watcher::{MAX_WORKERS, WATCHER};

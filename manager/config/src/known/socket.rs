@@ -1,6 +1,6 @@
 //! `[socket:NAME]`.
 
-use super::key::{self, Change, Form, Key, MAX_WHOLE};
+use super::key::{self, Form, Key, MAX_WHOLE, OnChange};
 use super::{PATH, TEXT};
 use crate::scalar;
 use crate::types::SocketConfig;
@@ -11,7 +11,7 @@ type Section = SocketConfig;
 /// Keys of `[socket:NAME]`.
 pub const SOCKET: &[Key<SocketConfig>] = &[
     path!("path", path)
-        .change(Change::Reopen)
+        .change(OnChange::Reopen)
         .meaning("a unix socket; family, host and port do not count then")
         .example("/run/web.sock"),
     optional!(
@@ -21,7 +21,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
         values::host,
         Clone::clone
     )
-    .change(Change::Reopen)
+    .change(OnChange::Reopen)
     .default("localhost")
     .meaning("where an inet socket is bound")
     .example("0.0.0.0"),
@@ -33,7 +33,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
             },
             |socket| Some(socket.port.map_or(String::new(), |port| port.to_string())),
         )
-        .change(Change::Reopen)
+        .change(OnChange::Reopen)
         .default("8080")
         .meaning("its port; 0: any free one, shown by `papactl listsockets`")
         .example("9000"),
@@ -45,7 +45,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
             },
             |socket| Some(socket.family.word().to_owned()),
         )
-        .change(Change::Reopen)
+        .change(OnChange::Reopen)
         .without("`AF_INET`; `AF_INET6` where `host` is such an address")
         .meaning("address family")
         .example("AF_INET6"),
@@ -60,7 +60,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
         },
         |socket| Some(socket.kind.word().to_owned()),
     )
-    .change(Change::Reopen)
+    .change(OnChange::Reopen)
     .default("SOCK_STREAM")
     .meaning("only STREAM and SEQPACKET sockets listen")
     .example("SOCK_DGRAM"),
@@ -68,12 +68,12 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
         "proto",
         Form::Text("name of a protocol, as in /etc/protocols"),
     )
-    .change(Change::Never)
+    .change(OnChange::Never)
     .without("the type's usual one")
     .meaning("must be the one the type has anyway: the kernel opens no other")
     .example("tcp"),
     number!("backlog", 0, MAX_WHOLE, backlog)
-        .change(Change::Reopen)
+        .change(OnChange::Reopen)
         .default("2048")
         .meaning("length of the accept queue")
         .example("128"),
@@ -82,7 +82,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
         Form::Text("mask; octal with a leading 0, else decimal"),
     )
     .show(|socket: &Section| Some(socket.umask.as_ref().map_or(String::new(), key::mask)))
-    .change(Change::Reopen)
+    .change(OnChange::Reopen)
     // It is odd, but a front end that runs as another user depends on being let in.
     .default("010")
     .meaning(
@@ -107,12 +107,12 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
             |socket| Some(socket.interface.clone().unwrap_or_default()),
         )
         .or_blank()
-        .change(Change::Reopen)
+        .change(OnChange::Reopen)
         .without("all")
         .meaning("bind to this network interface")
         .example("eth0"),
     flag!("so_reuseport", reuseport)
-        .change(Change::Reopen)
+        .change(OnChange::Reopen)
         .default("no")
         .meaning("a fresh socket on the same port for each worker")
         .example("yes"),
@@ -124,7 +124,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
             },
             |socket| Some(key::yes_no(&!socket.nonblocking)),
         )
-        .change(Change::Reopen)
+        .change(OnChange::Reopen)
         .without("`no`; `yes` if the section says `use_papa = yes`, as for the sockets of papa")
         .meaning("no: `O_NONBLOCK` is set on the socket, for all its holders")
         .example("yes"),
@@ -136,7 +136,7 @@ pub const SOCKET: &[Key<SocketConfig>] = &[
             },
             |socket| Some(socket.v6only.as_ref().map_or(String::new(), key::yes_no)),
         )
-        .change(Change::Reopen)
+        .change(OnChange::Reopen)
         .without("the system's; `yes` where another section has its port for IPv4")
         .meaning(
             "an `AF_INET6` socket leaves IPv4 to others: `::` and `0.0.0.0` can then have \

@@ -1,9 +1,9 @@
 //! `stdout_stream.` and `stderr_stream.`.
 
-use super::key::{self, Apply, Change, Form, Key};
+use super::key::{self, Apply, Form, Key, OnChange};
 use super::{BYTES, Inactive, NEVER_READ, PATH};
 use crate::scalar;
-use crate::types::{StreamConfig, SyslogAddress, SyslogConfig};
+use crate::types::{StreamClass, StreamConfig, SyslogAddress, SyslogConfig};
 use crate::values::stream;
 
 type Section = StreamConfig;
@@ -18,21 +18,16 @@ const MAX_LINE_BYTES: i64 = 64 * 1024;
 const MIN_LINE_BYTES: i64 = 1024;
 
 /// Classes that write a file.
-const FILES: &[&str] = &[
-    "FileStream",
-    "WatchedFileStream",
-    "TimedRotatingFileStream",
-    "json",
-];
+const FILES: &[StreamClass] = &StreamClass::FILES;
 /// Those of them that rotate by time.
-const TIMED: &[&str] = &["TimedRotatingFileStream", "json"];
+const TIMED: &[StreamClass] = &[StreamClass::TimedRotatingFile, StreamClass::Json];
 /// Classes that put the time before each line.
-const TIMES: &[&str] = &[
-    "FileStream",
-    "WatchedFileStream",
-    "TimedRotatingFileStream",
-    "json",
-    "FancyStdoutStream",
+const TIMES: &[StreamClass] = &[
+    StreamClass::File,
+    StreamClass::WatchedFile,
+    StreamClass::TimedRotatingFile,
+    StreamClass::Json,
+    StreamClass::FancyStdout,
 ];
 
 /// A field of `StreamConfig::File`.
@@ -98,8 +93,8 @@ pub const STREAM: &[Key<StreamConfig>] = &[
              `StdoutStream`, `FancyStdoutStream`, `syslog` or `null`",
         ),
     )
-    .show(|stream: &Section| Some(class(stream).to_owned()))
-    .change(Change::By(
+    .show(|stream: &Section| Some(stream.class().map_or("", StreamClass::name).to_owned()))
+    .change(OnChange::By(
         "in place; rolling reload from and to `null`",
         |_| Apply::InPlace,
     ))
@@ -236,7 +231,7 @@ pub const STREAM: &[Key<StreamConfig>] = &[
                 .map(|file| file.max_line_bytes.to_string())
         },
     )
-    .of_classes(&["json"])
+    .of_classes(&[StreamClass::Json])
     .default("32768")
     .meaning(
         "a longer line becomes several objects of a `json` file, each with `part` \
@@ -260,7 +255,7 @@ pub const STREAM: &[Key<StreamConfig>] = &[
             _ => None,
         },
     )
-    .of_classes(&["FancyStdoutStream"])
+    .of_classes(&[StreamClass::FancyStdout])
     .without("one of them, by the watcher's name")
     .meaning("colour of `FancyStdoutStream`")
     .example("green"),
@@ -279,7 +274,7 @@ pub const STREAM: &[Key<StreamConfig>] = &[
         },
         |stream| syslog(stream).map(|syslog| stream::address_text(&syslog.address)),
     )
-    .of_classes(&["syslog"])
+    .of_classes(&[StreamClass::Syslog])
     .default("/dev/log")
     .meaning("where the syslog daemon listens for datagrams")
     .example("syslog://loghost"),
@@ -290,7 +285,7 @@ pub const STREAM: &[Key<StreamConfig>] = &[
         stream::facility,
         stream::facility_name
     )
-    .of_classes(&["syslog"])
+    .of_classes(&[StreamClass::Syslog])
     .default("daemon")
     .meaning(
         "facility of syslog messages; their severity is info for standard output and \
@@ -304,7 +299,7 @@ pub const STREAM: &[Key<StreamConfig>] = &[
         stream::is_rfc5424,
         stream::format_text
     )
-    .of_classes(&["syslog"])
+    .of_classes(&[StreamClass::Syslog])
     .without("`rfc3164` to a path, `rfc5424` to a host")
     .meaning("form of syslog messages, with the moment the kernel read the line")
     .example("rfc5424"),
@@ -321,21 +316,6 @@ fn syslog(stream: &StreamConfig) -> Option<&SyslogConfig> {
         | StreamConfig::Stdout
         | StreamConfig::Fancy(_)
         | StreamConfig::File(_) => None,
-    }
-}
-
-/// The class a file would name.
-fn class(stream: &StreamConfig) -> &'static str {
-    match stream {
-        StreamConfig::Unset => "",
-        StreamConfig::Null => "null",
-        StreamConfig::Stdout => "StdoutStream",
-        StreamConfig::Fancy(_) => "FancyStdoutStream",
-        StreamConfig::Syslog(_) => "syslog",
-        StreamConfig::File(file) if file.json => "json",
-        StreamConfig::File(file) if file.watch_path => "WatchedFileStream",
-        StreamConfig::File(file) if file.rotation.is_some() => "TimedRotatingFileStream",
-        StreamConfig::File(_) => "FileStream",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Suggestions; the tables against the reader of values and against the reference page.
 
 use super::*;
+use crate::types::StreamClass;
 
 #[test]
 fn misspelt_keys_are_recognised() {
@@ -176,7 +177,7 @@ fn every_default_is_the_default() {
             };
             assert!(
                 plan.is_empty(),
-                "[{section}] {} = {value:?}: {plan}",
+                "[{section}] {} = {value:?}: {plan:?}",
                 key.name
             );
         }
@@ -263,13 +264,13 @@ fn what_is_shown_reads_as_the_same_value() {
         rfc5424: false,
     });
     for (class, stream) in [
-        ("json", file),
-        ("FancyStdoutStream", fancy),
-        ("syslog", syslog),
+        (StreamClass::Json, file),
+        (StreamClass::FancyStdout, fancy),
+        (StreamClass::Syslog, syslog),
     ] {
         let keys = STREAM.iter().filter(|key| key.classes.contains(&class));
         let keys: Vec<Key<StreamConfig>> = keys.copied().collect();
-        assert!(keys.len() >= 2, "{class}");
+        assert!(keys.len() >= 2, "{class:?}");
         round_trip(&keys, &stream, &[]);
     }
 }

@@ -2,7 +2,7 @@
 
 use papa_protocol::process::Account;
 
-use super::key::{self, Apply, Change, Form, Key, MAX_WHOLE, Written};
+use super::key::{self, Apply, Form, Key, MAX_WHOLE, OnChange, Written};
 use super::{Inactive, MASK, NEVER_READ, PATH, TEXT, WORDS};
 use crate::scalar;
 use crate::types::{Readiness, StreamConfig, WatcherConfig};
@@ -64,29 +64,29 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
     // What runs.
     Key::new("cmd", WORDS)
         .show(|watcher: &Section| Some(words::join(&watcher.argv_template)))
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .without("required")
         .meaning("the command, split as a POSIX shell quotes words; nothing else is expanded")
         .example("uwsgi --ini app.ini"),
     Key::new("args", WORDS)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .in_commands()
         .default("")
         .meaning("more words after those of `cmd`")
         .example("--port 809$(circus.wid)"),
     Key::new("shell", Form::YesNo)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .in_commands()
         .default("no")
         .meaning("give the text of `cmd` and `args` to `/bin/sh -c` as written")
         .example("yes"),
     Key::new("shell_args", WORDS)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .default("")
         .meaning("words after that text: `$0`, `$1` …")
         .example("web 1"),
     Key::new("executable", PATH)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .without("the first word of `cmd`")
         .meaning(
             "the program to run in place of the first word of `cmd`, or in place of \
@@ -95,13 +95,13 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
         .example("/opt/py/bin/python"),
     Key::new("working_dir", PATH)
         .show(|watcher: &Section| Some(key::path(&watcher.resolved_dir)))
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .without("the manager's")
         .meaning("where workers start")
         .example("/srv/app"),
     Key::new("name", TEXT)
         .show(|watcher: &Section| Some(watcher.name.clone()))
-        .change(Change::By("another watcher", |_| Apply::InPlace))
+        .change(OnChange::By("another watcher", |_| Apply::InPlace))
         .without("the section's")
         .meaning("replaces the section's name")
         .example("web"),
@@ -116,7 +116,7 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
         .meaning("never more than one, not even during a reload")
         .example("yes"),
     value!("uid", NAME_OR_NUMBER, uid, identity::user, identity_text)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .in_commands()
         .without("the kernel's")
         .meaning(
@@ -125,30 +125,30 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
         )
         .example("www-data"),
     value!("gid", NAME_OR_NUMBER, gid, identity::group, identity_text)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .in_commands()
         .without("the user's")
         .meaning("group of the workers")
         .example("www-data"),
     optional!("umask", MASK, umask, scalar::octal_mask, key::mask)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .without("that of `[circus]`")
         .meaning("file mode mask of the workers (not in Circus)")
         .example("027"),
     Key::new("rlimit_NAME", Form::Text("number, or empty for none"))
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .without("inherited")
         .meaning("soft and hard resource limit: `rlimit_nofile`, `rlimit_core` …")
         .example("4096"),
     // Environment.
     Key::new("copy_env", Form::YesNo)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .in_commands()
         .default("no")
         .meaning("workers inherit the manager's environment")
         .example("yes"),
     Key::new("copy_path", Form::YesNo)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .default("no")
         .meaning(
             "needs `copy_env`: workers keep the manager's `PYTHONPATH` (Circus put its own \
@@ -156,20 +156,20 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
         )
         .example("yes"),
     Key::new("virtualenv", PATH)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .meaning(
             "needs `copy_env`: its `bin` comes first in `PATH`, its packages last in \
              `PYTHONPATH`",
         )
         .example("/srv/app/venv"),
     Key::new("virtualenv_py_ver", Form::Text("like `3.11`"))
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .without("the newest it has")
         .meaning("which Python of the virtualenv")
         .example("3.11"),
     // Sockets and standard streams.
     flag!("use_sockets", use_sockets)
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .in_commands()
         .default("no")
         .meaning("workers inherit every `[socket:…]`, in file order, and wait for those that cmd or args name, else for all")
@@ -183,35 +183,35 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
             |watcher| Some(watcher.stdin_socket.clone().unwrap_or_default()),
         )
         .or_blank()
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .without("`/dev/null`")
         .meaning("the socket that becomes standard input")
         .example("web"),
     Key::new("stdout_stream.OPTION", Form::Text("see Streams"))
-        .change(Change::By("see Streams", |_| Apply::InPlace))
+        .change(OnChange::By("see Streams", |_| Apply::InPlace))
         .without("the kernel keeps the latest")
         .meaning("where standard output goes")
         .example("out.log"),
     Key::new("stderr_stream.OPTION", Form::Text("see Streams"))
-        .change(Change::By("see Streams", |_| Apply::InPlace))
+        .change(OnChange::By("see Streams", |_| Apply::InPlace))
         .without("the kernel keeps the latest")
         .meaning("where standard error goes")
         .example("err.log"),
     Key::new("close_child_stdout", Form::YesNo)
         .show(|watcher: &Section| Some(key::yes_no(&(watcher.stdout == StreamConfig::Null))))
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .default("no")
         .meaning("standard output goes to `/dev/null`")
         .example("yes"),
     Key::new("close_child_stderr", Form::YesNo)
         .show(|watcher: &Section| Some(key::yes_no(&(watcher.stderr == StreamConfig::Null))))
-        .change(Change::Roll)
+        .change(OnChange::Roll)
         .default("no")
         .meaning("standard error goes to `/dev/null`")
         .example("yes"),
     Key::new("close_child_stdin", Form::YesNo)
         .read(|_: &mut Section, written| scalar::boolean(written.text).map(drop))
-        .change(Change::Never)
+        .change(OnChange::Never)
         .default("yes")
         .meaning(
             "standard input is `/dev/null`; `no` changes nothing, since there is no \
@@ -258,7 +258,7 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
         probe::readiness,
         probe::readiness_text
     )
-    .change(Change::By(
+    .change(OnChange::By(
         "in place; rolling reload for `notify` and `fd:N`",
         |watcher| match watcher.ready {
             Some(Readiness::Notify | Readiness::Fd(_)) => Apply::Roll,
@@ -409,7 +409,7 @@ pub const WATCHER: &[Key<WatcherConfig>] = &[
     .meaning("after so many failures in a row the worker is replaced (not in Circus)")
     .example("5"),
     Key::new("hooks.NAME", Form::Text("`module.function[, yes or no]`"))
-        .change(Change::Never)
+        .change(OnChange::Never)
         .meaning("a Python function; reported as not yet active")
         .example("app.hooks.started"),
     Key::inert("check_flapping", Form::YesNo, Inactive(NEVER_READ))

@@ -15,13 +15,13 @@ use crate::words;
 
 /// What kind of section is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum SectionKind {
     Circus,
     Watcher,
     Socket,
 }
 
-impl Kind {
+impl SectionKind {
     fn knows(self, key: &str) -> bool {
         match self {
             Self::Watcher => known::is_watcher_key(key),
@@ -58,7 +58,7 @@ impl Kind {
 /// Reports the keys of a section. The first `own` are its own, the others come from `[DEFAULT]`,
 /// which is there for several kinds of sections. `free`: unknown ones may be a hook's or a
 /// plugin's.
-pub(super) fn report(fields: &mut Fields<'_>, kind: Kind, own: usize, free: bool) {
+pub(super) fn report(fields: &mut Fields<'_>, kind: SectionKind, own: usize, free: bool) {
     report_without_effect(fields, kind);
     report_comments(fields);
     for (index, entry) in fields.entries().iter().enumerate() {
@@ -66,7 +66,7 @@ pub(super) fn report(fields: &mut Fields<'_>, kind: Kind, own: usize, free: bool
             continue;
         }
         let key = &entry.key;
-        if let Some(foreign) = foreign::find(key).filter(|_| kind != Kind::Socket) {
+        if let Some(foreign) = foreign::find(key).filter(|_| kind != SectionKind::Socket) {
             let (program, advice) = (foreign.program, foreign.advice());
             let text = format!("{key} is a key of {program} and has no effect here; {advice}");
             if foreign.grave {
@@ -85,9 +85,9 @@ pub(super) fn report(fields: &mut Fields<'_>, kind: Kind, own: usize, free: bool
     }
 }
 
-fn unknown(key: &str, kind: Kind, free: bool) -> Option<String> {
+fn unknown(key: &str, kind: SectionKind, free: bool) -> Option<String> {
     // `hooks` and the like are told by those who read them.
-    if kind == Kind::Watcher
+    if kind == SectionKind::Watcher
         && [
             "env",
             "prereload_fn",
@@ -101,7 +101,11 @@ fn unknown(key: &str, kind: Kind, free: bool) -> Option<String> {
     {
         return None;
     }
-    let others = [Kind::Watcher, Kind::Socket, Kind::Circus];
+    let others = [
+        SectionKind::Watcher,
+        SectionKind::Socket,
+        SectionKind::Circus,
+    ];
     if let Some(other) = others
         .into_iter()
         .find(|other| *other != kind && other.knows(key))
@@ -120,7 +124,7 @@ fn unknown(key: &str, kind: Kind, free: bool) -> Option<String> {
 
 /// One line for all keys without effect for the same reason, none for a value that switches
 /// something off.
-fn report_without_effect(fields: &mut Fields<'_>, kind: Kind) {
+fn report_without_effect(fields: &mut Fields<'_>, kind: SectionKind) {
     let mut groups: Vec<(&'static str, Vec<&Entry>)> = Vec::new();
     for entry in fields.entries() {
         let Some(Effect::Inactive(what)) = kind.effect(&entry.key) else {

@@ -275,7 +275,12 @@ fn circus_warnings(raw: &RawConfig, variables: &Variables, findings: &mut Findin
 
 fn circus_section(raw: &RawConfig, base: &Arc<Base>, findings: &mut Findings) -> Config {
     let mut fields = Fields::new(&raw.circus, &base.variables.global, findings);
-    keys::report(&mut fields, keys::Kind::Circus, raw.circus_own, false);
+    keys::report(
+        &mut fields,
+        keys::SectionKind::Circus,
+        raw.circus_own,
+        false,
+    );
     keys::report_variables(&mut fields, |_| false);
     let mut config = Config {
         path: PathBuf::new(),

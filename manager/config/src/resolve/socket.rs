@@ -42,7 +42,7 @@ pub(super) fn resolve(
         findings.error(&section.origin, fault);
     }
     let mut fields = Fields::new(&section.entries, lookup, findings);
-    keys::report(&mut fields, keys::Kind::Socket, section.own, false);
+    keys::report(&mut fields, keys::SectionKind::Socket, section.own, false);
     keys::report_variables(&mut fields, |_| false);
     let as_papa = fields.origin("use_papa").is_some() && fields.boolean("use_papa", true);
     let host = fields.filled("host").unwrap_or_default();

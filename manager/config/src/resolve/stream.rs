@@ -11,8 +11,8 @@ use crate::fields::{Around, Fields};
 use crate::known;
 use crate::scalar;
 use crate::types::{
-    FancyConfig, FileStreamConfig, RotateWhen, RotationConfig, StreamConfig, SyslogAddress,
-    SyslogConfig,
+    FancyConfig, FileStreamConfig, RotateWhen, RotationConfig, StreamClass, StreamConfig,
+    SyslogAddress, SyslogConfig,
 };
 use crate::values::stream::WHEN;
 
@@ -36,53 +36,24 @@ pub(super) fn resolve(fields: &mut Fields<'_>, stream: &str, around: Around<'_>)
         return StreamConfig::Unset;
     };
     let class_key = format!("{prefix}class");
-    let class = fields.filled(&class_key);
+    let name = fields.filled(&class_key);
+    let name = name.as_deref().map_or(StreamClass::File.name(), str::trim);
     let origin = fields.origin(&class_key).unwrap_or(&first.origin);
-    let name = class.as_deref().map_or("FileStream", str::trim);
-    let name = name.strip_prefix("circus.stream.").unwrap_or(name);
-    let Some(class) = CLASSES.iter().find(|class| class.name == name) else {
-        let names: Vec<&str> = CLASSES.iter().map(|class| class.name).collect();
+    let Some(class) = StreamClass::named(name) else {
+        let names = StreamClass::NAMES.map(|(name, _)| name).join(", ");
+        let name = name.strip_prefix("circus.stream.").unwrap_or(name);
         fields.findings.error(
             origin,
-            format!(
-                "{class_key} {name:?}: expected {}; classes written in Python are not supported",
-                names.join(", ")
-            ),
+            format!("{class_key} {name:?}: expected {names}; classes written in Python are not supported"),
         );
         return StreamConfig::Unset;
     };
     report_useless(fields, class, &prefix);
-    let timed = matches!(class.name, "TimedRotatingFileStream" | "json");
     let rotates = fields.filled(&format!("{prefix}rotate_when")).is_some();
-    let mut config = match class.kind {
-        Kind::Null => StreamConfig::Null,
-        Kind::Stdout => StreamConfig::Stdout,
-        Kind::Fancy => StreamConfig::Fancy(FancyConfig {
-            color: None,
-            time_format: FANCY_TIME.to_owned(),
-        }),
-        Kind::Syslog => StreamConfig::Syslog(SyslogConfig {
-            address: SyslogAddress::Unix(PathBuf::new()),
-            facility: 0,
-            rfc5424: false,
-        }),
-        Kind::File => StreamConfig::File(FileStreamConfig {
-            watch_path: class.name == "WatchedFileStream",
-            json: class.name == "json",
-            rotation: (timed && rotates).then_some(RotationConfig {
-                when: RotateWhen::Midnight,
-                interval: 1,
-                utc: false,
-            }),
-            ..FileStreamConfig::default()
-        }),
-    };
+    let mut config = empty(class, rotates);
     // An option that only other classes of the same kind read is checked too.
-    let kind_reads = |key: &known::Key<StreamConfig>| {
-        let mut of_kind = CLASSES.iter().filter(|other| other.kind == class.kind);
-        of_kind.any(|other| key.classes.contains(&other.name))
-    };
-    for key in known::STREAM.iter().filter(|key| kind_reads(key)) {
+    let is_read = |key: &known::Key<StreamConfig>| key.classes.iter().any(|of| of.is_like(class));
+    for key in known::STREAM.iter().filter(|key| is_read(key)) {
         fields.fill(std::slice::from_ref(key), &prefix, &mut config, around);
         if key.name == "time_format" {
             report_conversions(fields, &format!("{prefix}time_format"));
@@ -97,7 +68,7 @@ pub(super) fn resolve(fields: &mut Fields<'_>, stream: &str, around: Around<'_>)
             return StreamConfig::Unset;
         }
         let written = fields.origin(&format!("{prefix}rotate_when")).is_some();
-        if class.name == "TimedRotatingFileStream" && !written {
+        if class == StreamClass::TimedRotatingFile && !written {
             fields.findings.error(
                 origin,
                 format!("{prefix}rotate_when is missing, expected {WHEN}"),
@@ -107,50 +78,51 @@ pub(super) fn resolve(fields: &mut Fields<'_>, stream: &str, around: Around<'_>)
     config
 }
 
-/// Classes; the table of keys says which options each reads.
-struct Class {
-    name: &'static str,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    File,
-    Stdout,
-    Fancy,
-    Syslog,
-    Null,
-}
-
-const CLASSES: &[Class] = &[
-    class("FileStream", Kind::File),
-    class("WatchedFileStream", Kind::File),
-    class("TimedRotatingFileStream", Kind::File),
-    class("json", Kind::File),
-    class("StdoutStream", Kind::Stdout),
-    class("FancyStdoutStream", Kind::Fancy),
-    class("syslog", Kind::Syslog),
-    class("null", Kind::Null),
-    class("None", Kind::Null),
-];
-
-const fn class(name: &'static str, kind: Kind) -> Class {
-    Class { name, kind }
+/// A stream before its options are read; the table of keys has their defaults.
+fn empty(class: StreamClass, rotates: bool) -> StreamConfig {
+    match class {
+        StreamClass::Null => StreamConfig::Null,
+        StreamClass::Stdout => StreamConfig::Stdout,
+        StreamClass::FancyStdout => StreamConfig::Fancy(FancyConfig {
+            color: None,
+            time_format: FANCY_TIME.to_owned(),
+        }),
+        StreamClass::Syslog => StreamConfig::Syslog(SyslogConfig {
+            address: SyslogAddress::Unix(PathBuf::new()),
+            facility: 0,
+            rfc5424: false,
+        }),
+        StreamClass::File
+        | StreamClass::WatchedFile
+        | StreamClass::TimedRotatingFile
+        | StreamClass::Json => StreamConfig::File(FileStreamConfig {
+            watch_path: class == StreamClass::WatchedFile,
+            json: class == StreamClass::Json,
+            rotation: (rotates
+                && matches!(class, StreamClass::TimedRotatingFile | StreamClass::Json))
+            .then_some(RotationConfig {
+                when: RotateWhen::Midnight,
+                interval: 1,
+                utc: false,
+            }),
+            ..FileStreamConfig::default()
+        }),
+    }
 }
 
 /// Circus accepts and ignores what a class does not read; here it is said.
-fn report_useless(fields: &mut Fields<'_>, class: &Class, prefix: &str) {
+fn report_useless(fields: &mut Fields<'_>, class: StreamClass, prefix: &str) {
     for entry in fields.entries() {
         let Some(option) = entry.key.strip_prefix(prefix) else {
             continue;
         };
         let key = known::find(known::STREAM, option);
-        if option == "class" || key.is_some_and(|key| key.classes.contains(&class.name)) {
+        if option == "class" || key.is_some_and(|key| key.classes.contains(&class)) {
             continue;
         }
         let text = match key {
             Some(key) if key.effect == known::Effect::Active => {
-                format!("{} has no effect with class {}", entry.key, class.name)
+                format!("{} has no effect with class {}", entry.key, class.name())
             }
             None if known::suggestion(known::STREAM, option).is_none() => {
                 format!("{} is not known and has no effect", entry.key)

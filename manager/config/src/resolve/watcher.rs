@@ -65,7 +65,12 @@ pub(super) fn resolve(
         .iter()
         .any(|entry| entry.key.starts_with("hooks."));
     let free_keys = context.free_keys || hooked;
-    keys::report(&mut fields, keys::Kind::Watcher, section.own, free_keys);
+    keys::report(
+        &mut fields,
+        keys::SectionKind::Watcher,
+        section.own,
+        free_keys,
+    );
     keys::report_variables(&mut fields, command::is_attribute);
     report_differences(&mut fields);
     python::resolve(&mut fields, copy_env, context.around, &mut environment);

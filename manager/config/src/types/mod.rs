@@ -14,8 +14,8 @@ pub use health::{
 };
 pub use socket::{SocketConfig, SocketFamily, SocketType, socket_name};
 pub use stream::{
-    FancyConfig, FileStreamConfig, RotateWhen, RotationConfig, StreamConfig, SyslogAddress,
-    SyslogConfig,
+    FancyConfig, FileStreamConfig, RotateWhen, RotationConfig, StreamClass, StreamConfig,
+    SyslogAddress, SyslogConfig,
 };
 pub use watcher::{HookConfig, OrphanPolicy, WatcherConfig};
 

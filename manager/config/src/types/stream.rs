@@ -21,7 +21,91 @@ pub enum StreamConfig {
     File(FileStreamConfig),
 }
 
+/// What a file calls the kinds of streams: `stdout_stream.class`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamClass {
+    /// Circus's usual class.
+    File,
+    /// A file that somebody else may move.
+    WatchedFile,
+    /// A file that is rotated by time.
+    TimedRotatingFile,
+    /// A file of JSON objects; not in Circus.
+    Json,
+    /// The manager's own standard output.
+    Stdout,
+    /// The same, in colour.
+    FancyStdout,
+    /// The system's log; not in Circus.
+    Syslog,
+    /// `/dev/null`; not in Circus.
+    Null,
+}
+
+impl StreamClass {
+    /// Names and classes; of two names for one class the first is shown.
+    pub const NAMES: [(&'static str, Self); 9] = [
+        ("FileStream", Self::File),
+        ("WatchedFileStream", Self::WatchedFile),
+        ("TimedRotatingFileStream", Self::TimedRotatingFile),
+        ("json", Self::Json),
+        ("StdoutStream", Self::Stdout),
+        ("FancyStdoutStream", Self::FancyStdout),
+        ("syslog", Self::Syslog),
+        ("null", Self::Null),
+        ("None", Self::Null),
+    ];
+    /// Those that write a file.
+    pub const FILES: [Self; 4] = [
+        Self::File,
+        Self::WatchedFile,
+        Self::TimedRotatingFile,
+        Self::Json,
+    ];
+
+    /// The class called `name`, with or without Circus's module in front.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let name = name.strip_prefix("circus.stream.").unwrap_or(name);
+        let mut names = Self::NAMES.iter();
+        names
+            .find(|(known, _)| *known == name)
+            .map(|(_, class)| *class)
+    }
+
+    /// Its name in a file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let mut names = Self::NAMES.iter();
+        names
+            .find(|(_, class)| *class == self)
+            .map_or("", |(name, _)| name)
+    }
+
+    /// Whether both are read into the same variant of [`StreamConfig`].
+    #[must_use]
+    pub fn is_like(self, other: Self) -> bool {
+        self == other || (Self::FILES.contains(&self) && Self::FILES.contains(&other))
+    }
+}
+
 impl StreamConfig {
+    /// The class a file would name; none if nothing is configured.
+    #[must_use]
+    pub fn class(&self) -> Option<StreamClass> {
+        Some(match self {
+            Self::Unset => return None,
+            Self::Null => StreamClass::Null,
+            Self::Stdout => StreamClass::Stdout,
+            Self::Fancy(_) => StreamClass::FancyStdout,
+            Self::Syslog(_) => StreamClass::Syslog,
+            Self::File(file) if file.json => StreamClass::Json,
+            Self::File(file) if file.watch_path => StreamClass::WatchedFile,
+            Self::File(file) if file.rotation.is_some() => StreamClass::TimedRotatingFile,
+            Self::File(_) => StreamClass::File,
+        })
+    }
+
     /// What a trouble with it is reported by: the file, or the daemon.
     #[must_use]
     pub fn place(&self) -> Option<String> {

@@ -18,7 +18,7 @@ use anyhow::Context;
 use chrono::Local;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use papa_logs::own_output::{
-    Kept, Leads, NEW_FILE_MODE, keep_output, reopen_output, write_to_output,
+    CappedFile, Leads, NEW_FILE_MODE, keep_output, reopen_output, write_to_output,
 };
 use papa_logs::syslog_socket::{SyslogSocket, rfc3164_header};
 use papa_system::walk::{check_append, open_append};
@@ -65,7 +65,7 @@ enum Sink {
     File {
         file: File,
         path: PathBuf,
-        kept: Kept,
+        kept: CappedFile,
     },
     Syslog(SyslogSocket, u8),
 }
@@ -90,7 +90,7 @@ impl OwnLog {
                     // there.
                     Sink::Output
                 } else {
-                    let kept = Kept::new(path.clone(), max_bytes);
+                    let kept = CappedFile::new(path.clone(), max_bytes);
                     Sink::File { file, path, kept }
                 }
             }

@@ -82,7 +82,7 @@ pub(super) struct Stream {
     pub(super) limit: usize,
     /// Parts written of a line that was cut; 0 at the beginning of a line.
     pub(super) parts: u32,
-    pub(super) target: Option<Target>,
+    pub(super) target: Option<Destination>,
     /// Its file was suspended: nothing is taken in until the kernel is asked again.
     pub(super) stale: bool,
     /// Where it is to go once its file has finished the write it is stuck in.
@@ -90,7 +90,7 @@ pub(super) struct Stream {
 }
 
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct Destination {
     pub(super) sink: usize,
     pub(super) format: Format,
 }
@@ -99,7 +99,8 @@ impl Book {
     /// Everything below is in its file.
     pub(super) fn position(&self, desk: &Desk) -> u64 {
         let store = &desk.store;
-        let behind = |target: &Target| desk.sinks.get(target.sink).is_some_and(Sink::is_behind);
+        let behind =
+            |target: &Destination| desk.sinks.get(target.sink).is_some_and(Sink::is_behind);
         let watched = self.ready.is_some();
         self.streams
             .iter()
@@ -136,7 +137,7 @@ impl Book {
         &mut self,
         desk: &mut Desk,
         place: usize,
-        target: Option<Target>,
+        target: Option<Destination>,
         limit: usize,
         now: Now,
     ) {
@@ -148,7 +149,7 @@ impl Book {
             stream.begin(desk);
             self.seen = self.seen.min(self.acknowledged);
         }
-        let looks = |target: &Target| (target.sink, target.format.ending());
+        let looks = |target: &Destination| (target.sink, target.format.ending());
         let before = stream.target.as_ref().map(looks);
         if let Some((sink, _)) = before.filter(|before| Some(*before) != target.as_ref().map(looks))
         {
@@ -402,7 +403,7 @@ struct Line<'a> {
     part: Part,
 }
 
-impl Target {
+impl Destination {
     /// Writes lines. The last of them has an end if it ends in a newline, or by `ending`; `parts`
     /// counts those of a line that has none.
     #[allow(clippy::too_many_arguments, reason = "where from, what, and where to")]

@@ -45,7 +45,7 @@ pub enum LogReport {
 
 /// What is wanted of the thread, as of now.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct Orders {
     pub(super) watchers: Arc<[Arc<WatcherConfig>]>,
     /// Reopen requests so far; a change means reopen.
     pub(super) reopenings: u64,

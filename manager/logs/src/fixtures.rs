@@ -19,7 +19,7 @@ use crate::layout::{
     DONE_ENTRY_BYTES, DONE_OFFSET, Delta, Kind, RECORD_OFFSETS, SLOTS_OFFSET, SLOTS_USED_OFFSET,
     Source, Unfinished, Work,
 };
-use crate::rotate::Plan;
+use crate::rotate::Turn;
 use crate::store::Store;
 
 const FILE: FileId = FileId {
@@ -63,10 +63,10 @@ fn recorded() -> Store {
         .begin_write(slot, a, FILE, 100, &[b"one line\n"], &write)
         .unwrap();
     let slot = store.acquire().unwrap();
-    let plan = Plan::Shift { backup_count: 5 };
+    let plan = Turn::Shift { backup_count: 5 };
     store.begin_rotate(slot, b, FILE, &plan).unwrap();
     let slot = store.acquire().unwrap();
-    let plan = Plan::Rename {
+    let plan = Turn::Rename {
         suffix: ".20261122".to_owned(),
         backup_count: 3,
     };
@@ -198,11 +198,11 @@ fn log_states_of_every_version_are_read() {
         assert_eq!((*start, bytes.as_slice()), (100, &b"one line\n"[..]));
         assert_eq!(deltas[0], delta(7, Kind::Out, 1010));
         assert!(
-            matches!(&shift.work, Work::Rotate(Plan::Shift { backup_count: 5 })),
+            matches!(&shift.work, Work::Rotate(Turn::Shift { backup_count: 5 })),
             "{name}: {shift:?}"
         );
         assert!(
-            matches!(&rename.work, Work::Rotate(Plan::Rename { suffix, backup_count: 3 }) if suffix == ".20261122"),
+            matches!(&rename.work, Work::Rotate(Turn::Rename { suffix, backup_count: 3 }) if suffix == ".20261122"),
             "{name}: {rename:?}"
         );
         // The place of the one that is finished, not of one that is not.

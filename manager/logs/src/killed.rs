@@ -11,14 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use papa_protocol::record::{Record, Stream};
+
 use crate::file::Limits;
 use crate::format::Style;
-use crate::layout::Kind;
 use crate::route::{Route, Routes};
 use crate::schedule::Now;
 use crate::sink::Address;
 use crate::store::Store;
-use crate::writer::{LogWriter, Process, Record};
+use crate::writer::{LogWriter, Process};
 
 /// Tells the started binary that it is the writer, and where.
 const DIRECTORY: &str = "PAPA_TEST_LOGS_KILLED";
@@ -71,7 +72,7 @@ fn script(serial: u64) -> (Vec<u8>, Vec<Record>) {
         if taken > 0 {
             records.push(Record {
                 end: bytes.len() as u64,
-                stream: [Kind::Out, Kind::Err][which],
+                stream: [Stream::Out, Stream::Err][which],
                 stamp_us: 0,
             });
         }
@@ -84,7 +85,7 @@ fn write_script(directory: &Path, serial: u64) {
     let (bytes, records) = script(serial);
     let mut words = Vec::new();
     for record in records {
-        let stream = u64::from(record.stream == Kind::Err);
+        let stream = u64::from(record.stream == Stream::Err);
         words.extend_from_slice(&(record.end << 1 | stream).to_le_bytes());
     }
     fs::write(directory.join(format!("bytes{serial}")), bytes).unwrap();
@@ -97,7 +98,7 @@ fn read_script(directory: &Path, serial: u64) -> (Vec<u8>, Vec<Record>) {
         let word = u64::from_le_bytes(word.try_into().unwrap());
         Record {
             end: word >> 1,
-            stream: [Kind::Out, Kind::Err][usize::from(word & 1 == 1)],
+            stream: [Stream::Out, Stream::Err][usize::from(word & 1 == 1)],
             stamp_us: 1_700_000_000_000_000,
         }
     });

@@ -9,8 +9,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use papa_protocol::record::Stream;
+
 use crate::file_id::FileId;
-use crate::rotate::Plan;
+use crate::rotate::Turn;
 
 /// First eight bytes of the memfd; the last digit is the layout's version. It rises only when an
 /// earlier version would misread what is there. Further kinds of positions do not need that, they
@@ -77,6 +79,15 @@ pub enum Kind {
     /// What a later version counts; never 0 to 7. Carried along until the process is forgotten: it
     /// never goes back either.
     Other(u64),
+}
+
+impl From<Stream> for Kind {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Out => Self::Out,
+            Stream::Err => Self::Err,
+        }
+    }
 }
 
 impl Kind {
@@ -208,7 +219,7 @@ pub enum Work {
         deltas: Vec<Delta>,
     },
     /// The file was being turned.
-    Rotate(Plan),
+    Rotate(Turn),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,7 +234,7 @@ pub(super) enum Phase {
 
 /// One record of a slot, as stored.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Record {
+pub(super) struct SlotRecord {
     pub(super) phase: Phase,
     pub(super) file: FileId,
     pub(super) start: u64,
@@ -237,7 +248,7 @@ pub(super) struct Record {
     pub(super) written: usize,
 }
 
-impl Record {
+impl SlotRecord {
     pub(super) const IDLE: Self = Self {
         phase: Phase::Idle,
         file: FileId {

@@ -31,14 +31,14 @@ type Identity = (u64, u64);
 
 /// A file and how large it may become.
 #[derive(Debug)]
-pub struct Kept {
+pub struct CappedFile {
     path: PathBuf,
     /// Put aside from this size on; 0: never.
     limit_bytes: u64,
     looked: Option<Instant>,
 }
 
-impl Kept {
+impl CappedFile {
     pub fn new(path: PathBuf, limit_bytes: u64) -> Self {
         Self {
             path,
@@ -115,7 +115,7 @@ fn identity(metadata: &fs::Metadata) -> Identity {
 /// Our standard output and standard error, where they lead to a file that is ours to put aside.
 #[derive(Debug)]
 struct Output {
-    kept: Kept,
+    kept: CappedFile,
     leads: Leads,
 }
 
@@ -144,7 +144,7 @@ pub fn keep_output(path: &Path, limit_bytes: u64) -> Leads {
         err: leads_there(io::stderr().as_fd()),
     };
     if leads != Leads::default() {
-        let kept = Kept::new(path.to_owned(), limit_bytes);
+        let kept = CappedFile::new(path.to_owned(), limit_bytes);
         *lock() = Some(Output { kept, leads });
     }
     leads
@@ -221,7 +221,7 @@ mod tests {
 
     struct Log {
         directory: tempfile::TempDir,
-        kept: Kept,
+        kept: CappedFile,
         file: File,
     }
 
@@ -230,7 +230,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("log");
             let file = open_append(&path, false, 0o640).unwrap();
-            let kept = Kept::new(path, limit_bytes);
+            let kept = CappedFile::new(path, limit_bytes);
             Self {
                 directory,
                 kept,

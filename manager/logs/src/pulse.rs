@@ -76,7 +76,7 @@ impl Pulse {
     }
 
     /// Something is to be done; it is done when the returned value is dropped.
-    pub(super) fn work(&self) -> Work<'_> {
+    pub(super) fn work(&self) -> AtWork<'_> {
         // In this order here, and in the other in `watch`: one of the two sees what the other did.
         self.shared.busy.store(true, Ordering::SeqCst);
         if !self.shared.watched.load(Ordering::SeqCst)
@@ -84,7 +84,7 @@ impl Pulse {
         {
             self.thread.unpark();
         }
-        Work(&self.shared)
+        AtWork(&self.shared)
     }
 }
 
@@ -97,9 +97,9 @@ impl Drop for Pulse {
 
 /// Work under way.
 #[derive(Debug)]
-pub(super) struct Work<'a>(&'a Shared);
+pub(super) struct AtWork<'a>(&'a Shared);
 
-impl Drop for Work<'_> {
+impl Drop for AtWork<'_> {
     fn drop(&mut self) {
         STEPS.fetch_add(1, Ordering::Relaxed);
         self.0.busy.store(false, Ordering::SeqCst);

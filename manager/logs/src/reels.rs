@@ -48,13 +48,13 @@ struct Reel {
 
 /// What was read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Part<'a> {
+pub(super) struct ReelPart<'a> {
     /// Position of the first byte; beyond what was asked for if that had been dropped.
     pub(super) start: u64,
     pub(super) bytes: &'a [u8],
 }
 
-impl Part<'_> {
+impl ReelPart<'_> {
     /// Position to go on from.
     pub(super) fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
@@ -116,7 +116,7 @@ impl Reels {
     ///
     /// # Errors
     /// When the reel is not open, or ends before.
-    pub(super) fn read(&mut self, serial: u64, wanted: Range<u64>) -> io::Result<Part<'_>> {
+    pub(super) fn read(&mut self, serial: u64, wanted: Range<u64>) -> io::Result<ReelPart<'_>> {
         self.clock += 1;
         let reel = self.open.get_mut(&serial).ok_or(io::ErrorKind::NotFound)?;
         reel.last_used = self.clock;
@@ -132,7 +132,7 @@ impl Reels {
         reel.file.read_exact_at(&mut word, reel.start_offset)?;
         let gone = u64::from_le_bytes(word).saturating_sub(wanted.start);
         let gone = usize::try_from(gone).unwrap_or(length).min(length);
-        Ok(Part {
+        Ok(ReelPart {
             start: wanted.start + gone as u64,
             bytes: bytes.get(gone..).unwrap_or_default(),
         })
@@ -181,7 +181,7 @@ mod tests {
         };
         let all = [record(10), record(20), record(30)];
         let ends = |start, bytes: &[u8]| -> Vec<(u64, u64)> {
-            let part = Part { start, bytes };
+            let part = ReelPart { start, bytes };
             let records = part.records(&all).map(|r| (r.end, r.stamp_us));
             records.collect()
         };

@@ -26,7 +26,7 @@ const MAX_SAME_STAMP: u32 = 50_000;
 
 /// How a file is turned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Plan {
+pub enum Turn {
     /// To `.1`, older ones moving up; this many are kept.
     Shift {
         /// At least 1.
@@ -42,12 +42,12 @@ pub enum Plan {
 }
 
 /// Does it, or what is left of it.
-pub(super) fn turn(path: &Path, id: FileId, plan: &Plan) -> io::Result<()> {
+pub(super) fn turn(path: &Path, id: FileId, plan: &Turn) -> io::Result<()> {
     let place = Anchored::at(path)?;
     let path = place.path();
     match plan {
-        Plan::Shift { backup_count } => shift(path, id, *backup_count),
-        Plan::Rename {
+        Turn::Shift { backup_count } => shift(path, id, *backup_count),
+        Turn::Rename {
             suffix,
             backup_count,
         } => {
@@ -295,7 +295,7 @@ mod tests {
             self.0.path().join(name)
         }
 
-        fn turn(&self, plan: &Plan) {
+        fn turn(&self, plan: &Turn) {
             let path = self.path("log");
             let id = file_id(&fs::metadata(&path).unwrap());
             turn(&path, id, plan).unwrap();
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn plain_and_compressed_files_move_up_together() {
         let files = Directory::new(&["log", "log.1", "log.2.gz", "log.3", "log.3.gz", "log.x"]);
-        files.turn(&Plan::Shift { backup_count: 3 });
+        files.turn(&Turn::Shift { backup_count: 3 });
         assert_eq!(
             files.list(),
             [
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn a_gap_ends_the_moving() {
         let files = Directory::new(&["log", "log.1.gz", "log.1", "log.3"]);
-        files.turn(&Plan::Shift { backup_count: 5 });
+        files.turn(&Turn::Shift { backup_count: 5 });
         assert_eq!(
             files.list(),
             ["log.1 log", "log.2.gz log.1.gz", "log.3 log.3"]
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(free_suffix(&path, "20261123").unwrap(), ".20261123");
         let suffix = free_suffix(&path, "20261122").unwrap();
         assert_eq!(suffix, ".20261122.2");
-        files.turn(&Plan::Rename {
+        files.turn(&Turn::Rename {
             suffix,
             backup_count: 3,
         });

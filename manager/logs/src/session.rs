@@ -18,18 +18,17 @@ use papa_config::WatcherConfig;
 use papa_protocol::json::push::{EventType, OutputHeader};
 use papa_protocol::json::request as ops;
 use papa_protocol::name::NamePattern;
-use papa_protocol::record::{Record as KernelRecord, Serial, Stream};
+use papa_protocol::record::Serial;
 use papa_test_hooks::failpoint;
 use tokio::sync::watch;
 
-use crate::exchange::{FAREWELL, LogSettings, Reports, SessionError, TRY_AGAIN, Wanted};
+use crate::exchange::{FAREWELL, LogSettings, Orders, Reports, SessionError, TRY_AGAIN};
 use crate::held::open_state;
-use crate::layout::Kind;
 use crate::pulse::Pulse;
 use crate::reels::Reels;
 use crate::routes::{Table, Verdict};
 use crate::schedule::Now;
-use crate::writer::{LogWriter, Record};
+use crate::writer::LogWriter;
 
 /// Batches read ahead of the writing: enough to keep the kernel busy, few enough to stay small in
 /// memory.
@@ -78,7 +77,7 @@ struct Unsettled {
 impl<'a> Session<'a> {
     pub(super) async fn open(
         settings: &'a LogSettings,
-        wanted: &Wanted,
+        wanted: &Orders,
         reports: &mut Reports,
     ) -> Result<Self, SessionError> {
         let options = Options {
@@ -115,7 +114,7 @@ impl<'a> Session<'a> {
 
     pub(super) async fn serve(
         mut self,
-        wanted: &mut watch::Receiver<Wanted>,
+        wanted: &mut watch::Receiver<Orders>,
         reports: &mut Reports,
         pulse: &Pulse,
     ) {
@@ -219,13 +218,14 @@ impl<'a> Session<'a> {
                     return self.take_from_reel(&header).await;
                 }
                 self.taken_bytes += bytes.len();
-                let records = header.records.iter().map(record);
+                let records = header.records.iter().copied();
                 self.writer
                     .output(header.serial.0, header.start, records, &bytes, Now::read());
             }
             Push::End(end) => {
                 if self.know(end.serial).await? {
-                    self.writer.end(end.serial.0, kind(end.stream), Now::read());
+                    self.writer
+                        .end(end.serial.0, end.stream.into(), Now::read());
                 }
             }
             Push::Event(event) => match (event.kind, event.process, event.serial) {
@@ -280,7 +280,7 @@ impl<'a> Session<'a> {
             };
             position = part.end();
             self.taken_bytes += part.bytes.len();
-            let records = part.records(&header.records).map(|r| record(&r));
+            let records = part.records(&header.records);
             self.writer
                 .output(serial.0, part.start, records, part.bytes, Now::read());
             if self.taken_bytes >= FLUSH_AFTER_BYTES && position < end {
@@ -409,21 +409,6 @@ impl<'a> Session<'a> {
         }
         self.settle_at = None;
         Ok(())
-    }
-}
-
-fn record(record: &KernelRecord) -> Record {
-    Record {
-        end: record.end,
-        stream: kind(record.stream),
-        stamp_us: i64::try_from(record.stamp_us).unwrap_or(i64::MAX),
-    }
-}
-
-fn kind(stream: Stream) -> Kind {
-    match stream {
-        Stream::Out => Kind::Out,
-        Stream::Err => Kind::Err,
     }
 }
 

@@ -32,10 +32,10 @@ use crate::file_id::FileId;
 use crate::layout::{
     BUFFER_OFFSET, Cut, DELTA_BYTES, DELTAS_OFFSET, Delta, Kind, MAGIC, MAGIC_FAMILY,
     MAX_BATCH_BYTES, MAX_DELTAS, MAX_PATH_BYTES, MAX_SLOTS, PATH_OFFSET, Phase, RECORD_BYTES,
-    RECORD_OFFSETS, Record, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot, Source, Unfinished,
-    Work, of_a_later_version, read_word,
+    RECORD_OFFSETS, SLOT_STRIDE, SLOTS_USED_OFFSET, STATE_BYTES, Slot, SlotRecord, Source,
+    Unfinished, Work, of_a_later_version, read_word,
 };
-use crate::rotate::{Plan, join_suffix, split_suffix};
+use crate::rotate::{Turn, join_suffix, split_suffix};
 use crate::store::positions::{Positions, read_count, write_count};
 
 /// The state memfd, opened.
@@ -218,14 +218,14 @@ impl Store {
         let path_length = self.write_path(slot, path.as_os_str().as_bytes())?;
         self.commit(
             slot,
-            &Record {
+            &SlotRecord {
                 phase: Phase::Writing,
                 file,
                 start,
                 length,
                 path_length,
                 deltas: deltas.len(),
-                ..Record::IDLE
+                ..SlotRecord::IDLE
             },
         )
     }
@@ -252,7 +252,7 @@ impl Store {
         })
     }
 
-    fn change(&self, slot: Slot, change: impl FnOnce(&mut Record)) -> io::Result<()> {
+    fn change(&self, slot: Slot, change: impl FnOnce(&mut SlotRecord)) -> io::Result<()> {
         let Some(mut record) = self.record(slot)? else {
             return Err(of_a_later_version("a write has become of an unknown kind"));
         };
@@ -281,11 +281,11 @@ impl Store {
         slot: Slot,
         path: &Path,
         file: FileId,
-        plan: &Plan,
+        plan: &Turn,
     ) -> io::Result<()> {
         let (phase, suffix, backup_count) = match plan {
-            Plan::Shift { backup_count } => (Phase::Rotating, "", *backup_count),
-            Plan::Rename {
+            Turn::Shift { backup_count } => (Phase::Rotating, "", *backup_count),
+            Turn::Rename {
                 suffix,
                 backup_count,
             } => (Phase::Renaming, suffix.as_str(), *backup_count),
@@ -293,13 +293,13 @@ impl Store {
         let path_length = self.write_path(slot, &join_suffix(path.as_os_str(), suffix))?;
         self.commit(
             slot,
-            &Record {
+            &SlotRecord {
                 phase,
                 file,
                 backup_count,
                 path_length,
                 suffix_length: suffix.len(),
-                ..Record::IDLE
+                ..SlotRecord::IDLE
             },
         )
     }
@@ -310,7 +310,7 @@ impl Store {
     /// # Errors
     /// When the memfd cannot be written.
     pub fn release(&mut self, slot: Slot) -> io::Result<()> {
-        self.commit(slot, &Record::IDLE)?;
+        self.commit(slot, &SlotRecord::IDLE)?;
         if slot.0 > 0 {
             // Only the first slot's pages are kept: it is the one in constant use.
             punch(
@@ -323,7 +323,7 @@ impl Store {
         Ok(())
     }
 
-    fn commit(&self, slot: Slot, record: &Record) -> io::Result<()> {
+    fn commit(&self, slot: Slot, record: &SlotRecord) -> io::Result<()> {
         let generation = self.generation(slot)?.wrapping_add(1);
         let copy = RECORD_OFFSETS[usize::from(generation & 1 == 1)];
         self.file
@@ -338,12 +338,12 @@ impl Store {
         Ok(u64::from_le_bytes(word))
     }
 
-    fn record(&self, slot: Slot) -> io::Result<Option<Record>> {
+    fn record(&self, slot: Slot) -> io::Result<Option<SlotRecord>> {
         let generation = self.generation(slot)?;
         let copy = RECORD_OFFSETS[usize::from(generation & 1 == 1)];
         let mut bytes = [0; RECORD_BYTES];
         self.file.read_exact_at(&mut bytes, slot.offset() + copy)?;
-        Ok(Record::decode(&bytes))
+        Ok(SlotRecord::decode(&bytes))
     }
 
     fn write_path(&self, slot: Slot, bytes: &[u8]) -> io::Result<usize> {
@@ -399,8 +399,8 @@ impl Store {
                     deltas: self.read_deltas(slot, record.deltas)?,
                 }
             }
-            Phase::Rotating => Work::Rotate(Plan::Shift { backup_count }),
-            Phase::Renaming => Work::Rotate(Plan::Rename {
+            Phase::Rotating => Work::Rotate(Turn::Shift { backup_count }),
+            Phase::Renaming => Work::Rotate(Turn::Rename {
                 suffix,
                 backup_count,
             }),
@@ -496,13 +496,13 @@ mod tests {
                 slot,
                 Path::new("/logs/a"),
                 FILE,
-                &Plan::Shift { backup_count: 3 },
+                &Turn::Shift { backup_count: 3 },
             )
             .unwrap();
         let (_, unfinished) = reopen(&store);
         assert!(matches!(
             unfinished[0].work,
-            Work::Rotate(Plan::Shift { backup_count: 3 })
+            Work::Rotate(Turn::Shift { backup_count: 3 })
         ));
         store.release(slot).unwrap();
         assert!(reopen(&store).1.is_empty());

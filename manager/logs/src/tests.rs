@@ -9,6 +9,8 @@ use std::time::Duration;
 use papa_config::{SyslogAddress, SyslogConfig};
 use regex_lite::Regex;
 
+use papa_protocol::record::{Record, Stream};
+
 use crate::file::Limits;
 use crate::format::Style;
 use crate::layout::Kind;
@@ -17,7 +19,7 @@ use crate::route::{Route, Routes};
 use crate::schedule::Now;
 use crate::sink::Address;
 use crate::store::Store;
-use crate::writer::{LogWriter, Process, Record};
+use crate::writer::{LogWriter, Process};
 
 fn writer() -> LogWriter {
     LogWriter::open(Store::create().unwrap(), Vec::new(), Now::read())
@@ -61,7 +63,10 @@ fn out(directory: &Path, name: &str) -> Routes {
 fn write(writer: &mut LogWriter, start: u64, kind: Kind, text: &str) -> Vec<(u64, u64)> {
     let record = Record {
         end: start + text.len() as u64,
-        stream: kind,
+        stream: match kind {
+            Kind::Err => Stream::Err,
+            _ => Stream::Out,
+        },
         stamp_us: 1_795_315_366_978_956,
     };
     writer.output(7, start, [record], text.as_bytes(), Now::read());
@@ -204,7 +209,7 @@ fn what_a_flush_has_not_come_to_is_not_acknowledged() {
         writer.add(&process, &out(directory, name));
         let record = Record {
             end: 4,
-            stream: Kind::Out,
+            stream: Stream::Out,
             stamp_us: 0,
         };
         writer.output(serial, 0, [record], b"one\n", Now::read());

@@ -11,7 +11,7 @@ use std::time::Duration;
 use papa_config::WatcherConfig;
 use tokio::sync::watch;
 
-use crate::exchange::{FAREWELL, Reports, TRY_AGAIN, Wanted};
+use crate::exchange::{FAREWELL, Orders, Reports, TRY_AGAIN};
 pub use crate::exchange::{LogReport, LogSettings};
 use crate::pulse::Pulse;
 use crate::session::Session;
@@ -24,7 +24,7 @@ const LAST_WRITE: Duration = Duration::from_secs(1);
 /// The running thread.
 #[derive(Debug)]
 pub struct LogThread {
-    wanted: watch::Sender<Wanted>,
+    wanted: watch::Sender<Orders>,
     /// Closed when the thread has ended.
     ended: mpsc::Receiver<()>,
 }
@@ -39,7 +39,7 @@ impl LogThread {
         settings: LogSettings,
         report: impl Fn(LogReport) -> bool + Send + 'static,
     ) -> io::Result<Self> {
-        let (wanted, receiver) = watch::channel(Wanted {
+        let (wanted, receiver) = watch::channel(Orders {
             watchers: settings.watchers.clone().into(),
             reopenings: 0,
             finish: false,
@@ -84,7 +84,7 @@ impl LogThread {
 
 async fn run(
     settings: &LogSettings,
-    mut wanted: watch::Receiver<Wanted>,
+    mut wanted: watch::Receiver<Orders>,
     mut reports: Reports,
     pulse: &Pulse,
 ) {

@@ -13,7 +13,9 @@ mod spare;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::book::{Book, Desk, Stream, Target};
+use papa_protocol::record::Record;
+
+use crate::book::{Book, Desk, Destination, Stream};
 use crate::file::LogFile;
 use crate::format::Author;
 use crate::gzip::Compressor;
@@ -49,17 +51,6 @@ pub struct Process {
     pub acknowledged: u64,
     /// Bytes dropped so far.
     pub dropped: u64,
-}
-
-/// One captured record, as pushed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record {
-    /// Position of its end; it begins where the one before ended.
-    pub end: u64,
-    /// Out or Err.
-    pub stream: Kind,
-    /// Microseconds since the epoch.
-    pub stamp_us: i64,
 }
 
 /// All log files of the manager.
@@ -223,10 +214,11 @@ impl LogWriter {
         let waits = book.ready.is_some();
         let mut position = start;
         for (index, record) in records.into_iter().enumerate() {
+            let stamp_us = i64::try_from(record.stamp_us).unwrap_or(i64::MAX);
             if index == 0 {
                 let gap = start.saturating_sub(book.seen) + book.unreported;
                 if gap > 0 {
-                    book.report_gap(&mut self.desk, gap, start, record.stamp_us, now);
+                    book.report_gap(&mut self.desk, gap, start, stamp_us, now);
                     self.unsettled.push(serial);
                 }
             }
@@ -241,7 +233,7 @@ impl LogWriter {
                 break;
             };
             let desk = &mut self.desk;
-            book.take(desk, record.stream, position, bytes, record.stamp_us, now);
+            book.take(desk, record.stream.into(), position, bytes, stamp_us, now);
             position = record.end;
             book.seen = book.seen.max(position);
         }
@@ -547,7 +539,7 @@ fn touch(book: &mut Book, touched: &mut Vec<u64>, serial: u64) {
 }
 
 /// Longest line of a stream.
-fn limit(tail_limit: usize, target: Option<&Target>) -> usize {
+fn limit(tail_limit: usize, target: Option<&Destination>) -> usize {
     let format = target.map_or(MAX_LINE_BYTES, |target| target.format.max_line_bytes());
     tail_limit.min(format)
 }

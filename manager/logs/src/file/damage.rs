@@ -20,7 +20,7 @@ use crate::disk::{Handle, open};
 use crate::file::{Limits, LogFile};
 use crate::file_id::file_id;
 use crate::layout::{Delta, Kind, Source};
-use crate::rotate::Plan;
+use crate::rotate::Turn;
 use crate::schedule::Now;
 use crate::store::Store;
 
@@ -248,7 +248,7 @@ fn lines_after_damage_in_a_rotation_go_to_the_right_file() {
             if killed {
                 // It is recorded, and not a file is renamed yet.
                 let slot = store.acquire().unwrap();
-                let plan = Plan::Shift { backup_count: 3 };
+                let plan = Turn::Shift { backup_count: 3 };
                 store.begin_rotate(slot, &path, handle.id, &plan).unwrap();
                 drop(handle);
                 (case.damage)(&logs);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use papa_test_hooks::failpoint;
 
 use crate::file::{Limits, LogFile, Suspended};
-use crate::rotate::{Plan, free_suffix, turn};
+use crate::rotate::{Turn, free_suffix, turn};
 use crate::schedule::{self, Now};
 use crate::store::Store;
 
@@ -154,13 +154,13 @@ impl LogFile {
         opened
     }
 
-    fn plan(&self, now: Now) -> io::Result<Plan> {
+    fn plan(&self, now: Now) -> io::Result<Turn> {
         let backup_count = self.limits.backup_count;
         Ok(match &self.limits.rotation {
-            None => Plan::Shift { backup_count },
+            None => Turn::Shift { backup_count },
             Some(rotation) => {
                 let end = self.period_end.unwrap_or(now.epoch_s);
-                Plan::Rename {
+                Turn::Rename {
                     suffix: free_suffix(&self.path, &schedule::stamp(rotation, end))?,
                     backup_count,
                 }

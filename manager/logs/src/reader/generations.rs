@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
+use crate::file_id::{FileId, file_id};
 use crate::rotate;
 
 /// Looks until two agree; a rotation takes a few system calls.
@@ -20,14 +21,11 @@ const MIN_STAMP_DIGITS: usize = 8;
 /// Where gzip says how long the text is, at the end.
 const GZIP_LENGTH_BYTES: u64 = 4;
 
-/// Device and inode.
-pub(super) type Identity = (u64, u64);
-
 /// One file of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Generation {
     pub(super) path: PathBuf,
-    pub(super) identity: Identity,
+    pub(super) identity: FileId,
     pub(super) compressed: bool,
     pub(super) modified: DateTime<Utc>,
 }
@@ -57,7 +55,7 @@ pub(super) fn list(path: &Path) -> io::Result<Generations> {
     })
 }
 
-fn names(files: &[Generation]) -> impl Iterator<Item = (&Path, Identity)> {
+fn names(files: &[Generation]) -> impl Iterator<Item = (&Path, FileId)> {
     files
         .iter()
         .map(|file| (file.path.as_path(), file.identity))
@@ -109,7 +107,7 @@ fn look(path: &Path) -> io::Result<Vec<Generation>> {
 fn generation(path: PathBuf, compressed: bool) -> io::Result<Option<Generation>> {
     match fs::metadata(&path) {
         Ok(metadata) if metadata.is_file() => Ok(Some(Generation {
-            identity: identity(&metadata),
+            identity: file_id(&metadata),
             modified: modified(&metadata),
             compressed,
             path,
@@ -118,10 +116,6 @@ fn generation(path: PathBuf, compressed: bool) -> io::Result<Option<Generation>>
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-pub(super) fn identity(metadata: &Metadata) -> Identity {
-    (metadata.dev(), metadata.ino())
 }
 
 /// The last write.
@@ -137,7 +131,7 @@ impl Generation {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let same = identity(&file.metadata()?) == self.identity;
+        let same = file_id(&file.metadata()?) == self.identity;
         Ok(same.then_some(file))
     }
 

@@ -50,12 +50,12 @@ pub(super) enum Places {
     /// From here to there, the last first.
     Ranges(Vec<(u64, u64)>),
     /// In the unpacked text, behind so many lines that match.
-    Behind { lines: usize, since: Since },
+    Behind { lines: usize, since: Oldest },
 }
 
 /// A moment, and how lines tell theirs.
 #[derive(Debug, Clone)]
-pub(super) struct Since {
+pub(super) struct Oldest {
     moment: Option<DateTime<Utc>>,
     stamps: Stamps,
 }
@@ -92,7 +92,7 @@ pub(super) fn plain(
 /// Looks through a compressed file.
 pub(super) fn compressed(file: &File, stamps: &Stamps, wanted: Wanted) -> io::Result<Picked> {
     let told = stamps.are_complete();
-    let since = Since {
+    let since = Oldest {
         moment: wanted.since.filter(|_| told).map(|at| stamps.floor(at)),
         stamps: stamps.clone(),
     };
@@ -151,7 +151,7 @@ pub(super) fn print(
 /// The pieces of the unpacked lines that are meant, and whether each is the first of its line.
 fn each_matching(
     mut file: &File,
-    since: &Since,
+    since: &Oldest,
     mut take: impl FnMut(&[u8], bool) -> io::Result<()>,
 ) -> io::Result<()> {
     file.rewind()?;

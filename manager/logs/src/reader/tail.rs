@@ -16,7 +16,8 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use flate2::read::MultiGzDecoder;
 
-use crate::reader::generations::{self, Generation, Generations, Identity};
+use crate::file_id::{FileId, file_id};
+use crate::reader::generations::{self, Generation, Generations};
 use crate::reader::pick::{self, CHUNK_BYTES, Picked, Wanted};
 use crate::reader::stamp::Stamps;
 
@@ -51,7 +52,7 @@ pub struct Begun {
 #[derive(Debug)]
 struct Reading {
     file: File,
-    identity: Identity,
+    identity: FileId,
     at: At,
 }
 
@@ -198,7 +199,7 @@ impl Tail {
         }
         if let Some(back) = self.queue.back() {
             match fs::metadata(&self.path) {
-                Ok(metadata) if generations::identity(&metadata) == back.identity => {
+                Ok(metadata) if file_id(&metadata) == back.identity => {
                     return Ok(());
                 }
                 Ok(_) => {}

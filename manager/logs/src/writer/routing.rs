@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use papa_system::walk;
 
-use crate::book::Target;
+use crate::book::Destination;
 use crate::format::Format;
 use crate::layout::{Kind, Source};
 use crate::own_output::OWN_STDOUT;
@@ -96,7 +96,7 @@ impl LogWriter {
         again
     }
 
-    pub(super) fn target(&mut self, route: &Route, watcher: &str) -> Target {
+    pub(super) fn target(&mut self, route: &Route, watcher: &str) -> Destination {
         let address = settled(&route.to);
         let known = self.by_address.get(&address).copied().or_else(|| {
             // One whose directory did not exist when it was first named, by another spelling.
@@ -113,7 +113,7 @@ impl LogWriter {
         if let Some(file) = self.desk.sinks.get_mut(sink).and_then(Sink::file_mut) {
             file.set_limits(route.limits);
         }
-        Target {
+        Destination {
             sink,
             format: Format::new(&route.style, watcher),
         }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use papa_control::kernel_search::KernelElsewhere;
+
 use crate::kernel_link::LinkError;
 use crate::runtime_dir::RuntimeDirError;
 
@@ -29,16 +31,9 @@ pub enum ManagerError {
     /// The runtime directory is unusable.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
-    /// The process numbers of the kernel mean nothing here.
-    #[error(
-        "the kernel at {address} (pid {pid} where it runs) is in another process namespace, perhaps another container, so its workers cannot be signalled from here; give this manager a kernel of its own: papa_endpoint = unix:PATH in [circus]"
-    )]
-    Elsewhere {
-        /// Where it answers.
-        address: String,
-        /// The number it gives itself.
-        pid: u64,
-    },
+    /// The kernel is in another process namespace.
+    #[error(transparent)]
+    Elsewhere(#[from] KernelElsewhere),
     /// The kernel refused us the namespace.
     #[error("namespace {namespace:?} is not ours: {source}")]
     Claim {

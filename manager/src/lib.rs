@@ -6,7 +6,7 @@
 //! | `config` | the crate `papa-config`: the INI file, typed values, one worker's command |
 //! | `supervisor`, `watcher`, `worker`, `backoff` | wanted state against actual state |
 //! | `life` | the lives of a watcher and of a worker, as tables of state × event |
-//! | `adopt`, `state`, `kernel_link` | what survives the manager; the connection to the kernel |
+//! | `state`, `kernel_link` | what survives the manager; the connection to the kernel |
 //! | `probe` | readiness, health checks, starts on demand |
 //! | `procinfo` | what processes use of the machine |
 //! | `console` | output that is in no file, on standard output |
@@ -16,11 +16,10 @@
 #![forbid(unsafe_code)]
 
 pub use papa_config as config;
-pub use papa_control::last_words;
+pub use papa_control::{last_words, note};
 pub use papa_processes::{mark, orphan, pidfd, tree};
 pub use papa_system::{holder, pidfile, runtime_dir};
 
-pub mod adopt;
 pub mod backoff;
 pub mod cli;
 pub mod commands;

@@ -14,6 +14,7 @@ use clap::Parser;
 use nix::sys::signal::SigSet;
 use papa_client::Address;
 use papa_control::kernel_search::{candidates, exit_if_idle};
+use papa_logs::own_output;
 use papa_manager::cli::ManagerArgs;
 use papa_manager::config::{self, Config, LogOutput, Surroundings};
 use papa_manager::control::server::{Asked, ControlServer};
@@ -137,7 +138,7 @@ fn checked(config: &Config, output: Option<&LogOutput>, kernel: Option<&str>) ->
         say(&warning.labelled("warning"));
     }
     let found = addresses(&RuntimeDir::locate(), config, kernel).and_then(|_| {
-        own_log::check(output)?;
+        own_output::check(output)?;
         let pidfile = config.pidfile.as_deref();
         Ok(pidfile.map_or(Ok(()), Pidfile::check)?)
     });

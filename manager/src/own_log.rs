@@ -21,7 +21,7 @@ use papa_logs::own_output::{
     CappedFile, Leads, NEW_FILE_MODE, keep_output, reopen_output, write_to_output,
 };
 use papa_logs::syslog_socket::{SyslogSocket, rfc3164_header};
-use papa_system::walk::{check_append, open_append};
+use papa_system::walk::open_append;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
@@ -146,22 +146,6 @@ impl OwnLog {
     /// `all` at the end.
     pub fn say_left_out(&self, all: bool) {
         self.repeats.say(all);
-    }
-}
-
-/// Whether a start would find a place for the log there.
-///
-/// # Errors
-/// As [`OwnLog::start`].
-pub fn check(output: Option<&LogOutput>) -> anyhow::Result<()> {
-    match output {
-        None => Ok(()),
-        Some(LogOutput::File(path)) => {
-            check_append(path).with_context(|| format!("log file {}", path.display()))
-        }
-        Some(LogOutput::Syslog(syslog)) => connect(syslog)
-            .map(drop)
-            .with_context(|| format!("logoutput: syslog at {:?}", syslog.address)),
     }
 }
 

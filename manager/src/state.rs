@@ -492,7 +492,7 @@ mod tests {
             (session.members.as_slice(), session.escaped.as_slice()),
             ([(4712, 99)].as_slice(), [(4713, 100)].as_slice())
         );
-        let note: crate::adopt::Note = parse("note", fixture!("note-0.1.0")).unwrap();
+        let note: crate::note::Note = parse("note", fixture!("note-0.1.0")).unwrap();
         assert_eq!(note.generation, 3);
         assert_eq!(note.settings, Some(14_695_981_039_346_656_037));
 

@@ -90,6 +90,18 @@ pub enum KernelError {
     Io(#[from] io::Error),
 }
 
+/// The kernel is in another process namespace: its process ids mean nothing here.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the kernel at {address} (pid {pid} where it runs) is in another process namespace, perhaps another container, so its workers cannot be signalled from here; give this manager a kernel of its own: papa_endpoint = unix:PATH in [circus]"
+)]
+pub struct KernelElsewhere {
+    /// Where it answers.
+    pub address: String,
+    /// The process id it gives itself.
+    pub pid: u64,
+}
+
 impl KernelError {
     /// Something answered at `address`, and it is no kernel of ours.
     pub fn at(address: &Address, source: ClientError) -> Self {

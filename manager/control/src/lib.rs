@@ -10,6 +10,9 @@
 //! | `client` | the side that asks |
 //! | `kernel_search` | where the kernel may be, and who is there instead |
 //! | `sources`, `live` | whose lines are shown: in which files, or followed in the kernel |
+//! | `namespace` | one namespace of the kernel: its claim, the end of its processes |
+//! | `note` | what the manager notes with each process it has the kernel start |
+//! | `findings` | what `doctor` concludes from what the kernel says of itself |
 //! | `stuck` | a manager that listens and does not answer is ended |
 //!
 //! Leaves to others: what a request does (`papa-manager`), what is printed (`papa-ctl`).
@@ -17,10 +20,13 @@
 
 pub mod body;
 pub mod client;
+pub mod findings;
 pub mod kernel_search;
 pub mod last_words;
 pub mod live;
 pub mod message;
+pub mod namespace;
+pub mod note;
 pub mod options;
 mod properties;
 pub mod reply;

@@ -17,7 +17,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
-use papa_system::walk::{Anchored, open_append};
+use papa_config::{LogOutput, SyslogAddress};
+use papa_system::walk::{Anchored, check_append, open_append};
+
+use crate::syslog_socket::SyslogSocket;
 
 /// Where `StdoutStream` goes: wherever the manager's own output goes.
 pub(crate) const OWN_STDOUT: &str = "/dev/stdout";
@@ -28,6 +31,47 @@ const ASIDE: &str = ".1";
 
 /// Device and inode.
 type Identity = (u64, u64);
+
+/// Why the manager's own log cannot go where the configuration says.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// The file cannot be appended to.
+    #[error("log file {}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Nobody takes it at the syslog's address.
+    #[error("logoutput: syslog at {address:?}: {error}")]
+    Syslog {
+        /// The address, as the file has it.
+        address: SyslogAddress,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// Checks that a manager could open its own log there. Creates and writes nothing.
+///
+/// # Errors
+/// The file cannot be appended to, or the syslog cannot be reached.
+pub fn check(output: Option<&LogOutput>) -> Result<(), OutputError> {
+    match output {
+        None => Ok(()),
+        Some(LogOutput::File(path)) => check_append(path).map_err(|error| OutputError::File {
+            path: path.clone(),
+            error,
+        }),
+        Some(LogOutput::Syslog(syslog)) => SyslogSocket::connect(&syslog.address)
+            .map(drop)
+            .map_err(|error| OutputError::Syslog {
+                address: syslog.address.clone(),
+                error,
+            }),
+    }
+}
 
 /// A file and how large it may become.
 #[derive(Debug)]

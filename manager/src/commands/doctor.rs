@@ -11,7 +11,7 @@ use crate::commands::{
 use crate::control::client::ManagerError;
 use crate::control::message::{Command, DoctorReply, Finding, Level, Request};
 use crate::runtime_dir::RuntimeDir;
-use crate::supervisor::doctor::{judge_ledgers, notice, problem, running};
+use papa_control::findings::{judge_ledgers, notice, problem, running};
 
 /// Most processes told by name.
 const MAX_TOLD: usize = 10;

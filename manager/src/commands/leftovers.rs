@@ -23,17 +23,17 @@ use papa_protocol::name::NamePattern;
 use papa_protocol::process::{Overflow, Process};
 use papa_protocol::record::Serial;
 
-use crate::adopt::Note;
 use crate::commands::CommandError;
 use crate::commands::kernel::{KernelError, block_on, connect, is_absent};
 use crate::config::{Config, WatcherConfig};
 use crate::control::message::{LostOutput, WatcherStatus};
-use crate::kernel_link::{KernelLink, LinkError};
 use crate::mark::{Lineage, Mark};
 use crate::orphan::{self, Known, Notes, Orphan, Search};
 use crate::pidfd::{self, Whom};
 use crate::runtime_dir::RuntimeDir;
 use crate::tree::{self, Deed, Target, TargetId, TreeThread};
+use papa_control::namespace::{LinkError, Namespace};
+use papa_control::note::Note;
 
 /// From one look at what still runs to the next.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -139,7 +139,7 @@ fn end_workers(task: &Task<'_>) -> Result<Option<(Ended, Vec<i32>)>, CommandErro
                 Err(error) if is_absent(address, &error) => continue,
                 Err(error) => return Err(KernelError::at(address, error).into()),
             };
-            let link = KernelLink::new(client, vec![address.clone()], task.namespace.to_owned());
+            let link = Namespace::new(client, task.namespace.to_owned());
             let hello = link.client().hello();
             let kernel = [hello.pid, hello.keeper].into_iter();
             let kernel = kernel.filter_map(|pid| i32::try_from(pid).ok()).collect();
@@ -151,7 +151,7 @@ fn end_workers(task: &Task<'_>) -> Result<Option<(Ended, Vec<i32>)>, CommandErro
 }
 
 async fn end_all(
-    link: &KernelLink,
+    link: &Namespace,
     config: Option<&Config>,
     deadline: Instant,
 ) -> Result<Ended, CommandError> {
@@ -170,7 +170,7 @@ async fn end_all(
     let mut trees = Trees::start()?;
     let mut open: BTreeMap<u64, Ending> = BTreeMap::new();
     for process in workers.iter().filter(|process| process.running) {
-        let (key, wid) = worker_of(link.namespace(), &process.name).unwrap_or_default();
+        let (key, wid) = worker_of(link.name(), &process.name).unwrap_or_default();
         let manner = Manner::of(config.and_then(|config| config.watcher(key)));
         let pid = i32::try_from(process.pid).unwrap_or(0);
         let mark = link.mark(key, wid).await.map_err(failed)?.variables();
@@ -265,15 +265,15 @@ async fn end_all(
 }
 
 /// Every process of a manager's worker, ended or not.
-async fn workers(link: &KernelLink, config: Option<&Config>) -> Result<Vec<Process>, LinkError> {
+async fn workers(link: &Namespace, config: Option<&Config>) -> Result<Vec<Process>, LinkError> {
     let list = ops::ProcessList {
-        names: vec![NamePattern::new(&format!("{}.*", link.namespace()))],
+        names: vec![NamePattern::new(&format!("{}.*", link.name()))],
         serials: Vec::new(),
     };
     let mut processes = link.client().call(list).await?.processes;
     // Others may keep processes under names that look alike.
     processes.retain(|process| {
-        worker_of(link.namespace(), &process.name).is_some_and(|(key, _)| {
+        worker_of(link.name(), &process.name).is_some_and(|(key, _)| {
             Note::of(process).is_some()
                 || config.is_some_and(|config| config.watcher(key).is_some())
         })
@@ -282,7 +282,7 @@ async fn workers(link: &KernelLink, config: Option<&Config>) -> Result<Vec<Proce
 }
 
 async fn signal(
-    link: &KernelLink,
+    link: &Namespace,
     process: &Process,
     signal: i32,
     whom: Whom,
@@ -297,14 +297,14 @@ async fn signal(
 
 /// Forgets the workers, and what was kept for the next manager, sockets among it.
 async fn give_back(
-    link: &KernelLink,
+    link: &Namespace,
     config: Option<&Config>,
     ended: &mut Ended,
 ) -> Result<(), LinkError> {
     let mut lost: BTreeMap<String, u64> = BTreeMap::new();
     for process in workers(link, config).await? {
         let bytes = process.ledger.untaken();
-        if let Some((key, _)) = worker_of(link.namespace(), &process.name)
+        if let Some((key, _)) = worker_of(link.name(), &process.name)
             && bytes > 0
             && process.overflow != Overflow::DropOldest
         {
@@ -323,7 +323,7 @@ async fn give_back(
         })
         .collect();
     let client = link.client();
-    let of = |rest: &str| vec![NamePattern::new(&format!("{}.{rest}", link.namespace()))];
+    let of = |rest: &str| vec![NamePattern::new(&format!("{}.{rest}", link.name()))];
     let sockets = ops::SocketRemove {
         names: of("*"),
         force: false,

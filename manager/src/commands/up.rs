@@ -12,6 +12,8 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use papa_control::kernel_search::KernelElsewhere;
+use papa_logs::own_output;
 use papa_system::printable::printable;
 use serde_json::json;
 
@@ -34,8 +36,6 @@ use crate::control::message::{
     WatcherStatus,
 };
 use crate::control::stuck::{Found, end_if_stuck};
-use crate::error::causes;
-use crate::own_log;
 use crate::pidfile::Pidfile;
 use crate::runtime_dir::RuntimeDir;
 
@@ -91,8 +91,8 @@ pub(super) fn run(common: &Common, args: &UpArgs) -> Result<(), CommandError> {
     if let Some(path) = &config.pidfile {
         Pidfile::check_free(path).map_err(|error| CommandError::Failed(error.to_string()))?;
     }
-    own_log::check(config.log_output.as_ref())
-        .map_err(|error| CommandError::Failed(causes(&error)))?;
+    own_output::check(config.log_output.as_ref())
+        .map_err(|error| CommandError::Failed(error.to_string()))?;
     let (kernel, kernel_started) = provide_kernel(common, &directory, &config)?;
     if !kernel_started {
         refuse_second(&kernel, &directory, &config)?;
@@ -173,7 +173,7 @@ fn refuse_second(
         && let Some(kernel) = kernel::find(std::slice::from_ref(&kernel.address))?
         && kernel::is_elsewhere(kernel.pid)
     {
-        let error = crate::error::ManagerError::Elsewhere {
+        let error = KernelElsewhere {
             address: kernel.address.to_string(),
             pid: kernel.pid.into(),
         };

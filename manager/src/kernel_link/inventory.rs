@@ -81,7 +81,7 @@ impl KernelLink {
     /// # Errors
     /// The kernel did not answer.
     pub async fn inventory(&self) -> Result<Inventory, LinkError> {
-        let namespace = self.namespace.as_str();
+        let namespace = self.namespace();
         let watchers = state::watcher_value(namespace, "");
         let added = state::added_value(namespace, "");
         let ends = state::ends_value(namespace, "");
@@ -92,7 +92,7 @@ impl KernelLink {
         let single_names = [&change, &left, &umask].map(String::clone);
         let names = several.iter().chain(&single_names);
         let names = names.map(|name| NamePattern::new(name)).collect();
-        let values = self.client.call(ops::ValueList { names }).await?.values;
+        let values = self.client().call(ops::ValueList { names }).await?.values;
         let mut inventory = Inventory {
             kept: under(&values, &watchers, |value| Some(state::Kept::parse(value))),
             added: under(&values, &added, |value| serde_json::from_slice(value).ok()),
@@ -109,7 +109,7 @@ impl KernelLink {
             names: vec![self.everything()],
             serials: Vec::new(),
         };
-        inventory.processes = self.client.call(list).await?.processes;
+        inventory.processes = self.client().call(list).await?.processes;
         failpoint::reach("adopt.processes");
         inventory.words = self.words_of(&inventory.processes).await;
         Ok(inventory)

@@ -4,22 +4,17 @@
 //! compared with them. Leaves to others: which worker is wanted (`watcher`), what its settings are
 //! (`papa_config`).
 
-use std::os::fd::OwnedFd;
-
-use papa_client::ClientError;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::{Name, NameError, NamePattern};
 use papa_protocol::process::{Environment, Input, Overflow, Process, Sockets};
-use papa_protocol::record::Serial;
 use papa_protocol::size::ByteSize;
 use papa_protocol::socket::Umask;
 use papa_protocol::text::ByteString;
-use papa_system::sys;
 
 use super::{KernelLink, LinkError};
-use crate::adopt::Note;
 use crate::config::{WatcherConfig, WorkerSpec, render_worker, scalar};
+use crate::note::Note;
 use crate::probe::ready::Means;
 
 /// Output kept of a worker without a log: enough to see how it ended.
@@ -40,13 +35,13 @@ impl KernelLink {
         generation: u64,
         means: Means,
     ) -> Result<Process, LinkError> {
-        let mut spec = render_worker(placed, &self.namespace, wid);
+        let mut spec = render_worker(placed, self.namespace(), wid);
         spec.sockets = self.to_inherit(placed);
         let mut request = process_request(placed, spec)?;
-        let settings = settings(watcher, &self.namespace, wid);
+        let settings = settings(watcher, self.namespace(), wid);
         // The mark is no part of the settings: workers of older managers have none and are up to
         // date all the same.
-        let mark = self.mark(&watcher.key, wid).await?;
+        let mark = self.ours.mark(&watcher.key, wid).await?;
         for (variable, value) in mark.variables() {
             let environment = &mut request.env.0;
             environment.insert(variable.to_owned(), ByteString::from(value));
@@ -68,7 +63,7 @@ impl KernelLink {
         };
         request.tag = note.to_tag();
         let name = request.name.clone();
-        match self.client.call(request).await {
+        match self.client().call(request).await {
             Ok(made) => Ok(made.process),
             Err(error) if error.code() == Some(ErrorCode::Exists) => {
                 // The configuration changed while the worker ran; it takes effect with a restart.
@@ -77,7 +72,7 @@ impl KernelLink {
                     names: vec![NamePattern::new(&name)],
                     serials: Vec::new(),
                 };
-                let processes = self.client.call(list).await?.processes;
+                let processes = self.client().call(list).await?.processes;
                 let running = processes.iter().position(|process| process.running);
                 processes
                     .into_iter()
@@ -86,64 +81,6 @@ impl KernelLink {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// A pidfd for a process whose exit we have not acknowledged.
-    ///
-    /// # Errors
-    /// `not_found` when the kernel has forgotten it.
-    pub async fn pidfd(&self, serial: u64, pid: i32) -> Result<OwnedFd, LinkError> {
-        let request = ops::ProcessPidfd {
-            serial: Serial(serial),
-        };
-        match self.client.call_for_descriptor(request).await {
-            Ok((_, pidfd)) => Ok(pidfd),
-            // TCP carries no descriptors. The kernel does not reap a process before its exit is
-            // acknowledged, so a process that is listed after the open is the one that was opened.
-            Err(ClientError::Unsupported | ClientError::NoDescriptor) => {
-                let pidfd = sys::pidfd_open(pid)?;
-                let list = ops::ProcessList {
-                    names: Vec::new(),
-                    serials: vec![Serial(serial)],
-                };
-                let processes = self.client.call(list).await?.processes;
-                if processes.is_empty() {
-                    return Err(std::io::Error::from_raw_os_error(nix::libc::ESRCH).into());
-                }
-                Ok(pidfd)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Acknowledges the exit of a process. With `discard` its output is removed too.
-    ///
-    /// # Errors
-    /// The connection's queue stays full.
-    pub async fn acknowledge_exit(&self, serial: u64, discard: bool) -> Result<(), LinkError> {
-        let serials = vec![Serial(serial)];
-        if discard {
-            // The kernel answers `not_found` where the acknowledgement has removed the process.
-            let acknowledge = ops::ExitAck {
-                serials: serials.clone(),
-            };
-            let remove = ops::ProcessRemove {
-                serials,
-                ..ops::ProcessRemove::default()
-            };
-            for result in [
-                self.client.call(acknowledge).await.map(drop),
-                self.client.call(remove).await.map(drop),
-            ] {
-                match result {
-                    Err(error) if error.code() == Some(ErrorCode::NotFound) => {}
-                    other => other?,
-                }
-            }
-            return Ok(());
-        }
-        self.client.call(ops::ExitAck { serials }).await?;
-        Ok(())
     }
 }
 

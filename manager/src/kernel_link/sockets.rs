@@ -21,7 +21,7 @@ impl KernelLink {
     /// # Errors
     /// The kernel refused; one that exists with other parameters is kept, with a warning.
     pub async fn make_socket(&self, socket: &SocketConfig) -> Result<(), LinkError> {
-        let request = socket_request(socket, &self.namespace)?;
+        let request = socket_request(socket, self.namespace())?;
         match self.ask_for_socket(request).await {
             Err(error) if error.code() == Some(ErrorCode::Exists) => {
                 tracing::warn!(socket = socket.name, %error, "keeping the existing socket, which differs from the file");
@@ -40,7 +40,7 @@ impl KernelLink {
     /// # Errors
     /// The kernel did not answer, or refused for another reason than other parameters.
     pub async fn has_socket(&self, socket: &SocketConfig) -> Result<bool, LinkError> {
-        let request = socket_request(socket, &self.namespace)?;
+        let request = socket_request(socket, self.namespace())?;
         match self.ask_for_socket(request).await {
             Err(error) if error.code() == Some(ErrorCode::Exists) => Ok(false),
             other => {
@@ -74,7 +74,7 @@ impl KernelLink {
         let inherited = watcher.sockets.iter();
         inherited
             .filter(|name| needed.contains(*name) || is_there(name))
-            .map(|name| socket_name(&self.namespace, name))
+            .map(|name| socket_name(self.namespace(), name))
             .collect()
     }
 
@@ -91,9 +91,9 @@ impl KernelLink {
 
     async fn describe_socket(&self, socket: &SocketConfig) -> Result<SocketInfo, LinkError> {
         let request = ops::SocketList {
-            names: vec![NamePattern::new(&socket.kernel_name(&self.namespace))],
+            names: vec![NamePattern::new(&socket.kernel_name(self.namespace()))],
         };
-        let listed = self.client.call(request).await?.sockets;
+        let listed = self.client().call(request).await?.sockets;
         let found = listed.into_iter().next();
         let found = found.ok_or_else(|| std::io::Error::other("the kernel has no such socket"))?;
         self.is_there(socket, &found);
@@ -105,10 +105,10 @@ impl KernelLink {
         &self,
         mut request: ops::SocketMake,
     ) -> Result<SocketInfo, ClientError> {
-        let made = match self.client.call(request.clone()).await {
+        let made = match self.client().call(request.clone()).await {
             Err(error) if request.replace && error.code() == Some(ErrorCode::Invalid) => {
                 request.replace = false;
-                self.client.call(request).await
+                self.client().call(request).await
             }
             other => other,
         };
@@ -129,11 +129,11 @@ impl KernelLink {
     /// The kernel refused or did not answer.
     pub async fn try_socket(&self, socket: &SocketConfig) -> Result<(), LinkError> {
         self.forget_trial().await?;
-        let mut request = socket_request(socket, &self.namespace)?;
+        let mut request = socket_request(socket, self.namespace())?;
         request.name = self.trial()?;
         // A trial does not replace a socket that somebody uses.
         let replaces = std::mem::take(&mut request.replace);
-        match self.client.call(request).await {
+        match self.client().call(request).await {
             Err(error) if replaces && error.code() == Some(ErrorCode::BindFailed) => Ok(()),
             Err(error) => Err(error.into()),
             Ok(_) => self.forget_trial().await,
@@ -150,7 +150,7 @@ impl KernelLink {
             names: vec![NamePattern::new(&self.trial()?)],
             force: false,
         };
-        match self.client.call(request).await {
+        match self.client().call(request).await {
             Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(()),
             other => Ok(other.map(drop)?),
         }
@@ -158,7 +158,7 @@ impl KernelLink {
 
     /// Name of a trial's socket, outside of every namespace so that no file's socket has it.
     fn trial(&self) -> Result<Name, NameError> {
-        Name::new(&format!("{}-trial", self.namespace))
+        Name::new(&format!("{}-trial", self.namespace()))
     }
 
     /// Removes a socket; one that is gone is no error.
@@ -170,10 +170,10 @@ impl KernelLink {
             known.remove(&socket.name);
         }
         let request = ops::SocketRemove {
-            names: vec![NamePattern::new(&socket.kernel_name(&self.namespace))],
+            names: vec![NamePattern::new(&socket.kernel_name(self.namespace()))],
             force: false,
         };
-        match self.client.call(request).await {
+        match self.client().call(request).await {
             Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(()),
             other => Ok(other.map(drop)?),
         }

@@ -35,7 +35,7 @@ impl KernelLink {
             names: Vec::new(),
             serials: vec![Serial(serial)],
         };
-        match self.client.call(list).await?.processes.first() {
+        match self.client().call(list).await?.processes.first() {
             Some(process) if has_words(process) => self.last_lines(process).await,
             _ => Ok(Vec::new()),
         }
@@ -73,7 +73,7 @@ impl KernelLink {
                         names: Vec::new(),
                         serials: vec![process.serial],
                     };
-                    let listed = self.client.call(list).await?.processes;
+                    let listed = self.client().call(list).await?.processes;
                     let Some(listed) = listed.first() else {
                         break;
                     };

@@ -14,12 +14,12 @@ use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::process::{Exit, Process};
 use papa_test_hooks::failpoint;
 
-use crate::adopt::Note;
 use crate::config::change::{Given, with_options};
 use crate::config::{Config, Release, WatcherConfig};
 use crate::control::events::EventKind;
 use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink, settings};
+use crate::note::Note;
 use crate::state::{self, Kept};
 use crate::supervisor::resume::Resumed;
 use crate::supervisor::{Event, Look, Phase, Supervisor, WatcherId, tasks};

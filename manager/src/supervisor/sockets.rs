@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use papa_config::worker_of;
 use papa_protocol::process::Process;
 
-use crate::adopt::Note;
 use crate::control::message::ReloadHow;
+use crate::note::Note;
 use crate::supervisor::{Supervisor, WatcherId, tasks};
 use crate::watcher::Watcher;
 

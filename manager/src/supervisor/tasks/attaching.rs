@@ -15,7 +15,7 @@ use crate::error::ManagerError;
 use crate::kernel_link::{Inventory, KernelLink};
 use crate::runtime_dir::RuntimeDir;
 use crate::supervisor::Event;
-use papa_control::kernel_search::is_elsewhere;
+use papa_control::kernel_search::{KernelElsewhere, is_elsewhere};
 
 /// Longest pause between attempts to connect: somebody who starts a kernel waits no longer.
 const CONNECT_AGAIN_MAX: Duration = Duration::from_secs(1);
@@ -94,10 +94,11 @@ async fn connect(
             Ok((client, _)) if is_elsewhere(client.hello().pid) => {
                 elsewhere += 1;
                 if elsewhere >= MAX_ELSEWHERE {
-                    return Err(ManagerError::Elsewhere {
+                    return Err(KernelElsewhere {
                         address: waiting::place(addresses),
                         pid: client.hello().pid.into(),
-                    });
+                    }
+                    .into());
                 }
             }
             Ok((client, pushes)) => {
@@ -129,7 +130,7 @@ async fn connect(
 async fn claim(link: &KernelLink, config: &Config) -> Result<(), ManagerError> {
     let patience = Instant::now() + KERNEL_PATIENCE;
     loop {
-        match link.claim(&holder(config)).await {
+        match link.ours().claim(&holder(config)).await {
             Ok(epoch) => {
                 tracing::info!(namespace = config.namespace, epoch, "claimed the namespace");
                 return Ok(());

@@ -27,7 +27,7 @@ pub(in crate::supervisor) fn clean_up(
     tokio::spawn(async move {
         let lost = untaken(&link, &left).await;
         for serial in left {
-            if let Err(error) = link.acknowledge_exit(serial, true).await {
+            if let Err(error) = link.ours().acknowledge_exit(serial, true).await {
                 tracing::warn!(serial, %error, "cannot remove an ended process from the kernel");
             }
         }
@@ -43,7 +43,7 @@ pub(in crate::supervisor) fn clean_up(
         if let Err(error) = link.client().call(held(&config.namespace)).await {
             tracing::debug!(%error, "cannot drop the held descriptors");
         }
-        if let Err(error) = link.release().await {
+        if let Err(error) = link.ours().release().await {
             tracing::warn!(%error, "the namespace stays claimed");
         }
         let _ = events.send(Event::CleanedUp(lost)).await;

@@ -46,7 +46,7 @@ async fn send(link: &KernelLink, key: &Key, what: What) -> Result<(), LinkError>
         (Key::Value(name), _) => link.keep(name, None).await,
         (Key::Exit(serial), what) => {
             let discard = what == What::Acknowledge { discard: true };
-            link.acknowledge_exit(*serial, discard).await
+            link.ours().acknowledge_exit(*serial, discard).await
         }
     }
 }

@@ -247,7 +247,7 @@ pub(in crate::supervisor) fn order_tree(
 
 /// The environment entries that mark a worker's processes; empty if the kernel does not answer.
 async fn mark(link: &KernelLink, (key, wid): &(String, u32)) -> Vec<Vec<u8>> {
-    let asked = tokio::time::timeout(STATUS_PATIENCE, link.mark(key, *wid)).await;
+    let asked = tokio::time::timeout(STATUS_PATIENCE, link.ours().mark(key, *wid)).await;
     let Ok(Ok(mark)) = asked else {
         return Vec::new();
     };
@@ -312,7 +312,7 @@ async fn send(
     // A descriptor that arrives when the process has no number left for it breaks the connection.
     let _turn = AT_ONCE.acquire().await;
     for _ in 0..SIGNAL_ATTEMPTS {
-        let sent = match link.pidfd(process.serial, process.pid).await {
+        let sent = match link.ours().pidfd(process.serial, process.pid).await {
             Ok(fd) => act(fd).map_err(LinkError::from),
             Err(error) => Err(error),
         };

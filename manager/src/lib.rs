@@ -11,7 +11,7 @@
 //! | `procinfo` | what processes use of the machine |
 //! | `console` | output that is in no file, on standard output |
 //! | `control` | the socket `papactl` speaks to; the protocol is the crate `papa-control` |
-//! | `cli`, `commands` | the command lines; one file per verb of `papactl` |
+//! | `args` | the command line |
 //! | `own_log` | the manager's log |
 #![forbid(unsafe_code)]
 
@@ -20,9 +20,8 @@ pub use papa_control::{last_words, note};
 pub use papa_processes::{mark, orphan, pidfd, tree};
 pub use papa_system::{holder, pidfile, runtime_dir};
 
+pub mod args;
 pub mod backoff;
-pub mod cli;
-pub mod commands;
 pub mod console;
 pub mod control;
 pub mod error;

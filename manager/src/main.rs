@@ -15,7 +15,7 @@ use nix::sys::signal::SigSet;
 use papa_client::Address;
 use papa_control::kernel_search::{candidates, exit_if_idle};
 use papa_logs::own_output;
-use papa_manager::cli::ManagerArgs;
+use papa_manager::args::ManagerArgs;
 use papa_manager::config::{self, Config, LogOutput, Surroundings};
 use papa_manager::control::server::{Asked, ControlServer};
 use papa_manager::error::causes;

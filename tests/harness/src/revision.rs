@@ -39,7 +39,6 @@ pub fn built(revision: &str) -> Result<PathBuf, String> {
         .current_dir(&source)
         .env("CARGO_TARGET_DIR", &target)
         .env_remove("RUSTFLAGS")
-        .args(["build", "--quiet", "--locked", "--bins"])
-        .args(["-p", "papa-kernel", "-p", "papa-manager"]))?;
+        .args(["build", "--quiet", "--locked", "--workspace", "--bins"]))?;
     Ok(target.join("debug"))
 }

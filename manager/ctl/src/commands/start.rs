@@ -1,0 +1,11 @@
+//! `papactl start`: starts watchers and waits until they are up.
+
+use crate::cli::Common;
+use crate::cli::args::SelectArgs;
+use crate::commands::{CommandError, change};
+use papa_control::message::Command;
+
+/// Runs the verb.
+pub(super) fn run(common: &Common, args: &SelectArgs) -> Result<(), CommandError> {
+    change(common, args, "start", Command::Start)
+}

@@ -348,30 +348,31 @@ impl Reader<'_> {
                 format!("the value of {key:?} begins with `;`; to leave it empty, end the line after the delimiter"),
             );
         }
-        let entries = self.entries();
-        if let Some(index) = find(entries, key) {
-            let first = entries[index].origin.clone();
-            // Across files this is how a main file overrides what it includes.
-            if first.file() == origin.file() {
-                self.findings.warn(
-                    &origin,
-                    format!(
-                        "{key:?} is ignored: the first one, in line {}, is used",
-                        first.line()
-                    ),
-                );
-            }
-            self.open = Open::Ignored;
-            return;
-        }
-        let index = entries.len();
-        entries.push(Entry {
+        self.add(Entry {
             key: key.to_owned(),
             value: value.to_owned(),
             origin,
             value_origin,
         });
-        self.open = Open::Entry(index);
+    }
+
+    /// Adds a key to the section, unless the section has it: the first one counts.
+    fn add(&mut self, entry: Entry) {
+        let entries = self.entries();
+        let Some(index) = find(entries, &entry.key) else {
+            self.open = Open::Entry(entries.len());
+            return self.entries().push(entry);
+        };
+        let first = entries[index].origin.clone();
+        // Across files this is how a main file overrides what it includes.
+        if first.file() == entry.origin.file() {
+            let (key, line) = (&entry.key, first.line());
+            self.findings.warn(
+                &entry.origin,
+                format!("{key:?} is ignored: the first one, in line {line}, is used"),
+            );
+        }
+        self.open = Open::Ignored;
     }
 
     /// Notes an error; what continues the line is skipped.

@@ -44,77 +44,74 @@ const MAX_SHEBANG_BYTES: usize = 255;
 pub fn missing(config: &Config) -> Vec<Problem> {
     let mut found = BTreeSet::new();
     for watcher in &config.watchers {
-        let mut report = |key: &str, text: String| {
-            found.insert(Problem::new(&place(watcher, key), text));
-        };
-        if let Some(text) = directory_fault(&watcher.working_dir) {
-            report("working_dir", format!("working_dir {text}"));
-        }
-        // Relative programs begin there; without it there is nothing to look for.
-        else if let Some(text) = program_fault(config, watcher) {
-            report(program_key(watcher), text);
-        }
-        if let (Some(Account::Id(number)), None) = (&watcher.uid, &watcher.gid)
-            && matches!(User::from_uid((*number).into()), Ok(None))
-        {
-            report(
-                "uid",
-                format!(
-                    "uid {number}: no user of this system has this number, so its group is unknown; write gid too"
-                ),
-            );
-        }
-        for (stream, name) in [(&watcher.stdout, "stdout"), (&watcher.stderr, "stderr")] {
-            if let StreamConfig::File(file) = stream
-                && let Some(text) = file_fault(&file.filename, file.mkdir)
-            {
-                let key = format!("{name}_stream.filename");
-                let hint = if file.filename.is_dir() {
-                    String::new()
-                } else {
-                    format!("; make it, or write {name}_stream.mkdir = yes")
-                };
-                report(&key, format!("{key} {text}{hint}"));
-            }
-        }
+        let faults = watcher_faults(config, watcher).into_iter();
+        found.extend(faults.map(|(key, text)| Problem::new(&place(watcher, &key), text)));
     }
     for socket in &config.sockets {
-        if let Some(path) = &socket.path
-            && let Some(text) = path.parent().and_then(directory_fault)
-        {
-            found.insert(Problem::new(&socket.origin, format!("path {text}")));
-        }
-        let faults = [path_fault(socket), interface_fault(socket)];
-        for text in faults.into_iter().flatten() {
-            found.insert(Problem::new(&socket.origin, text));
-        }
+        let directory = socket.path.as_ref().and_then(|path| path.parent());
+        let faults = [
+            directory
+                .and_then(directory_fault)
+                .map(|text| format!("path {text}")),
+            path_fault(socket),
+            interface_fault(socket),
+        ];
+        let faults = faults.into_iter().flatten();
+        found.extend(faults.map(|text| Problem::new(&socket.origin, text)));
     }
     for (socket, text) in unresolved(&config.sockets) {
         found.insert(Problem::new(&socket.origin, text));
     }
-    let origin = |key: &str| {
-        let entry = config.base.document.get("circus", key);
-        entry.map_or_else(
-            || Origin::whole(&config.path),
-            |entry| entry.value_origin.clone(),
-        )
+    let log = match &config.log_output {
+        Some(LogOutput::File(path)) => Some(path),
+        _ => None,
     };
-    if let Some(text) = config
-        .pidfile
-        .as_ref()
-        .and_then(|path| file_fault(path, false))
-    {
-        found.insert(Problem::new(&origin("pidfile"), format!("pidfile {text}")));
-    }
-    if let Some(LogOutput::File(path)) = &config.log_output
-        && let Some(text) = file_fault(path, false)
-    {
-        found.insert(Problem::new(
-            &origin("logoutput"),
-            format!("logoutput {text}"),
-        ));
+    for (key, path) in [("pidfile", config.pidfile.as_ref()), ("logoutput", log)] {
+        if let Some(text) = path.and_then(|path| file_fault(path, false)) {
+            let entry = config.base.document.get("circus", key);
+            let whole = Origin::whole(&config.path);
+            let origin = entry.map_or(&whole, |entry| &entry.value_origin);
+            found.insert(Problem::new(origin, format!("{key} {text}")));
+        }
     }
     found.into_iter().collect()
+}
+
+/// What a watcher names and is not there, each with its key.
+fn watcher_faults(config: &Config, watcher: &WatcherConfig) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    let mut report = |key: &str, text: String| faults.push((key.to_owned(), text));
+    if let Some(text) = directory_fault(&watcher.working_dir) {
+        report("working_dir", format!("working_dir {text}"));
+    }
+    // Relative programs begin there; without it there is nothing to look for.
+    else if let Some(text) = program_fault(config, watcher) {
+        report(program_key(watcher), text);
+    }
+    if let (Some(Account::Id(number)), None) = (&watcher.uid, &watcher.gid)
+        && matches!(User::from_uid((*number).into()), Ok(None))
+    {
+        report(
+            "uid",
+            format!(
+                "uid {number}: no user of this system has this number, so its group is unknown; write gid too"
+            ),
+        );
+    }
+    for (stream, name) in [(&watcher.stdout, "stdout"), (&watcher.stderr, "stderr")] {
+        if let StreamConfig::File(file) = stream
+            && let Some(text) = file_fault(&file.filename, file.mkdir)
+        {
+            let key = format!("{name}_stream.filename");
+            let hint = if file.filename.is_dir() {
+                String::new()
+            } else {
+                format!("; make it, or write {name}_stream.mkdir = yes")
+            };
+            report(&key, format!("{key} {text}{hint}"));
+        }
+    }
+    faults
 }
 
 /// Where `key` is written; its section if it is not.

@@ -6,13 +6,14 @@
 //! Invariant: a byte reaches the file only under a record in the store, and a failed write leaves
 //! either nothing in the file or a record from which the rest is written. One `LogFile` exists per
 //! path, however many streams name it.
-//! Source: design.md, "Logs exactly once"; reference/circus.md section 4 for names and moment of a
-//! rotation.
+//! Source: Circus 0.17.2's `FileStream` for names and moment of a rotation.
 
 #[cfg(test)]
 mod cut;
 #[cfg(test)]
 mod damage;
+#[cfg(test)]
+mod fixtures;
 mod turning;
 mod write;
 
@@ -26,7 +27,7 @@ use nix::errno::Errno;
 use papa_config::RotationConfig;
 use papa_test_hooks::failpoint;
 
-use crate::disk::{Handle, Resumed, find, is_own_stdout, open, resume, split_lines};
+use crate::disk::{Handle, find, is_own_stdout, open, resume, split_lines};
 use crate::file::write::{Attempt, Pending, Stuck};
 use crate::file_id::file_id;
 use crate::layout::{Delta, MAX_BATCH_BYTES, MAX_DELTAS, Slot, Source, Unfinished, Work};
@@ -131,56 +132,11 @@ impl LogFile {
     }
 
     fn take_over(&mut self, store: &mut Store, unfinished: Unfinished, now: Now) {
-        let path = self.path.display();
         match &unfinished.work {
-            Work::Write { start, bytes, .. } => {
-                let found = resume(
-                    &self.path,
-                    unfinished.file,
-                    *start,
-                    bytes,
-                    unfinished.written,
-                )
-                .and_then(|found| {
-                    if found.is_another {
-                        // Before a byte is in it: a successor must find it there.
-                        let Handle { id, size, .. } = found.handle;
-                        store.retarget(unfinished.slot, id, size)?;
-                    }
-                    Ok(found)
-                });
-                let Resumed {
-                    handle,
-                    written,
-                    is_another,
-                } = match found {
-                    Ok(found) => found,
-                    Err(error) => {
-                        if !self.said {
-                            tracing::warn!(%path, %error, "cannot finish an interrupted log write yet");
-                        }
-                        return self.suspend(&error, now, Some(Stuck::Unopened(unfinished)));
-                    }
-                };
-                tracing::info!(%path, bytes = bytes.len(), written, "finishing an interrupted log write");
-                let start = if is_another { handle.size } else { *start };
-                if let Work::Write { bytes, deltas, .. } = unfinished.work {
-                    let attempt = Attempt {
-                        slot: unfinished.slot,
-                        id: handle.id,
-                        start,
-                        file: handle.file,
-                        regular: handle.regular,
-                        bytes,
-                        written,
-                        deltas,
-                    };
-                    self.finish(store, attempt, now);
-                }
-            }
-            Work::Rotate(plan) => {
-                tracing::info!(%path, "finishing an interrupted log rotation");
-                if let Err(error) = turn(&self.path, unfinished.file, plan) {
+            Work::Write { .. } => self.take_over_write(store, unfinished, now),
+            Work::Rotate(turning) => {
+                tracing::info!(path = %self.path.display(), "finishing an interrupted log rotation");
+                if let Err(error) = turn(&self.path, unfinished.file, turning) {
                     // As when it is ours: a line is worth more than a size, and the next turn fills
                     // what this one left.
                     self.pause_rotation(&error, now);
@@ -189,6 +145,50 @@ impl LogFile {
                     self.suspend(&error, now, Some(Stuck::Unopened(unfinished)));
                 }
             }
+        }
+    }
+
+    fn take_over_write(&mut self, store: &mut Store, unfinished: Unfinished, now: Now) {
+        let path = self.path.display();
+        let (slot, file, written) = (unfinished.slot, unfinished.file, unfinished.written);
+        let Work::Write { start, bytes, .. } = &unfinished.work else {
+            return;
+        };
+        let found = resume(&self.path, file, *start, bytes, written).and_then(|found| {
+            if found.is_another {
+                // Before a byte is in it: a successor must find it there.
+                store.retarget(slot, found.handle.id, found.handle.size)?;
+            }
+            Ok(found)
+        });
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                if !self.said {
+                    tracing::warn!(%path, %error, "cannot finish an interrupted log write yet");
+                }
+                return self.suspend(&error, now, Some(Stuck::Unopened(unfinished)));
+            }
+        };
+        let (handle, written) = (found.handle, found.written);
+        tracing::info!(%path, bytes = bytes.len(), written, "finishing an interrupted log write");
+        if let Work::Write {
+            start,
+            bytes,
+            deltas,
+        } = unfinished.work
+        {
+            let attempt = Attempt {
+                slot,
+                id: handle.id,
+                start: if found.is_another { handle.size } else { start },
+                file: handle.file,
+                regular: handle.regular,
+                bytes,
+                written,
+                deltas,
+            };
+            self.finish(store, attempt, now);
         }
     }
 

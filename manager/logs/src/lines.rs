@@ -122,17 +122,7 @@ impl Assembler {
                 }
             };
             let Some(length) = taken else {
-                if self.tail.is_empty() {
-                    self.tail_start = at;
-                    self.tail_stamp_us = stamp_us;
-                }
-                let goes_on = self.tail_runs.last().is_some_and(|(from, position)| {
-                    position + (self.tail.len() - from) as u64 == at
-                });
-                if !goes_on {
-                    self.tail_runs.push((self.tail.len(), at));
-                }
-                self.tail.extend_from_slice(rest);
+                self.keep(at, rest, stamp_us);
                 break;
             };
             let (body, more) = rest.split_at(length);
@@ -154,6 +144,22 @@ impl Assembler {
             rest = more;
         }
         Ok(())
+    }
+
+    /// Adds to the unfinished line.
+    fn keep(&mut self, at: u64, rest: &[u8], stamp_us: i64) {
+        if self.tail.is_empty() {
+            self.tail_start = at;
+            self.tail_stamp_us = stamp_us;
+        }
+        let goes_on = self
+            .tail_runs
+            .last()
+            .is_some_and(|(from, position)| position + (self.tail.len() - from) as u64 == at);
+        if !goes_on {
+            self.tail_runs.push((self.tail.len(), at));
+        }
+        self.tail.extend_from_slice(rest);
     }
 
     /// Emits the unfinished line: the stream ended, or its continuation was dropped. Where there is

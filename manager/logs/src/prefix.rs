@@ -4,7 +4,7 @@
 //! one text.
 //! Invariant: a format chrono cannot follow is written as it stands, never an error; a prefix is at
 //! most `MAX_PREFIX_BYTES` long.
-//! Source: reference/circus.md section 4, `time_format`.
+//! Source: `time_format` of Circus 0.17.2's `FileStream`.
 
 use std::fmt::Write as _;
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the arithmetic of periods; reads no clock and no file. Invariant: a period's end is later
 //! than its file's last write, so that a rotation is always followed by an open period.
-//! Source: reference/circus.md section 4, `TimedRotatingFileStream`.
+//! Source: Circus 0.17.2's `TimedRotatingFileStream`.
 
 use std::time::{Instant, SystemTime};
 

@@ -60,24 +60,35 @@ pub(super) fn resolve(
         .map(|text| text.trim().to_owned());
     if shell {
         report_shell(fields);
-        let text = [cmd?, args.unwrap_or_default()].join(" ");
-        // A continued line is one command, as it always was.
-        let text = text.trim().replace('\n', " ");
-        let shell = executable.unwrap_or_else(|| SHELL.to_owned());
-        let mut argv = vec![shell, "-c".to_owned(), text];
-        argv.extend(split(
-            fields,
-            "shell_args",
-            &shell_args.unwrap_or_default(),
-        )?);
-        return Some(argv);
     }
-    let cmd = cmd?;
+    let (cmd, args) = (cmd?, args.unwrap_or_default());
+    if !shell {
+        return direct(fields, executable, &cmd, &args);
+    }
+    // A continued line is one command, as it always was.
+    let text = [cmd, args].join(" ").trim().replace('\n', " ");
+    let shell = executable.unwrap_or_else(|| SHELL.to_owned());
+    let mut argv = vec![shell, "-c".to_owned(), text];
+    argv.extend(split(
+        fields,
+        "shell_args",
+        &shell_args.unwrap_or_default(),
+    )?);
+    Some(argv)
+}
+
+/// The words of a command without a shell.
+fn direct(
+    fields: &mut Fields<'_>,
+    executable: Option<String>,
+    cmd: &str,
+    args: &str,
+) -> Option<Vec<String>> {
     for key in ["cmd", "args"] {
         report_signs(fields, key);
     }
-    let words = split(fields, "cmd", &cmd);
-    let args = split(fields, "args", &args.unwrap_or_default());
+    let words = split(fields, "cmd", cmd);
+    let args = split(fields, "args", args);
     let (mut argv, args) = (words?, args?);
     if argv.is_empty()
         && let Some(origin) = fields.origin("cmd")

@@ -1,10 +1,9 @@
 //! `[socket:NAME]`.
 //!
-//! Owns what follows from several keys; `known` reads each. The kernel makes the socket. One
-//! difference from Circus: a
-//! mask with a leading 0 is octal. The shared socket is non-blocking as Circus's are: asyncio and
-//! tornado trust the flag they inherit. Those that papa held were blocking, so they are where the
-//! section says `use_papa`.
+//! Owns what follows from several keys; `known` reads each key, and the kernel makes the socket. A
+//! mask with a leading 0 is octal, unlike in Circus. The shared socket is non-blocking, as in
+//! Circus: asyncio and tornado trust the flag they inherit. With `use_papa` it is blocking, as the
+//! sockets were that papa held for Circus.
 //! Source: Circus 0.17.2's `CircusSocket`.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -78,13 +77,19 @@ pub(super) fn resolve(
         );
     }
     check_protocol(&mut fields, unix, socket.kind);
-    let umask = umask(&mut fields);
-    if unix {
+    settle_place(&mut socket, &mut fields);
+    Some(socket)
+}
+
+/// Clears what a socket of its family does not have, and reports what is wrong with the rest.
+fn settle_place(socket: &mut SocketConfig, fields: &mut Fields<'_>) {
+    let umask = umask(fields);
+    if socket.family == SocketFamily::Unix {
         socket.umask = umask;
         socket.host = None;
         socket.port = None;
     } else {
-        check_host(&mut fields, socket.family);
+        check_host(fields, socket.family);
         if let Some(host) = &mut socket.host
             && host.eq_ignore_ascii_case("localhost")
         {
@@ -98,7 +103,6 @@ pub(super) fn resolve(
         let message = "v6only: has no effect, only a socket of family AF_INET6 has it";
         fields.findings.warn(origin, message);
     }
-    Some(socket)
 }
 
 /// Circus binds to `localhost` unless told otherwise, by an address of the socket's family.

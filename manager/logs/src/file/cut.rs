@@ -9,27 +9,20 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::stat::Mode;
 
 use crate::disk::open;
+use crate::file::fixtures::{DONE, later};
 use crate::file::write::{Attempt, Stuck};
 use crate::file::{LogFile, Trouble};
-use crate::layout::{Delta, Kind, Source};
 use crate::schedule::Now;
 use crate::store::Store;
 
 const BATCH: &[u8] = b"one\ntwo\nthree\n";
 /// Bytes of the batch that were written before the disk was full: the second line is torn.
 const WRITTEN: usize = 6;
-const DONE: Delta = Delta {
-    source: Source {
-        serial: 7,
-        kind: Kind::Out,
-    },
-    position: 14,
-};
 
 /// One thing that happens to the file, and what must be there afterwards.
 struct Case {
@@ -105,13 +98,6 @@ const CASES: &[Case] = &[
         files: &[("elsewhere", WHOLE)],
     },
 ];
-
-fn later() -> Now {
-    Now {
-        at: Instant::now() + Duration::from_secs(60),
-        ..Now::read()
-    }
-}
 
 /// A store and a file in which the beginning of a batch stands, as a full disk leaves them.
 fn cut_short(path: &Path) -> (Store, Attempt) {

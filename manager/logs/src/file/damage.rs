@@ -11,27 +11,20 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 
 use crate::disk::{Handle, open};
+use crate::file::fixtures::{DONE, later};
 use crate::file::{Limits, LogFile};
 use crate::file_id::file_id;
-use crate::layout::{Delta, Kind, Source};
 use crate::rotate::Turn;
 use crate::schedule::Now;
 use crate::store::Store;
 
 const LINES: &str = "one\ntwo\nthree\n";
-const DONE: Delta = Delta {
-    source: Source {
-        serial: 7,
-        kind: Kind::Out,
-    },
-    position: 14,
-};
 /// The file has seven bytes: the lines that come have it turned first.
 const LIMITS: Limits = Limits {
     max_bytes: 10,
@@ -151,13 +144,6 @@ const CASES: &[Case] = &[
         in_rotation: &[("log", "before\none\ntwo\nthree\n")],
     },
 ];
-
-fn later() -> Now {
-    Now {
-        at: Instant::now() + Duration::from_secs(60),
-        ..Now::read()
-    }
-}
 
 fn offer(log: &mut LogFile, store: &mut Store, now: Now) -> bool {
     log.append(store, &[LINES.as_bytes()], DONE, now).is_ok() && log.flush(store, now).is_ok()

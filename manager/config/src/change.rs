@@ -14,10 +14,10 @@ use crate::raw::RawSection;
 use crate::resolve;
 use crate::types::{Config, WatcherConfig};
 
-/// Where problems of such keys are said to be.
+/// The file that problems of such keys name.
 const PLACE: &str = "command line";
 
-/// What is given.
+/// Keys and variables given on the command line.
 #[derive(Debug, Clone, Copy)]
 pub struct Given<'a> {
     /// Texts by key, as a file would have them.
@@ -26,7 +26,7 @@ pub struct Given<'a> {
     pub env: Option<&'a BTreeMap<String, String>>,
 }
 
-/// The watcher called `name` of `base`, changed.
+/// Returns the watcher `name` of `base` with the given keys.
 ///
 /// # Errors
 /// There is no such watcher, a key is not known, or a value is refused.
@@ -64,7 +64,7 @@ pub fn is_added(watcher: &WatcherConfig) -> bool {
     watcher.origin.file() == Path::new(PLACE)
 }
 
-/// A watcher that no file has.
+/// Returns a new watcher, which no file has.
 ///
 /// # Errors
 /// The name is taken or illegal, a key is not known, or a value is refused.

@@ -1,4 +1,4 @@
-//! What going from one configuration to another means.
+//! Compares two configurations and says how each difference is applied.
 //!
 //! Owns the comparison and how each difference is applied: in place, by a rolling reload, or by
 //! stopping and starting where two generations cannot be there at once. Pure: nothing is changed,
@@ -16,12 +16,12 @@ use crate::facets::{self, Facet};
 pub use crate::known::Apply;
 use crate::types::{Config, SocketConfig, WatcherConfig};
 
-/// The difference.
+/// What changes from one configuration to another.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Plan {
-    /// Keys of `[circus]` that hold only after a restart of the manager.
+    /// Keys of `[circus]` that take effect when the manager is restarted.
     pub manager: Vec<KeyChange>,
-    /// Keys of `[circus]` that hold at once.
+    /// Keys of `[circus]` that take effect at once.
     pub settings: Vec<KeyChange>,
     /// `[socket:NAME]`.
     pub sockets: SocketChanges,
@@ -103,7 +103,7 @@ impl Plan {
     }
 }
 
-/// What going from `old` to `new` means.
+/// Compares `old` with `new`.
 #[must_use]
 pub fn diff(old: &Config, new: &Config) -> Plan {
     let sockets = sockets(&old.sockets, &new.sockets);
@@ -131,8 +131,8 @@ pub fn diff(old: &Config, new: &Config) -> Plan {
     }
 }
 
-/// How going from `old` to `new` is applied to one watcher whose sockets stay; none if nothing
-/// differs. For what is set at run time.
+/// Compares two versions of one watcher whose sockets stay, as `set` needs it; none if nothing
+/// differs.
 #[must_use]
 pub fn diff_watcher(old: &WatcherConfig, new: &WatcherConfig) -> Option<WatcherChange> {
     changed_watcher(old, new, &SocketChanges::default())
@@ -191,9 +191,8 @@ fn changed_watcher(
     })
 }
 
-/// The sockets whose change reaches the workers. One that is closed here stays open as long as a
-/// worker has it, and its connections would wait for nobody; one that is new matters only to who
-/// serves it.
+/// Sockets whose change requires new workers. A socket that is removed stays open while a worker
+/// has it, and its connections would wait for nobody. A new socket matters only to its servers.
 fn touched_sockets(
     old: &WatcherConfig,
     new: &WatcherConfig,
@@ -238,7 +237,7 @@ fn keys(old: &[Facet], new: &[Facet]) -> Vec<KeyChange> {
         .collect()
 }
 
-/// How the differing facets are applied, taken together.
+/// The most disruptive way in which one of the differing facets is applied.
 fn worst(old: &[Facet], new: &[Facet]) -> Apply {
     pairs(old, new)
         .filter(|(old, new)| differ(*old, *new))

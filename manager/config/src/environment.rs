@@ -230,7 +230,7 @@ fn replace_names(text: &str, inherited: &Environment) -> OsString {
 /// A part of a value.
 enum Piece<'a> {
     Text(&'a str),
-    /// What stood behind a `$`.
+    /// A name behind a `$`.
     Name(&'a str),
 }
 
@@ -255,8 +255,7 @@ fn each_piece<'a>(text: &'a str, mut take: impl FnMut(Piece<'a>)) {
     take(Piece::Text(rest));
 }
 
-/// Reports values of the env sections of `document` that will not be what whoever wrote them
-/// expects.
+/// Warns of values in the env sections of `document` whose result is probably not intended.
 pub fn report(document: &Document, variables: &Variables, findings: &mut Findings) {
     for section in document.sections() {
         let matched = section.name.starts_with("env:");
@@ -316,7 +315,7 @@ pub fn report(document: &Document, variables: &Variables, findings: &mut Finding
     }
 }
 
-/// Whether a variable of this name is there; case does not count, as in `$(circus.env.X)`.
+/// Whether the environment has this variable, ignoring case as `$(circus.env.X)` does.
 fn inherited_as(inherited: &Environment, name: &str) -> bool {
     inherited
         .keys()

@@ -15,9 +15,9 @@ pub struct Facet {
     pub key: String,
     /// For comparing and showing.
     pub value: String,
-    /// What a difference asks for.
+    /// How a different value is applied.
     pub apply: Apply,
-    /// Not to be shown.
+    /// The value may be a secret and is not shown.
     pub secret: bool,
 }
 
@@ -34,7 +34,7 @@ fn of_table<S>(table: &[Key<S>], prefix: &str, section: &S) -> Vec<Facet> {
     facets.collect()
 }
 
-/// Part of what a worker is started with.
+/// A facet that a worker is started with.
 fn spec(key: impl Into<String>, value: String) -> Facet {
     Facet {
         key: key.into(),
@@ -56,7 +56,7 @@ pub fn of_manager(config: &Config) -> Vec<Facet> {
     of_table(&circus_keys(true), "", config)
 }
 
-/// Keys of `[circus]` that hold at once. `umask` is each watcher's.
+/// Keys of `[circus]` that take effect at once. `umask` counts as a key of each watcher.
 pub fn of_settings(config: &Config) -> Vec<Facet> {
     of_table(&circus_keys(false), "", config)
 }
@@ -67,12 +67,12 @@ fn circus_keys(at_start: bool) -> Vec<Key<Config>> {
         .collect()
 }
 
-/// A socket. Name and place in the file are not its values.
+/// Facets of a socket, without its name and its place in the file.
 pub fn of_socket(socket: &SocketConfig) -> Vec<Facet> {
     of_table(known::SOCKET, "", socket)
 }
 
-/// A watcher. Inherited sockets are compared by `diff`, which knows what became of each.
+/// Facets of a watcher. `diff` compares inherited sockets, since it knows which of them changed.
 pub fn of_watcher(watcher: &WatcherConfig) -> Vec<Facet> {
     let mut facets = of_table(known::WATCHER, "", watcher);
     let program = watcher.resolved_program.clone();
@@ -92,7 +92,7 @@ pub fn of_watcher(watcher: &WatcherConfig) -> Vec<Facet> {
             format!("{}, {flag}", hook.target),
         )
     }));
-    // Keys nobody here knows; hooks and plugins may.
+    // Unknown keys: hooks and plugins may read them.
     let free = watcher.options.iter();
     let free = free.filter(|(key, _)| !known::is_watcher_key(key));
     facets.extend(free.map(|(key, value)| in_place(key.clone(), value.clone())));

@@ -1,9 +1,9 @@
-//! Files that are something else than a configuration of ours.
+//! Recognises files that belong to other programs.
 //!
-//! Owns telling what a file looks like, so that one sentence names it in place of a complaint about
-//! each of its lines, or of silence: a file of another program can be good INI in which nothing is
-//! a watcher. Knows no key.
-//! Invariant: a file with a section of ours is never foreign.
+//! Owns the recognition, so that one sentence names the kind of file. Otherwise each of its lines
+//! would be an error, or none: another program's file can be valid INI without a watcher. Knows no
+//! key.
+//! Invariant: a file with one of our sections is never foreign.
 
 use std::path::Path;
 
@@ -48,7 +48,7 @@ const PYTHON: &str =
 const YAML: &str = "YAML";
 const PROCFILE: &str = "a Procfile: NAME: COMMAND is [watcher:NAME] and cmd = COMMAND here";
 
-/// Kinds of files that their name gives away, where nothing in them does.
+/// Kinds of files that are recognised by their names only.
 const EXTENSIONS: [(&str, &str); 11] = [
     ("yaml", YAML),
     ("yml", YAML),
@@ -75,7 +75,7 @@ const CRON_WORDS: [&str; 8] = [
     "@hourly",
 ];
 
-/// So many bytes that no text has are mistakes in a text.
+/// Up to this many bytes that no text has count as mistakes in a text.
 const FEW_BYTES: usize = 8;
 
 /// What `bytes`, read from `path`, look like; none if they may be a configuration of ours, or

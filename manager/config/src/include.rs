@@ -43,7 +43,7 @@ pub struct Loaded {
 pub struct Pattern {
     /// `include conf.d/*.ini`.
     pub text: String,
-    /// So many files.
+    /// How many files it matches.
     pub matches: usize,
 }
 
@@ -146,7 +146,7 @@ fn read_into(
                 return false;
             }
             let mut own = Document::default();
-            // Its mistakes are told when it is added.
+            // Reading it reports its mistakes.
             own.read(path, &bytes, &mut Findings::default());
             if asked.is_some() {
                 report_ignored(&loaded.document, loaded.files.first(), &own, findings);
@@ -217,7 +217,7 @@ fn report_ignored(
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    // To open a named pipe waits for a writer, who may never come, and the manager with it.
+    // Opening a named pipe would block the manager until a writer comes.
     let mut file = File::options()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -244,7 +244,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Why a link that is there cannot be opened: what it leads to is not there.
+/// Explains why an existing link cannot be opened: its target does not exist.
 fn dangling(path: &Path) -> Option<io::Error> {
     let target = fs::read_link(path).ok()?;
     let missing = path.metadata().err()?.kind() == io::ErrorKind::NotFound;
@@ -277,7 +277,7 @@ fn expand_pattern(pattern: &Path, start: &Path) -> Result<Vec<PathBuf>, String> 
             }
             match list_matching(&start.join(&directory), &wanted) {
                 Ok(names) => next.extend(names.into_iter().map(|name| directory.join(name))),
-                // One of several that a wildcard has found may be a file, or not ours.
+                // One of several matches of a wildcard may be a file, or another user's.
                 Err(_) if guessed => {}
                 Err(error) => {
                     let shown = start.join(&directory);
@@ -380,7 +380,7 @@ mod tests {
             assert!(said.contains(part), "{part:?} in {said:?}");
             assert!(said.starts_with("main.ini:2:"), "{said:?}");
         }
-        // What only a wildcard guessed may be missing.
+        // A match of a wildcard may be missing.
         write(base, "main.ini", "[circus]\ninclude = */x.ini none-*.ini\n");
         let mut findings = Findings::default();
         let loaded = load(Path::new("main.ini"), base, str::to_owned, &mut findings);

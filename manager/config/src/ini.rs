@@ -15,7 +15,7 @@ use crate::known;
 use crate::problem::{Findings, Origin};
 use crate::words;
 
-/// Most lines of one file that are reported as no INI: more would say nothing new.
+/// Most lines of one file that are reported as no INI; the rest is only counted.
 const MAX_REJECTED: usize = 20;
 
 /// The section whose keys are visible in all others.

@@ -1,8 +1,8 @@
-//! Whether what a configuration names is there: programs, directories, users.
+//! Looks whether programs, directories and users that a configuration names exist.
 //!
-//! Owns the looking, for `papactl check`: the file may be written for another machine, or for a
-//! moment in which its programs are installed, so everything here is a warning, and nothing of it
-//! keeps a configuration from being read.
+//! Owns these checks for `papactl check`. The file may be meant for another machine, or its
+//! programs may be installed later, so each finding is a warning, and the configuration is read all
+//! the same.
 //! Leaves to others: what the file itself says (`resolve`). Reads the file system and the user
 //! database; changes nothing.
 
@@ -39,7 +39,7 @@ const MAX_ARGUMENTS: usize = 32;
 /// Longest first line of a script. Source: execve(2), "Interpreter scripts".
 const MAX_SHEBANG_BYTES: usize = 255;
 
-/// Everything that `config` names and that is not there, in file order.
+/// Lists what `config` names and the machine does not have, in file order.
 #[must_use]
 pub fn missing(config: &Config) -> Vec<Problem> {
     let mut found = BTreeSet::new();
@@ -77,7 +77,7 @@ pub fn missing(config: &Config) -> Vec<Problem> {
     found.into_iter().collect()
 }
 
-/// What a watcher names and is not there, each with its key.
+/// Lists what a watcher names and the machine does not have, each with its key.
 fn watcher_faults(config: &Config, watcher: &WatcherConfig) -> Vec<(String, String)> {
     let mut faults = Vec::new();
     let mut report = |key: &str, text: String| faults.push((key.to_owned(), text));

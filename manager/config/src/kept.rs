@@ -1,6 +1,6 @@
 //! A configuration as it is kept in the kernel while a change of it is under way.
 //!
-//! Owns the form: what the files said, read as one. Fields are optional for readers of other
+//! Owns the form: the contents of all files, read as one. Fields are optional for readers of other
 //! versions.
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! Where something stands in a configuration file, and what is wrong there.
+//! A place in a configuration file and what is wrong there.
 //!
 //! Owns the rendering `FILE:LINE:COLUMN: text`, the same for errors and warnings; knows nothing of
 //! keys or types.

@@ -25,45 +25,45 @@ use crate::store::Store;
 pub(super) struct Desk {
     pub(super) store: Store,
     pub(super) sinks: Vec<Sink>,
-    /// Memory for a line being made.
+    /// Buffer in which a line is formatted.
     pub(super) scratch: Vec<u8>,
-    /// Files that end within a line, whose line that is, and what ends it.
+    /// Files that end within a line, with the owner of that line and what ends it.
     pub(super) open_lines: HashMap<usize, OpenLine>,
 }
 
-/// The last line of a file, when more of it is to come.
+/// An unfinished last line of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OpenLine {
     source: Source,
-    /// Where it was cut.
+    /// Position of the cut.
     position: u64,
     ending: &'static [u8],
 }
 
-/// What is known of the end of a line that has none yet.
+/// What is known about the rest of an unfinished line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
-    /// More of it comes.
+    /// The rest comes.
     Open,
-    /// Nothing more comes.
+    /// There is no rest: the stream ended.
     Closed,
-    /// More was to come and is lost.
+    /// The rest is lost.
     Broken,
 }
 
-/// How far one process is.
+/// Progress of one process's output.
 #[derive(Debug)]
 pub(super) struct Book {
     pub(super) name: String,
     pub(super) author: Author,
     pub(super) streams: [Stream; 2],
-    /// Everything below was taken in, or is reported as a gap.
+    /// Output below was taken in, or is reported as a gap.
     pub(super) seen: u64,
     /// Position handed out by `flush`, or the oldest the kernel had when the book was opened.
     pub(super) acknowledged: u64,
     /// Bytes dropped while nobody listened.
     pub(super) unreported: u64,
-    /// Bytes the kernel dropped that gap lines have told of so far, or that were written before.
+    /// Dropped bytes that gap lines have reported, or that were written before they were dropped.
     pub(super) reported: u64,
     pub(super) touched: bool,
     /// The kernel sent again what it had been told to forget: the acknowledgement was lost with a
@@ -71,7 +71,7 @@ pub(super) struct Book {
     pub(super) acknowledge_again: bool,
     /// Bytes of an unfinished line that its share of the reel has room for.
     pub(super) tail_limit: usize,
-    /// What a line must match for the process to be ready; none once one did.
+    /// A line that matches makes the process ready; none once it is.
     pub(super) ready: Option<Regex>,
 }
 
@@ -83,9 +83,9 @@ pub(super) struct Stream {
     /// Parts written of a line that was cut; 0 at the beginning of a line.
     pub(super) parts: u32,
     pub(super) target: Option<Destination>,
-    /// Its file was suspended: nothing is taken in until the kernel is asked again.
+    /// Its file was suspended; nothing is taken in until the kernel sends everything again.
     pub(super) stale: bool,
-    /// Where it is to go once its file has finished the write it is stuck in.
+    /// The route that takes over once its file has finished the stuck write.
     pub(super) next_route: Option<Option<Route>>,
 }
 
@@ -96,7 +96,7 @@ pub(super) struct Destination {
 }
 
 impl Book {
-    /// Everything below is in its file.
+    /// Output below is in its file.
     pub(super) fn position(&self, desk: &Desk) -> u64 {
         let store = &desk.store;
         let behind =
@@ -115,7 +115,7 @@ impl Book {
             .fold(self.seen, u64::min)
     }
 
-    /// The file resumed: what its streams have not written is taken in once more.
+    /// Accepts output of its streams again after the file resumed, from what is not written.
     pub(super) fn resume(&mut self, desk: &mut Desk, sink: usize) {
         for stream in &mut self.streams {
             if stream.stale
@@ -153,7 +153,7 @@ impl Book {
         let before = stream.target.as_ref().map(looks);
         if let Some((sink, _)) = before.filter(|before| Some(*before) != target.as_ref().map(looks))
         {
-            // What it began there is not gone on with.
+            // The line it began there is not continued.
             let _ = desk.end_open_line(sink, |line| line.source == stream.source, now);
         }
         stream.limit = limit;
@@ -200,8 +200,8 @@ impl Book {
         });
     }
 
-    /// An unfinished line that has fallen far behind the other stream is written as far as it goes,
-    /// as one that is too long is: nothing behind it would be acknowledged, and its process would
+    /// Writes an unfinished line that has fallen far behind the other stream in part, like a line
+    /// that is too long. Otherwise nothing behind it could be acknowledged, and the process would
     /// wait for room in the kernel.
     pub(super) fn cut_far_tails(&mut self, desk: &mut Desk, now: Now) {
         let furthest = self.seen.saturating_sub(self.tail_limit as u64);
@@ -216,12 +216,12 @@ impl Book {
         }
     }
 
-    /// A stream reached its end: its unfinished line is all there will be of it.
+    /// Ends a stream: its unfinished line is complete.
     pub(super) fn end(&mut self, desk: &mut Desk, kind: Kind, now: Now) {
         self.let_go(desk, kind, Ending::Closed, now);
     }
 
-    /// Writes what there is of a stream's unfinished line.
+    /// Writes a stream's unfinished line.
     fn let_go(&mut self, desk: &mut Desk, kind: Kind, ending: Ending, now: Now) {
         let author = &self.author;
         let ready = &mut self.ready;
@@ -238,7 +238,7 @@ impl Book {
             parts,
             ..
         } = stream;
-        // A line that was cut is to have its end even if nothing follows.
+        // A line that was cut is ended even if nothing follows.
         let is_owed = *parts > 0 && ending != Ending::Open;
         let _ = lines.finish(is_owed, |piece| {
             look_for(ready, &piece);
@@ -258,7 +258,7 @@ impl Book {
         });
     }
 
-    /// Says in the log that output is missing.
+    /// Writes a line that says how much output is missing.
     pub(super) fn report_gap(
         &mut self,
         desk: &mut Desk,
@@ -310,7 +310,7 @@ impl Book {
     }
 }
 
-/// Does one of the lines match what is waited for?
+/// Whether one of the lines matches.
 fn look_for(ready: &mut Option<Regex>, piece: &Piece<'_>) {
     let Some(regex) = ready else {
         return;
@@ -349,7 +349,7 @@ fn moment(stamp_us: i64) -> String {
 }
 
 impl Stream {
-    /// Goes on where what is written of it ends.
+    /// Continues the line where its written part ends.
     pub(super) fn begin(&mut self, desk: &mut Desk) {
         self.lines = Assembler::new(desk.store.done(self.source), self.limit);
         self.parts = desk.store.parts(self.source);
@@ -368,8 +368,7 @@ impl Stream {
 }
 
 impl Desk {
-    /// Ends the line that a file ends with, if it is such a one: somebody else's line comes behind
-    /// it.
+    /// Ends an unfinished line at the end of the file, because another stream's line follows.
     fn end_open_line(
         &mut self,
         sink: usize,
@@ -380,7 +379,7 @@ impl Desk {
             return Ok(());
         };
         self.open_lines.remove(&sink);
-        // The position of the cut stays, and the count says that it is no place to go on at.
+        // The position of the cut stays; the count says that the line does not continue there.
         let ended = Cut {
             position: line.position,
             parts: Cut::MAX_PARTS,
@@ -426,7 +425,7 @@ impl Destination {
         }
         let mut stamp_us = piece.head_stamp_us;
         let mut lines = piece.body.split_inclusive(|byte| *byte == b'\n');
-        // How much of head and body is written.
+        // Written bytes of head and body.
         let mut written = 0;
         let is_owed = piece.body.is_empty() && *parts > 0;
         if !piece.head.is_empty() || is_owed {
@@ -462,8 +461,7 @@ impl Destination {
         Ok(())
     }
 
-    /// Writes a line in as many parts as it takes; it stands so many bytes behind the beginning of
-    /// the piece.
+    /// Writes a line in as many parts as it needs; it begins that many bytes into the piece.
     #[allow(clippy::too_many_arguments, reason = "where from, what, and where to")]
     fn cut(
         &mut self,
@@ -506,7 +504,7 @@ impl Destination {
         Ok(())
     }
 
-    /// Writes one line, or a part of one, as it is to look.
+    /// Formats and writes one line or a part of one.
     fn line(
         &mut self,
         desk: &mut Desk,
@@ -556,8 +554,8 @@ impl Destination {
     }
 }
 
-/// As much of a line as `limit` allows, its newline not counted, and what is left. No character is
-/// cut.
+/// Splits a line into at most `limit` bytes, not counting its newline, and the rest. No character
+/// is cut.
 fn split_line(line: &[u8], limit: usize) -> (&[u8], Option<&[u8]>) {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
     if text.len() <= limit {

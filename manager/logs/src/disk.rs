@@ -15,7 +15,7 @@ use crate::file_id::{FileId, file_id};
 use crate::layout::MAX_BATCH_BYTES;
 use crate::own_output::OWN_STDOUT;
 
-/// Readable by the group and others, as Circus's are under the usual umask.
+/// Mode of new log files: readable by group and others, as Circus's are under the usual umask.
 const MODE: u32 = 0o644;
 
 /// An open log file.
@@ -23,7 +23,7 @@ const MODE: u32 = 0o644;
 pub(super) struct Handle {
     pub(super) file: File,
     pub(super) id: FileId,
-    /// As of the last look.
+    /// Size when it was last read.
     pub(super) size: u64,
     /// Not a pipe, terminal or device.
     pub(super) regular: bool,
@@ -105,7 +105,7 @@ pub(super) fn resume(
 ) -> io::Result<Resumed> {
     let known = known.min(bytes.len());
     if path == Path::new(OWN_STDOUT) {
-        // What of it got through nobody can tell.
+        // Nothing tells how much of it got through.
         return Ok(Resumed {
             handle: open(path, false)?,
             written: known,
@@ -128,11 +128,11 @@ pub(super) fn resume(
             is_another: false,
         });
     }
-    // The very file that was opened, whatever its path leads to by now.
+    // This is the file that was opened, whatever its path leads to by now.
     let opened = format!("/proc/self/fd/{}", handle.file.as_raw_fd());
     let written = match File::open(opened) {
         Ok(reader) => common_prefix(&reader, start, bytes)?,
-        // Writable but not readable: the length is the best there is.
+        // The file is writable but not readable, so its length has to do.
         Err(_) => usize::try_from(handle.size.saturating_sub(start))
             .unwrap_or(usize::MAX)
             .min(bytes.len()),

@@ -18,18 +18,18 @@ pub(super) const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// How long the last acknowledgements may take when the manager ends.
 pub(super) const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Everything the thread has to know.
+/// What the thread is started with.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
     /// Where the kernel is.
     pub addresses: Vec<Address>,
-    /// Ours.
+    /// Namespace of our names.
     pub namespace: String,
     /// Whose output goes where.
     pub watchers: Vec<Arc<WatcherConfig>>,
 }
 
-/// What the thread has to say.
+/// A report of the thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogReport {
     /// What is wrong, for people, whenever that changes; empty means all is well, and the first
@@ -43,7 +43,7 @@ pub enum LogReport {
     },
 }
 
-/// What is wanted of the thread, as of now.
+/// What the thread is to do; the latest orders count.
 #[derive(Debug, Clone)]
 pub(super) struct Orders {
     pub(super) watchers: Arc<[Arc<WatcherConfig>]>,
@@ -52,10 +52,10 @@ pub(super) struct Orders {
     pub(super) finish: bool,
 }
 
-/// What is still to be said.
+/// Reports that are still to be made.
 pub(super) struct Reports {
     send: Box<dyn Fn(LogReport) -> bool>,
-    /// As last told.
+    /// As last reported.
     told: Option<Vec<String>>,
     troubles: Vec<String>,
     matched: BTreeSet<u64>,
@@ -79,7 +79,7 @@ impl Reports {
         self.matched.extend(serials);
     }
 
-    /// Says what there is to say; false when there was no room for all of it.
+    /// Makes the reports; false if there was no room for all of them.
     pub(super) fn send(&mut self) -> bool {
         while let Some(serial) = self.matched.pop_first() {
             if !(self.send)(LogReport::LineMatched { serial }) {

@@ -44,7 +44,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// fewer are collected.
 const DIRECT_BYTES: usize = 32 * 1024;
 
-/// Its position, and that its line was cut.
+/// Entries for its position and for a line that was cut.
 const DELTAS_OF_A_UNIT: usize = 2;
 
 /// When a file is rotated or reopened.
@@ -76,7 +76,7 @@ pub struct LogFile {
     limits: Limits,
     /// A stream has named the path: a predecessor's write may be finished before that.
     limits_decided: bool,
-    /// Said so once.
+    /// The log has a line about the dispute.
     limits_disputed: bool,
     handle: Option<Handle>,
     pending: Pending,
@@ -198,12 +198,12 @@ impl LogFile {
         self.limits_disputed = false;
     }
 
-    /// Says when the file is rotated. The first stream to name a path decides: two rotations of one
-    /// file would fight.
+    /// Sets when the file is rotated. The first stream that names a path decides, since two rules
+    /// for one file would conflict.
     pub fn set_limits(&mut self, limits: Limits) {
         let nothing = Limits::default();
         if limits == nothing && self.limits_decided {
-            // A stream that says nothing of it agrees with those that do.
+            // A stream without limits accepts those of others.
         } else if !self.limits_decided || self.limits == nothing {
             self.limits = limits;
             self.limits_decided = true;
@@ -216,7 +216,7 @@ impl LogFile {
         }
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -228,12 +228,12 @@ impl LogFile {
         self.limits.compress && self.compress_due
     }
 
-    /// None is left.
+    /// Notes that no rotated file waits for compression.
     pub fn compressed_all(&mut self) {
         self.compress_due = false;
     }
 
-    /// When the file was asked to wait until, and why; `None` when all is well.
+    /// Why the file is suspended, and when it is tried again; none if it is not.
     #[must_use]
     pub fn trouble(&self) -> Option<(&str, Instant)> {
         self.trouble
@@ -247,7 +247,7 @@ impl LogFile {
         self.trouble.as_ref().and_then(|trouble| trouble.remedy)
     }
 
-    /// Whether it takes a descriptor.
+    /// Whether the file is open.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.handle.is_some()
@@ -447,7 +447,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// A write has succeeded.
+    /// Notes that a write succeeded.
     fn is_well(&mut self) {
         self.retry_delay = RETRY_MIN;
         if std::mem::take(&mut self.said) {
@@ -580,7 +580,7 @@ impl LogFile {
             return;
         };
         let data = handle.file.metadata();
-        // The true length, not what we remember: logrotate may have truncated the file in place.
+        // The length is read anew, because logrotate may have truncated the file in place.
         handle.size = data.as_ref().map_or(handle.size, Metadata::len);
         let deleted = handle.regular && data.is_ok_and(|data| data.nlink() == 0);
         let moved = self.limits.watch_path
@@ -592,7 +592,7 @@ impl LogFile {
     }
 }
 
-/// What the system says, without its number.
+/// The text of an error without its number.
 fn words(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error ") {

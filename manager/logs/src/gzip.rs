@@ -22,15 +22,15 @@ use papa_test_hooks::failpoint;
 use crate::file_id::{FileId, file_id};
 use crate::rotate::{added, find_rotated, gz};
 
-/// What the file is called while it is made.
+/// Suffix of a compressed file that is not complete.
 const UNFINISHED: &str = ".gz.tmp";
 const CHUNK_BYTES: usize = 128 * 1024;
 /// How often a running job is asked whether it is done.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// After a failure, most likely a full disk.
+/// Pause after a failure, most likely a full disk.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
 
-/// The one who compresses.
+/// Compresses rotated files on a thread, one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Compressor {
     job: Option<Job>,
@@ -48,7 +48,7 @@ struct Job {
 }
 
 impl Compressor {
-    /// When there is something to look at.
+    /// When the running job is to be looked at.
     pub(super) fn next_look(&self) -> Option<Instant> {
         self.job.as_ref().map(|job| job.look_at)
     }
@@ -83,7 +83,7 @@ impl Compressor {
             std::thread::Builder::new()
                 .name("gzip".to_owned())
                 .spawn(move || {
-                    // The log thread may have ended: then nobody wants to know.
+                    // The log thread may have ended.
                     let _ = sender.send(compress(source, target.path()));
                 })?;
             Ok::<FileId, io::Error>(id)
@@ -129,7 +129,7 @@ impl Compressor {
     }
 }
 
-/// Gives a finished file of `path` its name, or does away with what came of it.
+/// Gives a finished file of `path` its name, or deletes it.
 fn settle(path: &Path, id: FileId, result: io::Result<()>) -> io::Result<()> {
     let place = Anchored::at(path)?;
     let unfinished = added(place.path(), UNFINISHED);
@@ -139,7 +139,7 @@ fn settle(path: &Path, id: FileId, result: io::Result<()>) -> io::Result<()> {
             failpoint::reach("log.compressed");
             fs::remove_file(plain)
         }
-        // Too many newer ones came meanwhile.
+        // Newer files have pushed it out meanwhile.
         None => fs::remove_file(&unfinished),
     });
     if settled.is_err() {

@@ -1,5 +1,5 @@
-//! Turning a log file: the file gets another name, older ones move up or go, and a new one can
-//! begin.
+//! Rotating a log file: the file gets another name, older ones move up or are deleted, and a new
+//! one begins.
 //!
 //! Owns the names of rotated files, plain and compressed, and every step of a rotation. Leaves to
 //! others: when (`file`, `schedule`), the record of it (`store`), compressing (`gzip`).
@@ -24,7 +24,7 @@ pub(super) const GZ: &str = ".gz";
 /// Rotated files whose names begin with the same stamp; a rotation each second for most of a day.
 const MAX_SAME_STAMP: u32 = 50_000;
 
-/// How a file is turned.
+/// How a file is rotated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Turn {
     /// To `.1`, older ones moving up; this many are kept.
@@ -41,7 +41,7 @@ pub enum Turn {
     },
 }
 
-/// Does it, or what is left of it.
+/// Rotates a file, or finishes a rotation that was interrupted.
 pub(super) fn turn(path: &Path, id: FileId, plan: &Turn) -> io::Result<()> {
     let place = Anchored::at(path)?;
     let path = place.path();
@@ -237,8 +237,8 @@ fn shift(path: &Path, id: FileId, backup_count: u32) -> io::Result<()> {
     fs::rename(path, numbered(1))
 }
 
-/// Is the path still the file meant? A link at the path is followed when opened, and the link is
-/// what is renamed.
+/// Whether the path still leads to the file meant. A link at the path is followed when it is
+/// opened, and the link itself is renamed.
 fn is_still(path: &Path, id: FileId) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         // What stands there now, a directory or a FIFO, may have got the number of a file that is
@@ -271,7 +271,7 @@ pub(super) fn split_suffix(mut bytes: Vec<u8>, suffix: usize) -> (PathBuf, Strin
     )
 }
 
-/// The other way round.
+/// Inverse of `join_suffix`.
 pub(super) fn join_suffix(path: &OsStr, suffix: &str) -> Vec<u8> {
     [path.as_bytes(), suffix.as_bytes()].concat()
 }

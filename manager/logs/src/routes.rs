@@ -1,9 +1,9 @@
 //! From the configuration to where each process's lines go.
 //!
 //! Owns the table of logged watchers and what their workers' names begin with; decides nothing
-//! about files (`writer`) and talks to nobody. Invariant: a process is known here only if its name
-//! is one that a logged watcher gives its workers: what others wrote under a similar name is not
-//! ours to take away from the kernel.
+//! about files (`writer`) and talks to nobody.
+//! Invariant: a process is known here only if a logged watcher gives its workers such a name.
+//! Output of others under a similar name stays in the kernel.
 
 use std::collections::HashMap;
 use std::sync::Arc;

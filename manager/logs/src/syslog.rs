@@ -2,9 +2,9 @@
 //!
 //! Owns the socket and the messages waiting for room in it. Leaves to others: what a message says
 //! (`format`), positions (`store`).
-//! Invariant: at most `MAX_QUEUE_BYTES` wait here; the rest waits in the kernel, because nothing is
-//! acknowledged that was not sent. A message may be sent again after a kill (at least once), and
-//! over UDP any may be lost on its way: datagrams have no receipt.
+//! Invariant: at most `MAX_QUEUE_BYTES` wait here; other output waits in the kernel, because only
+//! messages that were sent are acknowledged. After a kill a message may be sent again (at least
+//! once), and a UDP datagram may be lost on its way, since it has no receipt.
 
 use std::collections::VecDeque;
 use std::io;

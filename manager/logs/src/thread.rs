@@ -1,8 +1,7 @@
-//! The log thread as the rest of the manager sees it: started, told what is wanted, ended.
+//! The log thread as the rest of the manager sees it: started, given orders, ended.
 //!
-//! Owns the thread, what it is told and the wording of what it tells; the work is `session`'s.
-//! Invariant: nothing that is told is lost: what is wanted is one value, the latest, not a queue;
-//! what the receiver of a report has no room for is reported again.
+//! Owns the thread; `session` does the work.
+//! Invariant: no order is lost, since the orders are one value, the latest, and not a queue.
 
 use std::io;
 use std::sync::{Arc, mpsc};

@@ -1,4 +1,4 @@
-//! From pushed output to lines in files to positions that may be acknowledged.
+//! Turns pushed output into lines in files, and says which positions may be acknowledged.
 //!
 //! Owns the log files, by path, and for every process how far each of its streams is. Leaves to
 //! others: the connection to the kernel (`session`), whole lines (`lines`), the exactly-once write
@@ -27,9 +27,9 @@ use crate::schedule::Now;
 use crate::sink::{Address, Sink};
 use crate::store::Store;
 
-/// A stream may leave this fraction of its reel unacknowledged while a line is unfinished: the rest
-/// is for what comes after. More than the kernel takes of the other stream at once (a pipe of 256
-/// KiB, of the usual 1 MiB): the line's end may wait in its own pipe.
+/// An unfinished line may keep one half of its reel unacknowledged; the other half is for later
+/// output. That is more than the kernel takes of the other stream at once (a pipe of 256 KiB; a
+/// reel has 1 MiB), since the end of the line may still wait in its own pipe.
 const TAIL_SHARE_OF_REEL: u64 = 2;
 
 /// What is known of a process when its output begins to be written.
@@ -62,14 +62,13 @@ pub struct LogWriter {
     books: HashMap<u64, Book>,
     /// Processes that had output since the last flush.
     touched: Vec<u64>,
-    /// Processes that had the line their readiness waits for, not yet told.
+    /// Processes that wrote the line that makes them ready, not yet reported.
     matched: Vec<u64>,
-    /// Processes with a gap, whose ledger was not looked at since.
+    /// Processes with a gap whose ledger has not been read since.
     unsettled: Vec<u64>,
-    /// By file or daemon in trouble: bytes of output that waited in the kernel when it was last
-    /// tried.
+    /// For each file or daemon in trouble: bytes that waited in the kernel at the last attempt.
     waiting: HashMap<usize, u64>,
-    /// It was said that there are more files than descriptors.
+    /// The log has a line that there are more files than descriptors.
     spares: bool,
 }
 
@@ -108,13 +107,13 @@ impl LogWriter {
         &self.desk.store
     }
 
-    /// Is the process known?
+    /// Whether the process is known.
     #[must_use]
     pub fn knows(&self, serial: u64) -> bool {
         self.books.contains_key(&serial)
     }
 
-    /// Every process something is known of.
+    /// Every known process.
     pub fn serials(&self) -> impl Iterator<Item = u64> {
         self.desk.store.serials().chain(self.books.keys().copied())
     }
@@ -148,7 +147,7 @@ impl LogWriter {
         let reported = process.dropped - unreported;
         let matched = done(Kind::Matched) > 0;
         if matched && routes.ready.is_some() {
-            // Whoever asks anew is told anew.
+            // A new manager reports it once more.
             self.matched.push(serial);
         }
         let tail_limit =
@@ -194,7 +193,7 @@ impl LogWriter {
         );
     }
 
-    /// Takes pushed output in. `payload` holds the bytes from `start` to the last record's end;
+    /// Takes in pushed output. `payload` holds the bytes from `start` to the last record's end;
     /// output of an unknown process and records that do not fit the payload are ignored, and so
     /// never acknowledged.
     pub fn output(
@@ -256,8 +255,8 @@ impl LogWriter {
         }
     }
 
-    /// Recorded before the line is acknowledged: a successor, who does not see the line again, is
-    /// told by the record.
+    /// The match is recorded before the line is acknowledged, because a successor does not see the
+    /// line again.
     fn note_match(&mut self, serial: u64) {
         let source = Source {
             serial,
@@ -272,7 +271,7 @@ impl LogWriter {
         self.matched.push(serial);
     }
 
-    /// Processes with a gap since this was last asked, whose ledger has to be looked at.
+    /// Takes the processes that had a gap since the last call; their ledgers have to be read.
     pub fn take_unsettled(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.unsettled)
     }
@@ -284,7 +283,7 @@ impl LogWriter {
         let Some(book) = self.books.get_mut(&serial) else {
             return;
         };
-        // Dropped beyond what was taken in: that will be a gap when it comes to it.
+        // Bytes dropped beyond what was taken in become a gap later.
         let to_come = acknowledged
             .saturating_add(dropped)
             .saturating_sub(book.seen);
@@ -305,7 +304,7 @@ impl LogWriter {
         }
     }
 
-    /// Processes that had the line their readiness waits for, since this was last asked.
+    /// Takes the processes that wrote the line that makes them ready since the last call.
     pub fn take_matched(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.matched)
     }
@@ -373,7 +372,7 @@ impl LogWriter {
                 resumed.push(index);
             }
             if behind {
-                // More of it is out: more may be acknowledged.
+                // More is written, so more may be acknowledged.
                 for (serial, book) in &mut self.books {
                     let uses =
                         |stream: &Stream| stream.target.as_ref().is_some_and(|t| t.sink == index);
@@ -384,7 +383,7 @@ impl LogWriter {
             }
         }
         for index in &resumed {
-            // What it ends with is what the state says.
+            // The state says how the file ends.
             self.desk.open_lines.remove(index);
         }
         self.count_waiting();
@@ -417,7 +416,7 @@ impl LogWriter {
         !resumed.is_empty()
     }
 
-    /// Has rotated files compressed, one at a time.
+    /// Starts the compression of rotated files, one at a time.
     fn compress(&mut self, now: Instant) {
         if self.compressor.next_look().is_some_and(|at| at <= now) {
             self.compressor.look(now);
@@ -431,7 +430,7 @@ impl LogWriter {
                 Ok(Some(plain)) => self.compressor.begin(file.path(), &plain, now),
                 Ok(None) => file.compressed_all(),
                 Err(error) => {
-                    // Most likely there is no directory yet.
+                    // Usually the directory does not exist yet.
                     tracing::debug!(path = %file.path().display(), %error, "no rotated files");
                     file.compressed_all();
                 }
@@ -455,7 +454,7 @@ impl LogWriter {
         sinks.chain(compress).min()
     }
 
-    /// What is wrong with which file, for people.
+    /// Describes for people which files are in trouble and why.
     #[must_use]
     pub fn troubles(&self) -> Vec<String> {
         self.desk
@@ -477,8 +476,8 @@ impl LogWriter {
             .collect()
     }
 
-    /// Counts what waits for files in trouble. Not for each push: whoever is told would be told all
-    /// the time.
+    /// Counts the bytes that wait for files in trouble. Not at each push, since each new count is
+    /// reported.
     fn count_waiting(&mut self) {
         self.waiting.clear();
         if self.desk.sinks.iter().all(|sink| sink.trouble().is_none()) {
@@ -500,12 +499,12 @@ impl LogWriter {
         }
     }
 
-    /// Takes no more output of the process in; what is known of it stays in the state.
+    /// Stops taking in output of the process; its entry in the state stays.
     pub fn drop_book(&mut self, serial: u64) {
         self.books.remove(&serial);
     }
 
-    /// The kernel has forgotten the process: so may we.
+    /// Forgets a process that the kernel has forgotten.
     ///
     /// # Errors
     /// When the state cannot be written.
@@ -523,7 +522,7 @@ impl LogWriter {
         self.desk.store.retain(keep)
     }
 
-    /// Closes all files; each is opened by its path at the next line. For who moved them away.
+    /// Closes all files, because they were moved; the next line opens each by its path.
     pub fn reopen(&mut self) {
         for file in self.desk.sinks.iter_mut().filter_map(Sink::file_mut) {
             file.reopen();

@@ -1,8 +1,8 @@
-//! Sections that want the same address.
+//! Sections that ask for the same address.
 //!
-//! Owns the rules of who can be bound beside whom, and gives IPv4 back where a section of the file
-//! has it: `::` takes both unless told otherwise. Leaves to others: addresses that somebody outside
-//! the file has, which only the kernel meets.
+//! Owns the rules for which sockets can be bound at the same time. `::` takes IPv4 too unless it is
+//! told otherwise; it leaves IPv4 alone where another section has that. Leaves to others: addresses
+//! in use outside the file, which the kernel finds.
 //! Source: `ipv6(7)`, `socket(7)`; `inet_csk_bind_conflict` of Linux.
 
 use std::net::IpAddr;

@@ -1,8 +1,8 @@
-//! Keys that will not do what whoever wrote them expects.
+//! Reports keys that probably do not do what was intended.
 //!
-//! Owns what is said of a key that its section does not know: one of another program, of another
-//! section, a misspelt one; of keys that are accepted without effect; and of variables that nothing
-//! replaces. Values are the sections' own.
+//! Owns the messages about unknown keys (those of another program, of another section, misspelt
+//! ones), about keys without effect, and about variables that nothing replaces. Values are read
+//! elsewhere.
 //! Invariant: a key of another program that is about privilege or a limit is an error; everything
 //! else warns.
 

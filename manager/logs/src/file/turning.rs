@@ -18,7 +18,7 @@ use crate::store::Store;
 
 /// A file that could not be rotated grows on; rotation is tried again after this.
 const ROTATION_RETRY: Duration = Duration::from_secs(60);
-/// How often a clock that may be set is looked at.
+/// How often the clock is read, since it may be set.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
 impl LogFile {
@@ -30,7 +30,7 @@ impl LogFile {
             let data = handle.file.metadata().ok();
             let modified = data.as_ref().and_then(|data| data.modified().ok());
             let modified = modified.map_or(now.epoch_s, schedule::seconds);
-            // Not every file system knows it.
+            // Some file systems do not record it.
             let created = data.and_then(|data| data.created().ok());
             let created = created.map_or(modified, schedule::seconds);
             // An empty file has no period to keep: its first line will begin it.
@@ -91,14 +91,13 @@ impl LogFile {
             return;
         }
         self.ticked = true;
-        // A file that nobody writes to is not made for the sake of being turned.
+        // A file that nobody writes to is not created only to be rotated.
         if self.handle.is_some() || fs::symlink_metadata(&self.path).is_ok() {
             let _ = self.ready(now).and_then(|()| self.turn_if_over(store, now));
         }
     }
 
-    /// When the clock has something for `tick` to do. Looked at now and then before: clocks are
-    /// set.
+    /// When `tick` has something to do; sooner if that is far off, since the clock may be set.
     #[must_use]
     pub fn next_tick(&self, now: Now) -> Option<Instant> {
         self.limits.rotation.as_ref()?;

@@ -22,7 +22,7 @@ use crate::pulse;
 /// What a pipe that is writable at all takes without waiting, by POSIX at least 512, on Linux this.
 const PIPE_BUF: usize = 4096;
 
-/// What waits to be written, and what will hold then.
+/// Bytes that wait to be written, and the positions that they reach.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     pub(super) bytes: Vec<u8>,
@@ -32,7 +32,7 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn note(&mut self, delta: Delta) {
-        // Runs of one source are the rule: look at the last before hashing.
+        // Usually the source is the same as last time.
         if let Some(last) = self
             .deltas
             .last_mut()
@@ -54,7 +54,7 @@ impl Pending {
         }
     }
 
-    /// It is written; the memory is kept for what comes.
+    /// Empties it after a write and keeps its memory.
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.deltas.clear();
@@ -142,12 +142,12 @@ pub(super) fn write(
         pulse::step();
         let half = next.get(..next.len() / 2).unwrap_or_default();
         if regular && !half.is_empty() && failpoint::take("log.full") {
-            // A test has the disk become full in the middle of a write.
+            // In a test the disk becomes full in the middle of a write.
             *written += file.write(half)?;
             return Err(Errno::ENOSPC.into());
         }
         let result = match (regular, failpoint::is_armed(place)) {
-            // Ours is not the only hand on it: never more than there is room for.
+            // Others write to it too, so it never gets more than it has room for.
             (false, _) => {
                 writable_now(file)?;
                 file.write(next.get(..PIPE_BUF).unwrap_or(next))
@@ -167,7 +167,7 @@ pub(super) fn write(
     }
 }
 
-/// Our standard output is not ours alone, so it is never made non-blocking; it is asked instead.
+/// Others share our standard output, so it is not made non-blocking; poll says if it has room.
 fn writable_now(file: &File) -> io::Result<()> {
     let mut asked = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
     match poll(&mut asked, PollTimeout::ZERO)? {

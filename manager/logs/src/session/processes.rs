@@ -20,13 +20,13 @@ use crate::held::hold;
 use crate::routes::Verdict;
 use crate::writer::Process;
 
-/// Processes asked for by number per request.
+/// Most processes asked for by number in one request.
 const SERIALS_PER_REQUEST: usize = 1024;
-/// Processes remembered as none of ours; beyond that they are asked about again.
+/// Most processes remembered as none of ours; others are asked about again.
 const MAX_STRANGERS: usize = 4096;
 
 impl Session<'_> {
-    /// Is this still the kernel that holds our state?
+    /// Finds out whether this is still the kernel that holds our state.
     pub(super) async fn recognise(&mut self) -> Result<(), SessionError> {
         let name = held_logs(&self.settings.namespace);
         let list = ops::HoldList {
@@ -43,7 +43,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Learns of all processes, forgets those that are gone.
+    /// Lists the processes, learns of new ones and forgets those that are gone.
     pub(super) async fn list(&mut self) -> Result<(), SessionError> {
         let names = vec![NamePattern::new(&format!("{}.*", self.settings.namespace))];
         let list = ops::ProcessList {

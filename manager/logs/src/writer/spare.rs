@@ -1,8 +1,7 @@
-//! More log files than descriptors.
+//! Closes log files when there are more of them than descriptors.
 //!
-//! Owns how many files stay open: the rest of the descriptors is for the kernel's connection,
-//! signals and callers. Files that are closed are opened again by their paths, so that one that was
-//! moved is not written to any more.
+//! Owns how many files stay open; other descriptors are for the kernel's connection, signals and
+//! callers. A closed file is opened again by its path, so a file that was moved gets no more lines.
 
 use std::time::Duration;
 

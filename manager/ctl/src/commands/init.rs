@@ -19,7 +19,7 @@ use nix::unistd::{Pid, getpid};
 
 use crate::cli::Common;
 use crate::cli::args::UpArgs;
-use crate::commands::{CommandError, kernel, note, programs, quit, up};
+use crate::commands::{CommandError, kernel, note, programs, quit};
 use papa_config::Config;
 use papa_control::client::ManagerError;
 use papa_control::message::Command;
@@ -100,7 +100,7 @@ struct Init<'a> {
 
 impl Init<'_> {
     fn start(&mut self) -> Result<(), CommandError> {
-        let (program, mut command) = up::foreground_manager(self.args, self.config)?;
+        let (program, mut command) = programs::foreground_manager(self.args, self.config)?;
         // Until it has its handlers, signals wait.
         sys::hold_signals(&mut command);
         // A Ctrl-C reaches this process alone, which passes it on: twice would mean haste.

@@ -18,6 +18,7 @@ pub(super) use papa_control::kernel_search::{
     end_if_idle, examine, find, holder_of, is_absent, is_elsewhere, parse,
 };
 
+mod asking;
 mod outcome;
 mod upgrade;
 pub(super) mod verbs;

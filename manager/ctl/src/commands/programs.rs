@@ -14,6 +14,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use papa_config::Config;
+
+use crate::cli::args::UpArgs;
+
 /// How often to look whether a program has ended.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -213,6 +217,21 @@ fn said_since(log: &Path, offset: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(MAX_SAID_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The manager in the foreground, not started yet, and its path.
+pub(super) fn foreground_manager(
+    args: &UpArgs,
+    config: &Config,
+) -> Result<(PathBuf, Command), ProgramError> {
+    let program = find("papa-manager")?;
+    let mut command = Command::new(&program);
+    command.arg("--foreground");
+    if args.keep_workers {
+        command.arg("--keep-workers");
+    }
+    command.arg(&config.path);
+    Ok((program, command))
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -382,28 +381,13 @@ fn kernel_line(kernel: &Kernel, started: bool) -> String {
 
 /// Replaces this program by the manager; returns only if that fails.
 fn become_manager(args: &UpArgs, config: &Config) -> CommandError {
-    match foreground_manager(args, config) {
+    match programs::foreground_manager(args, config) {
         Ok((program, mut command)) => {
             let source = command.exec();
             programs::ProgramError::Start { program, source }.into()
         }
-        Err(error) => error,
+        Err(error) => error.into(),
     }
-}
-
-/// The manager in the foreground, not started yet, and its path.
-pub(super) fn foreground_manager(
-    args: &UpArgs,
-    config: &Config,
-) -> Result<(PathBuf, process::Command), CommandError> {
-    let program = programs::find("papa-manager")?;
-    let mut command = process::Command::new(&program);
-    command.arg("--foreground");
-    if args.keep_workers {
-        command.arg("--keep-workers");
-    }
-    command.arg(&config.path);
-    Ok((program, command))
 }
 
 fn start_manager(

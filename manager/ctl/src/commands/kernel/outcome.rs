@@ -17,7 +17,7 @@ use papa_client::Address;
 use papa_protocol::json::status::{Program, StatusReply, Upgraded};
 use papa_system::printable::printable;
 
-use super::verbs::ask_status;
+use super::asking::ask_status;
 use crate::cli::args::KernelUpgradeArgs;
 use crate::commands::progress::ProgressLine;
 

@@ -21,8 +21,8 @@ use papa_protocol::text::ByteString;
 use papa_system::printable::printable;
 use serde_json::json;
 
+use super::asking::ask_status;
 use super::outcome::Expected;
-use super::verbs::ask_status;
 use super::{KernelError, block_on, connect_for};
 use crate::cli::Common;
 use crate::cli::args::KernelUpgradeArgs;

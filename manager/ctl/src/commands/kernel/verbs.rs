@@ -3,10 +3,10 @@
 
 use papa_client::{Address, Client};
 use papa_protocol::json::request::ops;
-use papa_protocol::json::status::StatusReply;
 use serde_json::{Value, json};
 
-use super::{KernelError, block_on, candidates, connect as open, is_absent, parse, upgrade};
+use super::asking::{ask_status, with_kernel};
+use super::{candidates, parse, upgrade};
 use crate::cli::Common;
 use crate::cli::args::KernelVerb;
 use crate::commands::{CommandError, connect, print, print_json, status_of_all};
@@ -43,48 +43,10 @@ pub(in crate::commands) fn places(common: &Common) -> Result<Vec<Address>, Comma
     Ok(candidates(&RuntimeDir::locate(), endpoint.as_ref())?)
 }
 
-/// Does `work` with the first kernel that answers.
-fn with_kernel<T>(
-    addresses: &[Address],
-    work: &impl AsyncFn(&Client) -> Result<T, papa_client::ClientError>,
-) -> Result<(Address, T), CommandError> {
-    let found = block_on(async {
-        for address in addresses {
-            let failed = |source| KernelError::Failed {
-                address: address.clone(),
-                source,
-            };
-            match open(address).await {
-                Ok(client) => {
-                    let result = work(&client).await.map_err(failed)?;
-                    return Ok(Some((address.clone(), result)));
-                }
-                Err(error) if is_absent(address, &error) => {}
-                Err(source) => return Err(KernelError::at(address, source)),
-            }
-        }
-        Ok(None)
-    })
-    .map_err(KernelError::from)??;
-    found.ok_or_else(|| {
-        let places: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        CommandError::Failed(format!(
-            "no kernel runs (looked at {}); `papactl up FILE` starts one",
-            places.join(", ")
-        ))
-    })
-}
-
 /// Version of the kernel that runs, if one does.
 pub(in crate::commands) fn version(common: &Common) -> Option<String> {
     let (_, status) = ask_status(&places(common).ok()?).ok()?;
     Some(status.version)
-}
-
-pub(super) fn ask_status(addresses: &[Address]) -> Result<(Address, StatusReply), CommandError> {
-    with_kernel(addresses, &async |client: &Client| {
-        client.call(ops::Status {}).await
-    })
 }
 
 fn status(common: &Common, addresses: &[Address]) -> Result<(), CommandError> {

@@ -56,7 +56,7 @@ pub fn holder(socket: &Path) -> Option<i32> {
     fs::read_to_string(lock_path(socket)).ok()?.parse().ok()
 }
 
-/// Asks who is at the socket, and ends a manager that does not answer for [`MANAGER_STUCK`].
+/// Asks who is at the socket, and ends a manager that does not answer for 20 seconds.
 ///
 /// # Errors
 /// The socket cannot be used, or the manager does not end.

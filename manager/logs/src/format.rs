@@ -35,7 +35,7 @@ const ERROR: u8 = 3;
 const _: () = assert!(MAX_LINE_BYTES + MAX_PREFIX_BYTES < MAX_BATCH_BYTES);
 const _: () = assert!(SURE_JSON_LINE_BYTES * 22 / 3 + AROUND_JSON_LINE_BYTES < MAX_BATCH_BYTES);
 
-/// What is made of each line.
+/// How a line is written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Style {
     /// Bytes pass unchanged.
@@ -69,7 +69,7 @@ pub(super) struct Author {
     pub(super) pid: i32,
 }
 
-/// Which part of a line something is. Lines that are too long are written in parts.
+/// The place of a part in its line. Lines that are too long are written in parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Part {
     /// From 1.
@@ -156,12 +156,12 @@ impl Format {
         }
     }
 
-    /// Whether bytes pass as they are, many lines at once.
+    /// Whether bytes pass unchanged, so that many lines are written at once.
     pub(super) fn is_raw(&self) -> bool {
         matches!(self, Self::Raw)
     }
 
-    /// A longer line is cut.
+    /// Longest line; a longer one is cut.
     pub(super) fn max_line_bytes(&self) -> usize {
         match self {
             Self::Raw | Self::Stamped(_) | Self::Fancy { .. } => MAX_LINE_BYTES,
@@ -171,7 +171,7 @@ impl Format {
         }
     }
 
-    /// The same for this very line: what becomes of it has to fit one write.
+    /// The same for this line, since its written form has to fit one write.
     pub(super) fn max_line_bytes_of(&self, line: &[u8]) -> usize {
         match self {
             Self::Json { max_line_bytes } if line.len() > SURE_JSON_LINE_BYTES => {
@@ -196,8 +196,8 @@ impl Format {
         }
     }
 
-    /// Adds what becomes of a line or a part of one, without its newline, to `out`; nothing at all
-    /// is one possibility.
+    /// Formats a line or a part of one, given without its newline, into `out`; some lines add
+    /// nothing.
     pub(super) fn line(
         &mut self,
         out: &mut Vec<u8>,
@@ -245,7 +245,7 @@ impl Format {
     }
 }
 
-/// At most so many bytes become of a line in an object.
+/// Upper bound of a line's bytes in an object.
 fn json_bytes(line: &[u8]) -> usize {
     let in_base64 = match std::str::from_utf8(line) {
         Ok(_) => 0,
@@ -257,7 +257,7 @@ fn json_bytes(line: &[u8]) -> usize {
             b'"' | b'\\' => 2,
             0..0x20 => 6,
             0x20..0x80 => 1,
-            // Where it is not UTF-8, the character that stands for it.
+            // A byte that is not UTF-8 becomes the replacement character.
             0x80.. => 3,
         })
         .sum();
@@ -281,7 +281,7 @@ fn json_line(
         "stdout"
     };
     let text = String::from_utf8_lossy(line);
-    // By hand: members stand in the order people read them in.
+    // Formatted by hand, so that members are in the order in which people read them.
     let _ = write!(
         out,
         "{{\"time\":\"{time}\",\"watcher\":{},\"wid\":{},\"pid\":{},\"stream\":\"{stream}\",\"line\":{}",

@@ -157,7 +157,7 @@ impl Cut {
 pub struct Source {
     /// The process.
     pub serial: u64,
-    /// Which of its counts.
+    /// Which of its positions.
     pub kind: Kind,
 }
 
@@ -172,7 +172,7 @@ impl Source {
     }
 }
 
-/// A done position that holds once a write is finished.
+/// A done position that takes effect when a write is finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delta {
     /// Whose position.
@@ -191,7 +191,7 @@ impl Slot {
     }
 }
 
-/// Work a predecessor had begun.
+/// Work that a predecessor had begun.
 #[derive(Debug)]
 pub struct Unfinished {
     /// Where it is recorded.
@@ -206,7 +206,7 @@ pub struct Unfinished {
     pub written: usize,
 }
 
-/// The two things that are not one system call.
+/// Work that takes more than one system call.
 #[derive(Debug)]
 pub enum Work {
     /// `bytes` were being appended at `start`.
@@ -215,7 +215,7 @@ pub enum Work {
         start: u64,
         /// All the bytes of the write.
         bytes: Vec<u8>,
-        /// What holds once they are in the file.
+        /// Done positions once they are in the file.
         deltas: Vec<Delta>,
     },
     /// The file was being turned.
@@ -298,7 +298,7 @@ impl SlotRecord {
             |value: u64, limit: usize| usize::try_from(value).ok().filter(|v| *v <= limit);
         Some(Self {
             phase: match word(0)? {
-                // Nothing is going on, whatever else is there.
+                // An idle slot; its other words do not count.
                 0 => return Some(Self::IDLE),
                 1 => Phase::Writing,
                 2 => Phase::Rotating,

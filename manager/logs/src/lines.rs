@@ -52,10 +52,10 @@ impl Piece<'_> {
     }
 }
 
-/// Makes lines of chunks.
+/// Assembles lines from chunks.
 #[derive(Debug)]
 pub struct Assembler {
-    /// Everything of the stream below is emitted or in the tail.
+    /// Output below is emitted or in the tail.
     next: u64,
     tail: Vec<u8>,
     /// Its runs of contiguous bytes.
@@ -271,7 +271,7 @@ mod tests {
             .map(|room| whole_characters(text, room))
             .collect();
         assert_eq!(cuts, [1, 1, 3, 3, 3, 6, 6, 6, 6]);
-        // What is no text is cut anywhere.
+        // Bytes that are no text are cut anywhere.
         assert_eq!(whole_characters(&[0x80; 9], 8), 8);
     }
 

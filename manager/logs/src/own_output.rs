@@ -24,7 +24,7 @@ use crate::syslog_socket::SyslogSocket;
 
 /// Where `StdoutStream` goes: wherever the manager's own output goes.
 pub(crate) const OWN_STDOUT: &str = "/dev/stdout";
-/// Between two looks whether the path still leads to the file.
+/// Pause between two checks that the path still leads to the file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// What is added to the name of a file that is put aside.
 const ASIDE: &str = ".1";

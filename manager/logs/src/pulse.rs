@@ -42,7 +42,7 @@ pub(super) fn step() {
     slow_disk::pause();
 }
 
-/// The log thread's end.
+/// The side of the log thread.
 #[derive(Debug)]
 pub(super) struct Pulse {
     shared: Arc<Shared>,
@@ -51,9 +51,9 @@ pub(super) struct Pulse {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The log thread is at work.
+    /// Whether the log thread is at work.
     busy: AtomicBool,
-    /// Somebody looks; else the thread sleeps.
+    /// Whether the thread looks; otherwise it sleeps.
     watched: AtomicBool,
     ended: AtomicBool,
 }
@@ -75,7 +75,7 @@ impl Pulse {
         })
     }
 
-    /// Something is to be done; it is done when the returned value is dropped.
+    /// Notes that work begins; it ends when the returned value is dropped.
     pub(super) fn work(&self) -> AtWork<'_> {
         // In this order here, and in the other in `watch`: one of the two sees what the other did.
         self.shared.busy.store(true, Ordering::SeqCst);
@@ -142,7 +142,7 @@ fn watch(shared: &Shared, addresses: &[Address]) {
     }
 }
 
-/// A connection to say it over, with what it runs on.
+/// A connection for signs of life, and the runtime that it needs.
 struct Voice {
     client: Client,
     _pushes: Pushes,
@@ -170,7 +170,7 @@ impl Voice {
     }
 }
 
-/// A kernel that does not answer is one that drops nothing either.
+/// Sends a sign of life. Failures are ignored: a kernel that does not answer drops nothing either.
 fn say(voice: &mut Option<Voice>, addresses: &[Address]) {
     if voice.is_none() {
         *voice = Voice::open(addresses);
@@ -190,7 +190,7 @@ fn say(voice: &mut Option<Voice>, addresses: &[Address]) {
     }
 }
 
-/// What the looks so far have seen.
+/// What the thread has seen so far.
 #[derive(Debug, Default)]
 struct Looks {
     /// Looks in a row that found nothing to do.

@@ -21,7 +21,7 @@ use crate::layout::MAX_BATCH_BYTES;
 /// Descriptors kept. Only processes that write much have one; with more of them than this the
 /// descriptor is asked for again.
 const MAX_OPEN: usize = 128;
-/// Bytes read at once: what one write takes.
+/// Bytes read at once, as many as one write takes.
 const READ_BYTES: usize = MAX_BATCH_BYTES;
 
 /// The same where there are few descriptors.
@@ -29,11 +29,11 @@ fn most_open() -> usize {
     (sys::descriptor_limit() / 8).clamp(1, MAX_OPEN)
 }
 
-/// The reels that are open.
+/// The open reels.
 #[derive(Debug, Default)]
 pub(super) struct Reels {
     open: HashMap<u64, Reel>,
-    /// Counts what was asked of them.
+    /// Requests so far.
     clock: u64,
     buffer: Vec<u8>,
 }
@@ -46,21 +46,21 @@ struct Reel {
     last_used: u64,
 }
 
-/// What was read.
+/// A part of a reel that was read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ReelPart<'a> {
-    /// Position of the first byte; beyond what was asked for if that had been dropped.
+    /// Position of the first byte; later than asked for if the kernel had dropped that.
     pub(super) start: u64,
     pub(super) bytes: &'a [u8],
 }
 
 impl ReelPart<'_> {
-    /// Position to go on from.
+    /// Position just past the last byte.
     pub(super) fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
 
-    /// The records of these bytes, of those of more.
+    /// Those of `all` records that are about these bytes.
     pub(super) fn records(&self, all: &[Record]) -> impl Iterator<Item = Record> {
         let (start, end) = (self.start, self.end());
         let first = all.partition_point(|record| record.end <= start);

@@ -74,7 +74,7 @@ impl Store {
         })
     }
 
-    /// Opens the state a predecessor left, and tells what it had not finished.
+    /// Opens the state that a predecessor left, and returns its unfinished work.
     ///
     /// # Errors
     /// `InvalidData` when this is not a log state; `Unsupported` when it is one of a later version,
@@ -127,14 +127,13 @@ impl Store {
         self.file.as_fd()
     }
 
-    /// How far `source` is; 0 when nothing is known of it.
+    /// Done position of `source`; 0 if it has none.
     #[must_use]
     pub fn done(&self, source: Source) -> u64 {
         self.positions.done(source)
     }
 
-    /// How often the line was cut at which what is written of a stream ends; 0 when that is the end
-    /// of a line.
+    /// Cuts of the line that the written part of a stream ends in; 0 at the end of a line.
     pub(super) fn parts(&self, source: Source) -> u32 {
         let cut = Cut::from_word(self.done(source.cuts()));
         if cut.parts > 0 && cut.position == self.done(source) {
@@ -144,7 +143,7 @@ impl Store {
         }
     }
 
-    /// Every process with a position, as often as it has some.
+    /// The process of each position; a process with several comes several times.
     pub fn serials(&self) -> impl Iterator<Item = u64> {
         self.positions.serials()
     }
@@ -166,8 +165,7 @@ impl Store {
         self.positions.set(&self.file, delta)
     }
 
-    /// A slot nobody uses; the lowest, so that its pages are warm. `None` when all are taken by
-    /// unfinished writes.
+    /// Takes the lowest free slot, whose pages are warm. `None` when unfinished writes have all.
     pub fn acquire(&mut self) -> Option<Slot> {
         if let Some(slot) = self.free_slots.pop_first() {
             return Some(Slot(slot));
@@ -376,8 +374,7 @@ impl Store {
     }
 
     fn load_slot(&self, slot: Slot) -> io::Result<Option<Unfinished>> {
-        // Neither could its file be written to meanwhile, nor its place be used: who knows it would
-        // finish it later.
+        // Its file and its slot must not be used: a later version would still finish it.
         let Some(record) = self.record(slot)? else {
             let what = format!("slot {} has unfinished work of an unknown kind", slot.0);
             return Err(of_a_later_version(&what));
@@ -415,7 +412,7 @@ impl Store {
     }
 }
 
-/// Gives pages back; a file system that cannot do it only costs memory.
+/// Frees pages; where the file system cannot do that, they only cost memory.
 fn punch(file: &File, offset: u64, length: u64) {
     let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
         return;

@@ -16,7 +16,7 @@ pub fn utc(at_s: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(at_s.clamp(FIRST_S, LAST_S), 0).unwrap_or_default()
 }
 
-/// One in microseconds since the epoch, in local time.
+/// A moment in microseconds since the epoch, in local time.
 #[must_use]
 pub fn local(at_us: i64) -> DateTime<Local> {
     let at_us = at_us.clamp(FIRST_S * 1_000_000, LAST_S * 1_000_000);
@@ -25,7 +25,7 @@ pub fn local(at_us: i64) -> DateTime<Local> {
         .with_timezone(&Local)
 }
 
-/// One that came from elsewhere.
+/// Limits any moment to the years 1 to 9999.
 #[must_use]
 pub fn within(moment: DateTime<Utc>) -> DateTime<Utc> {
     moment.clamp(utc(FIRST_S), utc(LAST_S))

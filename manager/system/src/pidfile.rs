@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::walk::Anchored;
 
-/// Everybody may know a pid.
+/// Mode of the file: everybody may read a pid.
 const MODE: u32 = 0o644;
 /// Longest content that can be a pid, in bytes.
 const MAX_BYTES: u64 = 32;
@@ -28,7 +28,7 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Why there is no pidfile.
 #[derive(Debug, thiserror::Error)]
 pub enum PidfileError {
-    /// Another process is named in it.
+    /// It names another living process.
     #[error(
         "pidfile {}: names process {pid}, which runs; end it, or remove the file if it is none of ours", path.display()
     )]
@@ -123,14 +123,14 @@ impl Pidfile {
 
 impl Drop for Pidfile {
     fn drop(&mut self) {
-        // A successor may have written its own meanwhile.
+        // A successor may have written its own pid meanwhile.
         if read_pid(&self.path) == Some(std::process::id()) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Written beside and moved into place, so that nobody reads half a pid.
+/// Writes a file beside it and renames that, so that nobody reads half a pid.
 fn write(path: &Path, pid: u32) -> io::Result<()> {
     let place = Anchored::at(path)?;
     let path = place.path();
@@ -179,7 +179,7 @@ fn holder(path: &Path) -> Option<u32> {
 fn started(stat: &str) -> Option<SystemTime> {
     // The name in brackets may hold anything, brackets too.
     let (_, fields) = stat.rsplit_once(')')?;
-    // Field 22 of all; two stand before the closing bracket.
+    // Field 22; two fields are before the closing bracket.
     let ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
     let boot = fs::read_to_string("/proc/stat").ok()?;
     let boot: u64 = boot

@@ -20,7 +20,7 @@ use nix::unistd::Uid;
 const MANAGER_SOCKET: &str = ".manager.sock";
 /// Most entries looked at in search of managers.
 const MAX_ENTRIES: usize = 4096;
-/// Only we may look inside.
+/// Mode of the directory: only its owner may enter.
 const PRIVATE_MODE: u32 = 0o700;
 
 /// Port of a kernel that was given none; also part of its sockets' names.
@@ -54,7 +54,7 @@ pub enum RuntimeDirError {
         /// The socket.
         path: PathBuf,
     },
-    /// Somebody else could get at it.
+    /// Another user could change it.
     #[error(
         "runtime directory {path}: {reason}; {remedy}", path = path.display(), remedy = remedy()
     )]
@@ -69,7 +69,7 @@ pub enum RuntimeDirError {
 /// Longest path of a socket, in bytes: `sun_path` without its NUL; `unix(7)`.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// What whoever has no usable runtime directory can do.
+/// Advice for users without a usable runtime directory.
 fn remedy() -> String {
     match env::var("XDG_RUNTIME_DIR") {
         Ok(given) if !given.is_empty() => format!(
@@ -163,7 +163,7 @@ impl RuntimeDir {
         let metadata = match fs::symlink_metadata(&self.path) {
             Ok(metadata) => metadata,
             Err(error) => {
-                // What is not there yet could not be made in another user's directory either.
+                // A missing directory cannot be made in another user's directory.
                 if error.kind() == io::ErrorKind::NotFound
                     && self.path.parent().is_some_and(Path::exists)
                 {
@@ -187,8 +187,7 @@ impl RuntimeDir {
         self.verify_parent(uid)
     }
 
-    /// Who owns the directory above, or may write to it, could put another one in the place of
-    /// ours.
+    /// Checks the directory above: whoever owns it or may write to it could replace ours.
     fn verify_parent(&self, own: u32) -> Result<(), RuntimeDirError> {
         let Some(parent) = self.path.parent() else {
             return Ok(());
@@ -267,7 +266,7 @@ impl RuntimeDir {
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
                 let namespace = name.strip_suffix(MANAGER_SOCKET)?.to_owned();
-                // A socket that nobody listens at is left over.
+                // A socket without a listener is a leftover.
                 UnixStream::connect(entry.path()).ok()?;
                 Some(namespace)
             })
@@ -282,7 +281,7 @@ impl RuntimeDir {
         self.path.join(format!("{namespace}.workers.json"))
     }
 
-    /// What the manager of `namespace` has to say when nobody gave it a log file.
+    /// Log of the manager of `namespace` when it was given no log file.
     #[must_use]
     pub fn manager_log(&self, namespace: &str) -> PathBuf {
         self.path.join(format!("{namespace}.manager.log"))
@@ -294,7 +293,7 @@ impl RuntimeDir {
         self.path.join(format!("{port}.sock"))
     }
 
-    /// What the kernel on `port` has to say when started by `papactl`.
+    /// Log of the kernel on `port` when `papactl` started it.
     #[must_use]
     pub fn kernel_log(&self, port: u16) -> PathBuf {
         self.path.join(format!("{port}.log"))

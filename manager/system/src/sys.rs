@@ -34,11 +34,11 @@ pub fn ignore_file_size_signal() -> io::Result<()> {
     Ok(())
 }
 
-/// A pidfd for a running process, or a zombie. The caller knows why `pid` cannot have been given to
-/// somebody else.
+/// Opens a pidfd of a running process or a zombie. The caller knows why `pid` cannot belong to
+/// another process by now.
 ///
 /// # Errors
-/// `ESRCH` when there is none.
+/// `ESRCH` if no process has this pid.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };

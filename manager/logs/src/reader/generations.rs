@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use crate::file_id::{FileId, file_id};
 use crate::rotate;
 
-/// Looks until two agree; a rotation takes a few system calls.
+/// Most attempts to get two equal lists; a rotation takes a few system calls.
 const MAX_LOOKS: usize = 20;
 /// Stamps of files turned by time have at least eight digits; fewer are a shift's numbers.
 const MIN_STAMP_DIGITS: usize = 8;
@@ -90,7 +90,7 @@ fn look(path: &Path) -> io::Result<Vec<Generation>> {
     let mut groups = [Vec::new(), Vec::new()];
     for (group, files) in groups.iter_mut().zip([by_size, by_time]) {
         for file in files {
-            // A directory of such a name is no log.
+            // A directory with such a name is no log.
             if !file.path.is_dir() {
                 group.extend(generation(file.path, file.compressed)?);
             }
@@ -118,13 +118,13 @@ fn generation(path: PathBuf, compressed: bool) -> io::Result<Option<Generation>>
     }
 }
 
-/// The last write.
+/// Time of the last write.
 pub(super) fn modified(metadata: &Metadata) -> DateTime<Utc> {
     metadata.modified().map_or(DateTime::UNIX_EPOCH, Into::into)
 }
 
 impl Generation {
-    /// Opens it; none when something else has its name by now.
+    /// Opens the file; none if another file has its name by now.
     pub(super) fn open(&self) -> io::Result<Option<File>> {
         let file = match File::open(&self.path) {
             Ok(file) => file,

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use crate::reader::stamp::{HEAD_BYTES, Stamps};
 
-/// What is shown of one file.
+/// The text shown of one file.
 #[derive(Debug)]
 pub struct Shown {
     /// Whole lines; the last may lack its end.
@@ -22,7 +22,7 @@ pub fn merged(files: &[Shown], now: DateTime<Utc>) -> Vec<(usize, &[u8])> {
     let mut lines: Vec<(DateTime<Utc>, usize, &[u8])> = Vec::new();
     for (number, file) in files.iter().enumerate() {
         let own: Vec<&[u8]> = file.bytes.split_inclusive(|byte| *byte == b'\n').collect();
-        // From the end: a time without a day is completed from the line behind.
+        // Read from the end, since a time without a day is completed from the next line.
         let mut latest = now;
         let mut times: Vec<Option<DateTime<Utc>>> = own
             .iter()

@@ -23,12 +23,12 @@ const MAX_RANGES: usize = 65_536;
 /// Longest piece of a line looked at when unpacking.
 const MAX_PIECE_BYTES: u64 = 64 * 1024;
 
-/// What is asked for.
+/// Which lines are asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
-    /// So many of the last lines; none means all.
+    /// How many of the last lines; none means all.
     pub lines: Option<usize>,
-    /// Nothing older.
+    /// Oldest moment.
     pub since: Option<DateTime<Utc>>,
 }
 
@@ -36,11 +36,11 @@ pub struct Wanted {
 #[derive(Debug)]
 pub(super) struct Picked {
     pub(super) places: Places,
-    /// How many lines that are.
+    /// Number of lines.
     pub(super) lines: usize,
     /// Whether older files need not be looked at.
     pub(super) complete: bool,
-    /// Whether moments were asked for and the lines do not tell them.
+    /// Whether `since` was given and no line has a time.
     pub(super) unstamped: bool,
 }
 
@@ -53,7 +53,7 @@ pub(super) enum Places {
     Behind { lines: usize, since: Oldest },
 }
 
-/// A moment, and how lines tell theirs.
+/// The oldest moment, and how lines show theirs.
 #[derive(Debug, Clone)]
 pub(super) struct Oldest {
     moment: Option<DateTime<Utc>>,
@@ -71,7 +71,7 @@ pub(super) fn plain(
     let mut search = Search::new(stamps, wanted, modified);
     search.run(file, size)?;
     if wanted.since.is_some() && !search.stamped {
-        // Nothing in it tells a moment: then its last write is all that is known.
+        // No line has a time, so the last write of the file decides.
         let mut search = Search::new(
             &Stamps::None,
             Wanted {
@@ -129,7 +129,7 @@ pub(super) fn print(
                     let part = chunk.len().min(room);
                     let count = file.read_at(chunk.get_mut(..part).unwrap_or_default(), at)?;
                     if count == 0 {
-                        // Cut off meanwhile.
+                        // The file was truncated meanwhile.
                         return Ok(());
                     }
                     take(chunk.get(..count).unwrap_or_default())?;
@@ -158,7 +158,7 @@ fn each_matching(
     let mut text = BufReader::with_capacity(CHUNK_BYTES, MultiGzDecoder::new(file));
     let mut piece = Vec::new();
     let mut first = true;
-    // Lines that tell nothing belong to the one before them.
+    // Lines without a time belong to the one before them.
     let mut meant = true;
     loop {
         piece.clear();
@@ -194,7 +194,7 @@ struct Search<'a> {
     latest: DateTime<Utc>,
     ranges: Vec<(u64, u64)>,
     found: usize,
-    /// Lines that tell nothing, whose predecessor is still to come.
+    /// Lines without a time whose predecessor has not been read yet.
     undecided: Option<(u64, u64, usize)>,
     too_old_bytes: u64,
     stamped: bool,

@@ -12,7 +12,7 @@ use papa_system::civil;
 use crate::form::LineForm;
 use crate::prefix;
 
-/// As much of a line's beginning as is looked at for its moment; a prefix is no longer.
+/// Bytes of a line's beginning that are searched for its time; no prefix is longer.
 pub(super) const HEAD_BYTES: usize = prefix::MAX_PREFIX_BYTES;
 /// How far lines that were captured together may be apart in the wrong order.
 const DISORDER: TimeDelta = TimeDelta::minutes(1);
@@ -20,7 +20,7 @@ const DISORDER: TimeDelta = TimeDelta::minutes(1);
 /// How the lines of a file say when they were written.
 #[derive(Debug, Clone)]
 pub enum Stamps {
-    /// They do not.
+    /// Lines without a time.
     None,
     /// The member `time` of a JSON object.
     Json,

@@ -18,6 +18,8 @@
 //! | `outbox` | what the kernel is to keep, and the answers that wait for that |
 //! | `probes` | questions to workers that are open |
 //! | `change` | the change of the configuration under way |
+//! | `ending` | the phase of the manager, and its outcome |
+//! | `startup` | what the manager was started with |
 //!
 //! Leaves to others: a watcher's decisions (`watcher`), talking to the kernel (`tasks`, on tokio
 //! tasks that answer with an event), log files (`logs`, on a thread).
@@ -29,7 +31,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use papa_client::Address;
 use papa_logs::thread::LogReport;
 use tokio::sync::{mpsc, oneshot};
 
@@ -41,7 +42,6 @@ use crate::error::ManagerError;
 use crate::kernel_link::KernelLink;
 use crate::orphan::Notes;
 use crate::pidfd::Whom;
-use crate::probe::ready::Gate;
 use crate::procinfo::Statistics;
 use crate::state::Kept;
 use crate::tree::TreeThread;
@@ -81,6 +81,7 @@ mod shown_options;
 mod signals;
 mod sockets;
 mod start_order;
+mod startup;
 mod tasks;
 #[cfg(test)]
 mod testing;
@@ -89,9 +90,11 @@ mod undrained;
 mod upgrade;
 mod watchers;
 
+use announce::Announcements;
 use change::Change;
 use connection::Connection;
 use dead::Dead;
+use ending::Ending;
 pub use event::{Event, Outcome, Setup, WatcherId};
 use outbox::Outbox;
 use output::Output;
@@ -100,6 +103,7 @@ use probes::Probes;
 use signals::Signals;
 use sockets::Sockets;
 use start_order::StartOrder;
+use startup::Startup;
 use tasks::Order;
 use tickets::Ticket;
 use undrained::Undrained;
@@ -120,33 +124,20 @@ const PASSES_PER_TURN: usize = 16;
 #[cfg(debug_assertions)]
 const CHECKED_WATCHERS: usize = 200;
 
-/// Phase of the manager's life cycle.
-#[derive(Debug)]
-enum Phase {
-    /// Until the namespace is ours.
-    Attaching,
-    /// The normal state.
-    Managing,
-    /// Only watchers that must not outlive us are waited for.
-    Quitting,
-    /// Everything is being stopped.
-    ShuttingDown {
-        answer: Vec<(Request, oneshot::Sender<Reply>)>,
-        drained_by: Option<Instant>,
-        cleaning: bool,
-    },
-    Done,
+/// Threads that read `/proc`, each started when it is first needed.
+#[derive(Debug, Default)]
+struct Threads {
+    /// Looks for workers' processes and ends them.
+    trees: Option<TreeThread>,
+    /// Measures processes.
+    statistics: Option<Statistics>,
 }
 
 /// The manager.
 #[derive(Debug)]
 pub struct Supervisor {
     config: Arc<Config>,
-    addresses: Vec<Address>,
-    program: Option<std::path::PathBuf>,
-    arguments: Vec<std::ffi::OsString>,
-    /// File mode mask of workers whose watcher has none.
-    umask: Option<u32>,
+    startup: Startup,
     watchers: Watchers,
     /// Their numbers by lower-case name.
     keys: HashMap<String, WatcherId>,
@@ -154,7 +145,7 @@ pub struct Supervisor {
     start_order: StartOrder,
     connection: Connection,
     output: Output,
-    phase: Phase,
+    ending: Ending,
     tickets: Vec<Ticket>,
     /// When it was last judged who has shown that they stay: what comes after that is a deadline,
     /// however soon it is asked for.
@@ -165,8 +156,6 @@ pub struct Supervisor {
     /// Changes that wait for the one under way.
     changes: VecDeque<(Request, oneshot::Sender<Reply>)>,
     probes: Probes,
-    /// Readiness descriptors nobody needs any more.
-    discards: Vec<Gate>,
     /// What the gates of all watchers were last set by.
     gated_by: gates::World,
     /// What earlier kernels left running.
@@ -175,17 +164,11 @@ pub struct Supervisor {
     noting: noting::Noting,
     /// Workers that have ended.
     dead: Dead,
-    /// Looks for workers' processes and ends them; none before the first question.
-    trees: Option<TreeThread>,
+    threads: Threads,
     sockets: Sockets,
     /// Signals on their way to workers.
     signals: Signals,
-    /// Looks into `/proc`; none before the first question.
-    statistics: Option<Statistics>,
-    /// What happened, for whoever listens.
-    events_log: EventLog,
-    /// Which states of the watchers were told.
-    announced: HashMap<WatcherId, announce::Announced>,
+    announcements: Announcements,
     events: mpsc::Sender<Event>,
     receiver: mpsc::Receiver<Event>,
     /// Watchers that are gone and whose ended workers the kernel still lists.
@@ -194,14 +177,9 @@ pub struct Supervisor {
     gone: VecDeque<WatcherLogs>,
     /// What the kernel is to keep, and the answers that wait for that.
     outbox: Outbox,
-    started: f64,
     jitter: RandomState,
-    failure: Option<ManagerError>,
-    outcome: Outcome,
     /// Prints what is in no file.
     console: console::Output,
-    /// Everything is to be stopped as soon as there is a kernel, or given up then.
-    stop_by: Option<Instant>,
 }
 
 impl Supervisor {
@@ -212,32 +190,36 @@ impl Supervisor {
         let config = Arc::new(setup.config);
         let mut supervisor = Self {
             config: config.clone(),
-            events_log: EventLog::new(format!("{:x}-{}", epoch_ms(), std::process::id())),
-            announced: HashMap::new(),
-            statistics: None,
-            addresses: setup.addresses,
-            program: setup.program,
-            arguments: setup.arguments,
-            umask: setup.umask,
+            announcements: Announcements::new(EventLog::new(format!(
+                "{:x}-{}",
+                epoch_ms(),
+                std::process::id()
+            ))),
+            startup: Startup {
+                addresses: setup.addresses,
+                program: setup.program,
+                arguments: setup.arguments,
+                umask: setup.umask,
+                at: epoch_seconds(),
+            },
             watchers: Watchers::default(),
             keys: HashMap::new(),
             next_id: 0,
             start_order: StartOrder::default(),
             connection: Connection::new(Instant::now()),
             output: Output::default(),
-            phase: Phase::Attaching,
+            ending: Ending::new(),
             tickets: Vec::new(),
             judged_at: Instant::now(),
             early: Vec::new(),
             change: None,
             changes: VecDeque::new(),
             probes: Probes::default(),
-            discards: Vec::new(),
             gated_by: gates::World::default(),
             orphans_of_kernels: orphans::Orphans::default(),
             noting: noting::Noting::new(Notes::new(setup.directory, &config.namespace)),
             dead: Dead::default(),
-            trees: None,
+            threads: Threads::default(),
             sockets: Sockets::default(),
             signals: Signals::default(),
             events,
@@ -245,12 +227,8 @@ impl Supervisor {
             undrained: Undrained::default(),
             gone: VecDeque::new(),
             outbox: Outbox::default(),
-            started: epoch_seconds(),
             jitter: RandomState::new(),
-            failure: None,
-            outcome: Outcome::Ended,
             console: console::Output::new(setup.console),
-            stop_by: None,
         };
         // Until the kernel has told what it keeps, nothing is known but the configuration.
         for watcher in &config.watchers {
@@ -314,10 +292,10 @@ impl Supervisor {
         tasks::watch_paths(self.events.clone(), self.sockets.watch_paths());
         tasks::attach(
             self.config.clone(),
-            self.addresses.clone(),
+            self.startup.addresses.clone(),
             self.events.clone(),
         );
-        while !matches!(self.phase, Phase::Done) {
+        while !self.ending.is_done() {
             let deadline = self.deadline();
             tokio::select! {
                 event = self.receiver.recv() => match event {
@@ -338,11 +316,11 @@ impl Supervisor {
             self.advance();
         }
         self.probes.clear();
-        let outcome = self.outcome;
-        if self.failure.is_none()
+        let outcome = self.ending.outcome();
+        if outcome.is_some()
             && let Some(link) = self.connection.link()
         {
-            if outcome != Outcome::Again {
+            if outcome != Some(Outcome::Again) {
                 tasks::remove_own_sockets(link, &self.config).await;
             }
             // What was asked of the kernel last goes out before the connection does: this question
@@ -353,7 +331,7 @@ impl Supervisor {
             let last = tokio::spawn(async move { client.barrier().await });
             let _ = tokio::time::timeout(LAST_WORDS, last).await;
         }
-        if self.failure.is_none() {
+        if outcome.is_some() {
             self.note_known_last().await;
         }
         self.outbox.pass_answers(Instant::now());
@@ -361,10 +339,7 @@ impl Supervisor {
             // It ends within a bound of its own; the loop has nothing else to do any more.
             let _ = tokio::task::spawn_blocking(move || logs.finish()).await;
         }
-        match self.failure {
-            Some(failure) => Err(failure),
-            None => Ok(outcome),
-        }
+        self.ending.into_result()
     }
 
     fn handle(&mut self, event: Event) {
@@ -404,11 +379,7 @@ impl Supervisor {
             Event::Stop => self.stop_on_signal(),
             Event::Shown(serial) => self.shown(serial),
             Event::ReopenLogs => self.output.reopen(),
-            Event::Fatal(error) => {
-                // Not ours any more: not even workers that should go with us may be touched.
-                self.failure = Some(error);
-                self.phase = Phase::Done;
-            }
+            Event::Fatal(error) => self.ending.fail(error),
             Event::CleanedUp(lost) => self.finish_shutdown(&lost),
             // The loop goes round: somebody may wait for it.
             Event::SignalSent => {}
@@ -461,11 +432,7 @@ impl Supervisor {
         self.outbox.pass_answers(now);
         self.stop_once_connected(now);
         self.note_known(now);
-        match &self.phase {
-            Phase::Quitting if self.watchers.leaving_are_stopped() => self.phase = Phase::Done,
-            Phase::ShuttingDown { .. } => self.advance_shutdown(now),
-            Phase::Attaching | Phase::Managing | Phase::Quitting | Phase::Done => {}
-        }
+        self.advance_end(now);
     }
 
     fn turn(&mut self, link: &KernelLink, now: Instant) {
@@ -666,14 +633,6 @@ impl Supervisor {
     }
 
     fn deadline(&mut self) -> Option<Instant> {
-        let drained = match &self.phase {
-            Phase::ShuttingDown {
-                drained_by,
-                cleaning: false,
-                ..
-            } => *drained_by,
-            _ => None,
-        };
         let saves = self
             .outbox
             .sends_at()
@@ -689,14 +648,13 @@ impl Supervisor {
             .into_iter()
             .chain(self.start_order.deadline())
             .chain(self.output.deadline())
-            .chain(drained)
+            .chain(self.ending.deadline())
             .chain(self.orphans_of_kernels.deadline())
             .chain(self.noting.deadline(Instant::now()))
             .chain(self.late_deadline())
             .chain(self.outbox.answers_at())
             .chain(saves)
             .chain(self.proof_deadline())
-            .chain(self.stop_by)
             .chain(self.console.deadline())
             .min()
     }

@@ -117,6 +117,12 @@ pub enum Due {
 }
 
 impl Worker {
+    /// Whether the kernel was asked to start it and has not answered.
+    #[must_use]
+    pub fn is_starting(&self) -> bool {
+        matches!(self.state, State::Starting { .. })
+    }
+
     /// One the kernel is asked for.
     #[must_use]
     pub fn starting(generation: u64) -> Self {

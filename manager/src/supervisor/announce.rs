@@ -1,8 +1,11 @@
-//! What the loop tells those who listen.
+//! Events for those who listen on the control socket.
 //!
-//! Owns which changes of state are events; the events themselves are `control::events`'s.
+//! Owns which changes of a watcher's state are events. Leaves to others: the list of events and its
+//! readers (`control::events`).
 
-use crate::control::events::EventKind;
+use std::collections::HashMap;
+
+use crate::control::events::{EventKind, EventLog};
 use crate::control::message::WatcherState;
 use crate::control::server::now as epoch_seconds;
 use crate::last_words::End;
@@ -10,23 +13,57 @@ use crate::supervisor::{Look, Supervisor, WatcherId};
 use crate::watcher::Notice;
 use crate::worker::Running;
 
-/// What was last said about a watcher.
+/// The events, and which states of watchers they have told.
+#[derive(Debug)]
+pub(super) struct Announcements {
+    pub(super) log: EventLog,
+    announced: HashMap<WatcherId, Announced>,
+}
+
+/// What was last told about a watcher.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Announced {
+struct Announced {
     started: bool,
     stopping: bool,
 }
 
+impl Announcements {
+    pub(super) fn new(log: EventLog) -> Self {
+        Self {
+            log,
+            announced: HashMap::new(),
+        }
+    }
+
+    /// The event of a watcher that is in `state` now, unless it was told already.
+    fn change(&mut self, id: WatcherId, state: WatcherState) -> Option<EventKind> {
+        let told = self.announced.entry(id).or_default();
+        let was_stopping = std::mem::replace(&mut told.stopping, state == WatcherState::Stopping);
+        let change = match state {
+            WatcherState::Active if !told.started => Some(EventKind::Start),
+            WatcherState::Stopped if told.started => Some(EventKind::Stop),
+            // A restart: stopped for a moment.
+            WatcherState::Starting if told.started && was_stopping => Some(EventKind::Stop),
+            _ => None,
+        };
+        if let Some(kind) = &change {
+            told.started = *kind == EventKind::Start;
+        }
+        change
+    }
+}
+
 impl Supervisor {
-    /// Tells what happened to a watcher just now.
+    /// Publishes an event of a watcher, with the current time.
     pub(super) fn publish(&mut self, watcher: WatcherId, kind: &EventKind) {
         if let Some(watcher) = self.watchers.get(&watcher) {
-            self.events_log
+            self.announcements
+                .log
                 .publish(&watcher.config().name, kind, epoch_seconds());
         }
     }
 
-    /// Tells of a worker that is new to us; its time is that of its start.
+    /// Publishes the start of a worker, with the time of that start.
     pub(super) fn publish_spawn(&mut self, watcher: WatcherId, wid: u32, process: &Running) {
         let Some(watcher) = self.watchers.get(&watcher) else {
             return;
@@ -36,37 +73,27 @@ impl Supervisor {
             wid,
         };
         let started = std::time::Duration::from_micros(process.started_us).as_secs_f64();
-        self.events_log
+        self.announcements
+            .log
             .publish(&watcher.config().name, &kind, started);
     }
 
-    /// Tells what watchers had to tell, and which have become active or stopped since the last
-    /// time.
+    /// Publishes the notices of watchers, and who has become active or stopped since the last time.
     pub(super) fn announce(&mut self) {
         let now = epoch_seconds();
         for id in self.watchers.take(Look::Announce) {
             let Some(watcher) = self.watchers.get_to_read(&id) else {
-                self.announced.remove(&id);
+                self.announcements.announced.remove(&id);
                 continue;
             };
             let state = watcher.state();
-            let said = self.announced.entry(id).or_default();
-            let was_stopping =
-                std::mem::replace(&mut said.stopping, state == WatcherState::Stopping);
-            let change = match state {
-                WatcherState::Active if !said.started => Some(EventKind::Start),
-                WatcherState::Stopped if said.started => Some(EventKind::Stop),
-                // A restart: stopped for a moment.
-                WatcherState::Starting if said.started && was_stopping => Some(EventKind::Stop),
-                _ => None,
-            };
-            if let Some(kind) = &change {
-                said.started = *kind == EventKind::Start;
-            }
+            let change = self.announcements.change(id, state);
             let notices = watcher.take_notices().into_iter();
             let notices = notices.map(|notice| event_of(notice, watcher.end_told()));
             for kind in notices.chain(change) {
-                self.events_log.publish(&watcher.config().name, &kind, now);
+                self.announcements
+                    .log
+                    .publish(&watcher.config().name, &kind, now);
             }
         }
     }
@@ -90,5 +117,36 @@ fn event_of(notice: Notice, end: Option<&End>) -> EventKind {
             reason,
             end: end.cloned().map(Box::new),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_start_and_stop_of_a_watcher_is_told_once() {
+        let mut announcements = Announcements::new(EventLog::new("test".to_owned()));
+        for (state, expected) in [
+            (WatcherState::Starting, None),
+            (WatcherState::Active, Some(EventKind::Start)),
+            (WatcherState::Active, None),
+            (WatcherState::Starting, None),
+            (WatcherState::Active, None),
+            (WatcherState::Stopping, None),
+            (WatcherState::Starting, Some(EventKind::Stop)),
+            (WatcherState::Active, Some(EventKind::Start)),
+            (WatcherState::Stopping, None),
+            (WatcherState::Stopped, Some(EventKind::Stop)),
+            (WatcherState::Stopped, None),
+        ] {
+            assert_eq!(
+                announcements.change(WatcherId(1), state),
+                expected,
+                "{state:?}"
+            );
+        }
+        let other = announcements.change(WatcherId(2), WatcherState::Active);
+        assert_eq!(other, Some(EventKind::Start));
     }
 }

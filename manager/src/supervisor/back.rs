@@ -30,13 +30,13 @@ impl Supervisor {
     /// file modes than their siblings have.
     pub(super) fn settle_umask(&mut self, kept: Option<u32>) {
         if let Some(kept) = kept {
-            self.umask = Some(kept);
-        } else if let Some(mask) = self.umask {
+            self.startup.umask = Some(kept);
+        } else if let Some(mask) = self.startup.umask {
             let name = state::umask_value(&self.config.namespace);
             self.keep(name, Some(format!("{mask:03o}")));
         }
         if let Some(link) = self.connection.link_mut() {
-            link.set_umask(self.umask);
+            link.set_umask(self.startup.umask);
         }
     }
 

@@ -93,7 +93,7 @@ impl Supervisor {
                 let _ = events.blocking_send(Event::Shown(serial));
             };
             let namespace = self.config.namespace.clone();
-            match Console::start(self.addresses.clone(), namespace, ended) {
+            match Console::start(self.startup.addresses.clone(), namespace, ended) {
                 Ok(console) => self.console.console = Some(console),
                 Err(error) => {
                     tracing::warn!(%error, "not showing output of workers without a log file");

@@ -126,7 +126,8 @@ impl Supervisor {
 
     /// The one that answers; it is started by the first question.
     fn statistics(&mut self) -> Statistics {
-        self.statistics
+        self.threads
+            .statistics
             .get_or_insert_with(Statistics::start)
             .clone()
     }

@@ -22,9 +22,9 @@ use crate::kernel_link::{Inventory, KernelLink, settings};
 use crate::note::Note;
 use crate::state::{self, Kept};
 use crate::supervisor::resume::Resumed;
-use crate::supervisor::{Event, Look, Phase, Supervisor, WatcherId, tasks};
+use crate::supervisor::{Event, Look, Supervisor, WatcherId, tasks};
 use crate::watcher::{Ended, Moment, StartFailure, Unseen};
-use crate::worker::{Running, State};
+use crate::worker::Running;
 
 impl Supervisor {
     pub(super) fn attached(&mut self, link: KernelLink, mut inventory: Inventory) {
@@ -57,9 +57,7 @@ impl Supervisor {
         self.dead.forget_words();
         failpoint::reach("adopt.reconciled");
         self.start_order.set(self.by_priority());
-        if matches!(self.phase, Phase::Attaching) {
-            self.phase = Phase::Managing;
-        }
+        self.ending.attached();
         if let (Some(resumed), Some(config)) = (resumed, config) {
             self.resume_change(resumed, &config);
         }
@@ -71,7 +69,7 @@ impl Supervisor {
         let watchers = self.logged();
         let any = watchers.iter().any(|watcher| watcher.is_logged());
         let settings = LogSettings {
-            addresses: self.addresses.clone(),
+            addresses: self.startup.addresses.clone(),
             namespace: self.config.namespace.clone(),
             watchers,
         };
@@ -246,11 +244,10 @@ impl Supervisor {
                 }
             }
             Push::Lost(lost) => {
-                self.failure = Some(ManagerError::TakenOver {
+                self.ending.fail(ManagerError::TakenOver {
                     namespace: lost.namespace.to_string(),
                     by: lost.by,
                 });
-                self.phase = Phase::Done;
             }
             Push::Shutdown(shutdown) => {
                 tracing::warn!(
@@ -418,15 +415,8 @@ impl Supervisor {
             }
             Err(failure) => watcher.start_failed(wid, failure, &at),
         }
-        // Looked at only where there is something to clear: there may be many watchers.
-        if self.dead.has_early()
-            && !self.watchers.values().any(|watcher| {
-                watcher
-                    .workers()
-                    .values()
-                    .any(|worker| matches!(worker.state, State::Starting { .. }))
-            })
-        {
+        // Nobody is left whose exit may have come before the answer to its start.
+        if self.dead.has_early() && !self.watchers.are_starting() {
             self.dead.forget_early();
         }
     }

@@ -23,20 +23,20 @@ use crate::worker::{LeftDue, Running};
 impl Supervisor {
     /// The thread that looks, started when it is first needed.
     fn trees(&mut self) -> Option<TreeThread> {
-        if self.trees.is_none() {
+        if self.threads.trees.is_none() {
             let events = self.events.clone();
             let report = move |answers| {
                 // The loop is gone only when the manager ends.
                 let _ = events.blocking_send(Event::Left(answers));
             };
             match TreeThread::start(report) {
-                Ok(thread) => self.trees = Some(thread),
+                Ok(thread) => self.threads.trees = Some(thread),
                 Err(error) => {
                     tracing::error!(%error, "cannot look for processes; what workers leave behind runs on");
                 }
             }
         }
-        self.trees.clone()
+        self.threads.trees.clone()
     }
 
     /// Its readiness descriptor is of no use any more.
@@ -44,7 +44,7 @@ impl Supervisor {
         if let (Some(link), Some(watcher)) = (self.connection.link(), self.watchers.get(&id))
             && held_gate(watcher.config())
         {
-            self.discards.push(gate(link, watcher.config(), wid));
+            self.probes.discard(gate(link, watcher.config(), wid));
         }
     }
 
@@ -63,7 +63,7 @@ impl Supervisor {
     }
 
     fn forget_tree(&mut self, id: WatcherId, serial: u64) {
-        if let Some(trees) = &self.trees {
+        if let Some(trees) = &self.threads.trees {
             trees.order(Order {
                 target: Target {
                     id: target_id(id, serial),

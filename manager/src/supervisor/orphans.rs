@@ -17,7 +17,7 @@ use crate::config::{OrphanPolicy, WatcherConfig};
 use crate::control::message::OrphanStatus;
 use crate::mark::{Lineage, Mark};
 use crate::orphan::{self, Known, Orphan, Search};
-use crate::supervisor::{Event, Phase, Supervisor, WatcherId};
+use crate::supervisor::{Event, Supervisor, WatcherId};
 use crate::tree;
 
 /// From one look at known orphans to the next.
@@ -411,7 +411,7 @@ impl Supervisor {
     /// What is done with the orphans of a watcher. Those of watchers that nobody knows any more are
     /// ended with everything else.
     pub(super) fn orphan_policy(&self, key: &str) -> OrphanPolicy {
-        if matches!(self.phase, Phase::ShuttingDown { .. }) {
+        if self.ending.is_shutting_down() {
             return OrphanPolicy::End;
         }
         self.config_of(key)

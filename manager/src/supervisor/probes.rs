@@ -72,6 +72,8 @@ pub(super) struct Probes {
     demands: HashMap<WatcherId, Demand>,
     /// Sockets were being changed when demands were looked at.
     changing: bool,
+    /// Readiness descriptors that are not needed any more.
+    discards: Vec<Gate>,
 }
 
 /// Somebody waits for a connection to a watcher's sockets.
@@ -89,6 +91,11 @@ impl Demand {
 }
 
 impl Probes {
+    /// Has a readiness descriptor given back to the kernel, once it is kept that the worker is ready.
+    pub(super) fn discard(&mut self, gate: Gate) {
+        self.discards.push(gate);
+    }
+
     /// The watcher was wanted.
     pub(super) fn forget_demand(&mut self, watcher: WatcherId) {
         self.demands.remove(&watcher);
@@ -242,7 +249,7 @@ impl Supervisor {
                     && held_gate(watcher.config())
                 {
                     let gate = gate(link, watcher.config(), wid);
-                    self.discards.push(gate);
+                    self.probes.discards.push(gate);
                 }
             }
             Finding::NotReady(reason) => {
@@ -260,7 +267,7 @@ impl Supervisor {
     /// What a predecessor of ready workers was told with is given back, after it is kept that they
     /// are ready.
     pub(super) fn send_discards(&mut self) {
-        for gate in self.discards.drain(..) {
+        for gate in self.probes.discards.drain(..) {
             tokio::spawn(async move {
                 if let Err(error) = gate.discard().await {
                     tracing::debug!(%error, "a readiness descriptor stays in the kernel");

@@ -236,12 +236,13 @@ impl Supervisor {
             config: self.config.path.display().to_string(),
             namespace: self.config.namespace.clone(),
             kernel: self
+                .startup
                 .addresses
                 .first()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             kernel_pid: None,
-            started: self.started,
+            started: self.startup.at,
         }
     }
 

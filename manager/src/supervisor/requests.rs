@@ -17,7 +17,7 @@ use crate::control::message::{Kill, Signal};
 use crate::control::server::{Asked, now};
 use crate::pidfd::Whom;
 use crate::supervisor::tickets::{Body, Goal, Ticket, answer, done, refuse};
-use crate::supervisor::{Phase, Supervisor, WatcherId, tasks};
+use crate::supervisor::{Supervisor, WatcherId, tasks};
 use crate::watcher::Watcher;
 use crate::worker::Running;
 
@@ -35,8 +35,7 @@ impl Supervisor {
     pub(super) fn asked(&mut self, asked: Asked) {
         let kernel_needed = acts(&asked.request.command)
             || (self.connection.lost_since().is_some() && needs_kernel(&asked.request.command));
-        let unready =
-            matches!(self.phase, Phase::Attaching) || self.connection.lost_since().is_some();
+        let unready = self.ending.is_attaching() || self.connection.lost_since().is_some();
         if unready && kernel_needed {
             // What the kernel keeps comes first: this is asked of what there was.
             if self.early.len() < MAX_EARLY {
@@ -111,7 +110,10 @@ impl Supervisor {
                 self.output.reopen();
                 done(request, reply);
             }
-            Command::Listen(listen) => self.events_log.fetch(&listen, &request, reply, now()),
+            Command::Listen(listen) => {
+                let log = &mut self.announcements.log;
+                log.fetch(&listen, &request, reply, now());
+            }
             // What only looks.
             Command::Status { .. }
             | Command::List { .. }
@@ -142,12 +144,7 @@ impl Supervisor {
 
     /// Whether anything may be asked of watchers still.
     pub(super) fn may_act(&self) -> Result<(), RequestError> {
-        match self.phase {
-            Phase::Attaching | Phase::Managing => Ok(()),
-            Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done => {
-                Err(RequestError::new(Errno::Command, "the manager is ending"))
-            }
-        }
+        self.ending.may_act()
     }
 
     /// The watchers meant. Without a name, starting leaves out those that are not started by
@@ -487,9 +484,7 @@ impl Supervisor {
         let mut askers: Vec<_> = tickets
             .map(|ticket| (ticket.request, ticket.reply))
             .collect();
-        if let Phase::ShuttingDown { answer, .. } = &mut self.phase {
-            askers.append(answer);
-        }
+        askers.extend(self.ending.take_askers());
         // While the file is read the asker says what is to come of it, and the kernel is not
         // needed.
         let change = self.change.as_mut().filter(|change| change.is_read());
@@ -498,8 +493,7 @@ impl Supervisor {
     }
 
     fn has_askers(&self) -> bool {
-        let stopping =
-            matches!(&self.phase, Phase::ShuttingDown { answer, .. } if !answer.is_empty());
+        let stopping = self.ending.has_askers();
         let change = self.change.as_ref().filter(|change| change.is_read());
         stopping || !self.tickets.is_empty() || change.is_some_and(|change| change.asker.is_some())
     }

@@ -2,8 +2,9 @@
 //!
 //! Leaves to others: the order itself (`Supervisor::start_order`), and when a watcher holds up the
 //! next one (`Watcher::is_launched`).
+//! Invariant: each operation on one watcher takes time logarithmic in the number of those that wait.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use crate::supervisor::WatcherId;
@@ -11,40 +12,55 @@ use crate::supervisor::WatcherId;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct StartOrder {
-    queue: VecDeque<WatcherId>,
+    queue: BTreeMap<u64, WatcherId>,
+    /// Place of each watcher in `queue`.
+    places: HashMap<WatcherId, u64>,
+    next_place: u64,
     pause_until: Option<Instant>,
 }
 
 impl StartOrder {
-    /// Has these start, the first one first, instead of those that wait.
+    /// Replaces the queue.
     pub(super) fn set(&mut self, order: Vec<WatcherId>) {
-        self.queue = order.into();
+        self.clear();
+        for id in order {
+            self.push(id);
+        }
     }
 
-    /// Has this one start after those that wait.
+    /// Adds a watcher at the end, unless it waits already.
     pub(super) fn push(&mut self, id: WatcherId) {
-        self.queue.push_back(id);
+        if self.places.contains_key(&id) {
+            return;
+        }
+        self.places.insert(id, self.next_place);
+        self.queue.insert(self.next_place, id);
+        self.next_place += 1;
     }
 
-    /// It is not to start any more.
+    /// Takes a watcher out of the queue.
     pub(super) fn forget(&mut self, id: WatcherId) {
-        // Looked at from the front: those that go soon after their start are there.
-        self.queue.retain(|queued| *queued != id);
+        if let Some(place) = self.places.remove(&id) {
+            self.queue.remove(&place);
+        }
     }
 
-    /// Nobody is to start any more.
+    /// Empties the queue.
     pub(super) fn clear(&mut self) {
         self.queue.clear();
+        self.places.clear();
     }
 
-    /// Whose turn it is.
+    /// The watcher whose turn it is.
     pub(super) fn first(&self) -> Option<WatcherId> {
-        self.queue.front().copied()
+        self.queue.values().next().copied()
     }
 
-    /// The turn of the first one is over.
+    /// Ends the turn of the first one.
     pub(super) fn pop(&mut self) {
-        self.queue.pop_front();
+        if let Some((_, id)) = self.queue.pop_first() {
+            self.places.remove(&id);
+        }
     }
 
     /// The next one waits until then.
@@ -69,6 +85,20 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn one_that_waits_already_keeps_its_place_and_one_that_was_forgotten_comes_last() {
+        let mut order = StartOrder::default();
+        order.set(vec![WatcherId(1), WatcherId(2)]);
+        order.push(WatcherId(1));
+        assert_eq!(order.first(), Some(WatcherId(1)));
+        order.forget(WatcherId(1));
+        order.push(WatcherId(1));
+        for expected in [Some(WatcherId(2)), Some(WatcherId(1)), None] {
+            assert_eq!(order.first(), expected);
+            order.pop();
+        }
+    }
 
     #[test]
     fn each_has_its_turn_after_the_one_before_and_the_pause() {

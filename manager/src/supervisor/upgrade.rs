@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::config::{Surroundings, load};
 use crate::control::message::{Errno, Reply, Request, RequestError};
 use crate::supervisor::tickets::{done, refuse};
-use crate::supervisor::{Event, Outcome, Phase, Supervisor};
+use crate::supervisor::{Event, Outcome, Supervisor};
 
 /// How long the program may take to read its configuration, and the older ones to say their
 /// version.
@@ -50,8 +50,8 @@ impl Supervisor {
     pub(super) fn ask_for_upgrade(&mut self, asker: Asker) {
         let path = self.config.path.clone();
         let namespace = self.config.namespace.clone();
-        let program = self.program.clone();
-        let arguments = self.arguments.clone();
+        let program = self.startup.program.clone();
+        let arguments = self.startup.arguments.clone();
         let events = self.events.clone();
         let around = self.config.base.around.again();
         tokio::task::spawn_blocking(move || {
@@ -67,14 +67,11 @@ impl Supervisor {
     /// It is known whether the next manager would come up. If so, we end so that it can take over
     /// in the same process: everything runs on, whatever `use_papa` says.
     pub(super) fn upgrade_examined(&mut self, fits: Result<(), String>, asker: Asker) {
-        let result = match self.phase {
-            Phase::Attaching | Phase::Managing => fits.map_err(|reason| {
+        let result = self.ending.may_act().and_then(|()| {
+            fits.map_err(|reason| {
                 RequestError::new(Errno::Command, format!("nothing was changed: {reason}"))
-            }),
-            Phase::Quitting | Phase::ShuttingDown { .. } | Phase::Done => {
-                Err(RequestError::new(Errno::Command, "the manager is ending"))
-            }
-        };
+            })
+        });
         match (&result, asker) {
             (Ok(()), Some((request, reply))) => done(request, reply),
             (Err(error), Some((request, reply))) => refuse(request, reply, error),
@@ -89,8 +86,7 @@ impl Supervisor {
                 let error = RequestError::new(Errno::Asynchronous, GOES_ON);
                 refuse(ticket.request, ticket.reply, &error);
             }
-            self.outcome = Outcome::Again;
-            self.phase = Phase::Done;
+            self.ending.end(Outcome::Again);
         }
     }
 }

@@ -15,6 +15,7 @@ use std::time::Instant;
 use crate::config::WatcherConfig;
 use crate::supervisor::WatcherId;
 use crate::watcher::Watcher;
+use crate::worker::Worker;
 
 /// What a watcher is looked at for. Each look has its own list of touched watchers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,6 +215,12 @@ impl Watchers {
         self.index.busy.is_empty()
     }
 
+    /// Whether a worker of any watcher is being started.
+    pub(super) fn are_starting(&mut self) -> bool {
+        self.refresh();
+        !self.index.starting.is_empty()
+    }
+
     /// Whether every watcher that ends with the manager is stopped.
     pub(super) fn leaving_are_stopped(&mut self) -> bool {
         self.refresh();
@@ -272,6 +279,7 @@ impl Watchers {
             && fresh.dependents == known.dependents
             && fresh.going_down == known.going_down
             && fresh.busy == known.busy
+            && fresh.starting == known.starting
             && fresh.busy_leaving == known.busy_leaving
     }
 }
@@ -293,6 +301,8 @@ struct Index {
     busy: HashSet<WatcherId>,
     /// Those of them that end with the manager.
     busy_leaving: HashSet<WatcherId>,
+    /// Watchers with a worker that is being started.
+    starting: HashSet<WatcherId>,
     config_changes: u64,
 }
 
@@ -304,6 +314,7 @@ struct Indexed {
     deadline: Option<Instant>,
     going_down: bool,
     busy: bool,
+    starting: bool,
 }
 
 impl Indexed {
@@ -318,6 +329,7 @@ impl Indexed {
             deadline: watcher.deadline(),
             going_down: watcher.is_going_down(),
             busy: !watcher.is_stopped(),
+            starting: watcher.workers().values().any(Worker::is_starting),
         }
     }
 }
@@ -341,6 +353,9 @@ impl Index {
                 self.busy_leaving.insert(id);
             }
         }
+        if new.starting {
+            self.starting.insert(id);
+        }
         self.known.insert(id, new);
     }
 
@@ -361,6 +376,7 @@ impl Index {
         }
         self.busy.remove(&id);
         self.busy_leaving.remove(&id);
+        self.starting.remove(&id);
         Some(old)
     }
 }

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::orphans::HIDES;
 use crate::stack::Stack;
+use crate::strays::HIDES;
 use papa_harness::{Kernel, KernelBuilder, procfs, skipped, wait_for, wait_until};
 
 /// Leaves its worker, and replaces itself as fast as it can.

@@ -2,8 +2,7 @@
 
 use std::process::Output;
 
-use crate::orphans::Site;
-use papa_harness::procfs;
+use papa_harness::{Site, procfs};
 
 const TWO: &str = "[watcher:web]\ncmd = sh -c 'echo a line; exec sleep 1000'\nnumprocesses = 2\ncopy_env = true\n";
 

@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::orphans::Site;
 use crate::stack::Stack;
-use papa_harness::{binary, private_command, procfs, wait_until};
+use papa_harness::{Site, procfs, wait_until};
 
 fn said(output: &Output) -> String {
     let streams = [&output.stdout, &output.stderr];
@@ -106,9 +105,8 @@ fn who_follows_logs_or_speaks_to_the_kernel_did_not_keep_it_from_ending() {
     let site =
         Site::new("[watcher:web]\ncmd = sh -c 'echo up; exec sleep 1000'\ncopy_env = true\n");
     site.done("up site.ini");
-    let mut follower = private_command(&binary("papactl"), site.scratch.directory())
-        .current_dir(site.scratch.directory())
-        .args(["logs", "-f"])
+    let mut follower = site
+        .command("papactl", "logs -f")
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -170,9 +168,11 @@ fn a_hangup_or_a_signal_was_said_to_be_sent_before_it_was() {
     for (count, verb) in [(1, "reload"), (2, "signal")] {
         // Without it nobody can be signalled.
         procfs::signal(kernel, Signal::SIGSTOP);
-        let mut command = private_command(&binary("papactl"), site.scratch.directory());
-        let words: &[&str] = if verb == "signal" { &["HUP"] } else { &[] };
-        let mut asked = command.args([verb, "web"]).args(words).spawn().unwrap();
+        let words = if verb == "signal" { "HUP" } else { "" };
+        let mut asked = site
+            .command("papactl", &format!("{verb} web {words}"))
+            .spawn()
+            .unwrap();
         let until = Instant::now() + Duration::from_millis(700);
         let mut early = None;
         while early.is_none() && Instant::now() < until {

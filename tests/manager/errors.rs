@@ -7,8 +7,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::orphans::Site;
-use papa_harness::{Scratch, binary, private_command};
+use papa_harness::{Scratch, Site, binary, private_command};
 
 /// Shorter pieces of a line are names and numbers.
 const SENTENCE_CHARS: usize = 12;

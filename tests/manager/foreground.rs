@@ -8,69 +8,16 @@ use std::process::{Child, Command, Output, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
-use papa_harness::{
-    Scratch, binary, is_root, private_command, procfs, skipped, wait_for, wait_until,
-};
+use papa_harness::{Site, binary, is_root, private_command, procfs, skipped, wait_for, wait_until};
 
-/// An installation whose kernel has a socket of its own.
-struct Site {
-    scratch: Scratch,
-}
-
-impl Site {
-    fn new(ini: &str) -> Self {
-        let scratch = Scratch::new();
-        let directory = scratch.path("").trim_end_matches('/').to_owned();
-        let text = format!("[circus]\npapa_endpoint = unix:{directory}/k.sock\n{ini}");
-        let path = scratch.directory().join("site.ini");
-        fs::write(path, text.replace("DIR", &directory)).unwrap();
-        Self { scratch }
-    }
-
-    fn command(&self, program: &str, words: &str) -> Command {
-        let mut command = private_command(&binary(program), self.scratch.directory());
-        command
-            .current_dir(self.scratch.directory())
-            .args(words.split_whitespace());
-        command
-    }
-
-    fn papactl(&self, words: &str) -> Output {
-        self.command("papactl", words).output().unwrap()
-    }
-
-    fn status(&self) -> Option<Value> {
-        let output = self.papactl("status --json");
-        serde_json::from_slice(&output.stdout).ok()
-    }
-
-    fn workers(&self) -> Vec<i32> {
-        let status = self.status().unwrap_or_default();
-        let watchers = status["watchers"].as_array().cloned().unwrap_or_default();
-        watchers
-            .iter()
-            .flat_map(|watcher| watcher["workers"].as_array().cloned().unwrap_or_default())
-            .filter_map(|worker| i32::try_from(worker["pid"].as_i64()?).ok())
-            .collect()
-    }
-
-    fn foreground(&self, words: &str) -> Child {
-        self.command("papactl", &format!("up --foreground {words} site.ini"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-
-    #[track_caller]
-    fn wait_workers(&self, count: usize) -> Vec<i32> {
-        wait_for("the workers run", || {
-            let workers = self.workers();
-            (workers.len() == count).then_some(workers)
-        })
-    }
+/// `papactl up --foreground` with further options.
+fn foreground(site: &Site, options: &str) -> Child {
+    site.command("papactl", &format!("up --foreground {options} site.ini"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -86,7 +33,7 @@ const TALKER: &str = "[watcher:web]\ncmd = sh -c 'trap \"echo bye; exit\" TERM; 
 #[test]
 fn term_in_the_foreground_left_the_workers_and_showed_nothing_of_them() {
     let site = Site::new(TALKER);
-    let mut up = site.foreground("");
+    let mut up = foreground(&site, "");
     let workers = site.wait_workers(1);
     let mut lines = BufReader::new(up.stdout.take().unwrap()).lines();
     let mut seen = Vec::new();
@@ -108,7 +55,7 @@ fn term_in_the_foreground_left_the_workers_and_showed_nothing_of_them() {
 #[test]
 fn workers_are_kept_by_a_manager_in_the_foreground_that_is_asked_to() {
     let site = Site::new("[watcher:web]\ncmd = sleep 1000\n");
-    let mut up = site.foreground("--keep-workers");
+    let mut up = foreground(&site, "--keep-workers");
     let workers = site.wait_workers(1);
     signal(&up, Signal::SIGINT);
     assert_eq!(up.wait().unwrap().code(), Some(0));
@@ -120,14 +67,14 @@ fn a_second_interrupt_ends_the_patience_with_a_deaf_worker() {
     let site = Site::new(
         "[watcher:deaf]\ncmd = sh -c 'trap \"\" TERM; touch DIR/up; while :; do sleep 0.1; done'\ngraceful_timeout = 600\n",
     );
-    let mut up = site.foreground("");
+    let mut up = foreground(&site, "");
     let workers = site.wait_workers(1);
     wait_until("it ignores TERM", || {
         site.scratch.directory().join("up").exists()
     });
     signal(&up, Signal::SIGINT);
     wait_until("the manager is stopping", || {
-        let status = site.status().unwrap_or_default();
+        let status = site.status();
         status["watchers"][0]["state"] == "stopping"
     });
     assert!(workers.iter().all(|pid| procfs::alive(*pid)));
@@ -141,7 +88,7 @@ fn a_standard_output_that_nobody_reads_stalls_neither_workers_nor_the_manager() 
     let site = Site::new(
         "[watcher:loud]\ncmd = sh -c 'i=0; while [ $i -lt 40 ]; do head -c 100000 /dev/zero | tr \"\\\\0\" x; echo; i=$((i+1)); done; touch DIR/done; sleep 1000'\n",
     );
-    let mut up = site.foreground("");
+    let mut up = foreground(&site, "");
     site.wait_workers(1);
     wait_until("the worker has written 4 MB", || {
         site.scratch.directory().join("done").exists()
@@ -262,7 +209,7 @@ fn a_second_manager_was_started_from_another_runtime_directory() {
         .unwrap();
     let said = said(&refused);
     assert_eq!(refused.status.code(), Some(1), "{said}");
-    let manager = site.status().unwrap()["manager"]["pid"].to_string();
+    let manager = site.status()["manager"]["pid"].to_string();
     let directory = site.scratch.directory().join("papa");
     for part in [&format!("pid {manager}"), directory.to_str().unwrap()] {
         assert!(said.contains(part), "{part}: {said}");

@@ -8,10 +8,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::control::Session;
-use crate::orphans::Site;
 use crate::stack::Stack;
 use crate::starts::fails;
-use papa_harness::wait_until;
+use papa_harness::{Site, wait_until};
 
 #[test]
 fn what_a_worker_without_a_log_wrote_before_it_died_was_gone() {

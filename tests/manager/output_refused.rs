@@ -6,8 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use crate::orphans::Site;
-use papa_harness::{binary, private_command, wait_for, wait_until};
+use papa_harness::{Site, binary, private_command, wait_for, wait_until};
 
 const WATCHERS: &str = "[watcher:web]\ncmd = sh -c 'echo started; exec sleep 1000'\ncopy_env = true\n\
     [watcher:worker]\ncmd = sleep 1000\n[socket:api]\npath = DIR/api.sock\n";

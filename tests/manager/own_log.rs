@@ -3,61 +3,24 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::PathBuf;
-use std::process::{Output, Stdio};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
-use papa_harness::{Scratch, binary, private_command, procfs, wait_until, wait_until_for};
+use papa_harness::{Site, procfs, wait_until, wait_until_for};
 
-/// An installation started with `papactl up`.
-struct Site {
-    scratch: Scratch,
+/// An installation with this in the section `[circus]`, started.
+fn start(circus: &str, watchers: &str) -> Site {
+    let site = Site::new(&format!("{circus}\n{watchers}"));
+    site.done("up site.ini --no-wait");
+    site
 }
 
-impl Site {
-    /// With `circus` in the section of that name.
-    fn start(circus: &str, watchers: &str) -> Self {
-        let scratch = Scratch::new();
-        let directory = scratch.path("");
-        let directory = directory.trim_end_matches('/');
-        let text =
-            format!("[circus]\npapa_endpoint = unix:{directory}/k.sock\n{circus}\n{watchers}");
-        fs::write(scratch.path("site.ini"), text.replace("DIR", directory)).unwrap();
-        let site = Self { scratch };
-        let output = site.run("up site.ini --no-wait");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        site
-    }
+fn size(site: &Site, name: &str) -> u64 {
+    fs::metadata(site.file(name)).map_or(0, |data| data.len())
+}
 
-    fn run(&self, line: &str) -> Output {
-        private_command(&binary("papactl"), self.scratch.directory())
-            .current_dir(self.scratch.directory())
-            .args(line.split_whitespace())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.scratch.directory().join(name)
-    }
-
-    fn size(&self, name: &str) -> u64 {
-        fs::metadata(self.file(name)).map_or(0, |data| data.len())
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.file(name)).unwrap_or_default()
-    }
-
-    fn manager(&self) -> i32 {
-        let output = self.run("status --json");
-        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
-        i32::try_from(status["manager"]["pid"].as_i64().unwrap()).unwrap()
-    }
+fn read(site: &Site, name: &str) -> String {
+    fs::read_to_string(site.file(name)).unwrap_or_default()
 }
 
 /// The log that `papactl up` gives a manager.
@@ -66,20 +29,20 @@ const ASIDE: &str = "papa/circus.manager.log.1";
 
 #[test]
 fn lines_of_workers_under_up_filled_the_runtime_directory() {
-    let site = Site::start(
+    let site = start(
         "logoutput_max_bytes = 500000",
         "[watcher:loud]\ncmd = sh -c 'seq -f \"line %.0f of a worker that says much\" 200000; echo last > DIR/done; exec sleep 1000'\n\
          copy_env = true\nstdout_stream.class = StdoutStream\n",
     );
     wait_until("everything was said", || site.file("done").exists());
     wait_until("the last line is there", || {
-        site.read(LOG).contains("line 200000 of") || site.read(ASIDE).contains("line 200000 of")
+        read(&site, LOG).contains("line 200000 of") || read(&site, ASIDE).contains("line 200000 of")
     });
     // A write is at most 256 KiB.
     let most = 500_000 + 256 * 1024 + 4096;
-    assert!(site.size(LOG) < most, "{}", site.size(LOG));
-    assert!((500_000..most).contains(&site.size(ASIDE)));
-    let both = site.read(ASIDE) + &site.read(LOG);
+    assert!(size(&site, LOG) < most, "{}", size(&site, LOG));
+    assert!((500_000..most).contains(&size(&site, ASIDE)));
+    let both = read(&site, ASIDE) + &read(&site, LOG);
     let mut numbers = both
         .lines()
         .filter_map(|line| line.strip_prefix("line ")?.split_once(' ')?.0.parse().ok());
@@ -102,27 +65,27 @@ fn lines_of_workers_under_up_filled_the_runtime_directory() {
             assert_eq!(opened.ino(), inode, "descriptor {descriptor}, turn {turn}");
         }
         if turn == 0 {
-            assert!(site.run("upgrade").status.success());
+            assert!(site.papactl("upgrade").status.success());
         }
     }
 }
 
 #[test]
 fn a_flapping_watcher_filled_the_managers_log() {
-    let site = Site::start(
+    let site = start(
         "logoutput = DIR/m.log",
         "[watcher:bad]\ncmd = sh -c 'echo x >> DIR/count'\ncopy_env = true\n\
          backoff_first = 0.01\nbackoff_max = 0.01\n",
     );
-    let ends = || site.read("count").lines().count();
+    let ends = || read(&site, "count").lines().count();
     // Twelve ends a second on an idle machine, and far fewer on a busy one.
     let patience = std::time::Duration::from_secs(60);
     wait_until_for("it has ended often", patience, || ends() > 150);
-    assert!(site.run("quit").status.success());
+    assert!(site.papactl("quit").status.success());
     wait_until("the numbers are said", || {
-        site.read("m.log").matches(" more of these ").count() >= 2
+        read(&site, "m.log").matches(" more of these ").count() >= 2
     });
-    let text = site.read("m.log");
+    let text = read(&site, "m.log");
     for (said, counted) in [
         ("INFO worker exited", "worker exited with 0"),
         ("INFO worker started", "worker started"),
@@ -140,7 +103,7 @@ fn a_flapping_watcher_filled_the_managers_log() {
 
 #[test]
 fn logoutput_has_the_mode_that_circus_gives_it_is_added_to_and_turned() {
-    let site = Site::start(
+    let site = start(
         "logoutput = DIR/m.log\nlogoutput_max_bytes = 2000\nloglevel = debug",
         "[watcher:w]\ncmd = sleep 1000\n",
     );
@@ -154,11 +117,11 @@ fn logoutput_has_the_mode_that_circus_gives_it_is_added_to_and_turned() {
     fs::write(&precious, "mine\n").unwrap();
     symlink(&precious, site.file("m.log.1")).unwrap();
     wait_until("it was turned", || {
-        site.run("restart w");
+        site.papactl("restart w");
         fs::symlink_metadata(site.file("m.log.1")).is_ok_and(|data| data.is_file())
     });
     assert_eq!(fs::read_to_string(&precious).unwrap(), "mine\n");
-    assert!(site.size("m.log") < 2000 + 4096);
+    assert!(size(&site, "m.log") < 2000 + 4096);
     assert_eq!(mode("m.log"), 0o666 & !mask);
     // Moved by somebody, it is opened anew, without being asked and when asked.
     for signal in [None, Some(Signal::SIGUSR1)] {
@@ -167,15 +130,15 @@ fn logoutput_has_the_mode_that_circus_gives_it_is_added_to_and_turned() {
             procfs::signal(site.manager(), signal);
         }
         wait_until("there is a new one", || {
-            site.run("restart w");
+            site.papactl("restart w");
             site.file("m.log").exists()
         });
     }
     // The next manager adds to what is there.
-    let before = site.read("m.log.1") + &site.read("m.log");
-    assert!(site.run("quit").status.success());
-    assert!(site.run("up site.ini").status.success());
-    let after = site.read("m.log.1") + &site.read("m.log");
+    let before = read(&site, "m.log.1") + &read(&site, "m.log");
+    assert!(site.papactl("quit").status.success());
+    assert!(site.papactl("up site.ini").status.success());
+    let after = read(&site, "m.log.1") + &read(&site, "m.log");
     let tail = before.lines().last().unwrap();
     assert!(after.contains(tail), "{before}\n--\n{after}");
 }

@@ -20,6 +20,7 @@ pub mod procfs;
 mod python;
 pub mod revision;
 mod scratch;
+mod site;
 pub mod skips;
 pub mod whole;
 
@@ -33,6 +34,7 @@ pub use json::{Json, Push};
 pub use kernel::{Kernel, KernelBuilder, below_file_limit, binary, free_port, private_command};
 pub use python::Venv;
 pub use scratch::Scratch;
+pub use site::Site;
 
 /// How long a condition may take before the test fails: far above what any of them needs on a busy
 /// machine.

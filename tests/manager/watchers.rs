@@ -333,16 +333,20 @@ fn sockets_arrive_as_standard_input_and_as_many_on_one_port() {
     assert_eq!(visit(port(&stack, "in")).unwrap(), inetd);
     // One is the same for both, the other its own: that of `so_reuseport`.
     let many = stack.wait_pids("many", 2);
-    let sockets: Vec<BTreeSet<String>> = many
-        .values()
-        .map(|pid| {
+    let sockets = || -> Vec<BTreeSet<String>> {
+        let sockets_of = |pid: &i32| {
             let all = procfs::descriptors(*pid).into_iter();
             all.filter(|(_, target)| target.starts_with("socket:"))
                 .map(|(_, target)| target)
                 .collect()
-        })
-        .collect();
-    assert_eq!(sockets[0].len(), 2, "{sockets:?}");
+        };
+        many.values().map(sockets_of).collect()
+    };
+    // A worker that has just told that it is ready has one more for a moment.
+    wait_until("each worker has the two sockets alone", || {
+        sockets().iter().all(|own| own.len() == 2)
+    });
+    let sockets = sockets();
     assert_eq!(
         sockets[0].intersection(&sockets[1]).count(),
         1,

@@ -27,7 +27,7 @@ pub mod strays;
 mod thread;
 
 pub use scan::{Stat, children, descendants, processes, stat};
-pub use thread::{Answer, Deed, Order, TreeThread};
+pub use thread::{Answer, Deed, Leader, Order, TreeThread};
 
 use std::path::PathBuf;
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::tree::end::{Doomed, HUNT, end, hunt, signal_exactly};
 use crate::tree::memory::Memory;
@@ -26,9 +26,18 @@ pub enum Deed {
     Signal(i32),
     /// All are frozen and killed, the leader first where there is one; those that are left are
     /// answered.
-    Kill(Option<OwnedFd>),
+    Kill(Option<Leader>),
     /// They are nobody's concern any more.
     Forget,
+}
+
+/// The worker itself, among its processes.
+#[derive(Debug)]
+pub struct Leader {
+    /// Its pidfd.
+    pub pidfd: OwnedFd,
+    /// Held as long as the descriptor: whoever orders kills bounds the descriptors that wait.
+    pub turn: OwnedSemaphorePermit,
 }
 
 /// Something to do.
@@ -90,6 +99,7 @@ fn carry_out(batch: Vec<Order>, memories: &mut BTreeMap<TargetId, Memory>) -> Ve
     let kernel = batch.iter().rev().find_map(|order| order.kernel);
     let mut answers = Vec::new();
     let mut doomed: Vec<(Target, Memory, Option<OwnedFd>)> = Vec::new();
+    let mut turns = Vec::new();
     let mut noted = Vec::new();
     let mut snapshot: Option<Snapshot> = None;
     let mut empty: Vec<Target> = Vec::new();
@@ -104,7 +114,9 @@ fn carry_out(batch: Vec<Order>, memories: &mut BTreeMap<TargetId, Memory>) -> Ve
         };
         if let Deed::Kill(leader) = deed {
             let memory = std::mem::take(memory);
-            doomed.push((target, memory, leader));
+            let (pidfd, turn) = leader.map(|Leader { pidfd, turn }| (pidfd, turn)).unzip();
+            turns.extend(turn);
+            doomed.push((target, memory, pidfd));
             continue;
         }
         let snapshot = snapshot.get_or_insert_with(|| Snapshot::take(kernel));

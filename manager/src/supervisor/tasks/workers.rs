@@ -20,7 +20,7 @@ use crate::probe::ready::Means;
 use crate::supervisor::probes::{gate, held_gate};
 use crate::supervisor::saves::Pass;
 use crate::supervisor::{Event, WatcherId};
-use crate::tree::{self, Deed, Target, TreeThread};
+use crate::tree::{self, Deed, Leader, Target, TreeThread};
 use crate::watcher::StartFailure;
 use crate::worker::Running;
 use papa_system::sys;
@@ -277,7 +277,8 @@ pub(in crate::supervisor) fn signal(
     receiver
 }
 
-/// Kills one worker and everything it started.
+/// Kills one worker and everything it started. Its descriptor is counted until the thread has done
+/// it: [`send`] bounds those under way, and here those that wait in the thread's queue.
 pub(in crate::supervisor) fn kill(
     link: KernelLink,
     trees: TreeThread,
@@ -285,30 +286,37 @@ pub(in crate::supervisor) fn kill(
     worker: (String, u32),
     process: Running,
 ) {
+    static AT_ONCE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(at_once()));
     tokio::spawn(async move {
+        let mut turn = AT_ONCE.clone().acquire_owned().await.ok();
         target.mark = mark(&link, &worker).await;
         let kernel = Some(link.process_now(STATUS_PATIENCE).await);
-        let _ = send(&link, process, |leader| {
-            trees.order(tree::Order {
-                target: target.clone(),
-                deed: Deed::Kill(Some(leader)),
-                kernel,
-            });
+        let _ = send(&link, process, |pidfd| {
+            if let Some(turn) = turn.take() {
+                trees.order(tree::Order {
+                    target: target.clone(),
+                    deed: Deed::Kill(Some(Leader { pidfd, turn })),
+                    kernel,
+                });
+            }
             Ok(())
         })
         .await;
     });
 }
 
+/// As many turns as processes may be signalled, or killed, at once.
+fn at_once() -> Semaphore {
+    Semaphore::new((sys::descriptor_limit() / 16).clamp(1, MAX_SIGNALS_AT_ONCE))
+}
+
 /// Acts on the pidfd of a process, unless that has ended. The error is logged, and is for people.
 async fn send(
     link: &KernelLink,
     process: Running,
-    act: impl Fn(std::os::fd::OwnedFd) -> std::io::Result<()>,
+    mut act: impl FnMut(std::os::fd::OwnedFd) -> std::io::Result<()>,
 ) -> Result<(), String> {
-    static AT_ONCE: LazyLock<Semaphore> = LazyLock::new(|| {
-        Semaphore::new((sys::descriptor_limit() / 16).clamp(1, MAX_SIGNALS_AT_ONCE))
-    });
+    static AT_ONCE: LazyLock<Semaphore> = LazyLock::new(at_once);
     // A descriptor that arrives when the process has no number left for it breaks the connection.
     let _turn = AT_ONCE.acquire().await;
     for _ in 0..SIGNAL_ATTEMPTS {

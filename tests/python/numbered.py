@@ -18,6 +18,8 @@ Orders come over `DIRECTORY/orders/PID.sock`, a line for each connection, and ar
     burst STREAM COUNT LENGTH CHUNK     lines of that length, in writes of CHUNK bytes; CHUNK 0 is a write for each
     partial STREAM                      begins a line that the next one finishes
     leave                               starts a child that ignores SIGTERM and keeps everything open
+    swarm DEPTH                         starts a child that keeps two children, each of which does the same, DEPTH deep; they ignore SIGTERM
+    replace                             starts a child that is replaced by a child of its own for ever
     exit CODE, signal NUMBER            ends; answered before
 """
 
@@ -142,6 +144,42 @@ def leave():
         time.sleep(1000)
 
 
+def become_stray():
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for inherited in [orders] + listeners:
+        inherited.close()
+
+
+def swarm(depth):
+    """Keeps two children, also when they are killed; the deepest have none."""
+    while True:
+        time.sleep(1000 if depth == 0 else 0.002)
+        if depth == 0:
+            continue
+        for _ in range(2):
+            if os.fork() == 0:
+                swarm(depth - 1)
+        os.wait()
+        os.wait()
+
+
+def replace():
+    while True:
+        time.sleep(0.002)
+        if os.fork():
+            os._exit(0)
+
+
+def stray(work, *arguments):
+    if os.fork() == 0:
+        become_stray()
+        try:
+            work(*arguments)
+        finally:
+            os._exit(1)
+
+
 paused = False
 
 
@@ -160,6 +198,11 @@ def obey(words):
         streams[words[1]].begin()
     elif words[0] == "leave":
         leave()
+    elif words[0] == "swarm":
+        stray(swarm, int(words[1]))
+    elif words[0] == "replace":
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        stray(replace)
     elif words[0] in ("exit", "signal"):
         return "ending", words
     return counts(), None

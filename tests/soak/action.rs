@@ -106,6 +106,15 @@ pub(crate) enum Action {
     Background {
         nth: u64,
     },
+    /// A worker of `crowd` has started what multiplies when it is killed, or replaces itself for
+    /// ever; then the watcher is told to stop, restart or reload, and somebody may be killed
+    /// meanwhile. Nothing of it is left.
+    Swarm {
+        nth: u64,
+        order: &'static str,
+        verb: &'static str,
+        victim: Option<Role>,
+    },
     /// A process of a client's own is made.
     Make,
     Kill(Role),
@@ -190,14 +199,14 @@ const MORTALS: [&str; 3] = ["web", "crowd", "side"];
 
 impl Action {
     /// How many kinds there are.
-    pub(crate) const KINDS: usize = 31;
+    pub(crate) const KINDS: usize = 32;
 
     pub(crate) fn draw(random: &mut Random) -> Self {
         let writer = |random: &mut Random| Which {
             name: random.one_of(&WRITERS),
             nth: random.below(8),
         };
-        match random.below(110) {
+        match random.below(113) {
             0..17 => {
                 let length = random.one_of(&[70, 100, 1_000, 10_000, 50_000]);
                 let count = random.between(1, BURST_BYTES / length);
@@ -299,6 +308,17 @@ impl Action {
                 },
             },
             108..109 => Self::DeafListeners,
+            109..112 => Self::Swarm {
+                nth: random.below(8),
+                order: random.one_of(&["swarm 4", "replace"]),
+                verb: random.one_of(&["stop", "restart", "reload"]),
+                victim: random.one_of(&[
+                    None,
+                    Some(Role::Manager),
+                    Some(Role::Kernel),
+                    Some(Role::Keeper),
+                ]),
+            },
             _ => Self::OwnLog,
         }
     }

@@ -140,7 +140,7 @@ impl Drop for Disk {
 
 /// One run of one seed.
 pub(crate) struct Soak {
-    whole: Whole,
+    pub(crate) whole: Whole,
     disk: Option<Disk>,
     clock: fs::File,
     few_descriptors: bool,
@@ -382,7 +382,7 @@ impl Soak {
     }
 
     /// Waits for what goes on beside.
-    fn join(&mut self) -> Result<(), String> {
+    pub(crate) fn join(&mut self) -> Result<(), String> {
         let wrong: Vec<String> = self
             .under_way
             .drain(..)
@@ -412,6 +412,12 @@ impl Soak {
             Action::End { who, how } => self.end(who, how)?,
             Action::Leave { nth } => self.leave(nth)?,
             Action::Background { nth } => self.background(nth)?,
+            Action::Swarm {
+                nth,
+                order,
+                verb,
+                victim,
+            } => self.swarm(nth, order, verb, victim)?,
             Action::Make => self.make(),
             Action::Kill(role) => {
                 self.counts.kills += 1;
@@ -492,7 +498,7 @@ impl Soak {
     }
 
     /// The n-th of these workers; none where there is none, as after a kill in a moment of few.
-    fn worker(&self, who: Which) -> Option<papa_harness::whole::Life> {
+    pub(crate) fn worker(&self, who: Which) -> Option<papa_harness::whole::Life> {
         let mut living = self.whole.living_like(who.name);
         let count = living.len() as u64;
         (count > 0).then(|| living.swap_remove(usize::try_from(who.nth % count).unwrap()))

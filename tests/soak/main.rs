@@ -6,5 +6,6 @@
 mod action;
 mod driver;
 mod seeds;
+mod swarm;
 mod ten_million;
 mod whole;

@@ -9,7 +9,7 @@ use crate::driver::{Counts, Soak};
 
 /// What every run of the suite goes through: the first three seeds found that have, between them,
 /// everything in it that can happen.
-const SEEDS: [u64; 3] = [36_520, 44_265, 5_363];
+const SEEDS: [u64; 3] = [18692, 15643, 18624];
 const STEPS: u64 = 25;
 
 /// Steps of each seed of a long run: a failing one is not long to replay.

@@ -26,6 +26,7 @@ mod words;
 
 pub use inventory::Inventory;
 pub use processes::settings;
+pub use sockets::ASIDE;
 
 /// The kernel, as the manager of one namespace sees it. Clones share the connection.
 #[derive(Debug, Clone)]

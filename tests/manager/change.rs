@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::journal::{count, journal, set_mode, site, visit, wait_up};
 use crate::stack::Stack;
-use papa_harness::{free_port, procfs, wait_until};
+use papa_harness::{Failpoints, Kernel, Scratch, free_port, procfs, wait_for, wait_until};
 
 const PLAIN: &str = "[watcher:keep]\ncmd = sleep 1000\n[watcher:gone]\ncmd = sleep 1000\n\
     [watcher:roll]\ncmd = sleep 1001\nnumprocesses = 2\n[watcher:single]\ncmd = sleep 1001\nsingleton = true\n\
@@ -486,4 +486,125 @@ fn a_manager_killed_in_the_middle_of_a_change_leaves_what_serves() {
         .filter(|entry| entry.word == "down")
         .count();
     assert_eq!((downs, count(&stack, "web", "start")), (2, 4));
+}
+
+/// A watcher `web` at `port` that says its pid to visitors, and another whose program is `other`.
+fn moved(port: u16, other: &str) -> String {
+    let web = site("web", "notify", "notify", "").replace("port = 0", &format!("port = {port}"));
+    format!("{web}[watcher:other]\ncmd = {other}\nmax_retry = 0\n")
+}
+
+/// Names of sockets in the kernel.
+fn sockets(stack: &Stack) -> Vec<String> {
+    let listed = stack.kernel.json().ok("socket.list", json!({}));
+    let listed = listed["sockets"].as_array().unwrap().iter();
+    listed
+        .map(|socket| socket["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn kill(pid: i32) {
+    procfs::signal(pid, nix::sys::signal::Signal::SIGKILL);
+}
+
+#[test]
+fn after_a_port_change_that_was_rolled_back_no_new_worker_got_the_port_of_before() {
+    let (first, second) = (free_port(), free_port());
+    let stack = Stack::start(&moved(first, "sleep 1000"));
+    wait_up(&stack, "web");
+    stack.wait_pids("other", 1);
+    let old = stack.wait_pids("web", 2);
+    stack.rewrite(&moved(second, "/no/such/program"));
+    let reply = stack.ask("reloadconfig", &json!({"waiting": true}));
+    let text = reason(&reply);
+    assert!(text.contains("everything was put back"), "{text}");
+    assert_eq!(
+        stack.request("listsockets", "")["sockets"][0]["port"],
+        first
+    );
+    assert_eq!(sockets(&stack), ["circus.web"], "nothing is left aside");
+    wait_closed(second);
+    // At once, while one of the first workers may still have the port.
+    let now = stack.wait_pids("web", 2);
+    let some = now.values().chain(old.values()).copied();
+    kill(some.into_iter().find(|pid| procfs::alive(*pid)).unwrap());
+    wait_up(&stack, "web");
+    let served = visit(first).unwrap();
+    for pid in stack.wait_pids("web", 2).values().copied() {
+        kill(pid);
+    }
+    wait_until("a new worker answers at the port of before", || {
+        visit(first).is_ok_and(|pid| pid != served)
+    });
+    stack.rewrite(&moved(second, "sleep 1000"));
+    ok(&stack.ask("reloadconfig", &json!({"waiting": true})));
+    visit(second).unwrap();
+    wait_closed(first);
+    assert_eq!(sockets(&stack), ["circus.web"]);
+}
+
+#[test]
+fn whoever_is_killed_while_a_port_changes_leaves_the_old_or_the_new_one_whole() {
+    for (place, role) in [
+        ("change.sockets", "manager"),
+        ("change.closed", "manager"),
+        ("socket.aside", "kernel"),
+    ] {
+        for works in [true, false] {
+            let case = format!("killed at {place}; the change works: {works}");
+            let (first, second) = (free_port(), free_port());
+            let scratch = Scratch::new();
+            let failpoints = Failpoints::at(scratch.directory());
+            let watched = scratch.directory().to_str().unwrap();
+            let kernel = Kernel::builder().environment(Failpoints::VARIABLE, watched);
+            let mut stack = Stack::start_on(kernel, &moved(first, "sleep 1000"));
+            let failpoints = match role {
+                "kernel" => failpoints,
+                _ => {
+                    stack.kill_manager();
+                    stack.start_manager_to_stop_at(place, 1);
+                    stack.wait_attached();
+                    stack.failpoints()
+                }
+            };
+            wait_up(&stack, "web");
+            stack.wait_pids("other", 1);
+            let before = stack.wait_pids("web", 2);
+            failpoints.arm(place, 1, role);
+            let other = if works {
+                "sleep 1001"
+            } else {
+                "/no/such/program"
+            };
+            stack.rewrite(&moved(second, other));
+            ok(&stack.ask("reloadconfig", &json!({})));
+            let hit = wait_for(&case, || failpoints.hit(place));
+            if place != "change.closed" {
+                visit(first).unwrap_or_else(|error| panic!("{case}: {error}"));
+                assert!(before.values().all(|pid| procfs::alive(*pid)), "{case}");
+            }
+            kill(hit.pid);
+            failpoints.clear();
+            if role == "manager" {
+                stack.kill_manager();
+                stack.start_manager();
+            }
+            let (served, closed) = if works {
+                (second, first)
+            } else {
+                (first, second)
+            };
+            wait_until(&case, || {
+                visit(served).is_ok() && sockets(&stack) == ["circus.web"]
+            });
+            wait_closed(closed);
+            let now = stack.wait_pids("web", 2);
+            for pid in now.values().copied() {
+                kill(pid);
+            }
+            wait_until(&format!("{case}; a new worker answers"), || {
+                visit(served).is_ok_and(|pid| !now.values().any(|old| *old == pid))
+            });
+        }
+    }
 }

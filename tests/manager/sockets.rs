@@ -260,8 +260,8 @@ fn a_socket_that_could_not_be_put_back_was_lost() {
     stack.rewrite(&file(after, "/no/such/program"));
     let reply = stack.ask("reloadconfig", &json!({"waiting": true}));
     assert_eq!(reply["status"], "error", "{reply}");
-    // Whoever serves the port of before may keep it taken: the kernel cannot have it as well.
-    // When they are gone it is bound again, and at no time is another one given out for it.
+    // The kernel has kept the port of before, whoever else has it; at no time is another one given
+    // out for it.
     let web = stack.pids("web");
     for pid in served.values().chain(web.values()) {
         let _ = nix::sys::signal::kill(

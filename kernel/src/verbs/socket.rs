@@ -24,34 +24,49 @@ use crate::world::World;
 use crate::world::caller::Caller;
 use crate::world::table::{Entry, SocketRow, known};
 
+mod aside;
+
 /// The first number a socket gets: above what programs use by themselves,
 /// below the descriptor limits they run under.
 pub(crate) const FIRST_NUMBER: u32 = 100;
 /// Most bytes of the hosts file looked at.
 const MAX_HOSTS_BYTES: u64 = 1 << 20;
 
-/// Makes a socket, or answers the equal one there is (then `false`).
+/// Makes a socket, or answers the equal one there is (then `false`). With `aside`, one of that name
+/// that is different makes way; see `aside`.
 ///
 /// # Errors
-/// One of that name or path is different, or binding failed.
+/// One of that name or path is different and does not make way, or binding failed. Then nothing
+/// has changed.
 pub(crate) fn make(
     world: &mut World,
     caller: &Caller,
     room: Room,
     mut make: SocketMake,
 ) -> Result<(u64, bool), VerbError> {
-    may_change(world, caller, &make.name, make.force)?;
-    make.force = false;
+    let force = std::mem::take(&mut make.force);
+    may_change(world, caller, &make.name, force)?;
     let replace = std::mem::take(&mut make.replace);
+    let aside = make.aside.take();
+    if let Some(aside) = &aside {
+        may_change(world, caller, aside, force)?;
+    }
     settle_defaults(&mut make)?;
     if let Some(row) = world.table.socket_named(&make.name) {
         if is_same(&row.make, row.port, &make) {
             return Ok((row.id, false));
         }
-        return Err(Error::SocketExists {
-            name: make.name.clone(),
-            line: socket_line(&describe(row)),
-        });
+        if aside.is_none() {
+            return Err(Error::SocketExists {
+                name: make.name.clone(),
+                line: socket_line(&describe(row)),
+            });
+        }
+    }
+    if let Some(aside) = &aside
+        && let Some(id) = aside::take_back(world, aside, &make)?
+    {
+        return Ok((id, false));
     }
     if world.table.sockets().count() >= MAX_SOCKETS {
         return Err(limit("sockets", MAX_SOCKETS));
@@ -80,6 +95,12 @@ pub(crate) fn make(
             .map_err(|errno| refused("keep the socket", errno))?;
     }
     let name = make.name.clone();
+    let made_way = match &aside {
+        Some(aside) => {
+            aside::make_way(world, &name, aside).inspect_err(|_| world.unkeep(&[key]))?
+        }
+        None => None,
+    };
     let row = SocketRow {
         id,
         make,
@@ -88,6 +109,9 @@ pub(crate) fn make(
     };
     if let Err(error) = world.commit(Entry::Socket(Box::new(row))) {
         world.unkeep(&[key]);
+        if let Some(before) = made_way {
+            aside::rename(world, before, &name)?;
+        }
         return Err(not_recorded(&error));
     }
     if number.is_some() {
@@ -144,21 +168,25 @@ pub(crate) fn remove(
         }
     }
     for id in &ids {
-        announce_socket(world, *id, EventType::SocketRemoved);
-        let path = world
-            .table
-            .socket(*id)
-            .and_then(|row| row.make.path.clone());
-        world
-            .commit(Entry::Unsocket { id: *id })
-            .map_err(|error| not_recorded(&error))?;
-        let fd = world.socket_fds.remove(id);
-        world.unkeep(&[Key::new(Kind::SOCKET, *id)]);
-        if let (Some(path), Some(fd)) = (path, fd) {
-            remove_own_path(path.as_path(), &fd);
-        }
+        close(world, *id)?;
     }
     Ok(ids.len() as u64)
+}
+
+/// Closes a socket and removes its path.
+fn close(world: &mut World, id: u64) -> Result<(), VerbError> {
+    announce_socket(world, id, EventType::SocketRemoved);
+    let row = world.table.socket(id);
+    let path = row.and_then(|row| row.make.path.clone());
+    world
+        .commit(Entry::Unsocket { id })
+        .map_err(|error| not_recorded(&error))?;
+    let fd = world.socket_fds.remove(&id);
+    world.unkeep(&[Key::new(Kind::SOCKET, id)]);
+    if let (Some(path), Some(fd)) = (path, fd) {
+        remove_own_path(path.as_path(), &fd);
+    }
+    Ok(())
 }
 
 /// A copy of a socket's descriptor.

@@ -152,15 +152,14 @@ impl Table {
             }
             Entry::Socket(row) => {
                 self.next_id = self.next_id.max(row.id.saturating_add(1));
+                // One that is here already has another name now.
+                self.release_socket_name(row.id);
                 self.socket_names.insert(row.make.name.clone(), row.id);
                 self.sockets.insert(row.id, *row);
             }
             Entry::Unsocket { id } => {
-                if let Some(row) = self.sockets.remove(&id)
-                    && self.socket_names.get(&row.make.name) == Some(&id)
-                {
-                    self.socket_names.remove(&row.make.name);
-                }
+                self.release_socket_name(id);
+                self.sockets.remove(&id);
             }
             Entry::Intent(row) => {
                 self.next_serial = self.next_serial.max(row.serial.saturating_add(1));
@@ -227,6 +226,14 @@ impl Table {
                     row.holder = None;
                 }
             }
+        }
+    }
+
+    fn release_socket_name(&mut self, id: u64) {
+        if let Some(row) = self.sockets.get(&id)
+            && self.socket_names.get(&row.make.name) == Some(&id)
+        {
+            self.socket_names.remove(&row.make.name);
         }
     }
 

@@ -4,6 +4,7 @@
 //! to others: when a socket is made, and what is done if it cannot be (`supervisor`).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use papa_client::ClientError;
 use papa_protocol::json::reply::ErrorCode;
@@ -11,9 +12,17 @@ use papa_protocol::json::request as ops;
 use papa_protocol::name::{Name, NameError, NamePattern};
 use papa_protocol::socket::{SocketInfo, Umask};
 use papa_protocol::text::ByteString;
+use tokio::time::sleep;
 
 use super::{KernelLink, LinkError};
 use crate::config::{SocketConfig, WatcherConfig, socket_name};
+
+/// Pause before a kernel that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What the names of sockets begin with, after the namespace, that stay open for a change that may
+/// be taken back. Names of sockets in a file are in lower case, so none has such a name.
+pub const ASIDE: &str = "BEFORE.";
 
 impl KernelLink {
     /// Makes a socket, or finds it made.
@@ -35,14 +44,22 @@ impl KernelLink {
     }
 
     /// Whether the kernel's socket of this name has the parameters of the file. A missing socket is
-    /// made.
+    /// made if it can be.
     ///
     /// # Errors
-    /// The kernel did not answer, or refused for another reason than other parameters.
+    /// The kernel did not answer, or refused for another reason than what is there.
     pub async fn has_socket(&self, socket: &SocketConfig) -> Result<bool, LinkError> {
         let request = socket_request(socket, self.namespace())?;
         match self.ask_for_socket(request).await {
-            Err(error) if error.code() == Some(ErrorCode::Exists) => Ok(false),
+            // Where the previous socket stands aside at that address, nothing has the name.
+            Err(error)
+                if matches!(
+                    error.code(),
+                    Some(ErrorCode::Exists | ErrorCode::BindFailed)
+                ) =>
+            {
+                Ok(false)
+            }
             other => {
                 self.is_there(socket, &other?);
                 Ok(true)
@@ -159,6 +176,65 @@ impl KernelLink {
     /// Name of a trial's socket, outside of every namespace so that no file's socket has it.
     fn trial(&self) -> Result<Name, NameError> {
         Name::new(&format!("{}-trial", self.namespace()))
+    }
+
+    /// Puts a socket in the place of a different one that has its name. That one stays open aside,
+    /// until [`Self::close_aside`], and comes back when it is asked for in the same way. Waits until
+    /// the kernel answers, because asking twice does the same as asking once.
+    ///
+    /// # Errors
+    /// The kernel refused, with `exists` where it cannot put sockets aside. Then nothing has changed.
+    pub async fn exchange_socket(&self, socket: &SocketConfig) -> Result<(), LinkError> {
+        let mut request = socket_request(socket, self.namespace())?;
+        request.aside = Name::new(&format!("{}{}", self.aside(), socket.name)).ok();
+        loop {
+            match self.ask_for_socket(request.clone()).await {
+                Err(error)
+                    if request.aside.is_some() && error.code() == Some(ErrorCode::Invalid) =>
+                {
+                    request.aside = None;
+                }
+                Err(error) => {
+                    let error = LinkError::from(error);
+                    if !error.is_unanswered() {
+                        return Err(error);
+                    }
+                    sleep(ASK_AGAIN).await;
+                }
+                Ok(info) => {
+                    self.is_there(socket, &info);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Closes the sockets that stand aside. Waits until the kernel answers.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn close_aside(&self) -> Result<(), LinkError> {
+        let request = ops::SocketRemove {
+            names: vec![NamePattern::new(&format!("{}*", self.aside()))],
+            force: false,
+        };
+        loop {
+            match self.client().call(request.clone()).await {
+                Err(error) if error.code() == Some(ErrorCode::NotFound) => return Ok(()),
+                Err(error) => {
+                    let error = LinkError::from(error);
+                    if !error.is_unanswered() {
+                        return Err(error);
+                    }
+                    sleep(ASK_AGAIN).await;
+                }
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
+    fn aside(&self) -> String {
+        format!("{}.{ASIDE}", self.namespace())
     }
 
     /// Removes a socket; one that is gone is no error.

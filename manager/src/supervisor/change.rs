@@ -36,6 +36,10 @@ pub(super) struct Change {
     pub(super) before: Arc<Config>,
     /// The kernel keeps the way back, for a successor.
     pub(super) kept: bool,
+    /// A predecessor began it: how far it came is found out step by step.
+    pub(super) resumed: bool,
+    /// The kernel may keep sockets of before open until it is over.
+    pub(super) has_aside: bool,
     /// Lower-case names of watchers a predecessor has begun to change: they are waited for, though
     /// nothing is left to begin.
     pub(super) begun: BTreeSet<String>,
@@ -107,6 +111,8 @@ impl Supervisor {
             restart,
             before: self.config.clone(),
             kept: false,
+            resumed: false,
+            has_aside: false,
             begun: BTreeSet::new(),
             rolls: BTreeMap::new(),
             reply: PlanReply::default(),
@@ -412,7 +418,7 @@ impl Supervisor {
         };
         if let Stage::Leaving { sockets, .. } = std::mem::replace(&mut change.stage, Stage::Closing)
             && let Some(link) = self.connection.link()
-            && !sockets.is_empty()
+            && (change.has_aside || !sockets.is_empty())
         {
             tasks::remove_sockets(link.clone(), sockets, self.events.clone());
             self.change = Some(change);
@@ -480,16 +486,20 @@ impl Supervisor {
             .iter()
             .filter_map(|name| find(&next.config, name))
             .collect();
-        let recreated: Vec<Replacement> = next
-            .plan
+        let is_replaced = |name: &String| {
+            let mut changed = next.plan.sockets.changed.iter();
+            changed.any(|socket| socket.recreated && socket.name == *name)
+        };
+        // A predecessor may have led them to a configuration that is in no file any more.
+        let replaced: Vec<Replacement> = next
+            .config
             .sockets
-            .changed
             .iter()
-            .filter(|socket| socket.recreated)
+            .filter(|socket| change.resumed || is_replaced(&socket.name))
             .filter_map(|socket| {
                 Some(Replacement {
                     before: find(&next.from, &socket.name)?,
-                    after: find(&next.config, &socket.name)?,
+                    after: socket.clone(),
                     held_by: self.holders(&socket.name),
                 })
             })
@@ -497,12 +507,15 @@ impl Supervisor {
         let undoing = change.undoing.is_some();
         let link = self.connection.link().cloned();
         match link {
-            Some(link) if !(added.is_empty() && recreated.is_empty()) => {
+            Some(link) if !(added.is_empty() && replaced.is_empty()) => {
+                let is_fresh = !change.resumed && !change.has_aside;
+                change.has_aside = true;
                 change.stage = Stage::Sockets(Box::new(next));
                 self.change = Some(change);
                 let exchange = tasks::Exchange {
+                    is_fresh,
                     added,
-                    replaced: recreated,
+                    replaced,
                     undoing,
                 };
                 let (kept, events) = (self.outbox.pass(), self.events.clone());

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use crate::control::message::{Errno, Reply, Request, RequestError, SocketEntry, SocketsReply};
-use crate::kernel_link::KernelLink;
+use crate::kernel_link::{ASIDE, KernelLink};
 use crate::procinfo::{Info, Statistics, Subject};
 use crate::supervisor::Supervisor;
 use crate::supervisor::doctor::{self, Seen, SeenWatcher};
@@ -178,12 +178,16 @@ async fn sockets(link: &KernelLink, namespace: &str) -> Result<SocketsReply, Req
     let mut sockets: Vec<SocketEntry> = listed
         .sockets
         .into_iter()
-        .map(|socket| {
+        .filter_map(|socket| {
             let name = socket.name.as_str();
             let own = name
                 .strip_prefix(namespace)
                 .and_then(|rest| rest.strip_prefix('.'));
-            SocketEntry {
+            // One that only a change under way keeps open is in no file.
+            if own.is_some_and(|own| own.starts_with(ASIDE)) {
+                return None;
+            }
+            Some(SocketEntry {
                 fd: socket.fileno,
                 name: own.unwrap_or(name).to_owned(),
                 backlog: socket.backlog,
@@ -193,7 +197,7 @@ async fn sockets(link: &KernelLink, namespace: &str) -> Result<SocketsReply, Req
                     .path
                     .map(|path| String::from_utf8_lossy(path.as_bytes()).into_owned()),
                 trouble: None,
-            }
+            })
         })
         .collect();
     sockets.sort_by(|a, b| (a.fd, &a.name).cmp(&(b.fd, &b.name)));

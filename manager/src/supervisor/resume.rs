@@ -273,6 +273,8 @@ impl Supervisor {
             restart: false,
             before,
             kept: true,
+            resumed: true,
+            has_aside: true,
             begun,
             rolls,
             reply: PlanReply {

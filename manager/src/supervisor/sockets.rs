@@ -131,7 +131,8 @@ impl Supervisor {
     }
 
     /// Watchers with workers among `processes` that have another socket than there is now: a
-    /// predecessor bound one anew and was killed before it had replaced them.
+    /// predecessor bound one anew, or took a change back, and was killed before it had replaced
+    /// them.
     pub(super) fn with_sockets_of_before(&self, processes: &[Process]) -> Vec<WatcherId> {
         let Some(link) = self.connection.link() else {
             return Vec::new();
@@ -142,7 +143,8 @@ impl Supervisor {
             let watcher = self.watchers.get(&id)?;
             let given = Note::of(process)?.sockets?;
             let newest = link.newest_of(&watcher.config().needed_sockets())?;
-            let is_left = process.running && newest > given;
+            // One that was put aside and came back has a lower serial.
+            let is_left = process.running && newest != given;
             // One that is being reloaded replaces them anyway.
             (is_left && watcher.is_wanted() && !watcher.is_rolling()).then_some(id)
         };

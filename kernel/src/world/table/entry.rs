@@ -44,7 +44,7 @@ pub enum Entry {
         /// Its name.
         name: Name,
     },
-    /// A socket was made.
+    /// A socket was made; or, where one of this id is known, has another name now.
     Socket(Box<SocketRow>),
     /// A socket was closed.
     Unsocket {

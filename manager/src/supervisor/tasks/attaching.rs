@@ -8,6 +8,7 @@ use papa_test_hooks::failpoint;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use super::exchange::close_aside;
 use super::sockets::make_sockets;
 use super::{KERNEL_AGAIN, KERNEL_PATIENCE, waiting};
 use crate::config::Config;
@@ -44,6 +45,10 @@ pub(in crate::supervisor) fn attach(
         }
         failpoint::reach("adopt.claimed");
         let inventory = settle(&link, &config, &events, true).await;
+        if inventory.change.is_none() {
+            // What was left by a change that nobody is to go on with.
+            close_aside(&link).await;
+        }
         failpoint::reach("adopt.listed");
         let _ = events
             .send(Event::Attached(Box::new(link), inventory))

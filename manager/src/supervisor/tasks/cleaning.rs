@@ -10,6 +10,7 @@ use papa_protocol::process::Overflow;
 use papa_protocol::record::Serial;
 use tokio::sync::mpsc;
 
+use super::exchange::close_aside;
 use crate::config::Config;
 use crate::kernel_link::KernelLink;
 use crate::probe::ready;
@@ -36,6 +37,7 @@ pub(in crate::supervisor) fn clean_up(
                 tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
+        close_aside(&link).await;
         // The kernel answers `not_found` where nothing was kept.
         if let Err(error) = link.client().call(kept_values(&config.namespace)).await {
             tracing::debug!(%error, "cannot remove the kept values");

@@ -1,9 +1,15 @@
 //! The sockets of a change of the configuration: made and replaced together, or not at all.
+//!
+//! A socket that is replaced stays open in the kernel, under a name that no file has, until the
+//! change is over. If the change is rolled back, that socket takes its name back, with everything
+//! that waits in its queue. Every step can be made twice, so that a successor goes on from wherever
+//! its predecessor was killed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use papa_protocol::json::reply::ErrorCode;
+use papa_test_hooks::failpoint;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
@@ -32,6 +38,8 @@ pub(in crate::supervisor) struct Replacement {
 /// What a change asks of the sockets.
 #[derive(Debug)]
 pub(in crate::supervisor) struct Exchange {
+    /// No earlier manager has begun this change.
+    pub(in crate::supervisor) is_fresh: bool,
     pub(in crate::supervisor) added: Vec<SocketConfig>,
     pub(in crate::supervisor) replaced: Vec<Replacement>,
     /// The change is rolled back: sockets that cannot be made are tried again later.
@@ -48,6 +56,9 @@ pub(in crate::supervisor) fn change_sockets(
     tokio::spawn(async move {
         // The previous configuration is kept before the first socket changes.
         kept.wait(KEPT_PATIENCE).await;
+        if exchange.is_fresh {
+            close_aside(&link).await;
+        }
         let mut lost = BTreeMap::new();
         let result = match remaining(&link, &exchange.replaced).await {
             Err(reason) => Err(reason),
@@ -56,6 +67,7 @@ pub(in crate::supervisor) fn change_sockets(
             }
             Ok(replaced) => exchange_all(&link, &exchange.added, &replaced, &mut lost).await,
         };
+        failpoint::reach("change.sockets");
         let _ = events.send(Event::SocketsChanged { result, lost }).await;
     });
 }
@@ -77,8 +89,9 @@ async fn remaining<'a>(
     Ok(remaining)
 }
 
-/// Restores the previous sockets. One whose address is taken by now is `lost` until it can be bound;
-/// its replacement is closed all the same.
+/// Restores the previous sockets, which the kernel has kept open if it can. One that it could not
+/// keep, and whose address is taken by now, is `lost` until it can be bound; its replacement is
+/// closed all the same.
 async fn restore(
     link: &KernelLink,
     added: &[SocketConfig],
@@ -91,7 +104,11 @@ async fn restore(
         }
     }
     for Replacement { before, after, .. } in replaced {
-        if let Err(error) = remake(link, before, after).await {
+        let restored = match link.exchange_socket(after).await {
+            Err(error) if error.code().is_some() => remake(link, before, after).await,
+            other => other,
+        };
+        if let Err(error) = restored {
             lost.insert(after.name.clone(), hindrance(after, &error).await);
         }
     }
@@ -134,7 +151,7 @@ async fn exchange_all(
     if result.is_ok() {
         for replacement in replaced {
             closed.push(replacement);
-            if let Err(error) = remake(link, &replacement.before, &replacement.after).await {
+            if let Err(error) = replace(link, &replacement.before, &replacement.after).await {
                 let reason = hindrance(&replacement.after, &error).await;
                 result = Err(format!("socket {}: {reason}", replacement.after.name));
                 break;
@@ -148,11 +165,12 @@ async fn exchange_all(
             }
         }
         for Replacement { before, after, .. } in closed {
-            if let Err(error) = remake(link, after, before).await {
+            if let Err(error) = replace(link, after, before).await {
                 tracing::error!(socket = before.name, %error, "cannot restore the socket");
                 lost.insert(before.name.clone(), hindrance(before, &error).await);
             }
         }
+        close_aside(link).await;
     }
     result
 }
@@ -181,6 +199,42 @@ async fn try_out(link: &KernelLink, replacement: &Replacement) -> Result<(), Str
             held_by.join(", ")
         )
     })
+}
+
+/// Puts the socket `after` in the place of `before`, which stays open until the change is over.
+/// Where both cannot be open at once, and where the kernel is too old for it, `before` is closed
+/// first.
+async fn replace(
+    link: &KernelLink,
+    before: &SocketConfig,
+    after: &SocketConfig,
+) -> Result<(), LinkError> {
+    match link.exchange_socket(after).await {
+        Err(error)
+            if error.code() == Some(ErrorCode::Exists)
+                || (error.code() == Some(ErrorCode::BindFailed)
+                    && share_address(before, after)) =>
+        {
+            remake(link, before, after).await
+        }
+        other => other,
+    }
+}
+
+/// Whether both may want the same path or port.
+fn share_address(one: &SocketConfig, other: &SocketConfig) -> bool {
+    match (&one.path, &other.path) {
+        (Some(path), Some(other)) => path == other,
+        (None, None) => one.port == other.port,
+        _ => false,
+    }
+}
+
+/// Closes the previous sockets that the kernel has kept open for a change that is over.
+pub(super) async fn close_aside(link: &KernelLink) {
+    if let Err(error) = link.close_aside().await {
+        tracing::warn!(%error, "a socket of before the change stays open");
+    }
 }
 
 /// Closes one socket and makes the other, which may need the same address.

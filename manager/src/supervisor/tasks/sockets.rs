@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::KERNEL_PATIENCE;
+use super::exchange::close_aside;
 use crate::config::{Config, SocketConfig, SocketType};
 use crate::holder::{self, Sought};
 use crate::kernel_link::{KernelLink, LinkError};
@@ -178,7 +179,8 @@ pub(in crate::supervisor) fn bind_anew(
     });
 }
 
-/// Removes sockets that are no longer in the file. One that cannot be removed stays.
+/// Removes sockets that are no longer in the file, and those that stood aside for the change. One
+/// that cannot be removed stays.
 pub(in crate::supervisor) fn remove_sockets(
     link: KernelLink,
     sockets: Vec<SocketConfig>,
@@ -190,6 +192,8 @@ pub(in crate::supervisor) fn remove_sockets(
                 tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
+        close_aside(&link).await;
+        failpoint::reach("change.closed");
         let _ = events
             .send(Event::SocketsChanged {
                 result: Ok(()),
@@ -207,6 +211,7 @@ pub(in crate::supervisor) async fn remove_own_sockets(link: &KernelLink, config:
                 tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
+        close_aside(link).await;
     };
     if tokio::time::timeout(KERNEL_PATIENCE, removal)
         .await

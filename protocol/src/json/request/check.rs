@@ -95,6 +95,9 @@ impl Claim {
 impl SocketMake {
     pub(super) fn checked(&self) -> Result<(), Failure> {
         self.check_fields()?;
+        if self.aside.as_ref() == Some(&self.name) {
+            return Err(invalid("aside: expected another name than the socket's"));
+        }
         if self.effective_family() == Family::Unix {
             let absolute = self
                 .path

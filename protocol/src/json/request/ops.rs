@@ -106,6 +106,9 @@ ops! {
         [default] replace: bool,
         /// Whether an inet6 socket leaves IPv4 to others; the system's setting otherwise.
         [default] v6only: Option<bool>,
+        /// The name that a different socket of this name takes instead of being in the way. If the
+        /// socket with that name is the one asked for, it takes `name` back.
+        [default] aside: Option<Name>,
         /// Act in a namespace somebody else has claimed.
         [default] force: bool,
     }
@@ -369,6 +372,7 @@ impl SocketMake {
             nonblocking: false,
             replace: false,
             v6only: None,
+            aside: None,
             force: false,
         }
     }

@@ -8,7 +8,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use crate::stack::Stack;
-use crate::strays::HIDES;
+use crate::strays::hides;
 use papa_harness::{Kernel, KernelBuilder, procfs, skipped, wait_for, wait_until};
 
 /// Leaves its worker, and replaces itself as fast as it can.
@@ -70,7 +70,7 @@ fn a_process_that_hid_from_its_worker_outlived_the_stop() {
     let directory = stack.kernel.directory().to_owned();
     let groups = PathBuf::from(stack.kernel.json().hello["cgroups"].as_str().unwrap());
     let clean = Clean(groups.clone());
-    fs::write(directory.join("hides.py"), HIDES).unwrap();
+    fs::write(directory.join("hides.py"), hides()).unwrap();
     fs::write(directory.join("away.py"), RUNS_AWAY).unwrap();
     let hidden = || -> i32 {
         wait_for("it hides", || {

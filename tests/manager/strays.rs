@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use papa_harness::{Site, binary, procfs, wait_for, wait_until};
 
-/// Clears its environment and leaves session and parent, so that nothing tells whose it is.
-pub(crate) const HIDES: &str = "
-import os, sys, time
+/// Clears its environment and leaves session and parent, so that only its limits tell whose it is.
+pub(crate) const CLEARS: &str = "
+import os, resource, sys, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
@@ -19,20 +19,57 @@ if os.fork() == 0:
 time.sleep(1000)
 ";
 
+/// Does that with other limits, so that nothing tells whose it is.
+pub(crate) fn hides() -> String {
+    let lowered =
+        "if os.fork() == 0:\n    resource.setrlimit(resource.RLIMIT_RTTIME, (10**9, 10**9))\n";
+    CLEARS.replacen("if os.fork() == 0:\n", lowered, 1)
+}
+
+fn hidden(site: &Site) -> i32 {
+    wait_for("it hides", || {
+        let pid = fs::read_to_string(site.scratch.path("hidden")).ok()?;
+        pid.trim().parse().ok()
+    })
+}
+
+#[test]
+fn a_program_that_had_cleared_its_environment_survived_every_stop() {
+    let site = Site::new(
+        "[watcher:clears]\ncmd = python3 DIR/clears.py DIR\ncopy_env = true\nautostart = false\n\
+         [watcher:stays]\ncmd = python3 DIR/clears.py DIR/other\ncopy_env = true\nautostart = false\n",
+    );
+    fs::create_dir(site.scratch.path("other")).unwrap();
+    fs::write(site.scratch.path("clears.py"), CLEARS).unwrap();
+    site.done("up site.ini");
+    site.done("start stays");
+    let other: i32 = wait_for("the other one hides", || {
+        let pid = fs::read_to_string(site.scratch.path("other/hidden")).ok()?;
+        pid.trim().parse().ok()
+    });
+    for verb in ["stop", "restart", "reload"] {
+        site.done("start clears");
+        let cleared = hidden(&site);
+        fs::remove_file(site.scratch.path("hidden")).unwrap();
+        site.done(&format!("{verb} clears"));
+        assert!(!procfs::alive(cleared), "after {verb}");
+    }
+    assert!(procfs::alive(other), "it is another worker's");
+    site.done("down");
+    assert!(!procfs::alive(other));
+}
+
 #[test]
 fn what_a_worker_had_hidden_ran_on_after_down_without_a_word() {
     let site = Site::new(
         "[watcher:hides]\ncmd = python3 DIR/hides.py DIR\ncopy_env = true\nautostart = false\n",
     );
     let directory = site.scratch.directory();
-    fs::write(directory.join("hides.py"), HIDES).unwrap();
+    fs::write(directory.join("hides.py"), hides()).unwrap();
     site.done("up site.ini");
     assert!(!site.done("doctor").contains("cannot be told"));
     site.done("start hides");
-    let hidden: i32 = wait_for("it hides", || {
-        let pid = fs::read_to_string(directory.join("hidden")).ok()?;
-        pid.trim().parse().ok()
-    });
+    let hidden = hidden(&site);
     site.done("stop hides");
     let status: Value = serde_json::from_str(&site.done("kernel status --json")).unwrap();
     let kernel = i32::try_from(status["kernel"]["pid"].as_i64().unwrap()).unwrap();

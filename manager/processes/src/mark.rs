@@ -1,9 +1,9 @@
 //! The mark: what each worker's environment says of whose it is.
 //!
 //! Owns the names of its variables, their forms, and reading them of a running process. A mark is
-//! found in whatever a worker starts, as long as that keeps the environment. It names the line of
-//! kernels it was started by, so that workers of a manager which itself runs below a worker are not
-//! taken for that worker's.
+//! found in whatever a worker starts, as long as that keeps the environment; what clears it is known
+//! by a resource limit that has the mark's digest. The mark names the line of kernels it was started
+//! by, so that workers of a manager which itself runs below a worker are not taken for that worker's.
 //! Invariant: anybody may write any mark into the environment of a process of their own, so a mark
 //! counts only for processes of the users the caller names.
 
@@ -99,6 +99,13 @@ impl Mark {
         ]
     }
 
+    /// The resource limit that says the same; see [`limit`].
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        let entry = |(name, value)| format!("{name}={value}").into_bytes();
+        limit(&self.variables().map(entry))
+    }
+
     /// Reads the mark in an environment, as `/proc/PID/environ` has it.
     #[must_use]
     pub fn parse(environment: &[u8]) -> Option<Self> {
@@ -130,9 +137,67 @@ impl Mark {
     }
 }
 
+/// The mark as a limit of time under realtime scheduling (`RLIMIT_RTTIME`), in microseconds: at
+/// least 142 years, so that it limits nothing. A program that clears its environment keeps its
+/// limits. `entries` are those of the environment.
+#[must_use]
+pub fn limit(entries: &[Vec<u8>]) -> u64 {
+    /// Below 2^53, which every reader of JSON keeps exactly.
+    const LEAST: u64 = 1 << 52;
+    // FNV-1a, which is the same in every build.
+    let hash = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let bytes = entries.iter().flat_map(|entry| entry.iter().chain(&[0]));
+    LEAST | (bytes.fold(0xcbf2_9ce4_8422_2325, hash) >> 12)
+}
+
+/// The hard limit of a process's time under realtime scheduling; `Some(None)` if there is none.
+#[must_use]
+pub fn limit_of(pid: i32) -> Option<Option<u64>> {
+    parse_limit(&std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
+}
+
+/// Source: `proc_pid_limits(5)`.
+fn parse_limit(limits: &str) -> Option<Option<u64>> {
+    let line = |line: &str| line.strip_prefix("Max realtime timeout").map(str::to_owned);
+    let values = limits.lines().find_map(line)?;
+    match values.split_ascii_whitespace().nth(1)? {
+        "unlimited" => Some(None),
+        hard => Some(Some(hard.parse().ok()?)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_a_limit_that_limits_nothing_and_differs_for_each_worker() {
+        let mark = |wid| Mark {
+            namespace: "circus".into(),
+            watcher: "web".into(),
+            wid,
+            lineage: "17@20202".parse().unwrap(),
+        };
+        assert_ne!(mark(1).limit(), mark(2).limit());
+        for wid in 1..100 {
+            let limit = mark(wid).limit();
+            assert!((1 << 52..1 << 53).contains(&limit), "{limit}");
+        }
+    }
+
+    #[test]
+    fn the_limit_of_a_process_is_read() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+            Max realtime priority     0                    0                    \n\
+            Max realtime timeout      7                    4503599627382841     us        \n";
+        assert_eq!(parse_limit(limits), Some(Some(4_503_599_627_382_841)));
+        let none =
+            "Max realtime timeout      unlimited            unlimited            us        \n";
+        assert_eq!(parse_limit(none), Some(None));
+        assert_eq!(parse_limit("Max realtime timeout      7"), None);
+        assert_eq!(parse_limit(""), None);
+        assert!(limit_of(std::process::id().try_into().unwrap()).is_some());
+    }
 
     #[test]
     fn a_mark_is_read_as_it_was_written() {

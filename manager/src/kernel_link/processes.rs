@@ -4,10 +4,12 @@
 //! compared with them. Leaves to others: which worker is wanted (`watcher`), what its settings are
 //! (`papa_config`).
 
+use std::time::Duration;
+
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::{Name, NameError, NamePattern};
-use papa_protocol::process::{Environment, Input, Overflow, Process, Sockets};
+use papa_protocol::process::{Environment, Input, Overflow, Process, Rlimit, Sockets};
 use papa_protocol::size::ByteSize;
 use papa_protocol::socket::Umask;
 use papa_protocol::text::ByteString;
@@ -19,6 +21,12 @@ use crate::probe::ready::Means;
 
 /// Output kept of a worker without a log: enough to see how it ended.
 const UNLOGGED_REEL_BYTES: u64 = 256 * 1024;
+
+/// The limit that is a worker's mark where its environment is cleared, as a watcher's key
+/// `rlimit_NAME` names it.
+const MARK_LIMIT: &str = "rttime";
+/// How long the kernel may take to tell its process id.
+const STATUS_PATIENCE: Duration = Duration::from_millis(500);
 
 impl KernelLink {
     /// Starts worker `wid`, or finds it started. The answer may be a process that has ended and
@@ -45,6 +53,10 @@ impl KernelLink {
         for (variable, value) in mark.variables() {
             let environment = &mut request.env.0;
             environment.insert(variable.to_owned(), ByteString::from(value));
+        }
+        if !request.rlimits.contains_key(MARK_LIMIT) && self.may_limit().await {
+            let limit = Rlimit::both(Some(mark.limit()));
+            request.rlimits.insert(MARK_LIMIT.to_owned(), limit);
         }
         if let Some((variable, value)) = means.variable {
             let environment = &mut request.env.0;
@@ -81,6 +93,15 @@ impl KernelLink {
             }
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl KernelLink {
+    /// Whether a worker can have the limit that is its mark: one that is below the kernel's cannot be
+    /// raised.
+    async fn may_limit(&self) -> bool {
+        let kernel = self.process_now(STATUS_PATIENCE).await;
+        papa_processes::mark::limit_of(kernel) == Some(None)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A process belongs to a worker when it descends from it, is in a session the worker or one of its
 //! processes leads, was seen to belong to it before, is in its control group, or carries its mark
-//! in the environment (see `mark`) and has lost its parent. One pass over `/proc` serves every
+//! in the environment or as a resource limit (see `mark`) and has lost its parent. One pass over `/proc` serves every
 //! worker that is asked about. Every signal goes through a pidfd whose process was checked after it
 //! was opened.
 //!

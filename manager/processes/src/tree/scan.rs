@@ -1,7 +1,7 @@
 //! One pass over `/proc`, and who belongs to a worker by what it shows.
 //!
-//! Owns the syntax of `/proc/PID/stat` as far as it is needed here. Reads environments only of
-//! processes that have lost their parents, and of none that stands in the system uninterruptibly:
+//! Owns the syntax of `/proc/PID/stat` as far as it is needed here. Reads environments and limits of
+//! processes that have lost their parents only, and of none that stands in the system uninterruptibly:
 //! reading that one's memory could wait with it.
 //! Source: `proc_pid_stat(5)`, `proc_pid_environ(5)`.
 
@@ -185,8 +185,8 @@ impl Snapshot {
             let mut marks = Marks::default();
             for pid in adopted.flatten() {
                 let stat = self.all.get(pid);
-                if stat.is_some_and(|stat| self.may_be_marked(stat)) {
-                    marks.read(*pid);
+                if let Some(stat) = stat.filter(|stat| self.may_be_marked(stat)) {
+                    marks.read(*pid, stat);
                 }
             }
             marks
@@ -205,7 +205,7 @@ impl Snapshot {
     pub(super) fn marks_of(&self, stat: &Stat, pid: i32) -> Marks {
         let mut marks = Marks::default();
         if self.may_be_marked(stat) {
-            marks.read(pid);
+            marks.read(pid, stat);
         }
         marks
     }
@@ -215,32 +215,54 @@ impl Snapshot {
     }
 }
 
-/// What the environments of processes say of whose they are.
+/// What the environments of processes say of whose they are, and the limits of those without.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     /// By entry (`NAME=value`): who has it.
     by_entry: HashMap<Vec<u8>, BTreeSet<i32>>,
+    /// By `mark::limit`: who has it, and no entry.
+    by_limit: HashMap<u64, Vec<i32>>,
 }
 
 impl Marks {
-    /// Adds what the environment of a process says.
-    fn read(&mut self, pid: i32) {
-        if let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) {
-            self.add(pid, &environ);
+    /// Adds what the environment of a process says, or its limit: of a manager which itself runs
+    /// below a worker, the workers have an environment of their own and the limit of that worker.
+    fn read(&mut self, pid: i32, stat: &Stat) {
+        // That of another user may not be readable.
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if !self.add(pid, &environ)
+            && !is_ours(pid, stat)
+            && let Some(Some(limit)) = mark::limit_of(pid)
+        {
+            self.by_limit.entry(limit).or_default().push(pid);
         }
     }
 
-    fn add(&mut self, pid: i32, environ: &[u8]) {
+    /// Answers whether there is anything of a mark.
+    fn add(&mut self, pid: i32, environ: &[u8]) -> bool {
+        let mut any = false;
         for entry in environ.split(|byte| *byte == 0) {
             let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
             if mark::VARIABLES.iter().any(|known| known.as_bytes() == name) {
+                any = true;
                 self.by_entry.entry(entry.to_vec()).or_default().insert(pid);
             }
         }
+        any
     }
 
-    /// Those that have all these entries.
+    /// Those that have all these entries, or the limit that stands for them.
     pub(super) fn with(&self, entries: &[Vec<u8>]) -> Vec<i32> {
+        if entries.is_empty() {
+            return Vec::new();
+        }
+        let limited = self.by_limit.get(&mark::limit(entries)).into_iter();
+        let mut found = self.with_entries(entries);
+        found.extend(limited.flatten());
+        found
+    }
+
+    fn with_entries(&self, entries: &[Vec<u8>]) -> Vec<i32> {
         let having: Option<Vec<_>> = entries
             .iter()
             .map(|entry| self.by_entry.get(entry))
@@ -342,6 +364,18 @@ fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     })
 }
 
+/// Whether a process is one of this project's programs: an installation that a worker has started
+/// with a cleared environment is on its own.
+pub(super) fn is_ours(pid: i32, stat: &Stat) -> bool {
+    const PROGRAMS: [&str; 4] = ["papa-manager", "papactl", "papa-keeper", "papa-kernel"];
+    PROGRAMS.contains(&stat.command.as_str()) || is_titled(pid, "papa: ")
+}
+
+/// Whether its title begins with this.
+pub(super) fn is_titled(pid: i32, role: &str) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|title| title.starts_with(role.as_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -361,6 +395,9 @@ mod tests {
         assert_eq!(with(&["PAPA_NAMESPACE=c", "PAPA_WATCHER=web"]), [0; 0]);
         assert_eq!(with(&["PATH=/bin"]), [0; 0], "no part of a mark");
         assert_eq!(with(&[]), [0; 0]);
+        let web = [b"PAPA_WATCHER=web".to_vec()];
+        marks.by_limit.insert(mark::limit(&web), vec![13]);
+        assert_eq!(marks.with(&web), [10, 12, 13], "its limit says the same");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use nix::libc::{SIGKILL, SIGTERM};
 
 use crate::mark::Mark;
 use crate::tree::end::signal_exactly;
-use crate::tree::scan::{Stat, processes};
+use crate::tree::scan::{Stat, is_ours, is_titled, processes};
 use crate::tree::{Identity, Member};
 
 /// How long strays have from SIGTERM to SIGKILL, and after that to be gone.
@@ -109,11 +109,5 @@ pub fn end(found: &[Stray]) {
 
 /// Whether it is told whose a process is, or it is one of ours, of whichever installation.
 fn is_known(pid: i32, stat: &Stat) -> bool {
-    const PROGRAMS: [&str; 4] = ["papa-manager", "papactl", "papa-keeper", "papa-kernel"];
-    PROGRAMS.contains(&stat.command.as_str()) || is_titled(pid, "papa: ") || Mark::of(pid).is_some()
-}
-
-fn is_titled(pid: i32, role: &str) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline"))
-        .is_ok_and(|title| title.starts_with(role.as_bytes()))
+    is_ours(pid, stat) || Mark::of(pid).is_some()
 }

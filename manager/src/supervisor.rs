@@ -17,6 +17,7 @@
 //! | `output` | the log thread |
 //! | `outbox` | what the kernel is to keep, and the answers that wait for that |
 //! | `probes` | questions to workers that are open |
+//! | `open_requests` | requests that wait for the kernel or for watchers |
 //! | `change` | the change of the configuration under way |
 //! | `ending` | the phase of the manager, and its outcome |
 //! | `startup` | what the manager was started with |
@@ -37,7 +38,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::{Config, WatcherConfig};
 use crate::control::events::{EventKind, EventLog};
 use crate::control::message::{Reply, Request, WatcherLogs};
-use crate::control::server::{Asked, now as epoch_seconds};
+use crate::control::server::now as epoch_seconds;
 use crate::error::ManagerError;
 use crate::kernel_link::KernelLink;
 use crate::orphan::Notes;
@@ -67,6 +68,7 @@ mod left;
 mod lost;
 mod membership;
 mod noting;
+mod open_requests;
 mod orphans;
 mod outbox;
 mod output;
@@ -96,6 +98,7 @@ use connection::Connection;
 use dead::Dead;
 use ending::Ending;
 pub use event::{Event, Outcome, Setup, WatcherId};
+use open_requests::OpenRequests;
 use outbox::Outbox;
 use output::Output;
 pub use probes::Finding;
@@ -105,7 +108,6 @@ use sockets::Sockets;
 use start_order::StartOrder;
 use startup::Startup;
 use tasks::Order;
-use tickets::Ticket;
 use undrained::Undrained;
 pub use upgrade::{Checked, own_program};
 use watchers::{Look, Watchers};
@@ -146,12 +148,7 @@ pub struct Supervisor {
     connection: Connection,
     output: Output,
     ending: Ending,
-    tickets: Vec<Ticket>,
-    /// When it was last judged who has shown that they stay: what comes after that is a deadline,
-    /// however soon it is asked for.
-    judged_at: Instant,
-    /// What was asked before the kernel had told what it keeps.
-    early: Vec<(Instant, Asked)>,
+    open_requests: OpenRequests,
     change: Option<Change>,
     /// Changes that wait for the one under way.
     changes: VecDeque<(Request, oneshot::Sender<Reply>)>,
@@ -209,9 +206,7 @@ impl Supervisor {
             connection: Connection::new(Instant::now()),
             output: Output::default(),
             ending: Ending::new(),
-            tickets: Vec::new(),
-            judged_at: Instant::now(),
-            early: Vec::new(),
+            open_requests: OpenRequests::new(Instant::now()),
             change: None,
             changes: VecDeque::new(),
             probes: Probes::default(),
@@ -414,7 +409,7 @@ impl Supervisor {
     /// Asks those who may have something to do what it is, and does it.
     fn advance(&mut self) {
         let now = Instant::now();
-        self.judged_at = now;
+        self.open_requests.judge_at(now);
         self.refuse_late(now);
         self.tend_orphans(now);
         // What a change of the configuration does next gives watchers something to do, and the

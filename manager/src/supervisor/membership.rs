@@ -56,7 +56,7 @@ impl Supervisor {
             }
         }
         if request.waiting {
-            self.tickets.push(Ticket {
+            self.open_requests.wait(Ticket {
                 request,
                 reply,
                 watchers: vec![id],

@@ -21,12 +21,6 @@ use crate::supervisor::{Supervisor, WatcherId, tasks};
 use crate::watcher::Watcher;
 use crate::worker::Running;
 
-/// Requests that wait for the kernel; more than people and scripts have open.
-const MAX_EARLY: usize = 256;
-
-/// How long they wait: a kernel that was killed is back sooner, and whoever asks is to know that
-/// there is none.
-const KERNEL_PATIENCE: Duration = Duration::from_millis(1500);
 /// How long the kernel may be away before those are told who asked while it was there; after a
 /// crash it is back sooner.
 const LOST_PATIENCE: Duration = Duration::from_secs(3);
@@ -38,9 +32,8 @@ impl Supervisor {
         let unready = self.ending.is_attaching() || self.connection.lost_since().is_some();
         if unready && kernel_needed {
             // What the kernel keeps comes first: this is asked of what there was.
-            if self.early.len() < MAX_EARLY {
-                self.early.push((Instant::now(), asked));
-            } else {
+            let surplus = self.open_requests.wait_for_kernel(asked, Instant::now());
+            if let Some(asked) = surplus {
                 refuse(asked.request, asked.reply, &not_connected());
             }
             return;
@@ -224,7 +217,7 @@ impl Supervisor {
         } else {
             Body::Nothing
         };
-        self.tickets.push(Ticket {
+        self.open_requests.wait(Ticket {
             request,
             reply,
             watchers,
@@ -257,7 +250,7 @@ impl Supervisor {
         if !request.waiting {
             return done(request, reply);
         }
-        self.tickets.push(Ticket {
+        self.open_requests.wait(Ticket {
             body: if chosen.len() == 1 {
                 Body::Info(before)
             } else {
@@ -342,7 +335,7 @@ impl Supervisor {
             watcher.set_count(change(watcher.count()).min(MAX_WORKERS));
         }
         if request.waiting && !singleton && watcher.is_wanted() {
-            self.tickets.push(Ticket {
+            self.open_requests.wait(Ticket {
                 request,
                 reply,
                 watchers: vec![id],
@@ -451,19 +444,14 @@ impl Supervisor {
 impl Supervisor {
     /// Does what was asked while there was no kernel.
     pub(super) fn ask_early(&mut self) {
-        for (_, asked) in std::mem::take(&mut self.early) {
+        for asked in self.open_requests.take_early() {
             self.asked(asked);
         }
     }
 
     /// Refuses what has waited for the kernel for long enough; nothing of it was begun.
     pub(super) fn refuse_late(&mut self, now: Instant) {
-        let late = |at: &Instant| now >= *at + KERNEL_PATIENCE;
-        let (gone, open): (Vec<_>, Vec<_>) = std::mem::take(&mut self.early)
-            .into_iter()
-            .partition(|(at, _)| late(at));
-        self.early = open;
-        for (_, asked) in gone {
+        for asked in self.open_requests.take_late(now) {
             refuse(asked.request, asked.reply, &not_connected());
         }
         if self.lost_for_good().is_some_and(|at| now >= at) {
@@ -480,7 +468,7 @@ impl Supervisor {
 
     /// Everybody who waits for something that cannot be done without the kernel.
     fn take_askers(&mut self) -> Vec<(Request, oneshot::Sender<Reply>)> {
-        let tickets = std::mem::take(&mut self.tickets).into_iter();
+        let tickets = self.open_requests.take_tickets().into_iter();
         let mut askers: Vec<_> = tickets
             .map(|ticket| (ticket.request, ticket.reply))
             .collect();
@@ -495,11 +483,13 @@ impl Supervisor {
     fn has_askers(&self) -> bool {
         let stopping = self.ending.has_askers();
         let change = self.change.as_ref().filter(|change| change.is_read());
-        stopping || !self.tickets.is_empty() || change.is_some_and(|change| change.asker.is_some())
+        stopping
+            || self.open_requests.has_tickets()
+            || change.is_some_and(|change| change.asker.is_some())
     }
 
     pub(super) fn late_deadline(&self) -> Option<Instant> {
-        let early = self.early.first().map(|(at, _)| *at + KERNEL_PATIENCE);
+        let early = self.open_requests.late_at();
         let lost = self.lost_for_good().filter(|_| self.has_askers());
         early.into_iter().chain(lost).min()
     }

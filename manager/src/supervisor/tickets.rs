@@ -58,7 +58,7 @@ pub(super) enum Body {
 impl Supervisor {
     /// Answers those whose watchers have got where they should.
     pub(super) fn settle_tickets(&mut self) {
-        for mut ticket in std::mem::take(&mut self.tickets) {
+        for mut ticket in self.open_requests.take_tickets() {
             if ticket.reply.is_closed() {
                 continue;
             }
@@ -66,7 +66,7 @@ impl Supervisor {
             // has got there.
             if let Some(open) = self.first_open(ticket.goal, &ticket.watchers, ticket.open) {
                 ticket.open = open;
-                self.tickets.push(ticket);
+                self.open_requests.wait(ticket);
                 continue;
             }
             match self.outcome(ticket.goal, &ticket.watchers) {
@@ -74,7 +74,7 @@ impl Supervisor {
                     // A later request has moved one that had got there.
                     let open = self.first_open(ticket.goal, &ticket.watchers, 0);
                     ticket.open = open.unwrap_or(0);
-                    self.tickets.push(ticket);
+                    self.open_requests.wait(ticket);
                 }
                 Some(Ok(())) => {
                     let body = self.body(&ticket);
@@ -116,7 +116,7 @@ impl Supervisor {
 
     /// The same of one watcher.
     fn outcome_of(&mut self, goal: Goal, id: WatcherId) -> Option<Result<(), String>> {
-        let now = self.judged_at;
+        let now = self.open_requests.judged_at();
         if goal == Goal::Reloaded {
             self.signals.settle(id);
         }
@@ -160,9 +160,8 @@ impl Supervisor {
     /// Counted from the moment at which that was last judged: one that has shown it since has to be
     /// looked at again.
     pub(super) fn proof_deadline(&self) -> Option<Instant> {
-        let now = self.judged_at;
-        let asked = self.tickets.iter();
-        let asked = asked.filter_map(|ticket| ticket.watchers.get(ticket.open).copied());
+        let now = self.open_requests.judged_at();
+        let asked = self.open_requests.awaited();
         let watchers = asked.chain(self.change_waits_for());
         watchers
             .filter_map(|id| self.watchers.get(&id)?.proves_at(now))
@@ -267,7 +266,7 @@ mod tests {
         };
         watcher.started(1, process, None, &at);
         let (reply, _asker) = oneshot::channel();
-        supervisor.tickets.push(Ticket {
+        supervisor.open_requests.wait(Ticket {
             request: Request::accepted(Command::Start(Selection::default())),
             reply,
             watchers: vec![id],
@@ -275,17 +274,16 @@ mod tests {
             body: Body::Nothing,
             open: 0,
         });
-        supervisor.judged_at = begun;
+        supervisor.open_requests.judge_at(begun);
         supervisor.settle_tickets();
-        assert_eq!(
-            supervisor.tickets.len(),
-            1,
+        assert!(
+            supervisor.open_requests.has_tickets(),
             "it is judged by what was true then"
         );
         let due = supervisor.proof_deadline().unwrap();
         assert!(due > begun && due < Instant::now());
-        supervisor.judged_at = Instant::now();
+        supervisor.open_requests.judge_at(Instant::now());
         supervisor.settle_tickets();
-        assert!(supervisor.tickets.is_empty(), "it is answered");
+        assert!(!supervisor.open_requests.has_tickets(), "it is answered");
     }
 }

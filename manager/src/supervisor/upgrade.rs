@@ -82,7 +82,7 @@ impl Supervisor {
             tracing::info!("executing the new program; workers stay in the kernel");
             // Whoever waits loses the connection with us; the work itself goes on.
             self.give_up_change(GOES_ON);
-            for ticket in std::mem::take(&mut self.tickets) {
+            for ticket in self.open_requests.take_tickets() {
                 let error = RequestError::new(Errno::Asynchronous, GOES_ON);
                 refuse(ticket.request, ticket.reply, &error);
             }

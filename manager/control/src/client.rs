@@ -51,8 +51,10 @@ pub enum ManagerError {
     /// The connection broke.
     #[error("talking to the manager: {0}")]
     Io(#[from] io::Error),
-    /// The manager went before it answered.
-    #[error("the manager ended before it answered; `papactl status` shows what is running")]
+    /// The manager ended after it may have read a request that changes something.
+    #[error(
+        "the manager ended before it answered and may have done what was asked: `papactl status` shows what is running"
+    )]
     Gone,
     /// The deadline passed.
     #[error(
@@ -86,6 +88,10 @@ impl From<ReplyError> for ManagerError {
 #[derive(Debug)]
 pub struct ManagerClient {
     stream: UnixStream,
+    /// The namespace asked for.
+    namespace: String,
+    /// Where the manager listens.
+    socket: PathBuf,
     /// Bytes read and not yet part of a reply.
     unread: Vec<u8>,
 }
@@ -128,11 +134,17 @@ impl ManagerClient {
         }
         Ok(Self {
             stream,
+            namespace: namespace.to_owned(),
+            socket,
             unread: Vec::new(),
         })
     }
 
     /// Sends `request` and waits up to `timeout` for its reply.
+    ///
+    /// A manager that was killed can accept connections for a moment: its socket closes when the
+    /// last of its threads is gone. One that ends before it can have changed anything is therefore
+    /// reported as not running.
     ///
     /// # Errors
     /// The manager refused, failed, went away or took too long.
@@ -143,16 +155,31 @@ impl ManagerClient {
     ) -> Result<T, ManagerError> {
         let deadline = Instant::now() + timeout;
         self.stream.set_write_timeout(Some(timeout))?;
+        // A request that was cut is not carried out.
         self.stream
             .write_all(&request.to_line())
-            .map_err(|error| waited(error, timeout))?;
+            .map_err(|error| self.unserved(waited(error, timeout)))?;
         loop {
-            let line = self.line(deadline, timeout)?;
+            let line = match self.line(deadline, timeout) {
+                Err(error) if request.command.only_asks() => return Err(self.unserved(error)),
+                line => line?,
+            };
             let reply = Reply::parse(&line).map_err(ManagerError::Malformed)?;
             // An answer to an earlier request that we stopped waiting for is nobody's.
             if reply.id == request.id {
                 return Ok(reply.body()?);
             }
+        }
+    }
+
+    /// `error`, where nothing was carried out: a manager that is gone is one that does not run.
+    fn unserved(&self, error: ManagerError) -> ManagerError {
+        match error {
+            ManagerError::Gone => ManagerError::NotRunning {
+                namespace: self.namespace.clone(),
+                socket: self.socket.clone(),
+            },
+            error => error,
         }
     }
 
@@ -303,6 +330,34 @@ mod tests {
             ask(&directory, PATIENCE),
             Err(ManagerError::NotRunning { .. })
         ));
+    }
+
+    #[test]
+    fn a_manager_that_dies_before_a_question_is_answered_does_not_run() {
+        let (_base, directory) = directory();
+        let manager = manager(&directory, b"");
+        let question = Request::waiting(Command::Status { name: None });
+        let mut client = ManagerClient::connect(&directory, "circus").unwrap();
+        let answer = client.ask::<Map<String, Value>>(&question, PATIENCE);
+        assert!(
+            matches!(answer, Err(ManagerError::NotRunning { .. })),
+            "{answer:?}"
+        );
+        manager.join().unwrap();
+    }
+
+    #[test]
+    fn a_request_that_a_dying_manager_never_read_was_not_carried_out() {
+        let (_base, directory) = directory();
+        let listener = UnixListener::bind(directory.manager_socket("circus")).unwrap();
+        let mut client = ManagerClient::connect(&directory, "circus").unwrap();
+        drop(listener.accept().unwrap());
+        let request = Request::waiting(Command::Quit);
+        let answer = client.ask::<Map<String, Value>>(&request, PATIENCE);
+        assert!(
+            matches!(answer, Err(ManagerError::NotRunning { .. })),
+            "{answer:?}"
+        );
     }
 
     #[test]

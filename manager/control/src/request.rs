@@ -387,6 +387,29 @@ pub struct Since {
     pub seq: u64,
 }
 
+impl Command {
+    /// Whether the command changes nothing, so that it is as if never asked when no answer comes.
+    #[must_use]
+    pub fn only_asks(&self) -> bool {
+        matches!(
+            self,
+            Self::Get { .. }
+                | Self::Options { .. }
+                | Self::GlobalOptions { .. }
+                | Self::List { .. }
+                | Self::Status { .. }
+                | Self::NumProcesses { .. }
+                | Self::NumWatchers
+                | Self::Stats { .. }
+                | Self::DStats
+                | Self::ListSockets
+                | Self::Listen(_)
+                | Self::Logs { .. }
+                | Self::Doctor
+        )
+    }
+}
+
 impl Request {
     /// A request that is answered when its work is done.
     #[must_use]

@@ -19,8 +19,12 @@ const MAX_TOLD: usize = 10;
 /// Runs the verb.
 pub(super) fn run(common: &Common, args: &DoctorArgs) -> Result<(), CommandError> {
     let request = Request::waiting(Command::Doctor);
-    let reply: DoctorReply = match connect(common) {
-        Ok(mut manager) => manager.ask(&request, common.timeout())?,
+    let asked = connect(common).and_then(|mut manager| {
+        let reply = manager.ask::<DoctorReply>(&request, common.timeout());
+        reply.map_err(CommandError::from)
+    });
+    let reply = match asked {
+        Ok(reply) => reply,
         Err(
             error @ (CommandError::Elsewhere(_)
             | CommandError::Manager(

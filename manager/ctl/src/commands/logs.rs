@@ -429,8 +429,12 @@ fn named(
 
 /// Asks the manager; without one, the file named by `--config` tells as well.
 fn known_files(common: &Common) -> Result<LogsReply, CommandError> {
-    match connect(common) {
-        Ok(mut client) => Ok(client.ask(&question(), common.timeout())?),
+    let asked = connect(common).and_then(|mut client| {
+        let reply = client.ask(&question(), common.timeout());
+        reply.map_err(CommandError::from)
+    });
+    match asked {
+        Ok(reply) => Ok(reply),
         Err(CommandError::Manager(error @ ManagerError::NotRunning { .. })) => match &common.config
         {
             Some(file) => {

@@ -316,7 +316,8 @@ impl Supervisor {
             && let Some(link) = self.connection.link()
         {
             if outcome != Some(Outcome::Again) {
-                tasks::remove_own_sockets(link, &self.config).await;
+                let connected = self.connection.is_connected();
+                tasks::remove_own_sockets(link, &self.config, connected).await;
             }
             // What was asked of the kernel last goes out before the connection does: this question
             // comes behind it.

@@ -1,7 +1,7 @@
 //! What another version has left in the log state: read, carried along, or refused as a whole. See
 //! `tests/fixtures`.
 //!
-//! `UPDATE_FIXTURES=VERSION cargo test -p papa-manager --lib logs::fixtures` writes the fixture of
+//! `UPDATE_FIXTURES=VERSION cargo test -p papa-logs` writes the fixture of
 //! a version whose form is new.
 
 use std::fmt::Write;

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use papa_processes::mark::limit_of;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::{Name, NameError, NamePattern};
@@ -98,10 +99,15 @@ impl KernelLink {
 
 impl KernelLink {
     /// Whether a worker can have the limit that is its mark: one that is below the kernel's cannot be
-    /// raised.
+    /// raised. The kernel is asked only if it is another than the one that was connected to, so that
+    /// requests to start keep their order.
     async fn may_limit(&self) -> bool {
-        let kernel = self.process_now(STATUS_PATIENCE).await;
-        papa_processes::mark::limit_of(kernel) == Some(None)
+        let connected = i32::try_from(self.client().hello().pid).ok();
+        let limit = match connected.and_then(limit_of) {
+            None => limit_of(self.process_now(STATUS_PATIENCE).await),
+            limit => limit,
+        };
+        limit == Some(None)
     }
 }
 

@@ -203,15 +203,22 @@ pub(in crate::supervisor) fn remove_sockets(
     });
 }
 
-/// Removes the sockets that are not to outlive the manager.
-pub(in crate::supervisor) async fn remove_own_sockets(link: &KernelLink, config: &Config) {
+/// Removes the sockets that are not to outlive the manager. While there is no kernel, those that
+/// stand aside are left to the next manager: nobody waits for a kernel to come back.
+pub(in crate::supervisor) async fn remove_own_sockets(
+    link: &KernelLink,
+    config: &Config,
+    connected: bool,
+) {
     let removal = async {
         for socket in config.sockets.iter().filter(|socket| !socket.use_papa) {
             if let Err(error) = link.remove_socket(socket).await {
                 tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
-        close_aside(link).await;
+        if connected {
+            close_aside(link).await;
+        }
     };
     if tokio::time::timeout(KERNEL_PATIENCE, removal)
         .await

@@ -196,7 +196,7 @@ impl Owner {
         self.world.tell_unkept();
         self.notice_keeper();
         self.change_when_frozen();
-        if self.world.journal.wants_compaction() {
+        if self.world.journal.wants_compaction() || self.world.table.has_renamed {
             self.world.compact();
         }
         self.exit_if_asked();

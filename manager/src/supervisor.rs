@@ -131,6 +131,8 @@ const CHECKED_WATCHERS: usize = 200;
 struct Threads {
     /// Looks for workers' processes and ends them.
     trees: Option<TreeThread>,
+    /// Kills that wait in `trees`.
+    kills: tasks::Kills,
     /// Measures processes.
     statistics: Option<Statistics>,
 }
@@ -316,8 +318,7 @@ impl Supervisor {
             && let Some(link) = self.connection.link()
         {
             if outcome != Some(Outcome::Again) {
-                let connected = self.connection.is_connected();
-                tasks::remove_own_sockets(link, &self.config, connected).await;
+                tasks::remove_own_sockets(link, &self.config).await;
             }
             // What was asked of the kernel last goes out before the connection does: this question
             // comes behind it.
@@ -396,7 +397,9 @@ impl Supervisor {
                 }
             }
             Event::Read(read) => self.read(*read),
-            Event::SocketsChanged { result, lost } => self.sockets_changed(result, lost),
+            Event::SocketsChanged { result, lost, made } => {
+                self.sockets_changed(result, lost, &made);
+            }
             Event::Left(answers) => self.left_found(answers),
             Event::OrphansFound(look, found) => self.orphans_found(look, found),
             Event::KnownNoted(result) => self.known_noted(result),

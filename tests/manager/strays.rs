@@ -8,13 +8,15 @@ use serde_json::Value;
 
 use papa_harness::{Site, binary, procfs, wait_for, wait_until};
 
-/// Clears its environment and leaves session and parent, so that only its limits tell whose it is.
+/// Clears its environment but for its number, and leaves session and parent, so that only its limits
+/// tell whose it is.
 pub(crate) const CLEARS: &str = "
 import os, resource, sys, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        os.execve('/bin/sh', ['sh', '-c', 'echo $$ > %s/hidden; exec sleep 1000' % sys.argv[1]], {})
+        os.execve('/bin/sh', ['sh', '-c', 'echo $$ > %s/hidden; exec sleep 1000' % sys.argv[1]],
+            {'PAPA_WID': '1'})
     os._exit(0)
 time.sleep(1000)
 ";

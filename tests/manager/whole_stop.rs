@@ -188,6 +188,28 @@ fn with_leave_children_what_a_worker_left_runs_on() {
     }
 }
 
+#[test]
+fn with_leave_children_a_job_was_killed_with_the_next_worker_of_the_number() {
+    let ini = "[watcher:jobs]\ncmd = sh DIR/jobs.sh\ncopy_env = true\nleave_children = yes\n\
+        graceful_timeout = 0.3\nautostart = no\n";
+    let stack = Stack::start(ini);
+    let directory = stack.kernel.directory().display().to_string();
+    let script = format!(
+        "cd {directory}\nif [ -e children ]; then trap '' TERM; : > deaf; while :; do sleep 1; done; fi\n\
+         env -i setsid sh -c 'sleep 1000 & echo $! > new; mv new children'\n"
+    );
+    fs::write(stack.kernel.directory().join("jobs.sh"), script).unwrap();
+    stack.request("start", "jobs");
+    let child = wait_children(&stack, 1)[0];
+    wait_until("the next worker is deaf", || {
+        stack.kernel.directory().join("deaf").exists()
+    });
+    stack.request("stop", "jobs");
+    let alive = procfs::alive(child);
+    procfs::signal(child, Signal::SIGKILL);
+    assert!(alive, "the job was ended");
+}
+
 fn papactl(stack: &Stack, words: &[&str]) -> Output {
     private_command(&binary("papactl"), stack.kernel.directory())
         .args(words)

@@ -189,6 +189,8 @@ impl World {
             .map(|record| Record::Unknown(record));
         if let Err(error) = self.journal.compact(ours.chain(later)) {
             error!(%error, "cannot compact the journal");
+        } else {
+            self.table.has_renamed = false;
         }
     }
 

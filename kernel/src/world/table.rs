@@ -117,6 +117,9 @@ pub struct Table {
     socket_names: BTreeMap<Name, u64>,
     processes: BTreeMap<u64, ProcessRow>,
     process_names: BTreeMap<Name, u64>,
+    /// A socket has another name than the journal gave it first. Earlier versions take such a journal
+    /// to say that it has both, so it is to be compacted.
+    pub(crate) has_renamed: bool,
 }
 
 impl Table {
@@ -153,6 +156,8 @@ impl Table {
             Entry::Socket(row) => {
                 self.next_id = self.next_id.max(row.id.saturating_add(1));
                 // One that is here already has another name now.
+                let before = self.sockets.get(&row.id);
+                self.has_renamed |= before.is_some_and(|old| old.make.name != row.make.name);
                 self.release_socket_name(row.id);
                 self.socket_names.insert(row.make.name.clone(), row.id);
                 self.sockets.insert(row.id, *row);

@@ -14,12 +14,16 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 use serde::de::DeserializeOwned;
 
+use papa_processes::departing::Departing;
+
 use crate::message::{MAX_REPLY_BYTES, Reply, ReplyError, Request, RequestError};
 use papa_system::runtime_dir::{self, RuntimeDir, RuntimeDirError};
 
 /// How much is read at a time.
 const READ_BYTES: usize = 64 * 1024;
 
+/// How long a manager that has closed the connection may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 /// How long one wait for the next line of a stream takes; another one follows.
 const STREAM_PERIOD: Duration = Duration::from_secs(3600);
 
@@ -88,6 +92,8 @@ impl From<ReplyError> for ManagerError {
 #[derive(Debug)]
 pub struct ManagerClient {
     stream: UnixStream,
+    /// The manager; none if its process id means nothing here.
+    process: Option<Departing>,
     /// The namespace asked for.
     namespace: String,
     /// Where the manager listens.
@@ -126,14 +132,15 @@ impl ManagerClient {
             }
             Err(error) => return Err(error.into()),
         };
-        let peer = getsockopt(&stream, PeerCredentials)
-            .map_err(io::Error::from)?
-            .uid();
-        if peer != 0 && peer != Uid::effective().as_raw() {
-            return Err(ManagerError::Stranger { socket, uid: peer });
+        let peer = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
+        let uid = peer.uid();
+        if uid != 0 && uid != Uid::effective().as_raw() {
+            return Err(ManagerError::Stranger { socket, uid });
         }
+        let pid = u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0);
         Ok(Self {
             stream,
+            process: pid.map(|pid| Departing::of([pid])),
             namespace: namespace.to_owned(),
             socket,
             unread: Vec::new(),
@@ -143,8 +150,8 @@ impl ManagerClient {
     /// Sends `request` and waits up to `timeout` for its reply.
     ///
     /// A manager that was killed can accept connections for a moment: its socket closes when the
-    /// last of its threads is gone. One that ends before it can have changed anything is therefore
-    /// reported as not running.
+    /// last of its threads is gone. One whose process ends before it can have changed anything is
+    /// therefore reported as not running; one that closes the connection and lives is `Gone`.
     ///
     /// # Errors
     /// The manager refused, failed, went away or took too long.
@@ -172,10 +179,14 @@ impl ManagerClient {
         }
     }
 
-    /// `error`, where nothing was carried out: a manager that is gone is one that does not run.
+    /// `error`, where nothing was carried out: a manager whose process has ended does not run.
     fn unserved(&self, error: ManagerError) -> ManagerError {
+        let has_ended = || {
+            let process = self.process.as_ref();
+            process.is_some_and(|one| one.wait(Instant::now() + END_PATIENCE).is_none())
+        };
         match error {
-            ManagerError::Gone => ManagerError::NotRunning {
+            ManagerError::Gone if has_ended() => ManagerError::NotRunning {
                 namespace: self.namespace.clone(),
                 socket: self.socket.clone(),
             },
@@ -239,9 +250,9 @@ fn waited(error: io::Error, timeout: Duration) -> ManagerError {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
-    use std::thread;
+    use std::{fs, process, thread};
 
     use serde_json::{Map, Value};
 
@@ -332,10 +343,40 @@ mod tests {
         ));
     }
 
+    /// A process that is named like a manager, accepts one connection and ends.
+    const DIES: &str = "
+import os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+print('listens', flush=True)
+server.accept()[0].recv(1)
+os._exit(0)
+";
+
     #[test]
     fn a_manager_that_dies_before_a_question_is_answered_does_not_run() {
-        let (_base, directory) = directory();
-        let manager = manager(&directory, b"");
+        let (base, directory) = directory();
+        let program = base.path().join("papa-dies");
+        let found = process::Command::new("python3")
+            .args([
+                "-c",
+                "import os, sys; print(os.path.realpath(sys.executable))",
+            ])
+            .output()
+            .unwrap();
+        let python = String::from_utf8(found.stdout).unwrap();
+        std::os::unix::fs::symlink(python.trim(), &program).unwrap();
+        let mut manager = process::Command::new(&program)
+            .args(["-SE", "-c", DIES])
+            .arg(directory.manager_socket("circus"))
+            .stdout(process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = manager.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        assert_eq!(line, "listens\n");
         let question = Request::waiting(Command::Status { name: None });
         let mut client = ManagerClient::connect(&directory, "circus").unwrap();
         let answer = client.ask::<Map<String, Value>>(&question, PATIENCE);
@@ -343,21 +384,19 @@ mod tests {
             matches!(answer, Err(ManagerError::NotRunning { .. })),
             "{answer:?}"
         );
-        manager.join().unwrap();
+        manager.wait().unwrap();
     }
 
     #[test]
-    fn a_request_that_a_dying_manager_never_read_was_not_carried_out() {
+    fn a_manager_that_closes_the_connection_and_lives_is_not_said_to_be_gone_for_good() {
         let (_base, directory) = directory();
         let listener = UnixListener::bind(directory.manager_socket("circus")).unwrap();
-        let mut client = ManagerClient::connect(&directory, "circus").unwrap();
-        drop(listener.accept().unwrap());
-        let request = Request::waiting(Command::Quit);
-        let answer = client.ask::<Map<String, Value>>(&request, PATIENCE);
-        assert!(
-            matches!(answer, Err(ManagerError::NotRunning { .. })),
-            "{answer:?}"
-        );
+        for request in [Command::Status { name: None }, Command::Quit] {
+            let mut client = ManagerClient::connect(&directory, "circus").unwrap();
+            drop(listener.accept().unwrap());
+            let answer = client.ask::<Map<String, Value>>(&Request::waiting(request), PATIENCE);
+            assert!(matches!(answer, Err(ManagerError::Gone)), "{answer:?}");
+        }
     }
 
     #[test]

@@ -150,20 +150,23 @@ pub fn limit(entries: &[Vec<u8>]) -> u64 {
     LEAST | (bytes.fold(0xcbf2_9ce4_8422_2325, hash) >> 12)
 }
 
-/// The hard limit of a process's time under realtime scheduling; `Some(None)` if there is none.
+/// The limits of a process's time under realtime scheduling, soft and hard, in microseconds; none is
+/// infinity.
 #[must_use]
-pub fn limit_of(pid: i32) -> Option<Option<u64>> {
-    parse_limit(&std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
+pub fn limits_of(pid: i32) -> Option<(Option<u64>, Option<u64>)> {
+    parse_limits(&std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?)
 }
 
 /// Source: `proc_pid_limits(5)`.
-fn parse_limit(limits: &str) -> Option<Option<u64>> {
+fn parse_limits(limits: &str) -> Option<(Option<u64>, Option<u64>)> {
     let line = |line: &str| line.strip_prefix("Max realtime timeout").map(str::to_owned);
     let values = limits.lines().find_map(line)?;
-    match values.split_ascii_whitespace().nth(1)? {
+    let limit = |text: &str| match text {
         "unlimited" => Some(None),
-        hard => Some(Some(hard.parse().ok()?)),
-    }
+        limit => Some(Some(limit.parse().ok()?)),
+    };
+    let mut values = values.split_ascii_whitespace();
+    Some((limit(values.next()?)?, limit(values.next()?)?))
 }
 
 #[cfg(test)]
@@ -190,13 +193,14 @@ mod tests {
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
             Max realtime priority     0                    0                    \n\
             Max realtime timeout      7                    4503599627382841     us        \n";
-        assert_eq!(parse_limit(limits), Some(Some(4_503_599_627_382_841)));
+        let read = Some((Some(7), Some(4_503_599_627_382_841)));
+        assert_eq!(parse_limits(limits), read);
         let none =
             "Max realtime timeout      unlimited            unlimited            us        \n";
-        assert_eq!(parse_limit(none), Some(None));
-        assert_eq!(parse_limit("Max realtime timeout      7"), None);
-        assert_eq!(parse_limit(""), None);
-        assert!(limit_of(std::process::id().try_into().unwrap()).is_some());
+        assert_eq!(parse_limits(none), Some((None, None)));
+        assert_eq!(parse_limits("Max realtime timeout      7"), None);
+        assert_eq!(parse_limits(""), None);
+        assert!(limits_of(std::process::id().try_into().unwrap()).is_some());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use papa_processes::mark::limit_of;
+use papa_processes::mark::limits_of;
 use papa_protocol::json::reply::ErrorCode;
 use papa_protocol::json::request as ops;
 use papa_protocol::name::{Name, NameError, NamePattern};
@@ -55,8 +55,12 @@ impl KernelLink {
             let environment = &mut request.env.0;
             environment.insert(variable.to_owned(), ByteString::from(value));
         }
-        if !request.rlimits.contains_key(MARK_LIMIT) && self.may_limit().await {
-            let limit = Rlimit::both(Some(mark.limit()));
+        if !request.rlimits.contains_key(MARK_LIMIT)
+            && let Some((soft, None)) = self.inherited_limit().await
+        {
+            let hard = Some(mark.limit());
+            let soft = soft.or(hard);
+            let limit = Rlimit { soft, hard };
             request.rlimits.insert(MARK_LIMIT.to_owned(), limit);
         }
         if let Some((variable, value)) = means.variable {
@@ -98,16 +102,15 @@ impl KernelLink {
 }
 
 impl KernelLink {
-    /// Whether a worker can have the limit that is its mark: one that is below the kernel's cannot be
-    /// raised. The kernel is asked only if it is another than the one that was connected to, so that
-    /// requests to start keep their order.
-    async fn may_limit(&self) -> bool {
+    /// The limits, soft and hard, that a worker has from the kernel: only one without a hard limit
+    /// can have its mark for one. The kernel is asked for its process id only if it is another than
+    /// the one that was connected to, so that requests to start keep their order.
+    async fn inherited_limit(&self) -> Option<(Option<u64>, Option<u64>)> {
         let connected = i32::try_from(self.client().hello().pid).ok();
-        let limit = match connected.and_then(limit_of) {
-            None => limit_of(self.process_now(STATUS_PATIENCE).await),
-            limit => limit,
-        };
-        limit == Some(None)
+        match connected.and_then(limits_of) {
+            None => limits_of(self.process_now(STATUS_PATIENCE).await),
+            limits => limits,
+        }
     }
 }
 

@@ -106,6 +106,13 @@ impl KernelLink {
         serials?.into_iter().max()
     }
 
+    /// Whether one of the sockets that exist has this serial.
+    #[must_use]
+    pub fn has_serial(&self, serial: u64) -> bool {
+        let known = self.sockets.lock();
+        known.is_ok_and(|known| known.values().any(|one| *one == Some(serial)))
+    }
+
     async fn describe_socket(&self, socket: &SocketConfig) -> Result<SocketInfo, LinkError> {
         let request = ops::SocketList {
             names: vec![NamePattern::new(&socket.kernel_name(self.namespace()))],
@@ -189,8 +196,11 @@ impl KernelLink {
         request.aside = Name::new(&format!("{}{}", self.aside(), socket.name)).ok();
         loop {
             match self.ask_for_socket(request.clone()).await {
+                // A kernel refuses a whole request for a member that it does not know, and names it.
                 Err(error)
-                    if request.aside.is_some() && error.code() == Some(ErrorCode::Invalid) =>
+                    if request.aside.is_some()
+                        && error.code() == Some(ErrorCode::Invalid)
+                        && error.to_string().contains("`aside`") =>
                 {
                     request.aside = None;
                 }
@@ -207,6 +217,17 @@ impl KernelLink {
                 }
             }
         }
+    }
+
+    /// Whether a socket of this name stands aside.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub async fn is_aside(&self, name: &str) -> Result<bool, LinkError> {
+        let request = ops::SocketList {
+            names: vec![NamePattern::new(&format!("{}{name}", self.aside()))],
+        };
+        Ok(!self.client().call(request).await?.sockets.is_empty())
     }
 
     /// Closes the sockets that stand aside. Waits until the kernel answers.

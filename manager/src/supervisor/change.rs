@@ -232,13 +232,14 @@ impl Supervisor {
         &mut self,
         result: Result<(), String>,
         lost: BTreeMap<String, String>,
+        made: &[String],
     ) {
         // Their watchers wait instead of failing, and they are tried again.
         self.sockets.lost(lost);
         let Some(mut change) = self.change.take() else {
             return;
         };
-        let next = match std::mem::replace(&mut change.stage, Stage::Reading) {
+        let mut next = match std::mem::replace(&mut change.stage, Stage::Reading) {
             Stage::Sockets(next) => next,
             Stage::Closing => return self.closed(change),
             other => {
@@ -250,6 +251,9 @@ impl Supervisor {
         if let Err(error) = self.may_act() {
             return self.end_change(change, &Err(error));
         }
+        if change.resumed {
+            self.plan_users(&mut next.plan, &next.effective, made);
+        }
         match result {
             Ok(()) => self.change_watchers(change, *next),
             Err(reason) if change.undoing.is_some() => {
@@ -257,6 +261,11 @@ impl Supervisor {
                 let why = change.undoing.take().unwrap_or_default();
                 change.undoing = Some(format!("{why}; but {reason}"));
                 self.change_watchers(change, *next);
+            }
+            // A predecessor has changed some of it.
+            Err(reason) if change.resumed => {
+                self.config = Arc::new(next.config);
+                self.take_back(change, reason);
             }
             Err(reason) => {
                 self.retry_sockets();
@@ -382,20 +391,7 @@ impl Supervisor {
                 ));
             }
             if change.undoing.is_none() {
-                tracing::error!(reason, "restoring the previous configuration");
-                change.undoing = Some(reason);
-                change.begun.clear();
-                // Before that is kept: a successor must not take a reload that failed for one that
-                // takes back.
-                self.save();
-                let next = self.compare(change.before.as_ref().clone());
-                change.rolls = self.rolls(&next.plan);
-                self.keep_change(&mut change);
-                tracing::info!(
-                    plan = plan::in_one_line(&next.plan),
-                    "steps to restore the previous configuration"
-                );
-                return self.change_sockets(change, next);
+                return self.take_back(change, reason);
             }
             tracing::error!(reason, "cannot restore part of the previous configuration");
         }
@@ -409,6 +405,24 @@ impl Supervisor {
         }
         change.stage = Stage::Leaving { leaving, sockets };
         self.change = Some(change);
+    }
+
+    /// Begins to restore the configuration before the change.
+    fn take_back(&mut self, mut change: Change, reason: String) {
+        tracing::error!(reason, "restoring the previous configuration");
+        change.undoing = Some(reason);
+        change.begun.clear();
+        // Before that is kept: a successor must not take a reload that failed for one that takes
+        // back.
+        self.save();
+        let next = self.compare(change.before.as_ref().clone());
+        change.rolls = self.rolls(&next.plan);
+        self.keep_change(&mut change);
+        tracing::info!(
+            plan = plan::in_one_line(&next.plan),
+            "steps to restore the previous configuration"
+        );
+        self.change_sockets(change, next);
     }
 
     /// Every watcher that had to go is gone; so the sockets may, too.
@@ -498,6 +512,7 @@ impl Supervisor {
             .filter(|socket| change.resumed || is_replaced(&socket.name))
             .filter_map(|socket| {
                 Some(Replacement {
+                    is_planned: is_replaced(&socket.name),
                     before: find(&next.from, &socket.name)?,
                     after: socket.clone(),
                     held_by: self.holders(&socket.name),

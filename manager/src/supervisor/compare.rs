@@ -110,6 +110,38 @@ impl Supervisor {
         }
     }
 
+    /// Workers that have a socket which was replaced just now are replaced too. The plan of a change
+    /// that is gone on with does not say so, as the configuration is the one it leads to.
+    pub(super) fn plan_users(&self, plan: &mut Plan, next: &Config, replaced: &[String]) {
+        for config in &next.watchers {
+            let used = config.sockets.iter().chain(&config.stdin_socket);
+            let used: Vec<String> = used
+                .filter(|name| replaced.contains(name))
+                .cloned()
+                .collect();
+            let known = self.keys.get(&config.key);
+            let known = known.and_then(|id| self.watchers.get(id));
+            if used.is_empty() || known.is_none_or(|known| known.workers().is_empty()) {
+                continue;
+            }
+            let apply = if config.singleton {
+                Apply::Restart
+            } else {
+                Apply::Roll
+            };
+            let mut changed = plan.watchers.changed.iter_mut();
+            match changed.find(|change| change.name.to_lowercase() == config.key) {
+                Some(change) => change.apply = change.apply.max(apply),
+                None => plan.watchers.changed.push(WatcherChange {
+                    name: config.name.clone(),
+                    apply,
+                    keys: Vec::new(),
+                    sockets: used,
+                }),
+            }
+        }
+    }
+
     /// The configuration that runs: the file's, with what was set since, and without what is
     /// leaving.
     fn effective(&self) -> Config {

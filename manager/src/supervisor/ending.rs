@@ -12,6 +12,7 @@ use crate::control::message::{Errno, Reply, Request, RequestError, ShutdownReply
 use crate::control::server::now as epoch_seconds;
 use crate::error::ManagerError;
 use crate::pidfd::Whom;
+use crate::supervisor::tickets::refuse;
 use crate::supervisor::{Outcome, Supervisor, tasks};
 
 /// How long trailing output may take to reach the log files when everything is shut down.
@@ -260,6 +261,11 @@ impl Supervisor {
     }
 
     pub(super) fn shut_down(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        // It may have lost its namespace, or another program is about to take its place.
+        if self.ending.is_done() {
+            let ending = RequestError::new(Errno::Command, "the manager is ending");
+            return refuse(request, reply, &ending);
+        }
         if let Phase::ShuttingDown { answer, .. } = &mut self.ending.phase {
             answer.push((request, reply));
             return;

@@ -111,6 +111,8 @@ pub enum Event {
         result: Result<(), String>,
         /// Sockets that are not there any more and could not be made again, and why.
         lost: BTreeMap<String, String>,
+        /// Sockets that were replaced.
+        made: Vec<String>,
     },
     /// Who is left of workers that have ended, or were killed.
     Left(Vec<Answer>),

@@ -32,7 +32,8 @@ impl Supervisor {
         let resumed = change
             .as_ref()
             .and_then(|kept| Resumed::read(kept, &self.config));
-        if change.is_some() && resumed.is_none() {
+        let is_unreadable = change.is_some() && resumed.is_none();
+        if is_unreadable {
             let name = state::change_value(link.namespace());
             self.keep(name, None);
         }
@@ -60,6 +61,9 @@ impl Supervisor {
         self.ending.attached();
         if let (Some(resumed), Some(config)) = (resumed, config) {
             self.resume_change(resumed, &config);
+        }
+        if is_unreadable && let Some(link) = self.connection.link() {
+            tasks::abandon_change(link.clone());
         }
         self.replace_workers(outlived);
         self.ask_early();

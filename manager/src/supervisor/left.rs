@@ -202,8 +202,14 @@ impl Supervisor {
         else {
             return;
         };
+        // What an earlier worker of this number has left running on purpose has the same mark.
+        let leaves = self
+            .watchers
+            .get(&id)
+            .is_some_and(|watcher| watcher.config().leave_children);
+        let mark = (!leaves).then_some(worker);
         if let Some(link) = self.connection.link().cloned() {
-            tasks::kill(link, trees, target, worker, process);
+            tasks::kill(link, trees, &self.threads.kills, target, mark, process);
         }
     }
 

@@ -143,8 +143,10 @@ impl Supervisor {
             let watcher = self.watchers.get(&id)?;
             let given = Note::of(process)?.sockets?;
             let newest = link.newest_of(&watcher.config().needed_sockets())?;
-            // One that was put aside and came back has a lower serial.
-            let is_left = process.running && newest != given;
+            // One that was put aside and came back has a lower serial than the one that was closed.
+            // One that the file no longer names exists still.
+            let is_other = newest > given || (newest < given && !link.has_serial(given));
+            let is_left = process.running && is_other;
             // One that is being reloaded replaces them anyway.
             (is_left && watcher.is_wanted() && !watcher.is_rolling()).then_some(id)
         };

@@ -16,12 +16,12 @@ mod workers;
 
 pub(super) use attaching::{attach, list_again};
 pub(super) use cleaning::clean_up;
-pub(super) use exchange::{Exchange, Replacement, change_sockets};
+pub(super) use exchange::{Exchange, Replacement, abandon_change, change_sockets};
 pub(super) use saving::send_saves;
 pub(super) use sockets::{
     ask_whose_path, bind_anew, make_sockets_again, remove_own_sockets, remove_sockets, watch_paths,
 };
-pub(super) use workers::{Order, kill, order_tree, signal, start, stop, stop_reach};
+pub(super) use workers::{Kills, Order, kill, order_tree, signal, start, stop, stop_reach};
 
 /// Pause before a request is repeated that the kernel did not answer.
 const KERNEL_AGAIN: Duration = Duration::from_millis(50);

@@ -58,7 +58,9 @@ pub(super) fn end_manager(
     let said = match outcome {
         Ok(said) => said,
         // It may be gone before its answer is read: workers stay in any case.
-        Err(ManagerError::Gone) if quitting => ShutdownReply::default(),
+        Err(ManagerError::Gone | ManagerError::NotRunning { .. }) if quitting => {
+            ShutdownReply::default()
+        }
         // Not so here: what it had not stopped yet runs on.
         Err(ManagerError::Gone) => {
             return Err(CommandError::Failed(

@@ -220,7 +220,7 @@ fn running_manager(
     match status_with_kernel(common, &mut client) {
         Ok(status) => Ok(Some((client, status))),
         // It was just ending.
-        Err(ManagerError::NotRunning { .. }) => Ok(None),
+        Err(ManagerError::NotRunning { .. } | ManagerError::Gone) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -8,8 +8,9 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
-use crate::mark;
+use crate::mark::{self, Mark};
 use crate::tree::memory::Memory;
 use crate::tree::{Identity, Member, Target, cgroup};
 
@@ -230,25 +231,23 @@ impl Marks {
     fn read(&mut self, pid: i32, stat: &Stat) {
         // That of another user may not be readable.
         let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if !self.add(pid, &environ)
+        self.add(pid, &environ);
+        if Mark::parse(&environ).is_none()
             && !is_ours(pid, stat)
-            && let Some(Some(limit)) = mark::limit_of(pid)
+            && may_signal(pid)
+            && let Some((_, Some(limit))) = mark::limits_of(pid)
         {
             self.by_limit.entry(limit).or_default().push(pid);
         }
     }
 
-    /// Answers whether there is anything of a mark.
-    fn add(&mut self, pid: i32, environ: &[u8]) -> bool {
-        let mut any = false;
+    fn add(&mut self, pid: i32, environ: &[u8]) {
         for entry in environ.split(|byte| *byte == 0) {
             let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
             if mark::VARIABLES.iter().any(|known| known.as_bytes() == name) {
-                any = true;
                 self.by_entry.entry(entry.to_vec()).or_default().insert(pid);
             }
         }
-        any
     }
 
     /// Those that have all these entries, or the limit that stands for them.
@@ -369,6 +368,13 @@ fn parse_stat(bytes: &[u8]) -> Option<Stat> {
 pub(super) fn is_ours(pid: i32, stat: &Stat) -> bool {
     const PROGRAMS: [&str; 4] = ["papa-manager", "papactl", "papa-keeper", "papa-kernel"];
     PROGRAMS.contains(&stat.command.as_str()) || is_titled(pid, "papa: ")
+}
+
+/// Whether a process can be ended: of one that has changed its user, everybody can read the limits.
+fn may_signal(pid: i32) -> bool {
+    let own = nix::unistd::Uid::effective();
+    own.is_root()
+        || fs::metadata(format!("/proc/{pid}")).is_ok_and(|found| found.uid() == own.as_raw())
 }
 
 /// Whether its title begins with this.

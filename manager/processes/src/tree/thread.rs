@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use crate::tree::end::{Doomed, HUNT, end, hunt, signal_exactly};
 use crate::tree::memory::Memory;
@@ -36,8 +36,8 @@ pub enum Deed {
 pub struct Leader {
     /// Its pidfd.
     pub pidfd: OwnedFd,
-    /// Held as long as the descriptor: whoever orders kills bounds the descriptors that wait.
-    pub turn: OwnedSemaphorePermit,
+    /// Dropped with the descriptor: so whoever orders kills bounds how many wait.
+    pub held: Box<dyn std::fmt::Debug + Send>,
 }
 
 /// Something to do.
@@ -99,7 +99,7 @@ fn carry_out(batch: Vec<Order>, memories: &mut BTreeMap<TargetId, Memory>) -> Ve
     let kernel = batch.iter().rev().find_map(|order| order.kernel);
     let mut answers = Vec::new();
     let mut doomed: Vec<(Target, Memory, Option<OwnedFd>)> = Vec::new();
-    let mut turns = Vec::new();
+    let mut held = Vec::new();
     let mut noted = Vec::new();
     let mut snapshot: Option<Snapshot> = None;
     let mut empty: Vec<Target> = Vec::new();
@@ -114,8 +114,9 @@ fn carry_out(batch: Vec<Order>, memories: &mut BTreeMap<TargetId, Memory>) -> Ve
         };
         if let Deed::Kill(leader) = deed {
             let memory = std::mem::take(memory);
-            let (pidfd, turn) = leader.map(|Leader { pidfd, turn }| (pidfd, turn)).unzip();
-            turns.extend(turn);
+            let leader = leader.map(|Leader { pidfd, held }| (pidfd, held));
+            let (pidfd, kept) = leader.unzip();
+            held.extend(kept);
             doomed.push((target, memory, pidfd));
             continue;
         }

@@ -10,6 +10,7 @@ use papa_protocol::process::Overflow;
 use papa_protocol::record::Serial;
 use tokio::sync::mpsc;
 
+use super::KERNEL_PATIENCE;
 use super::exchange::close_aside;
 use crate::config::Config;
 use crate::kernel_link::KernelLink;
@@ -37,7 +38,12 @@ pub(in crate::supervisor) fn clean_up(
                 tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
-        close_aside(&link).await;
+        if tokio::time::timeout(KERNEL_PATIENCE, close_aside(&link))
+            .await
+            .is_err()
+        {
+            tracing::warn!("the kernel does not answer; sockets of before the change stay");
+        }
         // The kernel answers `not_found` where nothing was kept.
         if let Err(error) = link.client().call(kept_values(&config.namespace)).await {
             tracing::debug!(%error, "cannot remove the kept values");

@@ -29,6 +29,8 @@ const BIND_AGAIN: Duration = Duration::from_millis(20);
 /// A socket that is closed and made again with other parameters.
 #[derive(Debug)]
 pub(in crate::supervisor) struct Replacement {
+    /// The change differs in it. Another one is replaced only where a predecessor had replaced it.
+    pub(in crate::supervisor) is_planned: bool,
     pub(in crate::supervisor) before: SocketConfig,
     pub(in crate::supervisor) after: SocketConfig,
     /// Watchers whose workers have it: their copies keep the address taken.
@@ -60,16 +62,30 @@ pub(in crate::supervisor) fn change_sockets(
             close_aside(&link).await;
         }
         let mut lost = BTreeMap::new();
+        let mut made = Vec::new();
         let result = match remaining(&link, &exchange.replaced).await {
             Err(reason) => Err(reason),
-            Ok(replaced) if exchange.undoing => {
-                restore(&link, &exchange.added, &replaced, &mut lost).await
+            Ok(replaced) => {
+                made.extend(replaced.iter().map(|one| one.after.name.clone()));
+                if exchange.undoing {
+                    restore(&link, &exchange.added, &replaced, &mut lost).await
+                } else {
+                    exchange_all(&link, &exchange.added, &replaced, &mut lost).await
+                }
             }
-            Ok(replaced) => exchange_all(&link, &exchange.added, &replaced, &mut lost).await,
         };
+        if result.is_err() && exchange.is_fresh {
+            close_aside(&link).await;
+        }
         failpoint::reach("change.sockets");
-        let _ = events.send(Event::SocketsChanged { result, lost }).await;
+        let changed = Event::SocketsChanged { result, lost, made };
+        let _ = events.send(changed).await;
     });
+}
+
+/// Closes the sockets of a change that nobody can go on with.
+pub(in crate::supervisor) fn abandon_change(link: KernelLink) {
+    tokio::spawn(async move { close_aside(&link).await });
 }
 
 /// The replacements that an earlier manager has not made yet.
@@ -80,13 +96,37 @@ async fn remaining<'a>(
     let mut remaining = Vec::new();
     for replacement in replaced {
         let after = &replacement.after;
-        match link.has_socket(after).await {
-            Ok(true) => {}
-            Ok(false) => remaining.push(replacement),
-            Err(error) => return Err(format!("socket {}: {error}", after.name)),
+        let is_left = async {
+            Ok(
+                (replacement.is_planned || link.is_aside(&after.name).await?)
+                    && !link.has_socket(after).await?,
+            )
+        };
+        match is_left.await {
+            Ok(true) => remaining.push(replacement),
+            Ok(false) => {}
+            Err::<_, LinkError>(error) => return Err(format!("socket {}: {error}", after.name)),
         }
     }
     Ok(remaining)
+}
+
+/// Closes those whose address another one is to have: they cannot stay open until the change is
+/// over. True if there are any.
+async fn vacate(link: &KernelLink, replaced: &[&Replacement]) -> Result<bool, LinkError> {
+    let mut any = false;
+    for one in replaced {
+        let is_wanted = |other: &&Replacement| {
+            other.after.name != one.before.name
+                && share_address(&other.after, &one.before)
+                && share_host(&other.after, &one.before)
+        };
+        if replaced.iter().any(is_wanted) {
+            link.remove_socket(&one.before).await?;
+            any = true;
+        }
+    }
+    Ok(any)
 }
 
 /// Restores the previous sockets, which the kernel has kept open if it can. One that it could not
@@ -102,6 +142,9 @@ async fn restore(
         if let Err(error) = link.make_socket(socket).await {
             lost.insert(socket.name.clone(), hindrance(socket, &error).await);
         }
+    }
+    if let Err(error) = vacate(link, replaced).await {
+        tracing::warn!(%error, "a socket keeps the address of another one");
     }
     for Replacement { before, after, .. } in replaced {
         let restored = match link.exchange_socket(after).await {
@@ -148,8 +191,13 @@ async fn exchange_all(
             }
         }
     }
+    let mut vacated = false;
     if result.is_ok() {
-        for replacement in replaced {
+        match vacate(link, replaced).await {
+            Ok(any) => vacated = any,
+            Err(error) => result = Err(error.to_string()),
+        }
+        for replacement in replaced.iter().filter(|_| result.is_ok()) {
             closed.push(replacement);
             if let Err(error) = replace(link, &replacement.before, &replacement.after).await {
                 let reason = hindrance(&replacement.after, &error).await;
@@ -164,13 +212,19 @@ async fn exchange_all(
                 tracing::error!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
         }
-        for Replacement { before, after, .. } in closed {
-            if let Err(error) = replace(link, after, before).await {
+        if vacated {
+            closed = replaced.to_vec();
+        }
+        for Replacement { before, after, .. } in closed.into_iter().rev() {
+            let restored = match vacated {
+                true => remake(link, after, before).await,
+                false => replace(link, after, before).await,
+            };
+            if let Err(error) = restored {
                 tracing::error!(socket = before.name, %error, "cannot restore the socket");
                 lost.insert(before.name.clone(), hindrance(before, &error).await);
             }
         }
-        close_aside(link).await;
     }
     result
 }
@@ -181,6 +235,7 @@ async fn try_out(link: &KernelLink, replacement: &Replacement) -> Result<(), Str
         before,
         after,
         held_by,
+        ..
     } = replacement;
     if held_by.is_empty() {
         return Ok(());
@@ -209,15 +264,22 @@ async fn replace(
     before: &SocketConfig,
     after: &SocketConfig,
 ) -> Result<(), LinkError> {
-    match link.exchange_socket(after).await {
-        Err(error)
-            if error.code() == Some(ErrorCode::Exists)
-                || (error.code() == Some(ErrorCode::BindFailed)
-                    && share_address(before, after)) =>
-        {
-            remake(link, before, after).await
+    let until = Instant::now() + BIND_PATIENCE;
+    loop {
+        match link.exchange_socket(after).await {
+            Err(error)
+                if error.code() == Some(ErrorCode::Exists)
+                    || (error.code() == Some(ErrorCode::BindFailed)
+                        && share_address(before, after)) =>
+            {
+                return remake(link, before, after).await;
+            }
+            // The socket that was tried out may not be closed everywhere yet.
+            Err(error) if error.code() == Some(ErrorCode::BindFailed) && Instant::now() < until => {
+                sleep(BIND_AGAIN).await;
+            }
+            result => return result,
         }
-        other => other,
     }
 }
 
@@ -225,9 +287,18 @@ async fn replace(
 fn share_address(one: &SocketConfig, other: &SocketConfig) -> bool {
     match (&one.path, &other.path) {
         (Some(path), Some(other)) => path == other,
-        (None, None) => one.port == other.port,
+        (None, None) => one.port == other.port && one.port.is_some_and(|port| port != 0),
         _ => false,
     }
+}
+
+/// Whether both may be at the same address of this machine.
+fn share_host(one: &SocketConfig, other: &SocketConfig) -> bool {
+    let is_any = |host: &Option<String>| {
+        let host = host.as_deref();
+        host.is_none_or(|host| ["", "0.0.0.0", "::"].contains(&host))
+    };
+    one.host == other.host || is_any(&one.host) || is_any(&other.host)
 }
 
 /// Closes the previous sockets that the kernel has kept open for a change that is over.

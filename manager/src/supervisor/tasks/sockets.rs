@@ -198,26 +198,20 @@ pub(in crate::supervisor) fn remove_sockets(
             .send(Event::SocketsChanged {
                 result: Ok(()),
                 lost: BTreeMap::new(),
+                made: Vec::new(),
             })
             .await;
     });
 }
 
-/// Removes the sockets that are not to outlive the manager. While there is no kernel, those that
-/// stand aside are left to the next manager: nobody waits for a kernel to come back.
-pub(in crate::supervisor) async fn remove_own_sockets(
-    link: &KernelLink,
-    config: &Config,
-    connected: bool,
-) {
+/// Removes the sockets that are not to outlive the manager. Those that stand aside for a change
+/// stay: the next manager goes on with it, or closes them.
+pub(in crate::supervisor) async fn remove_own_sockets(link: &KernelLink, config: &Config) {
     let removal = async {
         for socket in config.sockets.iter().filter(|socket| !socket.use_papa) {
             if let Err(error) = link.remove_socket(socket).await {
                 tracing::warn!(socket = socket.name, %error, "cannot close the socket; the kernel keeps it");
             }
-        }
-        if connected {
-            close_aside(link).await;
         }
     };
     if tokio::time::timeout(KERNEL_PATIENCE, removal)

@@ -1,7 +1,8 @@
 //! Single workers: start, stop, signal, kill, and the search for the processes that belong to one.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use papa_client::ClientError;
@@ -277,25 +278,64 @@ pub(in crate::supervisor) fn signal(
     receiver
 }
 
-/// Kills one worker and everything it started. Its descriptor is counted until the thread has done
-/// it: [`send`] bounds those under way, and here those that wait in the thread's queue.
+/// Kills under way, one for each worker at most: one that cannot end is ordered to again and again.
+#[derive(Debug, Clone, Default)]
+pub(in crate::supervisor) struct Kills(Arc<Mutex<BTreeSet<u64>>>);
+
+/// A kill under way; over when dropped.
+#[derive(Debug)]
+struct Kill {
+    kills: Kills,
+    serial: u64,
+}
+
+impl Kills {
+    /// None if there is one under way for this worker.
+    fn begin(&self, serial: u64) -> Option<Kill> {
+        let mut under_way = self.0.lock().ok()?;
+        under_way.insert(serial).then(|| Kill {
+            kills: self.clone(),
+            serial,
+        })
+    }
+}
+
+impl Drop for Kill {
+    fn drop(&mut self) {
+        if let Ok(mut under_way) = self.kills.0.lock() {
+            under_way.remove(&self.serial);
+        }
+    }
+}
+
+/// Kills one worker and everything it started, unless that is under way. With a `mark`, that of this
+/// watcher's worker with this number, also what only that tells of. Its descriptor is counted until
+/// the thread has done it: [`send`] bounds those under way, and here those that wait in the thread's
+/// queue.
 pub(in crate::supervisor) fn kill(
     link: KernelLink,
     trees: TreeThread,
+    kills: &Kills,
     mut target: Target,
-    worker: (String, u32),
+    mark: Option<(String, u32)>,
     process: Running,
 ) {
     static AT_ONCE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(at_once()));
+    let Some(kill) = kills.begin(process.serial) else {
+        return;
+    };
     tokio::spawn(async move {
-        let mut turn = AT_ONCE.clone().acquire_owned().await.ok();
-        target.mark = mark(&link, &worker).await;
+        let turn = AT_ONCE.clone().acquire_owned().await.ok();
+        let mut held = Some(Box::new((kill, turn)));
+        if let Some(worker) = mark {
+            target.mark = self::mark(&link, &worker).await;
+        }
         let kernel = Some(link.process_now(STATUS_PATIENCE).await);
         let _ = send(&link, process, |pidfd| {
-            if let Some(turn) = turn.take() {
+            if let Some(held) = held.take() {
                 trees.order(tree::Order {
                     target: target.clone(),
-                    deed: Deed::Kill(Some(Leader { pidfd, turn })),
+                    deed: Deed::Kill(Some(Leader { pidfd, held })),
                     kernel,
                 });
             }
@@ -343,4 +383,19 @@ async fn send(
         "pid {} cannot be signalled: the kernel does not answer",
         process.pid
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_cannot_end_is_killed_once_at_a_time() {
+        let kills = Kills::default();
+        let first = kills.begin(7);
+        assert!(first.is_some() && kills.begin(8).is_some());
+        assert!(kills.begin(7).is_none(), "it waits for the first");
+        drop(first);
+        assert!(kills.begin(7).is_some());
+    }
 }

@@ -26,8 +26,9 @@ pub(in crate::commands) fn run(common: &Common, verb: &KernelVerb) -> Result<(),
 
 /// Where the kernel may be: the manager knows; without one the file, or the usual places.
 pub(in crate::commands) fn places(common: &Common) -> Result<Vec<Address>, CommandError> {
-    let manager = match connect(common) {
-        Ok(mut client) => status_of_all(common, &mut client)?.manager,
+    let asked = connect(common).and_then(|mut client| Ok(status_of_all(common, &mut client)?));
+    let manager = match asked {
+        Ok(status) => status.manager,
         Err(
             CommandError::Elsewhere(_) | CommandError::Manager(ManagerError::NotRunning { .. }),
         ) => None,

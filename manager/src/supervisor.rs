@@ -363,11 +363,10 @@ impl Supervisor {
                 moved,
                 result,
             } => self.started(watcher, wid, moved, result),
-            Event::Logs(LogReport::LineMatched { serial }) => {
-                if let Some(watcher) = self.owner_mut(serial) {
-                    watcher.ready(serial);
-                }
-            }
+            Event::Logs(LogReport::LineMatched { serial }) => match self.owner_mut(serial) {
+                Some(watcher) => watcher.ready(serial),
+                None => self.dead.keep_early_ready(serial),
+            },
             Event::Logs(LogReport::Troubles(troubles)) => {
                 self.output.told(troubles);
             }

@@ -6,7 +6,7 @@
 //! (`last_words`), looking (`left`), telling the kernel (`saves`).
 //! Invariant: what waits here is bounded, but for what the kernel itself still lists.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use papa_protocol::process::Exit;
@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 
 use crate::supervisor::WatcherId;
 
-/// Exits of processes whose start has not been answered yet; more than ever start at once.
+/// Processes that were told of before their start was answered; more than ever start at once.
 const MAX_EARLY: usize = 4096;
 /// Ends that wait for last words; of more than that at once the last words are lost.
 const MAX_HEARING: usize = 4096;
@@ -26,6 +26,8 @@ const MAX_READING: usize = 16;
 pub(super) struct Dead {
     /// Exits that were told before the start was answered.
     early: BTreeMap<u64, Exit>,
+    /// Processes that had written that they are ready before the start was answered.
+    early_ready: BTreeSet<u64>,
     /// Exits that are dealt with when it is known what the worker wrote last.
     hearing: HashMap<u64, Exit>,
     permits: Arc<Semaphore>,
@@ -43,6 +45,7 @@ impl Default for Dead {
     fn default() -> Self {
         Self {
             early: BTreeMap::new(),
+            early_ready: BTreeSet::new(),
             hearing: HashMap::new(),
             permits: Arc::new(Semaphore::new(MAX_READING)),
             words: HashMap::new(),
@@ -66,14 +69,27 @@ impl Dead {
         self.early.remove(&serial)
     }
 
-    /// Whether exits wait for the answer to a start.
+    /// A process wrote that it is ready that is no worker yet.
+    pub(super) fn keep_early_ready(&mut self, serial: u64) {
+        if self.early_ready.len() < MAX_EARLY {
+            self.early_ready.insert(serial);
+        }
+    }
+
+    /// Whether a process whose start has been answered was ready before.
+    pub(super) fn take_early_ready(&mut self, serial: u64) -> bool {
+        self.early_ready.remove(&serial)
+    }
+
+    /// Whether something waits for the answer to a start.
     pub(super) fn has_early(&self) -> bool {
-        !self.early.is_empty()
+        !self.early.is_empty() || !self.early_ready.is_empty()
     }
 
     /// No start is on its way: what waited belongs to nobody.
     pub(super) fn forget_early(&mut self) {
         self.early.clear();
+        self.early_ready.clear();
     }
 
     /// Whether the last words of this worker are being read.
@@ -149,7 +165,7 @@ impl Dead {
 
     /// The kernel is lost with everything it knew.
     pub(super) fn forget_kernel(&mut self) {
-        self.early.clear();
+        self.forget_early();
         self.hearing.clear();
         self.draining.clear();
         self.unacknowledged.clear();
@@ -173,6 +189,18 @@ mod tests {
         assert!(dead.has_early());
         assert!(dead.take_early(7).is_some());
         assert!(dead.take_early(7).is_none() && !dead.has_early());
+    }
+
+    #[test]
+    fn a_worker_that_was_ready_before_its_start_was_answered_was_never_ready() {
+        let mut dead = Dead::default();
+        dead.keep_early_ready(7);
+        assert!(dead.has_early() && !dead.take_early_ready(8));
+        assert!(dead.take_early_ready(7));
+        assert!(!dead.take_early_ready(7) && !dead.has_early());
+        dead.keep_early_ready(7);
+        dead.forget_early();
+        assert!(!dead.take_early_ready(7));
     }
 
     #[test]

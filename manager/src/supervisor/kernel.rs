@@ -157,6 +157,9 @@ impl Supervisor {
             let outdated = is_other(watcher.config());
             let outdated_before = watcher.config_before_roll().is_some_and(is_other);
             watcher.adopt(wid, running, generation, &at);
+            if self.dead.take_early_ready(running.serial) {
+                watcher.ready(running.serial);
+            }
             if outdated {
                 watcher.mark_outdated(running.serial);
             }
@@ -403,6 +406,9 @@ impl Supervisor {
                 let noted = Note::of(&process).map(|note| note.generation);
                 watcher.started(wid, running, noted, &at);
                 watcher.started_in(moved);
+                if self.dead.take_early_ready(serial) {
+                    watcher.ready(serial);
+                }
                 if watcher.is_rolling() {
                     failpoint::reach("reload.started");
                 }
@@ -502,5 +508,36 @@ fn ended(exit: &Exit) -> Ended {
         },
         (Some(code), None) => Ended::Code(code),
         (None, None) => Ended::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::testing;
+    use papa_logs::thread::LogReport;
+    use serde_json::json;
+
+    #[test]
+    fn a_worker_that_was_ready_before_its_start_was_answered_is_ready() {
+        let mut supervisor = testing::supervisor("[watcher:w]\ncmd = true\nready = log:^serving\n");
+        let id = supervisor.keys["w"];
+        let at = supervisor.moment();
+        let watcher = supervisor.watchers.get_mut(&id).unwrap();
+        watcher.release();
+        watcher.step(&at);
+        let process = serde_json::from_value(json!({
+            "serial": 7, "name": "circus.w.1", "pid": 100, "running": true, "started_us": 1, "argv": ["true"],
+            "ends": {}, "ledger": { "captured": 0, "delivered": 0, "acknowledged": 0, "dropped": 0 }, "overflow": "block", "reel_bytes": 4096, "consumer": false,
+        }));
+        supervisor.handle(Event::Logs(LogReport::LineMatched { serial: 7 }));
+        supervisor.handle(Event::Started {
+            watcher: id,
+            wid: 1,
+            moved: None,
+            result: Ok(process.unwrap()),
+        });
+        let watcher = supervisor.watchers.get(&id).unwrap();
+        assert!(watcher.workers()[&1].is_serving());
     }
 }

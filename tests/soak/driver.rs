@@ -6,22 +6,27 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
-use crate::action::{Action, Bad, Ending, Program, Random, Which};
+use crate::action::{Action, Ending, Program, Random, Which};
 use papa_harness::whole::{Life, RECOVERY, Role, Whole};
 use papa_harness::{Json, Kernel, binary, copy_program, procfs, revision, skipped};
+
+mod limits;
+mod logs;
+mod programs;
+
+use logs::Disk;
 
 /// Steps between two checks.
 const CHECK_EVERY: u64 = 5;
@@ -29,9 +34,6 @@ const CHECK_EVERY: u64 = 5;
 /// Descriptors of a kernel that is to run out of them: some for itself, and some for a few dozen
 /// processes.
 const FEW_DESCRIPTORS: &str = "--nofile=400:400";
-
-/// More processes than such a kernel can have.
-const TOO_MANY: usize = 400;
 
 /// How soon `status` is to say that there is no kernel: two seconds, and this machine may be busy.
 const SOON: Duration = Duration::from_secs(10);
@@ -44,15 +46,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// More connections than the manager takes.
 const IDLE_SESSIONS: usize = 200;
-
-/// Listeners that read nothing; fewer than the manager takes.
-const DEAF_LISTENERS: usize = 40;
-
-/// What every step with a log file takes while a log is moved away or deleted, in milliseconds.
-const SLOW_MS: u64 = 200;
-
-/// What the tmpfs of `full` holds.
-const DISK_BYTES: usize = 16 << 20;
 
 /// What the kernel is downgraded to. To be raised when it has a fault that this test finds, or when
 /// downgrades to it need not work any more.
@@ -69,9 +62,6 @@ fn older() -> PathBuf {
         }
     }
 }
-
-/// Processes of a client's own at one time.
-const MAX_SIDE: usize = 4;
 
 /// Watchers besides those every installation has.
 fn sections(crowd: u64, generation: u64, extra: bool, disk: &str) -> String {
@@ -97,45 +87,6 @@ fn sections(crowd: u64, generation: u64, extra: bool, disk: &str) -> String {
         text += &format!("[watcher:extra]\ncmd = WORKER extra\ncopy_env = true\n{log}\n");
     }
     text
-}
-
-/// The log directory of `full` as a file system of its own, in a mount namespace that lives as long
-/// as this.
-#[derive(Debug)]
-struct Disk {
-    holder: Child,
-    pid: String,
-}
-
-impl Disk {
-    /// None without the privilege.
-    fn new(directory: &str) -> Option<Self> {
-        let script = format!(
-            "mount -t tmpfs -o size={DISK_BYTES} none {directory} && echo mounted && exec cat"
-        );
-        let mut holder = Command::new("unshare")
-            .args(["-m", "sh", "-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let mut said = [0; 8];
-        let mounted = std::io::Read::read_exact(holder.stdout.as_mut()?, &mut said).is_ok();
-        let pid = holder.id().to_string();
-        if mounted {
-            return Some(Self { holder, pid });
-        }
-        let _ = holder.wait();
-        None
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
 }
 
 /// One run of one seed.
@@ -591,171 +542,6 @@ impl Soak {
         Ok(())
     }
 
-    /// Opens listeners that read nothing of what they are told.
-    fn deaf_listeners(&mut self) -> Result<(), String> {
-        self.whole.restore()?;
-        let path = self.whole.kernel.runtime_dir().join("circus.manager.sock");
-        for number in 0..DEAF_LISTENERS {
-            let Ok(mut stream) = UnixStream::connect(&path) else {
-                return Err(format!("the manager takes no more than {number} listeners"));
-            };
-            let request = json!({"id": 1, "command": "listen", "properties": {"waiting": true}});
-            for _ in 0..2 {
-                // One that was closed for others is closed.
-                let _ = writeln!(stream, "{request}");
-            }
-            self.idle.push(stream);
-        }
-        Ok(())
-    }
-
-    /// Has the files that keeper and kernel, or the manager, write become no larger than this; with
-    /// none, as large as they like.
-    fn limit_files(&self, role: Role, bytes: Option<u64>) {
-        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
-        let roles = match role {
-            Role::Manager => vec![Role::Manager],
-            // Each may be what the other is later.
-            Role::Kernel | Role::Keeper => vec![Role::Keeper, Role::Kernel],
-        };
-        for role in roles {
-            let _ = Command::new("prlimit")
-                .args(["--pid", &self.whole.pid(role).to_string()])
-                .arg(format!("--fsize={limit}:unlimited"))
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
-
-    fn low_limit(&mut self, role: Role, bytes: u64) -> Result<(), String> {
-        self.whole.restore()?;
-        if role == Role::Kernel {
-            if self.runs_other() {
-                // An older one does not know what to do about it.
-                return Ok(());
-            }
-            self.rings = true;
-        }
-        self.limit_files(role, Some(bytes));
-        self.limited.push(role);
-        Ok(())
-    }
-
-    /// Whether the kernel runs the older program.
-    fn runs_other(&mut self) -> bool {
-        let now = self.whole.kernel.status();
-        let now = format!("/proc/{}/exe", now["pid"]);
-        fs::read_link(now).is_ok_and(|path| path == self.copy)
-    }
-
-    fn make(&mut self) {
-        if self.whole.living_like("side").len() >= MAX_SIDE {
-            return;
-        }
-        self.made += 1;
-        let name = format!("side{}", self.made);
-        let argv = self.whole.worker_argv(&name);
-        let fields = json!({"name": format!("side.{name}"), "argv": argv, "env_inherit": true});
-        self.whole.kernel.json().ok("process.make", fields);
-    }
-
-    fn upgrade_kernel(&mut self, program: Program) -> Result<(), String> {
-        let runs_other = self.runs_other();
-        let other = if runs_other {
-            binary("papa")
-        } else {
-            self.copy.clone()
-        };
-        let other = other.to_str().unwrap();
-        let (fields, good) = match program {
-            Program::Signal | Program::Other => (json!({"binary": other}), true),
-            Program::WithKeeper => (json!({"binary": other, "keeper": true}), true),
-            Program::Bad => (json!({"binary": "/bin/false"}), false),
-            Program::BadForced => (json!({"binary": "/bin/false", "force": true}), false),
-        };
-        let answer = self.whole.kernel.json().call("kernel.upgrade", fields);
-        let answer = answer.map_err(|error| format!("the requester was not answered: {error}"))?;
-        let unreadable = |error: &Value| error.to_string().contains("cannot read the output of");
-        let refused = self.rings && answer.as_ref().is_err_and(unreadable);
-        if answer.is_ok() != good && !refused {
-            return Err(format!("answered was {answer:?}"));
-        }
-        self.whole.wait_roles()
-    }
-
-    fn upgrade_manager(&mut self) -> Result<(), String> {
-        self.whole.restore()?;
-        self.whole.manager_was_disturbed();
-        let output = self.whole.papactl(&["upgrade"]).output();
-        let output = output.map_err(|error| error.to_string())?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(format!(
-            "papactl upgrade: {}",
-            String::from_utf8_lossy(&output.stderr)
-        ))
-    }
-
-    fn reload(&mut self, terminate: bool) {
-        let mut command = self.whole.papactl(&["reload", "web"]);
-        if terminate {
-            command.arg("--terminate");
-        }
-        // It fails when the manager is killed or gone; what it did until then, and what its
-        // successor makes of it, is checked all the same.
-        self.beside(move || {
-            let _ = command.output();
-            None
-        });
-    }
-
-    fn configure(&mut self, crowd: u64, generation: u64, extra: bool) -> Result<(), String> {
-        self.whole.restore()?;
-        let sections = sections(crowd, generation, extra, &self.disk_path);
-        let ini = format!("{}\n{sections}", self.base);
-        self.whole.write_ini(&ini);
-        let output = self
-            .whole
-            .papactl(&["reloadconfig", "--accept-removal"])
-            .output();
-        let output = output.map_err(|error| error.to_string())?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // Another reload that is under way may be in its place.
-        if output.status.success() || said.contains("later request") {
-            Ok(())
-        } else {
-            Err(format!("papactl reloadconfig: {said}"))
-        }
-    }
-
-    /// A file that is to be refused, and changes nothing.
-    fn bad_file(&mut self, bad: Bad) -> Result<(), String> {
-        self.whole.restore()?;
-        let good = self.whole.ini().to_owned();
-        let text = match bad {
-            Bad::Empty => String::new(),
-            Bad::Include => format!("[circus]\ninclude = DIR/gone.ini\n{good}"),
-            Bad::Mistake => good.replacen("ready = notify", "ready = when it likes", 1),
-            Bad::Removal => "[watcher:extra]\ncmd = WORKER extra\ncopy_env = true\n".to_owned(),
-        };
-        self.whole.write_ini(&text);
-        let output = self.whole.papactl(&["reloadconfig"]).output();
-        self.whole.write_ini(&good);
-        let output = output.map_err(|error| error.to_string())?;
-        if output.status.success() {
-            return Err(format!("papactl reloadconfig took it: {output:?}"));
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, verb: &str, by: u64) {
-        let mut command = self
-            .whole
-            .papactl(&[verb, "crowd", &by.to_string(), "--no-wait"]);
-        let _ = command.output();
-    }
-
     /// Writes more than is kept while nobody takes it.
     fn stall(&mut self, bytes: u64) -> Result<(), String> {
         self.whole.restore()?;
@@ -773,155 +559,6 @@ impl Soak {
         answer
             .map(|_| ())
             .ok_or("the writer was not let go on".to_owned())
-    }
-
-    /// A file in the log directory of `full`.
-    fn full_path(&self, name: &str) -> String {
-        let root = self
-            .disk
-            .as_ref()
-            .map_or_else(String::new, |disk| format!("/proc/{}/root", disk.pid));
-        format!("{root}{}/{name}", self.disk_path)
-    }
-
-    fn ballast_path(&self) -> String {
-        self.full_path("ballast")
-    }
-
-    /// Puts a directory where the log file of `full` is, and has the manager open it anew.
-    /// Everything is written and read before: what comes to the file that is moved away is older
-    /// than all that comes to another, and so is its name for who reads them.
-    fn replace_log(&mut self) -> Result<(), String> {
-        self.check()?;
-        let log = self.full_path("full.out");
-        if fs::rename(&log, self.full_path("full.before")).is_err() {
-            // Just turned: there is none.
-            return Ok(());
-        }
-        // Unless another was made at once.
-        self.replaced = fs::create_dir(&log).is_ok();
-        self.whole.signal(Role::Manager, Signal::SIGUSR1);
-        Ok(())
-    }
-
-    /// Moves the log file of `full` away, or deletes it, while the manager's disk is slow. Everything
-    /// is written and read before, so that what comes to that file is older than all that comes to
-    /// another; and whoever reads looks into it first, deleted or not.
-    fn lose_log(&mut self, deleted: bool, reopen: bool) -> Result<(), String> {
-        self.check()?;
-        if cfg!(debug_assertions) {
-            self.slow_disk(SLOW_MS)?;
-        }
-        let log = self.full_path("full.out");
-        if !self.whole.has_read(&log) {
-            // Just turned: what is older was not read, or there is none.
-            return Ok(());
-        }
-        self.logs_gone += 1;
-        let away = self.full_path(&format!("full.a{:06}", self.logs_gone));
-        let moved = fs::rename(&log, &away).and_then(|()| {
-            if !deleted {
-                return Ok(());
-            }
-            self.whole.read_on(&away)?;
-            fs::remove_file(&away)
-        });
-        moved.map_err(|error| format!("{log}: {error}"))?;
-        if reopen {
-            self.whole.signal(Role::Manager, Signal::SIGUSR1);
-        }
-        Ok(())
-    }
-
-    /// Sets or clears the attribute of the log files of `full` that forbids every change; whether
-    /// that could be done.
-    fn set_immutable(&self, immutable: bool) -> bool {
-        let Some(disk) = &self.disk else {
-            return false;
-        };
-        let file = if immutable { "/full.out" } else { "" };
-        let path = format!("/proc/{}/root{}{file}", disk.pid, self.disk_path);
-        let words: &[&str] = if immutable { &["+i"] } else { &["-R", "-i"] };
-        Command::new("chattr")
-            .args(words)
-            .arg(path)
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    }
-
-    fn fill_disk(&mut self) -> Result<(), String> {
-        if self.disk.is_none() {
-            skipped("a file system of one's own takes root");
-            return Ok(());
-        }
-        if !std::mem::replace(&mut self.ballast, true) {
-            // Ends with "no space left", which is the point.
-            let _ = fs::write(self.ballast_path(), vec![0; DISK_BYTES]);
-        }
-        let size = fs::metadata(self.ballast_path()).map_or(0, |data| data.len());
-        (size > 0)
-            .then_some(())
-            .ok_or("the disk takes no ballast".to_owned())
-    }
-
-    fn slow_disk(&mut self, ms: u64) -> Result<(), String> {
-        if !cfg!(debug_assertions) {
-            skipped("a slow disk is played in builds with debug assertions only");
-            return Ok(());
-        }
-        self.whole.set_slow_disk(Some(ms));
-        self.counts.kills += 1;
-        self.whole.kill(Role::Manager);
-        self.whole.restore()
-    }
-
-    /// Takes all descriptors there are, and gives them back.
-    fn exhaust(&mut self) -> Result<(), String> {
-        if !self.few_descriptors {
-            return Ok(());
-        }
-        self.whole.restore()?;
-        self.join()?;
-        let mut session = self.whole.kernel.json();
-        let mut made: Vec<Value> = Vec::new();
-        let mut refused = None;
-        while made.len() < TOO_MANY && refused.is_none() {
-            let name = format!("many.{}", made.len());
-            let fields = json!({"name": name, "argv": ["sleep", "1000"], "env_inherit": true});
-            match session.call("process.make", fields) {
-                Ok(Ok(reply)) => made.push(reply["process"].clone()),
-                Ok(Err(error)) => refused = Some(error),
-                Err(error) => return Err(format!("after {} processes: {error}", made.len())),
-            }
-        }
-        let Some(refused) = refused else {
-            return Err(format!("{TOO_MANY} processes were made"));
-        };
-        println!("  refused after {}: {refused}", made.len());
-        for process in &made {
-            let pid = i32::try_from(process["pid"].as_i64().unwrap_or_default());
-            procfs::signal(pid.unwrap_or_default(), Signal::SIGKILL);
-        }
-        let begun = Instant::now();
-        let mut left = usize::MAX;
-        while left > 0 && begun.elapsed() < RECOVERY {
-            let _ = session.call(
-                "process.remove",
-                json!({"names": ["many.*"], "force": true}),
-            );
-            let listed = session.call("process.list", json!({"names": ["many.*"]}));
-            left = listed
-                .ok()
-                .and_then(Result::ok)
-                .and_then(|listed| listed["processes"].as_array().map(Vec::len))
-                .unwrap_or(usize::MAX);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        if left > 0 {
-            return Err(format!("{left} processes are still listed"));
-        }
-        Ok(())
     }
 }
 

@@ -486,6 +486,9 @@ fn what_is_removed_while_a_change_is_taken_back_stays_removed() {
         });
         // Nor does another change bring it back.
         set_mode(&stack, "web", "");
+        // Long enough for a Python to start on a machine that has much else to do.
+        let [_, patient] = change("ready_timeout = 20");
+        stack.rewrite(&patient);
         ok(&stack.ask(
             "reloadconfig",
             &json!({"waiting": true, "accept_removal": true}),
